@@ -51,19 +51,24 @@ def open_vit(
     vit.norm, vit.fc_norm, vit.attn_pool = nn.Identity(), nn.Identity(), None
     return vit
 
-# %% ../nbs/11_backbone.ipynb #c36f9d9c
+# %% ../nbs/11_backbone.ipynb #d44ead76
 def resnet_embedding(
     layers: list[int],  # residual units in each stage; the stages have strides 4, 8, 16, …
     channels: list[int],  # channels of each stage
     stem: int = 32,  # channels of the stem, at stride 2
     squeeze: float = 0.5,  # channels inside a unit, as a share of the stage's
     groups: int = 8,  # of the group norms; divides all of the above
+    pool: bool = True,  # False: no pooling in the stem, so that every stride is halved
 ) -> partial:  # makes a `HybridEmbed`: image → map of the last stage → tokens
     "A ResNet of any shape as a ViT's patch embedding (DPT §3.1, ViT-Hybrid)."
     resnet = ResNetV2(
         layers=layers, channels=channels, stem_chs=stem, bottle_ratio=squeeze, preact=False, num_classes=0, global_pool="",
         stem_type="same", conv_layer=partial(StdConv2dSame, eps=1e-8), norm_layer=partial(GroupNormAct, num_groups=groups),
     )
+    if not pool:
+        resnet.stem.pool = nn.Identity()
+        for info in resnet.feature_info[1:]:
+            info["reduction"] //= 2
     return partial(HybridEmbed, backbone=resnet)
 
 # %% ../nbs/11_backbone.ipynb #c3a83c5a

@@ -120,11 +120,11 @@ def look(
 
 DPT.look = look
 
-# %% ../nbs/15_models.ipynb #9856e59e
+# %% ../nbs/15_models.ipynb #fe3d6851
 NAMED = {
     "dpt_tiny": dict(
-        backbone="vit_tiny_patch16_224", taps=[1, 3, 5, 7], channels=[48, 96, 192, 192], features=64,
-        image_size=[96, 128], backbone_arguments=dict(depth=8),
+        backbone="vit_tiny_patch16_224", taps=["stages.0", "stages.1", 1, 3], channels=[64, 128, 192, 192], features=32,
+        image_size=[96, 128], backbone_arguments=dict(depth=4, resnet=dict(layers=[2, 2, 2], channels=[64, 128, 256])),
     ),
     "dpt_base": dict(backbone="vit_base_patch16_384", taps=[2, 5, 8, 11], channels=[96, 192, 384, 768]),
     "dpt_large": dict(backbone="vit_large_patch16_384", taps=[5, 11, 17, 23], channels=[256, 512, 1024, 1024]),
