@@ -26,10 +26,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 class ImageError(ValueError):
     "A picture that cannot be used, said in one sentence."
 
-# %% ../nbs/00_images.ipynb #a83a54ea
+# %% ../nbs/00_images.ipynb #a3dd8df8
 @contextmanager
 def whole_file(
     path: str | Path,  # the file to write; its parent folders are made
+    durable: bool = True,  # wait until the disk has the bytes: also a power cut leaves the whole file or the old one
 ) -> Iterator[Path]:  # a temporary path with the same suffix, for the block to write to
     "Yield a temporary path beside `path` that replaces it when the block succeeds and vanishes when it raises. Raises `IsADirectoryError` when `path` is a folder."
     path = Path(path)
@@ -39,8 +40,9 @@ def whole_file(
     temporary = path.parent / f".{uuid4().hex}{path.suffix}"
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -196,7 +198,7 @@ def show_images(
     plt.close(figure)
     return figure
 
-# %% ../nbs/00_images.ipynb #6d7e0849
+# %% ../nbs/00_images.ipynb #c274f0fb
 def write_image(
     path: str | Path,  # ends in .png, .jpg or .jpeg
     image: torch.Tensor,  # `(3, H, W)` in [0, 1], or whatever `to_image` takes
@@ -210,7 +212,7 @@ def write_image(
     colours = (to_image(image).detach().cpu() * 255).round().to(torch.uint8)
     if kind == "JPEG" and max(colours.shape) > 65500:
         raise ImageError(f"The image for {path} has shape {tuple(colours.shape)}, and a JPEG ends at 65500 pixels a side: write a PNG.")
-    with whole_file(path) as temporary:
+    with whole_file(path, durable=False) as temporary:
         Image.fromarray(colours.permute(1, 2, 0).numpy()).save(temporary, format=kind, **options)
 
 # %% ../nbs/00_images.ipynb #d82c0196
@@ -274,7 +276,7 @@ def map_array(
         raise ImageError(f"The {kind} has shape {tuple(array.shape)}, and (H, W) or (1, H, W) was expected: pass one at a time.")
     return plane
 
-# %% ../nbs/00_images.ipynb #dba8508f
+# %% ../nbs/00_images.ipynb #460fbf2e
 def write_depth(
     path: str | Path,  # ends in .png
     depth: torch.Tensor,  # `(1, H, W)` or `(H, W)` metres, 0 = not measured
@@ -291,7 +293,7 @@ def write_depth(
         largest = metres.max()
         fits = next((f"scale={s} would hold it." for s in (1000, 256, 100, 10, 1) if s * largest <= 65535), "are these metres?")
         raise ImageError(f"The largest depth for {path} is {largest:g} m, and 16 bits at scale={scale:g} end at {65535 / scale:g} m: {fits}")
-    with whole_file(path) as temporary:
+    with whole_file(path, durable=False) as temporary:
         Image.fromarray(stored.astype(np.uint16)).save(temporary, format="PNG")
 
 # %% ../nbs/00_images.ipynb #0f4de134
@@ -342,7 +344,7 @@ def full_palette(
     full[255] = 0
     return full
 
-# %% ../nbs/00_images.ipynb #ad04f12c
+# %% ../nbs/00_images.ipynb #54bfa6ca
 def write_label(
     path: str | Path,  # ends in .png
     label: torch.Tensor,  # `(H, W)` whole numbers 0…255, 255 = ignore
@@ -358,7 +360,7 @@ def write_label(
     picture = Image.fromarray(plane.astype(np.uint8))
     if palette is not None:
         picture.putpalette(full_palette(palette, plane.max(initial=0, where=plane != 255)).flatten().tolist())
-    with whole_file(path) as temporary:
+    with whole_file(path, durable=False) as temporary:
         picture.save(temporary, format="PNG")
 
 # %% ../nbs/00_images.ipynb #480b5270

@@ -230,7 +230,7 @@ def fill(
         raise ConfigError(f"The weights of {source} do not fit the model its config describes: {found}. Nothing was loaded.")
     model.load_state_dict(state)
 
-# %% ../nbs/15_models.ipynb #9108e3dc
+# %% ../nbs/15_models.ipynb #5696e2b7
 def find_file(
     name: str | Path,  # a folder, or a Hub id such as "owner/name"
     file: str,  # "config.json" or "model.safetensors"
@@ -238,7 +238,7 @@ def find_file(
 ) -> Path:
     "One file of a saved model, downloaded when `name` is a Hub id. Raises `ConfigError` when it is not there."
     folder = Path(name).expanduser()
-    like_an_id = str(name).count("/") == 1 and not str(name).startswith((".", "~", "/")) and not folder.parent.is_dir()
+    like_an_id = str(name).count("/") == 1 and not str(name).startswith((".", "~", "/")) and not folder.parent.is_dir() and folder.name != "model"
     if not folder.is_dir() and like_an_id:
         try:
             return Path(hf_hub_download(str(name), file, **hub))

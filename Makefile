@@ -1,0 +1,44 @@
+# `make demo`, `make test` and `make lab` each work on a bare clone: they build .venv, install, and run.
+PYTHON ?= python3
+BIN := .venv/bin
+# Idle OpenMP threads sleep instead of spinning: on few cores spinning slows every other process down.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test test-all lab bench export readme clean
+
+demo: .venv/installed
+	$(BIN)/dpt_demo --out runs/demo --replace
+
+# One thread a notebook while two run side by side; the story trains, so it gets the machine to itself.
+test: .venv/installed
+	$(BIN)/python -m pytest -q tests/test_repository.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^([_.]|7)' --timing
+	$(BIN)/nbdev_test --n_workers 0 --file_re '^7' --timing
+	$(BIN)/python -m pytest -q tests
+
+test-all: test
+	$(BIN)/python -m pytest -q tests --slow
+
+lab: .venv/installed
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+bench: .venv/installed
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# After editing a notebook: the library from the notebooks, README from the front door.
+export: .venv/installed
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python tests/render_readme.py
+
+readme: .venv/installed
+	$(BIN)/python tests/render_readme.py
+
+clean:
+	rm -rf .venv runs data *.egg-info build dist
+
+.venv/installed: settings.ini setup.py pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

@@ -1,0 +1,70 @@
+"What several tests share: a small run trained through the command, and a folder of every kind of picture."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.cbook
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHORT = ["steps=6", "batch_size=4", "validate_every=3", "keep_every=2", "train.count=12", "held_out.count=4"]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+
+
+def command(*words, folder, check=None, **options):
+    "Run one of our commands as a shell would, in a folder; `check` is the exit code expected."
+    done = subprocess.run([Path(sys.executable).parent / words[0], *map(str, words[1:])], cwd=folder, capture_output=True, text=True, timeout=600, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, **options)
+    assert check is None or done.returncode == check, f"exit code {done.returncode}, expected {check}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def changes(*assignments):
+    "Assignments as arguments of a command."
+    return [word for assignment in assignments for word in ("--set", assignment)]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    "A folder in which a very short demo was run."
+    folder = tmp_path_factory.mktemp("demo")
+    command("dpt_demo", *changes(*SHORT), folder=folder, check=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    "One photograph in every kind of file that people have."
+    folder = tmp_path_factory.mktemp("photographs")
+    photo = Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).resize((90, 70))
+    alpha = Image.fromarray(np.tile(np.linspace(0, 255, 90, dtype=np.uint8), (70, 1)))
+    photo.save(folder / "colour.jpg")
+    photo.convert("L").save(folder / "gray.png")
+    Image.merge("LA", (photo.convert("L"), alpha)).save(folder / "gray alpha.png")
+    Image.merge("RGBA", (*photo.split(), alpha)).save(folder / "rgba.png")
+    photo.convert("P").save(folder / "palette.png")
+    photo.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(folder / "sixteen.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photo.save(folder / "turned.jpg", exif=turned)
+    Image.new("RGB", (1, 1), "red").save(folder / "one.png")
+    Image.new("RGB", (2000, 1), "red").save(folder / "strip.png")
+    photo.save(folder / "größe 雪.png")
+    return folder

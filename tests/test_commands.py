@@ -1,0 +1,108 @@
+"The commands, end to end, as a visitor types them."
+import json
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, SHORT, changes, command
+from PIL import Image
+
+
+def test_importing_the_package_or_its_commands_does_not_import_torch():
+    code = "import sys, dpt_nb, dpt_nb.commands; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["dpt_demo", "dpt_train", "dpt_eval", "dpt_predict"])
+def test_help_comes_without_torch(name):
+    code = f"import sys; from dpt_nb.commands import build_parser; text = build_parser({name!r}).format_help(); print(text); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--out" in done.stdout and "_root" not in done.stdout
+
+
+def test_the_demo_leaves_the_folder_it_promises(demo):
+    run = demo / "runs" / "demo"
+    assert {"config.json", "metrics.jsonl", "report.json", "panel.png", "checkpoints", "model"} <= {path.name for path in run.iterdir()}
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (run / "model").iterdir()}
+    report = json.loads((run / "report.json").read_text())
+    for key in ("abs_rel", "rmse", "delta1", "baseline_abs_rel", "train_seconds", "parameters"):
+        assert math.isfinite(report[key]) and report[key] >= 0, key
+    assert report["seed"] == 0 and report["device"] == "cpu" and report["images"] == 4
+    assert Image.open(run / "panel.png").width > 600
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_demo_twice_gives_the_same_digits(demo, tmp_path):
+    done = command("dpt_demo", "--data-root", demo / "data", *changes(*SHORT), folder=tmp_path, check=0)
+    first, second = (json.loads((folder / "runs" / "demo" / "report.json").read_text()) for folder in (demo, tmp_path))
+    assert first["abs_rel"] == second["abs_rel"] and f"{first['abs_rel']:.4f}" in done.stdout
+    other = command("dpt_demo", "--data-root", demo / "data", "--seed", 1, "--out", "other", *changes(*SHORT), folder=tmp_path, check=0)
+    assert json.loads((tmp_path / "other" / "report.json").read_text())["abs_rel"] != first["abs_rel"], other.stdout
+
+
+def test_a_run_is_not_written_over_unless_asked(demo):
+    again = command("dpt_demo", *changes(*SHORT), folder=demo, check=1)
+    assert "holds a run already" in again.stderr and again.stderr.count("\n") <= 2
+    command("dpt_demo", "--replace", *changes(*SHORT), folder=demo, check=0)
+
+
+def test_judging_a_saved_model_repeats_the_report(demo, tmp_path):
+    report = json.loads((demo / "runs" / "demo" / "report.json").read_text())
+    command("dpt_eval", "--model", demo / "runs" / "demo" / "model", "--data-root", demo / "data", "--count", 4, "--out", tmp_path, "--batch-size", 3, folder=tmp_path, check=0)
+    judged = json.loads((tmp_path / "report.json").read_text())
+    for key in ("abs_rel", "rmse", "delta1", "silog"):
+        assert judged[key] == pytest.approx(report[key], rel=1e-5), key
+    assert (tmp_path / "panel.png").exists()
+    flipped = command("dpt_eval", "--model", demo / "runs" / "demo" / "model", "--data-root", demo / "data", "--count", 4, "--flip", folder=tmp_path, check=0)
+    assert "+flip" in flipped.stdout
+
+
+def test_every_kind_of_photograph_is_predicted_at_its_own_size(demo, photographs, tmp_path):
+    command("dpt_predict", photographs, "--model", demo / "runs" / "demo" / "model", "--out", tmp_path / "out", folder=tmp_path, check=0)
+    sizes = {"turned": (70, 90), "one": (1, 1), "strip": (2000, 1)}
+    for photo in photographs.iterdir():
+        depth = Image.open(tmp_path / "out" / f"{photo.stem}-depth.png")
+        assert depth.size == sizes.get(photo.stem, (90, 70)) and depth.mode.startswith("I;16"), photo.name
+        assert np.asarray(depth).min() > 0
+        assert Image.open(tmp_path / "out" / f"{photo.stem}-depth-colour.png").size == depth.size
+    described = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
+    assert len(described) == len(list(photographs.iterdir())) and all(entry["depth"]["scale"] in (256, 1000) for entry in described)
+
+
+def test_bad_pictures_get_a_sentence_each_and_good_ones_are_still_written(demo, photographs, tmp_path):
+    box = tmp_path / "box"
+    box.mkdir()
+    (box / "good.jpg").write_bytes((photographs / "colour.jpg").read_bytes())
+    (box / "cut.jpg").write_bytes((photographs / "colour.jpg").read_bytes()[:900])
+    (box / "text.jpg").write_text("Dear diary")
+    (box / "empty.png").touch()
+    (tmp_path / "none").mkdir()
+    done = command("dpt_predict", box, tmp_path / "none", tmp_path / "gone.jpg", "--model", demo / "runs" / "demo" / "model", "--out", "out", folder=tmp_path, check=1)
+    lines = [line for line in done.stderr.splitlines() if re.search(r"cut\.jpg|text\.jpg|empty\.png|none|gone\.jpg", line)]
+    assert len(lines) == 5 and "5 could not be used" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "out" / "good-depth.png").exists() and len(list((tmp_path / "out").glob("*-depth.png"))) == 1
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["dpt_predict", "photo.jpg", "--model", "nowhere/model"], "There is no model folder at nowhere/model"),
+    (["dpt_train", "rooms_tinny"], "Did you mean 'rooms_tiny'?"),
+    (["dpt_train", "rooms_tiny", "--set", "stepps=3"], "Did you mean 'steps'?"),
+    (["dpt_train"], "No recipe was named"),
+    (["dpt_eval", "--model", ".", "--data", "rooms"], "holds no config.json"),
+])
+def test_mistakes_get_one_sentence(words, sentence, tmp_path):
+    done = command(*words, folder=tmp_path, check=1)
+    assert sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_lines_of_the_readme_work(demo, photographs):
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    lines = re.search(r"~~~python\n(.*?)~~~", readme, re.S).group(1)
+    (demo / "photo.jpg").write_bytes((photographs / "colour.jpg").read_bytes())
+    done = subprocess.run([sys.executable, "-c", lines], cwd=demo, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (demo / "photos" / "photo-depth.png").exists()
+    assert len(lines.strip().splitlines()) == 5
