@@ -34,7 +34,7 @@ def dpt_predict(
         print(f"{len(bad)} could not be used:", *bad, sep="\n", file=sys.stderr)
     return 1 if bad else 0
 
-# %% ../nbs/65_commands.ipynb #ad00dc9b
+# %% ../nbs/65_commands.ipynb #88a2fc5c
 def dpt_train(
     recipe: Param("name of a recipe; --list shows them", str, opt=False, nargs="?") = None,
     out: Param("folder of the run; default: runs/RECIPE", str) = None,
@@ -65,7 +65,7 @@ def dpt_train(
     out = out or f"runs/{recipe}"
     report = train(chosen, out, data_root, resume=resume, cpu=cpu, workers=workers, tensorboard=tensorboard)
     print(depth_table({chosen.name: report}) if "abs_rel" in report else json.dumps(report, indent=1))
-    print(f"The model is in {out}/model, the numbers in {out}/report.json, the pictures in {out}/panel.png.")
+    print(f"The model is in {out}/model, the numbers are in {out}/report.json" + (f", the pictures in {out}/panel.png." if Path(out, "panel.png").exists() else "."))
 
 # %% ../nbs/65_commands.ipynb #5a903096
 def dpt_eval(
@@ -95,7 +95,7 @@ def dpt_eval(
             with whole_file(f"{out}/panel.png") as temporary:
                 panel(predictor, held_out, [*range(min(6, count))]).savefig(temporary, dpi=110)
 
-# %% ../nbs/65_commands.ipynb #c56e18b4
+# %% ../nbs/65_commands.ipynb #abbe3e17
 def dpt_demo(
     out: Param("folder of the run", str) = "runs/demo",
     data_root: Param("where the scenes are kept", str) = "data",
@@ -114,9 +114,9 @@ def dpt_demo(
     report = train(recipe, out, data_root, resume=resume, replace=replace, cpu=cpu)
     baseline = {key: report[f"baseline_{key}"] for key in ("abs_rel", "rmse", "delta1")}
     print(depth_table({"median map": baseline, f"{recipe.model}, {recipe.steps} steps": report}))
-    print(f"AbsRel is {report['abs_rel'] / report['baseline_abs_rel']:.2f} of the best constant map's, after {report['train_seconds']:.0f} s of training on {report['device']}.")
+    print(f"AbsRel is {report['abs_rel'] / report['baseline_abs_rel']:.2f} of the median map's, after {report['train_seconds']:.0f} s of training on {report['device']}.")
     print(f"Look at {out}/panel.png. The model is in {out}/model; try it on a photograph of your own:")
-    print(f"  {Path(sys.argv[0]).with_name('dpt_predict')} PHOTO --model {out}/model --out {out}/photos")
+    print(f"  {Path(sys.argv[0]).with_name('dpt_predict')} PHOTO --model {out}/model --out photos")
     print("Read how it works: make lab, and start with nbs/index.ipynb.")
 
 # %% ../nbs/65_commands.ipynb #10f2806e
@@ -151,8 +151,8 @@ def main(
         print(error, file=sys.stderr)
         return 130 if type(error).__name__ == "Stopped" else 1
 
-# %% ../nbs/65_commands.ipynb #bba352a5
+# %% ../nbs/65_commands.ipynb #a944e9a9
 def foreseen(error: Exception) -> bool:
     "Whether an error carries a sentence for the user."
     ours = type(error).__module__.startswith("dpt_nb.")
-    return ours or isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError))
+    return ours or isinstance(error, OSError)

@@ -20,7 +20,7 @@ from .images import depth_panel, whole_file
 from .inference import Predictor
 from .metrics import DepthMetrics, SegmentationMetrics
 
-# %% ../nbs/41_evaluation.ipynb #2a78d2b4
+# %% ../nbs/41_evaluation.ipynb #658e3a6b
 class EvaluationError(ValueError):
     "Something that cannot be judged, said in one sentence."
 
@@ -31,37 +31,40 @@ class Protocol:
 
     min_depth: float = 1e-3  # metres; ground truth at or below is not judged
     max_depth: float = 80.0  # metres; ground truth at or above is not judged
-    flip: bool = False  # average with the mirrored picture's prediction
 
 
 PROTOCOLS = {"rooms": Protocol(max_depth=10.0), "streets": Protocol(max_depth=80.0)}
 
-# %% ../nbs/41_evaluation.ipynb #f549bd5a
+# %% ../nbs/41_evaluation.ipynb #441030dd
 def evaluate(
     predictor: Predictor,  # or anything with `predict(image) -> dict` and `device`
     dataset: Dataset,  # of samples, with `depth` and/or `label`
-    protocol: Protocol,
+    protocol: Protocol,  # which pixels, which range
     batch_size: int = 16,  # changes the speed, not the numbers
     workers: int = 0,  # processes that read the samples
     progress: bool = True,  # show a bar with rate and time left
 ) -> dict:  # metric → value; keys as in chapter 21
     "Judge a predictor. Raises `EvaluationError` when the data has no truth for any of its heads."
     judges = {}
+    if not len(dataset):
+        raise EvaluationError("The data set is empty, so there is nothing to judge.")
     for batch in tqdm(DataLoader(dataset, batch_size, num_workers=workers), desc="judging", unit="batch", disable=not progress, leave=False):
         maps = predictor.predict(batch["image"])
-        for head in set(maps) & set(batch):
+        heads = [head for head in ("depth", "label") if head in maps and head in batch]
+        if not heads:
+            raise EvaluationError(f"The model predicts {', '.join(maps)} and the data holds no truth for it, so there is nothing to judge. A depth model needs `depth` in its samples, a segmentation model `label`.")
+        for head in heads:
             if head not in judges:
                 judges[head] = build_judge(head, maps[head], protocol).to(predictor.device)
             judges[head].update(maps[head], batch[head].to(predictor.device))
-    if not judges:
-        raise EvaluationError("The data holds no truth for what the model predicts, so there is nothing to judge. A depth model needs `depth` in its samples, a segmentation model `label`.")
-    return {key: value for judge in judges.values() for key, value in judge.compute().items()}
+    # both count images: depth comes last, so that its count, which knows of images without truth, is the one reported
+    return {key: value for head in reversed(judges) for key, value in judges[head].compute().items()}
 
 
 def build_judge(
     head: str,  # "depth" or "label"
     prediction: torch.Tensor,  # of that head, `(B, C, H, W)`
-    protocol: Protocol,
+    protocol: Protocol,  # its range is the depth metrics'
 ) -> DepthMetrics | SegmentationMetrics:
     "The metrics that fit a head."
     if head == "label":
@@ -93,7 +96,7 @@ class ConstantPredictor:
         "Repeat the map for each picture of the batch."
         return {"depth": self.depth.expand(len(image), -1, -1, -1)}
 
-# %% ../nbs/41_evaluation.ipynb #927cafa9
+# %% ../nbs/41_evaluation.ipynb #357b5d70
 def depth_table(
     rows: dict[str, dict],  # name of the row → metrics
 ) -> str:  # text, one line a row
@@ -107,7 +110,7 @@ def depth_table(
 
 
 def panel(
-    predictor: Predictor,
+    predictor: Predictor,  # or anything with `predict(image) -> dict`
     dataset: Dataset,  # of samples with `depth`
     indices: list[int],  # which ones, a row each
     low: float | None = None,  # metres, of the colour scale; None follows the data

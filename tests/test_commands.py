@@ -46,7 +46,9 @@ def test_the_demo_twice_gives_the_same_digits(demo, tmp_path):
 def test_a_run_is_not_written_over_unless_asked(demo):
     again = command("dpt_demo", *changes(*SHORT), folder=demo, check=1)
     assert "holds a run already" in again.stderr and again.stderr.count("\n") <= 2
+    (demo / "runs" / "demo" / "mine.txt").write_text("kept")
     command("dpt_demo", "--replace", *changes(*SHORT), folder=demo, check=0)
+    assert (demo / "runs" / "demo" / "mine.txt").read_text() == "kept"
 
 
 def test_judging_a_saved_model_repeats_the_report(demo, tmp_path):
@@ -92,10 +94,25 @@ def test_bad_pictures_get_a_sentence_each_and_good_ones_are_still_written(demo, 
     (["dpt_train", "rooms_tiny", "--set", "stepps=3"], "Did you mean 'steps'?"),
     (["dpt_train"], "No recipe was named"),
     (["dpt_eval", "--model", ".", "--data", "rooms"], "holds no config.json"),
+    (["dpt_eval", "--model", "my models/best"], "is no folder here"),
+    (["dpt_train", "rooms_tiny", "--set", "steps=5"], "Try warm_up=0"),
+    (["dpt_train", "rooms_tiny", "--set", "losses={}"], "Every loss needs its head"),
+    (["dpt_train", "rooms_tiny", "--set", "train.cnt=3"], "cannot be opened with"),
+    (["dpt_train", "rooms_tiny", "--set", "train.count=0"], "at least 1"),
+    (["dpt_train", "rooms_tiny", "--resume"], "There is no run in runs/rooms_tiny"),
+    (["dpt_demo", "--seed", "-1"], "seed is -1"),
 ])
 def test_mistakes_get_one_sentence(words, sentence, tmp_path):
     done = command(*words, folder=tmp_path, check=1)
     assert sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_device_that_is_not_there_and_a_file_in_the_way_get_a_sentence(demo, photographs, tmp_path):
+    (tmp_path / "taken").touch()
+    model = demo / "runs" / "demo" / "model"
+    for words, sentence in [(["--device", "gpu"], "The device 'gpu' cannot be used here"), (["--out", "taken"], "taken")]:
+        done = command("dpt_predict", photographs / "one.png", "--model", model, *words, folder=tmp_path, check=1)
+        assert sentence in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_the_lines_of_the_readme_work(demo, photographs):
@@ -106,3 +123,10 @@ def test_the_lines_of_the_readme_work(demo, photographs):
     assert done.returncode == 0, done.stderr
     assert (demo / "photos" / "photo-depth.png").exists()
     assert len(lines.strip().splitlines()) == 5
+
+
+@pytest.mark.slow
+def test_the_whole_demo_keeps_its_promise(tmp_path):
+    command("dpt_demo", "--cpu", folder=tmp_path, check=0)
+    report = json.loads((tmp_path / "runs" / "demo" / "report.json").read_text())
+    assert report["abs_rel"] <= 0.5 * report["baseline_abs_rel"] and report["images"] == 200

@@ -31,15 +31,15 @@ def straight(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=["terminated", "interrupted", "killed"])
-def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how):
-    words = [Path(sys.executable).parent / "dpt_train", "rooms_tiny", "--cpu", "--workers", "0", "--data-root", straight / "data", "--out", "run", *changes(*LONGER)]
-    running = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+@pytest.mark.parametrize("how, workers", [(signal.SIGTERM, 0), (signal.SIGINT, 1), (signal.SIGKILL, 0)], ids=["terminated", "interrupted", "killed"])
+def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how, workers):
+    words = [Path(sys.executable).parent / "dpt_train", "rooms_tiny", "--cpu", "--workers", str(workers), "--data-root", straight / "data", "--out", "run", *changes(*LONGER)]
+    running = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") >= 5):
         assert time.monotonic() < deadline and running.poll() is None, "the run did not get to step 5"
         time.sleep(0.01)
-    running.send_signal(how)
+    os.killpg(running.pid, how)  # as a terminal does: to the workers as well
     said = running.communicate(timeout=120)[1]
     assert running.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), said
     assert not (tmp_path / "run" / "report.json").exists(), "the run had ended before it was stopped"
