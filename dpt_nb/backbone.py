@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Tap', 'BackboneError', 'open_vit', 'resnet_embedding', 'Backbone']
 
-# %% ../nbs/11_backbone.ipynb #ce4d616b
+# %% ../nbs/11_backbone.ipynb #508063c3
 from functools import partial
 from typing import NamedTuple
 
 import timm
 import torch
+from fastcore.basics import patch
 from timm.layers import GroupNormAct, HybridEmbed, StdConv2dSame
 from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
@@ -107,7 +108,8 @@ class Backbone(nn.Module):
         heard |= self.transform(embed_tokens(self.vit, projected), tuple(projected.shape[-2:]))
         return [heard[tap] for tap in self.taps]
 
-# %% ../nbs/11_backbone.ipynb #156a2da4
+# %% ../nbs/11_backbone.ipynb #fb12f6a9
+@patch
 def transform(
     self: Backbone,
     tokens: torch.Tensor,  # `(B, P + rows·columns, D)` embedded
@@ -124,6 +126,7 @@ def transform(
     return heard
 
 
+@patch
 def convolve(
     self: Backbone,
     image: torch.Tensor,  # `(B, 3, H, W)`
@@ -137,10 +140,8 @@ def convolve(
             heard[f"stages.{index}"] = features
     return resnet.norm(features), heard
 
-
-Backbone.transform, Backbone.convolve = transform, convolve
-
-# %% ../nbs/11_backbone.ipynb #a14c99cb
+# %% ../nbs/11_backbone.ipynb #77679bd1
+@patch
 def tap_info(
     self: Backbone,
 ) -> list[dict]:  # one a tap: `tap`, `kind` ("tokens" or "map"), `channels`, `stride` in pixels
@@ -152,6 +153,3 @@ def tap_info(
         else dict(tap=tap, kind="tokens", channels=self.dim, stride=self.patch)
         for tap in self.taps
     ]
-
-
-Backbone.tap_info = tap_info

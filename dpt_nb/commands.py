@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'dpt_predict', 'dpt_train', 'dpt_eval', 'dpt_demo', 'build_parser', 'main', 'foreseen']
 
-# %% ../nbs/65_commands.ipynb #7e33f779
+# %% ../nbs/65_commands.ipynb #91c313e3
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def dpt_demo(
     print(f"  {Path(sys.argv[0]).with_name('dpt_predict')} PHOTO --model {out}/model --out photos")
     print("Read how it works: make lab, and start with nbs/index.ipynb.")
 
-# %% ../nbs/65_commands.ipynb #10f2806e
+# %% ../nbs/65_commands.ipynb #4a8b8f01
 COMMANDS = {function.__name__: function for function in (dpt_demo, dpt_eval, dpt_predict, dpt_train)}
 
 
@@ -140,6 +141,8 @@ def main(
     name, *arguments = words or [Path(sys.argv[0]).stem, *sys.argv[1:]]
     chosen = vars(build_parser(name).parse_args(arguments))
     del chosen["pdb"], chosen["xtra"]
+    # Idle OpenMP threads spin by default, and two runs on one machine then starve each other; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return COMMANDS[name](**chosen) or 0
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@
 __all__ = ['fit_size', 'resize_image', 'resize_prediction', 'Prediction', 'draw_map', 'DeviceError', 'usable_device', 'Predictor',
            'name_apart', 'note_predictions', 'predict_files']
 
-# %% ../nbs/40_inference.ipynb #90957954
+# %% ../nbs/40_inference.ipynb #36eadab4
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from dpt_nb.images import (
@@ -97,7 +98,8 @@ def draw_map(
     cmap, unit = ("Spectral", "depth (m)") if head == "depth" else ("Spectral_r", "inverse depth (relative)")
     axis.figure.colorbar(axis.imshow(values[0], cmap=cmap), ax=axis, label=unit, shrink=0.8)
 
-# %% ../nbs/40_inference.ipynb #cf1d9a88
+# %% ../nbs/40_inference.ipynb #982a8036
+@patch
 def save(
     self: Prediction,
     folder: str | Path,  # made when it does not exist
@@ -116,9 +118,6 @@ def save(
         written[head] = dict(file=f"{self.name}-{head}.png", scale=scale, smallest=values.min().item(), largest=largest)
     return written
 
-
-Prediction.save = save
-
 # %% ../nbs/40_inference.ipynb #7b44739c
 class DeviceError(ValueError):
     "A device that is not there, said in one sentence."
@@ -135,7 +134,7 @@ def usable_device(
         raise DeviceError(f"The device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return chosen
 
-# %% ../nbs/40_inference.ipynb #de15ee75
+# %% ../nbs/40_inference.ipynb #27fd9cb2
 class Predictor:
     "A model for any picture."
 
@@ -166,17 +165,19 @@ class Predictor:
             maps = {head: (values + mirrored[head].flip(-1)) / 2 for head, values in maps.items()}
         return {head: resize_prediction(values, (height, width)) for head, values in maps.items()}
 
-    def __call__(
-        self,
-        picture,  # path, PIL image, array `(H, W[, 3])` or tensor `(3, H, W)`, see `to_image`
-        name: str | None = None,  # what its files are named after; None: the file's name
-    ) -> Prediction:
-        "The maps of one picture. Raises `ImageError` for one that cannot be read."
-        image = to_image(picture).cpu()
-        maps = {head: values[0].float().cpu() for head, values in self.predict(image[None]).items()}
-        if "label" in maps:
-            maps["label"] = maps["label"].argmax(0)
-        return Prediction(image, maps, name or (Path(picture).stem if isinstance(picture, (str, Path)) else "picture"), self.classes)
+# %% ../nbs/40_inference.ipynb #7d55706e
+@patch
+def __call__(
+    self: Predictor,
+    picture,  # path, PIL image, array `(H, W[, 3])` or tensor `(3, H, W)`, see `to_image`
+    name: str | None = None,  # what its files are named after; None: the file's name
+) -> Prediction:
+    "The maps of one picture. Raises `ImageError` for one that cannot be read."
+    image = to_image(picture).cpu()
+    maps = {head: values[0].float().cpu() for head, values in self.predict(image[None]).items()}
+    if "label" in maps:
+        maps["label"] = maps["label"].argmax(0)
+    return Prediction(image, maps, name or (Path(picture).stem if isinstance(picture, (str, Path)) else "picture"), self.classes)
 
 # %% ../nbs/40_inference.ipynb #eb044d9e
 def name_apart(

@@ -6,7 +6,7 @@
 __all__ = ['HEADS', 'NAMED', 'ConfigError', 'DPTConfig', 'DPT', 'list_models', 'config_for', 'create_model', 'count_parameters',
            'count_multiply_adds']
 
-# %% ../nbs/15_models.ipynb #85163fef
+# %% ../nbs/15_models.ipynb #7ca041ec
 import json
 import tempfile
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import timm
 import torch
+from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -91,7 +92,7 @@ class DPT(nn.Module, PyTorchModelHubMixin, library_name="dpt_nb", tags=["depth-e
             predictions["label_auxiliary"] = self.auxiliary(fused)
         return predictions
 
-# %% ../nbs/15_models.ipynb #1c0d4fd6
+# %% ../nbs/15_models.ipynb #12406b67
 def build_head(
     name: str,  # "depth", "inverse_depth" or "label"
     features: int,  # channels of the decoder
@@ -105,6 +106,7 @@ def build_head(
         raise ConfigError(f"The head {name!r} cannot be built with {known}: {error}.") from None
 
 
+@patch
 def look(
     self: DPT,
     image: torch.Tensor,  # `(B, 3, H, W)` float, RGB in [0, 1]
@@ -115,9 +117,6 @@ def look(
     taps = self.backbone((image - self.mean) / self.std)
     levels = [reassemble(tap) for reassemble, tap in zip(self.reassemble, taps)]
     return dict(taps=taps, levels=levels, fused=self.decoder(levels))
-
-
-DPT.look = look
 
 # %% ../nbs/15_models.ipynb #fe3d6851
 NAMED = {
@@ -187,7 +186,8 @@ def count_multiply_adds(
         DPT(config).eval()(torch.empty(1, 3, *(size or config.image_size)))
     return counter.get_total_flops() // 2
 
-# %% ../nbs/15_models.ipynb #4de3c193
+# %% ../nbs/15_models.ipynb #f815867c
+@patch
 def _save_pretrained(self: DPT, save_directory: Path) -> None:
     "Weights and config; called by `save_pretrained`."
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
@@ -195,6 +195,7 @@ def _save_pretrained(self: DPT, save_directory: Path) -> None:
     (save_directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+@patch
 def save_pretrained(
     self: DPT,
     save_directory: str | Path,  # the folder to write; other files in it stay
@@ -209,9 +210,6 @@ def save_pretrained(
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(destination / file.name)
     return result
-
-
-DPT._save_pretrained, DPT.save_pretrained = _save_pretrained, save_pretrained
 
 # %% ../nbs/15_models.ipynb #a2eeab24
 def fill(

@@ -249,14 +249,14 @@ def open_data(
         raise RecipeError(f"The training pictures are {sizes[0]} pixels and the held-out ones {sizes[1]}. Give train.size and held_out.size the same value.")
     return dict(train=train, held_out=held_out)
 
-# %% ../nbs/51_training.ipynb #e6837ade
+# %% ../nbs/51_training.ipynb #a09de96c
 def ignore_interrupts(
     worker: int,  # number of a worker process
 ) -> None:
     "Ctrl-C in a terminal reaches the workers too; stopping is the main process's decision."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-
+# %% ../nbs/51_training.ipynb #693c2d0e
 def train_steps(
     recipe: Recipe,
     parts: dict,  # of `prepare` and `open_data`
@@ -290,7 +290,7 @@ def train_steps(
         bar.update()
         yield step, value
 
-# %% ../nbs/51_training.ipynb #11e8bd32
+# %% ../nbs/51_training.ipynb #a09ea29b
 def open_accelerator(
     cpu: bool,  # do not use CUDA even where there is one
 ) -> Accelerator:
@@ -298,7 +298,7 @@ def open_accelerator(
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=cpu or not torch.cuda.is_available())
 
-
+# %% ../nbs/51_training.ipynb #9e631e8c
 def train(
     recipe: Recipe,
     out: str | Path,  # folder of the run
@@ -335,7 +335,7 @@ def train(
                 raise Stopped(f"Stopped after step {step} of {recipe.steps}; {kept} holds the state. Go on with resume (--resume).")
     return finish(recipe, parts, accelerator, out, seconds() if done < recipe.steps else spent, progress)
 
-# %% ../nbs/51_training.ipynb #25138d7e
+# %% ../nbs/51_training.ipynb #a1a62204
 def read_rows(
     path: Path,  # a `metrics.jsonl`
     done: int,  # steps restored from a checkpoint
@@ -345,7 +345,7 @@ def read_rows(
     rows = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     return [row for row in rows if row["step"] <= done]
 
-
+# %% ../nbs/51_training.ipynb #35778eed
 class RunLog:
     "`metrics.jsonl`, and on request TensorBoard and a plot."
 
