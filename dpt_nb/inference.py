@@ -6,9 +6,9 @@
 __all__ = ['fit_size', 'resize_image', 'resize_prediction', 'Prediction', 'draw_map', 'DeviceError', 'usable_device', 'Predictor',
            'name_apart', 'note_predictions', 'predict_files']
 
-# %% ../nbs/40_inference.ipynb #36eadab4
+# %% ../nbs/40_inference.ipynb #9ce0ed33
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from dpt_nb.images import (
-    ImageError, colour_depth, colour_label, find_images, label_patches, label_palette, read_image, to_image,
-    whole_file, write_depth, write_image, write_label,
-)
+from .images import ImageError, colour_depth, colour_label, find_images, label_palette, label_patches
+from .images import to_image, whole_file, write_depth, write_image, write_label
 from .models import DPT
 
 # %% ../nbs/40_inference.ipynb #82087841

@@ -6,10 +6,10 @@
 __all__ = ['HEADS', 'NAMED', 'ConfigError', 'DPTConfig', 'DPT', 'list_models', 'config_for', 'create_model', 'count_parameters',
            'count_multiply_adds']
 
-# %% ../nbs/15_models.ipynb #7ca041ec
+# %% ../nbs/15_models.ipynb #358e92d8
 import json
 import tempfile
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import timm

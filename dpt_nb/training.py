@@ -7,7 +7,7 @@ __all__ = ['RUN_PARTS', 'TrainingError', 'Stopped', 'read_run', 'check_run', 'be
            'save_checkpoint', 'load_checkpoint_into', 'stop_on_signal', 'LossPlot', 'ignore_interrupts', 'train_steps',
            'open_accelerator', 'train', 'read_rows', 'RunLog', 'validate']
 
-# %% ../nbs/51_training.ipynb #4476ba09
+# %% ../nbs/51_training.ipynb #1fec88b3
 import json
 import math
 import pickle
@@ -32,7 +32,7 @@ from .datasets import Augmented, Order, open_dataset
 from .evaluation import PROTOCOLS, ConstantPredictor, evaluate, median_depth, panel, write_report
 from .images import whole_file
 from .inference import Predictor
-from .models import DPT, count_parameters, create_model
+from .models import count_parameters, create_model
 from .recipes import Recipe, RecipeError, build_losses, build_transforms
 
 # %% ../nbs/51_training.ipynb #5a7310fc
