@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/13_fusion.ipynb #f229d817
+# %% ../nbs/13_fusion.ipynb #17cfbebd
 class ResidualConvUnit(nn.Module):
     "Two 3×3 convolutions and a shortcut (RefineNet; isl-org/DPT `ResidualConvUnit_custom`)."
 
@@ -18,10 +18,12 @@ class ResidualConvUnit(nn.Module):
         self,
         features: int,  # channels in and out
         batch_norm: bool = False,  # segmentation models: True; depth models: False
+        bias: bool | None = None,  # of the convolutions; None: exactly where no batch norm follows
     ):
         super().__init__()
-        self.convolution1 = nn.Conv2d(features, features, 3, padding=1, bias=not batch_norm)
-        self.convolution2 = nn.Conv2d(features, features, 3, padding=1, bias=not batch_norm)
+        bias = not batch_norm if bias is None else bias
+        self.convolution1 = nn.Conv2d(features, features, 3, padding=1, bias=bias)
+        self.convolution2 = nn.Conv2d(features, features, 3, padding=1, bias=bias)
         self.norm1 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
         self.norm2 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
 
@@ -29,7 +31,7 @@ class ResidualConvUnit(nn.Module):
         inside = self.norm1(self.convolution1(F.relu(features)))
         return features + self.norm2(self.convolution2(F.relu(inside)))
 
-# %% ../nbs/13_fusion.ipynb #100af93d
+# %% ../nbs/13_fusion.ipynb #f906c20a
 class Fusion(nn.Module):
     "One step up: add the lateral level, refine, resize, mix channels (isl-org/DPT `FeatureFusionBlock_custom`)."
 
@@ -38,10 +40,11 @@ class Fusion(nn.Module):
         features: int,  # channels of the decoder
         lateral: bool = True,  # False for the deepest step, which has no level beside it
         batch_norm: bool = False,  # in the residual conv units
+        bias: bool | None = None,  # in the residual conv units, see there
     ):
         super().__init__()
-        self.lateral_unit = ResidualConvUnit(features, batch_norm) if lateral else None
-        self.unit = ResidualConvUnit(features, batch_norm)
+        self.lateral_unit = ResidualConvUnit(features, batch_norm, bias) if lateral else None
+        self.unit = ResidualConvUnit(features, batch_norm, bias)
         self.mix = nn.Conv2d(features, features, kernel_size=1)
 
     def forward(
@@ -56,7 +59,7 @@ class Fusion(nn.Module):
         size = size or (2 * deep.shape[-2], 2 * deep.shape[-1])
         return F.interpolate(mixed, size=size, mode="bilinear", align_corners=True)
 
-# %% ../nbs/13_fusion.ipynb #5f5c6774
+# %% ../nbs/13_fusion.ipynb #30221de8
 class Decoder(nn.Module):
     "Levels, shallow to deep → the fused map of each step, deepest first (DPT §3.1)."
 
@@ -65,9 +68,10 @@ class Decoder(nn.Module):
         features: int = 256,  # channels of every level and of the result
         batch_norm: bool = False,  # in the residual conv units
         levels: int = 4,  # how many levels come in
+        bias: bool | None = None,  # in the residual conv units; None: exactly where no batch norm follows
     ):
         super().__init__()
-        self.steps = nn.ModuleList(Fusion(features, lateral=index > 0, batch_norm=batch_norm) for index in range(levels))
+        self.steps = nn.ModuleList(Fusion(features, index > 0, batch_norm, bias) for index in range(levels))
 
     def forward(
         self,

@@ -36,7 +36,7 @@ def to_depth(
         return torch.exp(raw)
     raise HeadError(f"A depth head cannot end in {output!r}. Choose relu, relu_above, invert, sigmoid or exp.")
 
-# %% ../nbs/14_heads.ipynb #749da004
+# %% ../nbs/14_heads.ipynb #5f68f54c
 class DepthHead(nn.Module):
     "Fused features → depth or inverse depth (isl-org/DPT `output_conv` of `DPTDepthModel`)."
 
@@ -45,11 +45,13 @@ class DepthHead(nn.Module):
         features: int = 256,  # channels of the fused map
         hidden: int = 32,  # channels at full size
         output: str = "relu",  # how the last number becomes a depth, see `to_depth`
+        projection: bool = False,  # one 3×3 convolution and ReLU more in front, as the Toolbox's models have
         **constants,  # `min_depth`, `max_depth`, `scale`, `shift` of `to_depth`
     ):
         super().__init__()
         to_depth(torch.zeros(1), output, **constants)
         self.output, self.constants = output, constants
+        self.projection = nn.Conv2d(features, features, kernel_size=3, padding=1) if projection else None
         self.convolution1 = nn.Conv2d(features, features // 2, kernel_size=3, padding=1)
         self.convolution2 = nn.Conv2d(features // 2, hidden, kernel_size=3, padding=1)
         self.convolution3 = nn.Conv2d(hidden, 1, kernel_size=1)
@@ -59,11 +61,12 @@ class DepthHead(nn.Module):
         fused: list[torch.Tensor],  # `(B, features, h, w)` after each decoder step; the last is read
         size: tuple[int, int],  # height and width of the picture
     ) -> torch.Tensor:  # `(B, 1, *size)`
-        features = F.interpolate(self.convolution1(fused[-1]), size=size, mode="bilinear", align_corners=True)
+        fused = fused[-1] if self.projection is None else F.relu(self.projection(fused[-1]))
+        features = F.interpolate(self.convolution1(fused), size=size, mode="bilinear", align_corners=True)
         raw = self.convolution3(F.relu(self.convolution2(features)))
         return to_depth(raw.float(), self.output, **self.constants)
 
-# %% ../nbs/14_heads.ipynb #e7f64096
+# %% ../nbs/14_heads.ipynb #e8e7dbdb
 class SegmentationHead(nn.Module):
     "Fused features → class logits (isl-org/DPT `DPTSegmentationModel`)."
 
@@ -73,9 +76,10 @@ class SegmentationHead(nn.Module):
         classes: int = 150,  # how many logits a pixel
         dropout: float = 0.1,  # probability of a channel's value being dropped while training
         step: int = -1,  # which decoder step is read: -1 the last, -2 the one before (auxiliary)
+        align_corners: bool = True,  # when the logits are resized; mmsegmentation's models: False
     ):
         super().__init__()
-        self.step = step
+        self.step, self.align_corners = step, align_corners
         self.convolution = nn.Conv2d(features, features, kernel_size=3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(features)
         self.dropout = nn.Dropout(dropout)
@@ -87,4 +91,4 @@ class SegmentationHead(nn.Module):
         size: tuple[int, int] | None = None,  # height and width wanted; None leaves the map's own
     ) -> torch.Tensor:  # `(B, classes, *size)` logits
         logits = self.classify(self.dropout(F.relu(self.norm(self.convolution(fused[self.step])))))
-        return logits if size is None else F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=True)
+        return logits if size is None else F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=self.align_corners)

@@ -392,7 +392,7 @@ def validate(
     metrics = evaluate(predictor, held_out, PROTOCOLS[recipe.data], recipe.batch_size, progress=progress)
     return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
 
-# %% ../nbs/51_training.ipynb #5ca85d4b
+# %% ../nbs/51_training.ipynb #6138898e
 def finish(
     recipe: Recipe,
     parts: dict,  # of `prepare` and `open_data`
@@ -401,10 +401,12 @@ def finish(
     seconds: float,  # spent training
     progress: bool = True,  # show bars
 ) -> dict:  # what `report.json` holds
-    "Save the model, judge it on all held-out samples beside the baseline, draw the panel, write the report."
+    "Save the model, judge it on all held-out samples beside the baseline, write its card, draw the panel, write the report."
     model = accelerator.unwrap_model(parts["model"])
     model.save_pretrained(out / "model")
     report = validate(recipe, parts, accelerator, progress=progress)
+    with whole_file(out / "model" / "README.md") as temporary:
+        model.generate_model_card(figures={f"{recipe.data}, held out": report}).save(temporary)
     if "depth" in parts["losses"]:
         baseline = evaluate(ConstantPredictor(median_depth(parts["train"], progress)), parts["held_out"], PROTOCOLS[recipe.data], progress=False)
         report |= {f"baseline_{key}": baseline[key] for key in ("abs_rel", "rmse", "delta1")}
