@@ -274,35 +274,45 @@ def create_model(
         model.backbone = build_backbone(config, pretrained=True)
     return model
 
-# %% ../nbs/15_models.ipynb #ee8da759
+# %% ../nbs/15_models.ipynb #8352b639
 def count_parameters(model: nn.Module) -> int:
     "The number of trained values."
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_multiply_adds(
-    config: DPTConfig,  # built without memory
+    config: DPTConfig | DPT,  # a config is built without memory; a model has to be on the meta device
     size: tuple[int, int] | None = None,  # height and width, pixels; None is the native size
 ) -> int:  # multiply-adds of one forward pass of one picture
     "Counted by torch's FlopCounterMode on the meta device."
     with torch.device("meta"):
-        model, image = DPT(config).eval(), torch.empty(1, 3, *(size or config.image_size))
+        model = config if isinstance(config, DPT) else DPT(config)
+        image = torch.empty(1, 3, *(size or model.config.image_size))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
+        model.eval()(image)
     return counter.get_total_flops() // 2
 
-# %% ../nbs/15_models.ipynb #d355f952
+# %% ../nbs/15_models.ipynb #7ff39470
 @lru_cache
+def counts(
+    structure: str,  # a config as JSON, without what changes no count
+) -> tuple[int, int]:  # parameters and multiply-adds
+    "Both counts of one network, which several named models may share."
+    with torch.device("meta"):
+        model = DPT(DPTConfig(**json.loads(structure)))
+    return count_parameters(model), count_multiply_adds(model)
+
+# %% ../nbs/15_models.ipynb #e9e2e362
 def model_facts(
     name: str,  # one of `list_models()`
 ) -> dict:  # one row of the table
     "What a named model is, counted by building it, beside what was published about it."
     config, published = config_for(name), PUBLISHED.get(name)
-    with torch.device("meta"):
-        parameters = count_parameters(DPT(config))
+    heads = {} if "label" in config.heads else dict(heads={"depth": {}})
+    parameters, multiply_adds = counts(json.dumps(asdict(config) | heads))
     return dict(
         name=name, backbone=config.backbone, predicts=", ".join(config.heads).replace("_", " "), size="×".join(str(side) for side in config.image_size),
-        parameters=parameters, multiply_adds=count_multiply_adds(config), licence=published.licence if published else None,
+        parameters=parameters, multiply_adds=multiply_adds, licence=published.licence if published else None,
         weights=published.weights if published else None, published=published.figures if published else {},
     )
 
@@ -311,12 +321,12 @@ class ModelNames(list):
     "Names of models that draw themselves as a table."
 
     def _repr_markdown_(self) -> str:
-        lines = ["| name | backbone | predicts | native size | parameters | multiply-adds | weights, licence | as published |", "|---|---|---|---|---:|---:|---|---|"]
+        lines = ["| name, backbone | predicts | size | parameters | multiply-adds | weights | as published |", "|---|---|---|---:|---:|---|---|"]
         for row in map(model_facts, self):
             figures = ", ".join(f"{label} {value}" for label, value in row["published"].items())
-            where = f"[{row['weights'].split('/')[-1]}]({row['weights']}), {row['licence']}" if row["weights"] else "none"
+            where = f"[file]({row['weights']})<br>{row['licence']}" if row["weights"] else "none"
             counts = f"{row['parameters'] / 1e6:.1f} M | {row['multiply_adds'] / 1e9:.1f} G"
-            lines.append(f"| `{row['name']}` | {row['backbone']} | {row['predicts']} | {row['size']} | {counts} | {where} | {figures} |")
+            lines.append(f"| `{row['name']}`<br>{row['backbone']} | {row['predicts']} | {row['size']} | {counts} | {where} | {figures} |")
         return "\n".join(lines)
 
 
@@ -355,12 +365,12 @@ def save_pretrained(
                 file.replace(destination / file.name)
     return result
 
-# %% ../nbs/15_models.ipynb #997ae1b4
+# %% ../nbs/15_models.ipynb #b2aef787
 CARD = """
 # {title}
 
 A DPT ([Vision Transformers for Dense Prediction](https://arxiv.org/abs/2103.13413), Ranftl et al., ICCV 2021) on `{backbone}`:
-{parameters:.1f} M parameters, {operations:.1f} G multiply-adds a picture of {height}×{width}.
+{parameters:.1f} M parameters, made for pictures of {height}×{width}.
 
 **Takes** RGB in [0, 1], both sides multiples of {multiple}; it normalises by itself. `Predictor` takes a picture of any size.
 **Gives** {outputs}.
@@ -381,7 +391,7 @@ MEANINGS = {
     "label": "`label`, one of {classes} classes a pixel",
 }
 
-# %% ../nbs/15_models.ipynb #ce938a04
+# %% ../nbs/15_models.ipynb #b955d420
 @patch
 def generate_model_card(
     self: DPT,
@@ -395,13 +405,13 @@ def generate_model_card(
     rows = [f"| {what} | {metric} | {value:.4g} |" for what, found in (figures or {}).items() for metric, value in found.items()]
     text = CARD.format(
         title=repo_id or f"DPT for {', '.join(heads).replace('_', ' ')}", backbone=config.backbone, source=repo_id or "this folder", multiple=self.backbone.patch,
-        parameters=count_parameters(self) / 1e6, operations=count_multiply_adds(config) / 1e9, height=config.image_size[0], width=config.image_size[1],
+        parameters=count_parameters(self) / 1e6, height=config.image_size[0], width=config.image_size[1],
         outputs="; ".join(MEANINGS[name].format(classes=arguments.get("classes", 150)) for name, arguments in heads.items()),
         figures="\n".join(["", "| judged on | metric | value |", "|---|---|---:|", *rows, ""]) if rows else "",
     )
     return ModelCard(f"---\n{header.to_yaml()}\n---\n{text}")
 
-# %% ../nbs/15_models.ipynb #c3bbc948
+# %% ../nbs/15_models.ipynb #bb7bdb02
 @patch
 def init_non_persistent_buffers(self: DPT) -> None:
     "Mean and std, from the config; timm calls its modules' methods of this name alike."
@@ -440,10 +450,10 @@ def fill(
         raise ConfigError(f"The weights of {source} do not fit the model its config describes: {found}. Nothing was loaded.")
     model.load_state_dict({name: state[name].to("cpu", wanted[name].dtype, copy=True) for name in wanted}, assign=True)
     for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:
-                setattr(module, name, torch.empty_like(buffer, device="cpu"))
-        if hasattr(module, "init_non_persistent_buffers"):
+        waiting = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in waiting:
+            setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
+        if waiting:
             module.init_non_persistent_buffers()
     return model
 

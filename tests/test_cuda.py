@@ -25,10 +25,16 @@ def exact():
     torch.backends.cudnn.allow_tf32 = before
 
 
-@pytest.mark.parametrize("name", ["dpt_tiny", "vit_tiny_patch16_224"])
-def test_the_same_prediction(name):
+SMALL_BEIT = dict(backbone_arguments=dict(embed_dim=64, depth=4, num_heads=2), taps=[0, 1, 2, 3])
+SMALL_SWIN = dict(backbone_arguments=dict(embed_dim=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)), channels=[32, 64, 128, 256])
+
+
+@pytest.mark.parametrize("name, changes", [
+    ("dpt_tiny", {}), ("vit_tiny_patch16_224", {}), ("beit_base_patch16_224", SMALL_BEIT), ("swin_tiny_patch4_window7_224", SMALL_SWIN), ("swinv2_tiny_window8_256", SMALL_SWIN),
+])
+def test_the_same_prediction(name, changes):
     torch.manual_seed(0)
-    model = create_model(name, heads={"depth": dict(output="exp"), "label": dict(classes=12)}).eval()
+    model = create_model(name, heads={"depth": dict(output="exp"), "label": dict(classes=12)}, **changes).eval()
     image = torch.rand(2, 3, 200, 333)
     on_cpu, on_gpu = Predictor(model, "cpu", flip=True).predict(image), None
     on_gpu = Predictor(model, "cuda", flip=True).predict(image)
