@@ -6,12 +6,15 @@
 __all__ = ['DIALECTS', 'FORMS', 'CheckpointError', 'CheckpointWarning', 'Source', 'Row', 'into_ours', 'into_theirs', 'Dialect',
            'Opened', 'open_checkpoint', 'load_checkpoint', 'load_backbone', 'Conversion', 'convert']
 
-# %% ../nbs/16_checkpoints.ipynb #1b737e74
+# %% ../nbs/16_checkpoints.ipynb #0cbe9baa
+import contextlib
+import hashlib
 import json
 import pickle
 import re
+import struct
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -21,14 +24,14 @@ import timm
 import torch
 from fastcore.basics import patch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models.beit import gen_relative_position_index
 
 from .backbone import relative_index
 from .images import whole_file
-from .models import DPT, DPTConfig, IMAGENET_MEAN, IMAGENET_STD, NAMED, PUBLISHED, config_for, create_model, empty_model, fill, misfits
+from .models import DPT, ConfigError, DPTConfig, IMAGENET_MEAN, IMAGENET_STD, NAMED, PUBLISHED, config_for, create_model, empty_model, fill, misfits
 from .patch_embed import resample_positions, resize_places
 
 # %% ../nbs/16_checkpoints.ipynb #09767cf1
@@ -39,22 +42,25 @@ class CheckpointError(ValueError):
 class CheckpointWarning(UserWarning):
     "Something that was assumed about a checkpoint, or that it lacks, and that its user should know."
 
-# %% ../nbs/16_checkpoints.ipynb #11af9e72
+# %% ../nbs/16_checkpoints.ipynb #c6dbe2de
 def read_file(
     path: Path,  # safetensors, or any PyTorch file
 ) -> dict:  # what is in it; tensors are still on disk where the format allows
     "Raises `CheckpointError` for a file that is missing, cut short, of another kind, or that would run code."
     if not path.is_file():
         raise CheckpointError(f"There is no file at {path}.")
-    with open(path, "rb") as file:
-        start = file.read(9)
+    start = b""
     try:
+        with open(path, "rb") as file:
+            start = file.read(9)
         if start[8:9] == b"{":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=start[:2] == b"PK")
+    except PermissionError:
+        raise CheckpointError(f"{path} may not be read: its permissions forbid it.") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}). Copy or download it again.") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
         raise CheckpointError(why_unreadable(path, start, str(error))) from None
 
 # %% ../nbs/16_checkpoints.ipynb #ca00cf62
@@ -78,7 +84,7 @@ def why_unreadable(
         return f"{path} is a PyTorch checkpoint that is cut short or damaged. Copy or download it again."
     return f"{path} is no checkpoint: it starts with {start!r}. Expected a PyTorch file (.pt, .pth, .bin) or safetensors."
 
-# %% ../nbs/16_checkpoints.ipynb #2823114a
+# %% ../nbs/16_checkpoints.ipynb #d4a30003
 def unwrap(
     loaded: dict,  # of `read_file`
     source: str,  # what to call it in a message
@@ -88,9 +94,9 @@ def unwrap(
         loaded = loaded[inner]
     if not isinstance(loaded, dict) or not loaded:
         raise CheckpointError(f"{source} holds a {type(loaded).__name__} {'without entries' if isinstance(loaded, dict) else ''} and no named weights.")
-    other = [key for key, value in loaded.items() if not isinstance(value, torch.Tensor)]
+    other = [key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if other:
-        raise CheckpointError(f"{source} holds more than tensors: {', '.join(map(repr, other[:3]))}. Expected names with tensors, or these under 'state_dict' or 'model'.")
+        raise CheckpointError(f"{source} holds more than named tensors: {', '.join(map(repr, other[:3]))}. Expected names with tensors, or these under 'state_dict' or 'model'.")
     if all(key.startswith("module.") for key in loaded):
         loaded = {key.removeprefix("module."): value for key, value in loaded.items()}
     return dict(loaded)
@@ -102,7 +108,7 @@ class Source(NamedTuple):
     config: dict | None  # of the config.json beside it
     name: str  # what it is called: the file's, the folder's or the Hub's name
 
-# %% ../nbs/16_checkpoints.ipynb #3d3299c9
+# %% ../nbs/16_checkpoints.ipynb #9f7d3ae1
 def from_folder(
     folder: Path,
     name: str,
@@ -114,6 +120,10 @@ def from_folder(
         raise CheckpointError(f"{folder} holds no config.json. Give the file with the weights itself, or a folder written by save_pretrained.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is not readable as JSON ({error}).") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'} holds a {type(config).__name__} and no description of a model.")
+    if (folder / "model.safetensors.index.json").is_file() or (folder / "pytorch_model.bin.index.json").is_file():
+        raise CheckpointError(f"{folder} holds weights in several files. Open it with transformers and save it in one: model.save_pretrained(…, max_shard_size='100GB').")
     for file in ("model.safetensors", "pytorch_model.bin"):
         if (folder / file).is_file():
             return Source(folder / file, config, name)
@@ -122,7 +132,8 @@ def from_folder(
 
 def download(url: str) -> Path:
     "A file by its URL, kept in torch's cache. Raises `CheckpointError` when it does not come."
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.split("?")[0].split("/")[-1]
+    folder = Path(torch.hub.get_dir()) / "checkpoints" / hashlib.sha256(url.encode()).hexdigest()[:12]  # many files are called weights.pth
+    path = folder / url.split("?")[0].split("/")[-1]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -131,7 +142,7 @@ def download(url: str) -> Path:
             raise CheckpointError(f"{url} could not be downloaded: {error}. Download it by other means and give the file's path.") from None
     return path
 
-# %% ../nbs/16_checkpoints.ipynb #c304ffa2
+# %% ../nbs/16_checkpoints.ipynb #a172efb1
 def from_hub(
     name: str,  # "owner/name"
     **hub,  # of `hf_hub_download`: `revision`, `token`, `cache_dir`, `local_files_only`
@@ -141,7 +152,10 @@ def from_hub(
     for file in ("model.safetensors", "pytorch_model.bin"):
         try:
             path = Path(hf_hub_download(name, file, **hub))
-            return Source(path, json.loads(Path(hf_hub_download(name, "config.json", **hub)).read_text(encoding="utf-8")), name)
+            hf_hub_download(name, "config.json", **hub)
+            with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):  # says mean and std, where there is one
+                hf_hub_download(name, "preprocessor_config.json", **hub)
+            return from_folder(path.parent, name)._replace(path=path)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, json.JSONDecodeError) as error:
             wrong = wrong or str(error).splitlines()[0]
     raise CheckpointError(f"{name} is no file or folder here, and the Hub did not give it: {wrong}")
@@ -372,7 +386,7 @@ class Dialect:
 TABLES = r".*\.(relative_position_index|relative_coords_table|attn_mask|k_bias)"
 CLASSIFIER = r"(head|head_dist|fc_norm|pre_logits)\..*"
 
-# %% ../nbs/16_checkpoints.ipynb #cc2b6352
+# %% ../nbs/16_checkpoints.ipynb #1cbc752b
 DIALECTS = {
     "dpt_nb": Dialect("dpt_nb", ("backbone.vit.", "reassemble.", "decoder.steps.")),
     "isl-org": Dialect(
@@ -386,7 +400,7 @@ DIALECTS = {
     ),
     "mmseg": Dialect("mmseg", ("backbone.", "decode_head."), (r"auxiliary_head\..*", r"decode_head\.conv_seg\..*")),
     "mmseg backbone": Dialect("mmseg backbone", ("layers.0.attn.attn.in_proj_", "patch_embed.projection.")),
-    "timm": Dialect("timm", ("blocks.0.", "patch_embed."), (CLASSIFIER, r"norm\..*", r"mask_token", TABLES)),
+    "timm": Dialect("timm", ("blocks.0.", "patch_embed."), (CLASSIFIER, r"mask_token", TABLES)),
 }
 
 # %% ../nbs/16_checkpoints.ipynb #d985273d
@@ -410,13 +424,20 @@ def recognise(
         raise CheckpointError(f"{source} mixes the names of {' and '.join(found)}. One file holds one model; its first names are {some}.")
     return found[0]
 
-# %% ../nbs/16_checkpoints.ipynb #c0ad15da
+# %% ../nbs/16_checkpoints.ipynb #c962849f
 SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 
 
 def count(state: dict, prefix: str) -> int:
-    "How many numbered parts come after a prefix."
-    return len({key[len(prefix):].split(".")[0] for key in state if key.startswith(prefix)})
+    "How many numbered parts come after a prefix, the missing ones included."
+    return 1 + max((int(number) for key in state if key.startswith(prefix) and (number := key[len(prefix):].split(".")[0]).isdigit()), default=-1)
+
+
+def extent(state: dict, name: str, axis: int) -> int:
+    "One side of a tensor. Raises `KeyError` with the name of one that is missing or has too few dimensions."
+    if name not in state or not -state[name].ndim <= axis < state[name].ndim:
+        raise KeyError(name)
+    return state[name].shape[axis]
 
 
 def named_or_measured(
@@ -432,10 +453,10 @@ def named_or_measured(
 
 def describe_vit(vit: dict) -> dict:  # names within the backbone → fields of a config
     "A plain ViT, a distilled one, or a DINOv2, by its shapes."
-    dim, depth, patch = vit["cls_token"].shape[-1], count(vit, "blocks."), vit["patch_embed.proj.weight"].shape[-1]
+    dim, depth, patch = extent(vit, "cls_token", -1), count(vit, "blocks."), extent(vit, "patch_embed.proj.weight", 3)
     dinov2, registers, distilled = "blocks.0.ls1.gamma" in vit, "reg_token" in vit, "dist_token" in vit
-    side = round((vit["pos_embed"].shape[1] - (0 if registers else 1 + distilled)) ** 0.5) * patch
-    hidden, size = vit["blocks.0.mlp.fc1.weight"].shape[0], SIZES.get(dim)
+    side = round((extent(vit, "pos_embed", 1) - (0 if registers else 1 + distilled)) ** 0.5) * patch
+    hidden, size = extent(vit, "blocks.0.mlp.fc1.weight", 0), SIZES.get(dim)
     measures = dict(embed_dim=dim, depth=depth, num_heads=max(1, dim // 64), patch_size=patch) | ({} if hidden == 4 * dim else dict(mlp_ratio=hidden / dim))
     if dinov2:
         name = "patch14_reg4_dinov2" if registers else "patch14_dinov2"
@@ -448,27 +469,27 @@ def describe_vit(vit: dict) -> dict:  # names within the backbone → fields of 
     taps = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
     return dict(image_size=[side, side], taps=taps, **named_or_measured(candidates, standard, fallback, **measures))
 
-# %% ../nbs/16_checkpoints.ipynb #c3387344
+# %% ../nbs/16_checkpoints.ipynb #eae140c8
 def describe_hybrid(vit: dict) -> dict:
     "A ViT behind a ResNet, by its shapes."
-    dim, depth, stages = vit["cls_token"].shape[-1], count(vit, "blocks."), "patch_embed.backbone.stages."
+    dim, depth, stages = extent(vit, "cls_token", -1), count(vit, "blocks."), "patch_embed.backbone.stages."
     layers = [count(vit, f"{stages}{stage}.blocks.") for stage in range(count(vit, stages))]
-    widths = [vit[f"{stages}{stage}.blocks.0.conv3.weight"].shape[0] for stage in range(len(layers))]
-    stem = vit["patch_embed.backbone.stem.conv.weight"].shape[0]
-    resnet = dict(layers=layers, channels=widths, stem=stem, squeeze=vit[f"{stages}0.blocks.0.conv1.weight"].shape[0] / widths[0], groups=32)
+    widths = [extent(vit, f"{stages}{stage}.blocks.0.conv3.weight", 0) for stage in range(len(layers))]
+    stem = extent(vit, "patch_embed.backbone.stem.conv.weight", 0)
+    resnet = dict(layers=layers, channels=widths, stem=stem, squeeze=extent(vit, f"{stages}0.blocks.0.conv1.weight", 0) / widths[0], groups=32)
     standard = (dim, depth, layers, widths) == (768, 12, [3, 4, 9], [256, 512, 1024])
     measures = dict(embed_dim=dim, depth=depth, num_heads=max(1, dim // 64), resnet=resnet)
-    side = round((vit["pos_embed"].shape[1] - 1) ** 0.5) * 16
+    side = round((extent(vit, "pos_embed", 1) - 1) ** 0.5) * 16
     taps = ["stages.0", "stages.1", depth * 3 // 4 - 1, depth - 1]
     return dict(image_size=[side, side], taps=taps, **named_or_measured(["vit_base_r50_s16_384"], standard, "vit_base_patch16_224", **measures))
 
 
 def describe_beit(vit: dict) -> dict:
     "A BEiT, by its shapes."
-    table, dim, depth = vit["blocks.0.attn.relative_position_bias_table"], vit["cls_token"].shape[-1], count(vit, "blocks.")
-    side = (round((table.shape[0] - 3) ** 0.5) + 1) // 2 * vit["patch_embed.proj.weight"].shape[-1]
+    table, dim, depth = "blocks.0.attn.relative_position_bias_table", extent(vit, "cls_token", -1), count(vit, "blocks.")
+    side = (round((extent(vit, table, 0) - 3) ** 0.5) + 1) // 2 * extent(vit, "patch_embed.proj.weight", 3)
     size = SIZES.get(dim)
-    measures = dict(embed_dim=dim, depth=depth, num_heads=table.shape[1])
+    measures = dict(embed_dim=dim, depth=depth, num_heads=extent(vit, table, 1))
     candidates = [f"beit_{size}_patch16_{pixels}" for pixels in (side, 384, 224)]
     taps = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
     standard = depth == (24 if size == "large" else 12)
@@ -477,10 +498,10 @@ def describe_beit(vit: dict) -> dict:
 
 def describe_swin(vit: dict, tables: dict) -> dict:
     "A Swin or Swin V2, by its shapes; the mask that published files carry tells the window and the picture."
-    dim, depths = vit["patch_embed.proj.weight"].shape[0], tuple(count(vit, f"layers.{stage}.blocks.") for stage in range(count(vit, "layers.")))
+    dim, depths = extent(vit, "patch_embed.proj.weight", 0), tuple(count(vit, f"layers.{stage}.blocks.") for stage in range(count(vit, "layers.")))
     second = "layers.0.blocks.0.attn.logit_scale" in vit
     heads = tuple(
-        vit[f"layers.{stage}.blocks.0.attn.logit_scale"].shape[0] if second else vit[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape[1]
+        extent(vit, f"layers.{stage}.blocks.0.attn.logit_scale", 0) if second else extent(vit, f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 1)
         for stage in range(len(depths))
     )
     mask = next((tensor for key, tensor in tables.items() if key.endswith("layers.0.blocks.1.attn_mask")), None)
@@ -494,37 +515,44 @@ def describe_swin(vit: dict, tables: dict) -> dict:
     found = named_or_measured([name] if name else [], bool(name), "swinv2_tiny_window16_256" if second else "swin_tiny_patch4_window7_224", **measures)
     return dict(image_size=[side, side], taps=[f"layers.{stage}" for stage in range(4)], **found)
 
-# %% ../nbs/16_checkpoints.ipynb #b64545e2
+# %% ../nbs/16_checkpoints.ipynb #ded2a884
 def describe_backbone(
     vit: dict,  # names within the backbone (timm's) → tensor
     tables: dict = {},  # what the file held besides, by its name there
 ) -> dict:  # `backbone`, `backbone_arguments`, `image_size`, `taps`
-    "Which timm model these tensors are. Raises `CheckpointError` for tensors of no vision transformer known here."
+    "Which timm model these tensors are. Raises `KeyError` with our name of a tensor that is missing or has too few dimensions."
     try:
         if "layers.0.blocks.0.norm1.weight" in vit:
             return describe_swin(vit, tables)
         if "blocks.0.attn.relative_position_bias_table" in vit:
             return describe_beit(vit)
         return describe_hybrid(vit) if "patch_embed.backbone.stem.conv.weight" in vit else describe_vit(vit)
-    except (KeyError, IndexError) as error:
-        raise CheckpointError(f"The backbone in this file lacks {error}, and is no plain ViT, DINOv2, hybrid, BEiT or Swin. It has {', '.join(list(vit)[:3])}, …") from None
+    except KeyError as error:
+        raise KeyError(f"backbone.vit.{error.args[0]}") from None
+
+
+def backbone_part(state: dict) -> dict:
+    "The backbone's tensors by timm's names."
+    return {key.removeprefix("backbone.vit."): tensor for key, tensor in state.items() if key.startswith("backbone.vit.")}
 
 
 def describe(
     state: dict,  # our name → tensor
     tables: dict = {},  # what the file held besides
 ) -> dict:  # fields of `DPTConfig`
-    "All of a config that shapes can tell."
-    vit = {key.removeprefix("backbone.vit."): tensor for key, tensor in state.items() if key.startswith("backbone.vit.")}
+    "All of a config that shapes can tell. Raises `KeyError` with our name of a tensor that is missing or has too few dimensions."
     heads = {}
     for name in dict.fromkeys(key.split(".")[1] for key in state if key.startswith("heads.")):
         if name == "label":
-            heads[name] = dict(classes=state["heads.label.classify.weight"].shape[0]) | (dict(auxiliary=True) if "auxiliary.classify.weight" in state else {})
+            heads[name] = dict(classes=extent(state, "heads.label.classify.weight", 0)) | (dict(auxiliary=True) if "auxiliary.classify.weight" in state else {})
         else:
-            heads[name] = dict(projection=True) if f"heads.{name}.projection.weight" in state else {}
+            hidden = extent(state, f"heads.{name}.convolution2.weight", 0)
+            heads[name] = (dict(projection=True) if f"heads.{name}.projection.weight" in state else {}) | ({} if hidden == 32 else dict(hidden=hidden))
+    if not heads:
+        raise KeyError("heads.inverse_depth.convolution1.weight")
     normed, biased = "decoder.steps.0.unit.norm1.weight" in state, "decoder.steps.0.unit.convolution1.bias" in state
-    return describe_backbone(vit, tables) | dict(
-        channels=[state[f"reassemble.{level}.widen.weight"].shape[1] for level in range(4)], features=state["reassemble.0.widen.weight"].shape[0],
+    return describe_backbone(backbone_part(state), tables) | dict(
+        channels=[extent(state, f"reassemble.{level}.widen.weight", 1) for level in range(4)], features=extent(state, "reassemble.0.widen.weight", 0),
         readout="project" if "reassemble.3.read.project.weight" in state else "ignore", heads=heads, batch_norm=normed,
         residual_bias=None if biased != normed else biased,
     )
@@ -582,7 +610,15 @@ def habits(
         return dict(positions="bicubic", layer_norm_eps=1e-5, heads=heads or depth)
     return {}
 
-# %% ../nbs/16_checkpoints.ipynb #ee032381
+# %% ../nbs/16_checkpoints.ipynb #03627aa1
+# What transformers leaves out of a backbone_config, because it is the class's default.
+NOT_WRITTEN = {
+    "dinov2": dict(num_attention_heads=12, image_size=224, layer_norm_eps=1e-6, apply_layernorm=True),
+    "beit": dict(num_attention_heads=12, image_size=224, layer_norm_eps=1e-12),
+    "swinv2": dict(window_size=7, pretrained_window_sizes=[0, 0, 0, 0], image_size=224, layer_norm_eps=1e-5),
+}
+
+
 def transformers_kind(config: dict) -> str:
     "\"vit\", \"hybrid\", \"beit\", \"dinov2\" or \"swinv2\". Raises `CheckpointError` for another."
     if config.get("model_type") not in ("dpt", "depth_anything"):
@@ -593,6 +629,15 @@ def transformers_kind(config: dict) -> str:
     if kind not in ("vit", "beit", "dinov2", "swinv2"):
         raise CheckpointError(f"This folder's backbone is a {kind!r}. Known are a ViT of its own, hybrid, beit, dinov2 and swinv2.")
     return kind
+
+
+def transformers_normalisation(preprocessor: dict) -> dict:  # `mean` and `std` of values in [0, 1], or nothing
+    "What preprocessor_config.json says; some folders normalise values to 255."
+    if not preprocessor.get("do_normalize", True):
+        return dict(mean=[0.0] * 3, std=[1.0] * 3)
+    largest = 255 * preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 255
+    names = [("mean", "image_mean"), ("std", "image_std")]
+    return {ours: [value / largest for value in preprocessor[theirs]] for ours, theirs in names if preprocessor.get(theirs)}
 
 
 def transformers_taps(config: dict, kind: str) -> list:
@@ -612,22 +657,23 @@ def transformers_fields(
 ) -> dict:  # fields of `DPTConfig`
     "What config.json says. Raises `CheckpointError` for a structure that has no place here."
     kind = transformers_kind(config)
-    inner = config if kind in ("vit", "hybrid") else config["backbone_config"]
+    inner = config if kind in ("vit", "hybrid") else NOT_WRITTEN[kind] | config["backbone_config"]
+    used = {"hybrid": slice(2, 4), "swinv2": slice(0, 0)}.get(kind, slice(0, 4))
     for field_name, expected in [("reassemble_factors", [4, 2, 1, 0.5]), ("head_in_index", -1), ("hidden_act", "gelu")]:
-        if config.get(field_name, expected) != expected:
-            raise CheckpointError(f"This folder's config.json has {field_name} = {config[field_name]}, and a DPT here has {expected}.")
-    side = inner.get("image_size", 384 if kind in ("vit", "hybrid") else 224)
+        found = config.get(field_name, expected)
+        if found != expected and not (field_name == "reassemble_factors" and found[used] == expected[used]):
+            raise CheckpointError(f"its config.json has {field_name} = {found}, and a DPT here has {expected}")
+    side = inner["image_size"]
     arguments = dict(described["backbone_arguments"])
     if kind == "swinv2":
         arguments |= dict(window_size=inner["window_size"], pretrained_window_sizes=tuple(inner["pretrained_window_sizes"]))
     elif inner["num_attention_heads"] != config_heads(described):
         arguments["num_heads"] = inner["num_attention_heads"]
     imagenet = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD) if kind == "dinov2" else {}
-    found = {ours: preprocessor[theirs] for ours, theirs in [("mean", "image_mean"), ("std", "image_std")] if preprocessor.get(theirs)}
-    return imagenet | found | dict(
+    return imagenet | transformers_normalisation(preprocessor) | dict(
         backbone_arguments=arguments, taps=transformers_taps(config, kind), image_size=[side, side] if isinstance(side, int) else list(side),
-        layer_norm_eps=inner.get("layer_norm_eps", 1e-6 if kind == "dinov2" else 1e-5 if kind == "swinv2" else 1e-12),
-        positions="bicubic" if kind in ("dinov2", "beit") else "bilinear", normed_taps=kind == "dinov2" and inner.get("apply_layernorm", True),
+        layer_norm_eps=inner["layer_norm_eps"], positions="bicubic" if kind in ("dinov2", "beit") else "bilinear",
+        normed_taps=kind == "dinov2" and inner["apply_layernorm"],
         readout="ignore" if config["model_type"] == "depth_anything" else config.get("readout_type", "project"), heads=transformers_heads(config, described["heads"]),
     )
 
@@ -648,7 +694,7 @@ def transformers_heads(config: dict, heads: dict) -> dict:
         return {name: dict(output="sigmoid", max_depth=float(config.get("max_depth") or 1))}
     return heads
 
-# %% ../nbs/16_checkpoints.ipynb #1779e55f
+# %% ../nbs/16_checkpoints.ipynb #a392ecff
 @dataclass
 class Opened:
     "A checkpoint, under our names."
@@ -662,6 +708,25 @@ class Opened:
     def called(self, name: str) -> str:
         "What the file calls one of our names; the first, where it keeps several."
         return next(iter(into_theirs({name: torch.zeros(3)}, self.rows)[0]), name)
+
+    def told_by_shapes(self, describing: Callable[[], dict]) -> dict:
+        "What `describing` gives. Raises `CheckpointError` with the file's name of a tensor it misses."
+        try:
+            return describing()
+        except KeyError as error:
+            name = self.called(error.args[0])
+            raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and lacks {name}, or holds it in another shape. Is it cut short, or a part of a model?") from None
+
+    def network(self, config: DPTConfig) -> DPT:
+        "The network that waits for these weights. Raises `CheckpointError` when none can be built, or the weights do not fit."
+        try:
+            model = empty_model(config)
+        except (ValueError, TypeError, AssertionError) as error:
+            raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and describes no network that can be built: {error}") from None
+        if found := misfits(model.state_dict(), self.state, self.called):
+            advice = "If it is a changed model, set the fields of DPTConfig that differ."
+            raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and does not fit the {config.backbone} it describes: {found}. Nothing was loaded. {advice}")
+        return model
 
 # %% ../nbs/16_checkpoints.ipynb #b08dc126
 def rows_of(
@@ -738,7 +803,7 @@ def open_checkpoint(
         return Opened(found, dialect, renamed, None, dropped, rows)
     return describe_opened(Opened(found, dialect, renamed, None, dropped, rows), tables, like)
 
-# %% ../nbs/16_checkpoints.ipynb #193904d2
+# %% ../nbs/16_checkpoints.ipynb #d75b2250
 def describe_opened(
     opened: Opened,  # without config
     tables: dict,  # what was dropped
@@ -746,17 +811,21 @@ def describe_opened(
 ) -> Opened:  # with it
     "Find out the config: shapes, twin, habits, config.json. Raises `CheckpointError`."
     dialect, state, source = opened.dialect, opened.state, opened.source
-    try:
-        fields = describe(state, tables)
-    except KeyError as error:
-        raise CheckpointError(f"{source.path} was taken for {dialect}, and lacks {opened.called(error.args[0])}. Is it cut short, or a part of a model?") from None
+    fields = opened.told_by_shapes(lambda: describe(state, tables))
     if dialect == "transformers":
-        fields |= transformers_fields(source.config, fields, preprocessor_beside(source))
+        try:
+            fields |= transformers_fields(source.config, fields, preprocessor_beside(source))
+        except (KeyError, CheckpointError) as error:
+            reason = f"its config.json lacks {error}" if isinstance(error, KeyError) else error
+            raise CheckpointError(f"{source.path.parent} was taken for {dialect}: {reason}.") from None
     twin = find_twin(dialect, state, source, like) if dialect != "mmseg" or like else None
     fields |= habits(dialect, state, twin if dialect != "transformers" else None)
     if dialect == "transformers" and twin:
         fields["heads"] = {next(iter(NAMED[twin].get("heads", {"inverse_depth": {}}))): next(iter(fields["heads"].values()))}
-    config = DPTConfig(**fields)
+    try:
+        config = DPTConfig(**fields)
+    except ConfigError as error:
+        raise CheckpointError(f"{source.path} was taken for {dialect}, and describes no network: {error}") from None
     head = next(iter(config.heads))
     rows = [row._replace(ours=rename_head(row.ours, head)) for row in opened.rows]
     return replace(opened, config=config, rows=rows, state={rename_head(key, head): tensor for key, tensor in state.items()})
@@ -794,7 +863,7 @@ def fresh_weights(
     "Random weights, as `create_model` would give them."
     return {key: tensor for key, tensor in create_model(config.backbone, **{**asdict(config), "backbone": config.backbone}).state_dict().items() if key.startswith(prefixes)}
 
-# %% ../nbs/16_checkpoints.ipynb #42f64558
+# %% ../nbs/16_checkpoints.ipynb #dfad4a2f
 def load_checkpoint(
     source: str | Path,  # path, folder, Hub id "owner/name", URL, or a name of `list_models()`
     like: str | None = None,  # a name of `list_models()`, for a file that does not tell which of several twins it is
@@ -804,10 +873,13 @@ def load_checkpoint(
     **changes,  # other fields of `DPTConfig`: `readout=`, `positions=`, …
 ) -> DPT:  # in evaluation mode
     "A ready model from any file this library knows. Raises `CheckpointError`; nothing is loaded by halves."
+    unknown = set(changes) - {item.name for item in fields(DPTConfig)}
+    if unknown:
+        raise CheckpointError(f"A DPT has no {', '.join(sorted(unknown))}. Its fields are {', '.join(item.name for item in fields(DPTConfig))}.")
     opened = open_checkpoint(source, like)
     if opened.config is None:
         return on_backbone(opened, heads, image_size, changes).to(device).eval()
-    config, state = opened.config, opened.state
+    config, state = replace(opened.config, **changes), opened.state
     if heads is not None:
         kept = tuple(f"heads.{name}." for name, arguments in heads.items() if config.heads.get(name) == arguments) + (("auxiliary.",) if heads.get("label") == config.heads.get("label") else ())
         config = replace(config, heads=heads)
@@ -815,19 +887,12 @@ def load_checkpoint(
         state |= {key: tensor for key, tensor in fresh_weights(config, ("heads.", "auxiliary.")).items() if key not in state}
     if image_size is not None:
         patch = 1 if "backbone.vit.layers.0.blocks.0.norm1.weight" in state else empty_model(config).backbone.patch
-        state = resample_state(state, *[tuple(side // patch for side in size) for size in (config.image_size, image_size)], changes.get("positions", config.positions))
+        state = resample_state(state, *[tuple(side // patch for side in size) for size in (config.image_size, image_size)], config.positions)
         config = replace(config, image_size=list(image_size))
-    return build(replace(config, **changes), state, opened).to(device).eval()
+    opened = replace(opened, state=state)
+    return fill(opened.network(config), state, str(opened.source.path)).to(device).eval()
 
-# %% ../nbs/16_checkpoints.ipynb #a085bcee
-def build(config: DPTConfig, state: dict, opened: Opened) -> DPT:
-    "The network with its weights. Raises `CheckpointError` naming what does not fit."
-    model = empty_model(config)
-    if found := misfits(model.state_dict(), state, opened.called):
-        raise CheckpointError(f"{opened.source.path} was taken for {opened.dialect}, and does not fit the {config.backbone} it describes: {found}. Nothing was loaded. If it is a changed model, set the fields of DPTConfig that differ.")
-    return fill(model, state, str(opened.source.path))
-
-# %% ../nbs/16_checkpoints.ipynb #c9ffc6dd
+# %% ../nbs/16_checkpoints.ipynb #29feb3c4
 def on_backbone(
     opened: Opened,  # a backbone alone
     heads: dict | None,
@@ -835,15 +900,14 @@ def on_backbone(
     changes: dict,  # other fields of `DPTConfig`
 ) -> DPT:
     "A DPT around a backbone: everything else has random weights, and a warning says so."
-    vit = {key.removeprefix("backbone.vit."): tensor for key, tensor in opened.state.items()}
-    fields = describe_backbone(vit)
+    fields = opened.told_by_shapes(lambda: describe_backbone(backbone_part(opened.state)))
     fields |= dict(image_size=list(image_size or fields["image_size"])) | ({} if heads is None else dict(heads=heads)) | changes
     model = create_model(fields.pop("backbone"), **fields)
     load_backbone(model, opened)
     warnings.warn(f"{opened.source.name} is a backbone alone: the decoder and the heads of this model have random weights and are to be trained.", CheckpointWarning, stacklevel=4)
     return model
 
-# %% ../nbs/16_checkpoints.ipynb #5c2489d2
+# %% ../nbs/16_checkpoints.ipynb #1005faf0
 def load_backbone(
     model: DPT,  # its backbone receives the weights; decoder and heads stay
     source: str | Path | Opened,  # a checkpoint of any dialect, a backbone alone or a whole model
@@ -853,7 +917,7 @@ def load_backbone(
     wanted = {f"backbone.{key}": tensor for key, tensor in model.backbone.state_dict().items()}
     unheard = re.compile(r"backbone\.vit\.(norm\.|blocks\.(\d+)\.)")
     state = {key: tensor for key, tensor in opened.state.items() if key.startswith("backbone.") and (key in wanted or not unheard.match(key))}
-    sizes = opened.config.image_size if opened.config else describe_backbone({key.removeprefix("backbone.vit."): tensor for key, tensor in opened.state.items()})["image_size"]
+    sizes = opened.config.image_size if opened.config else opened.told_by_shapes(lambda: describe_backbone(backbone_part(opened.state)))["image_size"]
     grids = [tuple(side // model.backbone.patch for side in size) for size in (sizes, model.config.image_size)]
     state = resample_state(state, *grids, model.config.positions)
     if found := misfits(wanted, state, opened.called):
@@ -942,7 +1006,7 @@ def kind_of(model: DPT) -> str:
         return "beit"
     return "hybrid" if backbone.hybrid else "dinov2" if hasattr(backbone.vit.blocks[0].ls1, "gamma") else "vit"
 
-# %% ../nbs/16_checkpoints.ipynb #24e42bd8
+# %% ../nbs/16_checkpoints.ipynb #f5950ace
 def refusal(
     dialect: str,  # "isl-org", "depth-anything", "transformers" or "mmseg"
     config: DPTConfig,
@@ -950,19 +1014,27 @@ def refusal(
     "Why a model cannot be said in a dialect."
     model, heads = empty_model(config), config.heads
     kind, (head, arguments) = kind_of(model), next(iter(heads.items()))
-    output, biased = arguments.get("output", "relu"), config.residual_bias
+    output, biased, anything = arguments.get("output", "relu"), config.residual_bias, is_depth_anything(config, kind)
     if len(heads) > 1:
         return f"it has the heads {', '.join(heads)}, and {dialect} has one a model; load it with heads={{'{head}': …}} and write that"
     if odd := odd_parts(model, kind):
         return f"{odd}, which is in no published model and which files of {dialect} do not tell"
-    if dialect == "isl-org" and (kind == "dinov2" or config.normed_taps or arguments.get("projection") or output not in ("relu", "invert") or biased not in (None, not config.batch_norm)):
+    if config.image_size[0] != config.image_size[1]:
+        return f"its positions are a table for {config.image_size[0]}×{config.image_size[1]} pixels, and {dialect} takes every table for a square; load it with image_size=(side, side) and write that"
+    if config.normed_taps and not anything and not (dialect == "transformers" and kind == "dinov2"):
+        return f"its taps are read through the final norm, and {dialect} reads a {kind}'s before it"
+    if head != "label" and arguments.get("hidden", 32) != 32 and not (dialect == "transformers" and anything):
+        return f"its head has {arguments['hidden']} channels at full size, and {dialect}'s has 32"
+    if head == "label" and arguments.get("align_corners") is False and dialect != "mmseg":
+        return f"its labels are resized with align_corners=False, and {dialect}'s with True"
+    if dialect == "isl-org" and (kind == "dinov2" or arguments.get("projection") or output not in ("relu", "invert") or biased not in (None, not config.batch_norm)):
         return "isl-org's DPT has a ViT, hybrid, BEiT or Swin read before the final norm, and a head that ends in ReLU"
-    if dialect == "depth-anything" and (not is_depth_anything(config, kind) or output not in ("relu", "sigmoid") or head == "label" or biased is False):
+    if dialect == "depth-anything" and (not anything or output not in ("relu", "sigmoid") or head == "label" or biased is False):
         return "Depth Anything has a DINOv2 read through its final norm without class token, and one head for depth"
-    if dialect == "transformers" and (kind == "swin" or output not in ("relu", "sigmoid") or (output == "sigmoid" and not is_depth_anything(config, kind))):
-        return f"transformers has no DPT on {config.backbone} whose head ends in {output!r}"
-    if dialect == "transformers" and head == "label" and (kind not in ("vit", "hybrid") or arguments.get("align_corners") is False):
-        return f"transformers' segmentation DPT stands on its own ViT and aligns corners, and this one is a {kind} with align_corners={arguments.get('align_corners', True)}"
+    if dialect == "transformers" and (kind == "swin" or output not in ("relu", "sigmoid") or (output == "sigmoid" and (not anything or arguments.get("max_depth", 10) % 1))):
+        return f"transformers has no DPT on {config.backbone} whose head ends in {output!r}" + (" at a depth that is no whole number" if output == "sigmoid" and anything else "")
+    if dialect == "transformers" and head == "label" and kind not in ("vit", "hybrid"):
+        return f"transformers' segmentation DPT stands on its own ViT, and this one on a {kind}"
     if dialect == "mmseg" and (kind != "vit" or biased not in ((None, False) if config.batch_norm else (False,))):
         return "mmseg's DPT has a plain ViT and residual units whose convolutions have no bias (residual_bias=False)"
     if dialect == "mmseg" and head != "label" and (output != "relu_above" or not arguments.get("projection")):
@@ -987,29 +1059,40 @@ def is_depth_anything(config: DPTConfig, kind: str) -> bool:
     "Whether transformers would call it DepthAnything rather than DPT."
     return kind == "dinov2" and config.normed_taps and config.readout == "ignore" and not next(iter(config.heads.values())).get("projection")
 
-# %% ../nbs/16_checkpoints.ipynb #46a30466
+# %% ../nbs/16_checkpoints.ipynb #5e837cb1
 def unsaid(
     dialect: str,  # "isl-org", "depth-anything", "transformers" or "mmseg"
     config: DPTConfig,
 ) -> list[str]:  # sentences
     "What a reader of the file has to be told, because the file cannot say it."
-    kind, (head, arguments) = kind_of(empty_model(config)), next(iter(config.heads.items()))
+    model = empty_model(config)
+    kind, (head, arguments) = kind_of(model), next(iter(config.heads.items()))
     positions = {"isl-org": "bilinear", "depth-anything": "dinov2", "mmseg": "bicubic", "transformers": "bicubic" if kind == "dinov2" else "bilinear"}[dialect]
-    eps = {"mmseg": 1e-5}.get(dialect, config.layer_norm_eps if dialect == "transformers" else None)
+    timms = 1e-5 if model.backbone.windowed else 1e-6
+    eps, usual_eps = config.layer_norm_eps or timms, 1e-5 if dialect == "mmseg" else timms
     mean = config.mean if dialect == "transformers" else IMAGENET_MEAN if dialect == "depth-anything" else [0.5] * 3
     constants = {key: value for key, value in arguments.items() if key in ("scale", "shift", "max_depth", "min_depth")} if dialect != "transformers" else {}
     sentences = []
     if kind in ("vit", "hybrid", "dinov2") and config.positions != positions:
         sentences.append(f"positions are resampled {config.positions} here and {positions} there, so numbers differ at other sizes than {'×'.join(map(str, config.image_size))}")
-    if config.layer_norm_eps != eps:
-        sentences.append(f"layer norms have an epsilon of {config.layer_norm_eps or 1e-6} here and {eps or 1e-6} there")
+    if eps != usual_eps and dialect != "transformers":
+        sentences.append(f"layer norms have an epsilon of {eps} here and {usual_eps} there")
     if list(config.mean) != list(mean):
         sentences.append(f"pictures are normalised with mean {config.mean} and std {config.std}")
+    if dialect != "transformers":
+        state = model.state_dict()
+        usual_taps = (describe(state) | habits(dialect, state, None)).get("taps")
+        sentences += [f"the taps are {config.taps}"] if list(config.taps) != usual_taps else []
+        sentences += ["the class token is added to the tokens (readout='add')"] if config.readout == "add" else []
+    if head != "label" and head != ("depth" if dialect == "mmseg" or (dialect == "transformers" and arguments.get("output") == "sigmoid") else "inverse_depth"):
+        sentences.append(f"its number is {'a depth in metres' if head == 'depth' else 'relative inverse depth'}")
+    if dialect == "mmseg" and head == "label" and arguments.get("align_corners", True):
+        sentences.append("logits are resized with align_corners=True")
     if constants:
         sentences.append("the head's constants are " + ", ".join(f"{key}={value}" for key, value in constants.items()))
     return sentences
 
-# %% ../nbs/16_checkpoints.ipynb #e26c47f5
+# %% ../nbs/16_checkpoints.ipynb #e9ea4db5
 def transformers_backbone(config: DPTConfig, kind: str, model: DPT) -> dict | None:
     "`backbone_config` of config.json; None for the ViT that DPT has itself."
     vit, side = model.backbone.vit, config.image_size[0]
@@ -1045,7 +1128,7 @@ def transformers_config(config: DPTConfig) -> dict:
         metric = arguments.get("output") == "sigmoid"
         return common | dict(
             architectures=["DepthAnythingForDepthEstimation"], reassemble_hidden_size=model.backbone.dim, patch_size=14, depth_estimation_type="metric" if metric else "relative",
-            max_depth=arguments.get("max_depth", 10.0) if metric else 1, head_hidden_size=model.heads[head].convolution2.out_channels,
+            max_depth=int(arguments.get("max_depth", 10)) if metric else 1, head_hidden_size=model.heads[head].convolution2.out_channels,
         )
     common |= dict(
         architectures=[f"DPTFor{'SemanticSegmentation' if head == 'label' else 'DepthEstimation'}"], readout_type=config.readout, add_projection=bool(arguments.get("projection")),
@@ -1059,7 +1142,7 @@ def transformers_config(config: DPTConfig) -> dict:
         common |= dict(hidden_size=vit.embed_dim, num_hidden_layers=len(vit.blocks), num_attention_heads=vit.blocks[0].attn.num_heads, intermediate_size=vit.blocks[0].mlp.fc1.out_features)
         common |= dict(patch_size=model.backbone.patch, backbone_out_indices=config.taps if kind == "vit" else [2, 5, *blocks])
     if kind == "hybrid":
-        common |= dict(is_hybrid=True, backbone_featmap_shape=[1, model.backbone.vit.patch_embed.backbone.feature_info[-1]["num_chs"], *(side // 16 for side in config.image_size)], neck_ignore_stages=[0, 1])
+        common |= dict(is_hybrid=True, reassemble_factors=[1, 1, 1, 0.5], backbone_featmap_shape=[1, model.backbone.vit.patch_embed.backbone.feature_info[-1]["num_chs"], *(side // 16 for side in config.image_size)], neck_ignore_stages=[0, 1])
     return common
 
 # %% ../nbs/16_checkpoints.ipynb #0ed5adee
@@ -1109,7 +1192,7 @@ def convert(
         return convert_backbone(opened, destination, to)
     return convert_model(opened, destination, to)
 
-# %% ../nbs/16_checkpoints.ipynb #1816c0a5
+# %% ../nbs/16_checkpoints.ipynb #f959395c
 def write_tensors(
     state: dict,  # name → tensor
     destination: Path,  # `.safetensors`, or any other suffix for PyTorch's format
@@ -1119,7 +1202,8 @@ def write_tensors(
         if destination.suffix == ".safetensors":
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata={"format": "pt"})
         else:
-            torch.save(state, temporary)
+            with open(temporary, "wb") as file:  # by its name, torch would refuse one without a suffix
+                torch.save(state, file)
 
 
 def convert_backbone(opened: Opened, destination: Path, to: str) -> Conversion:
@@ -1148,8 +1232,7 @@ def convert_model(opened: Opened, destination: Path, to: str) -> Conversion:
     if opened.config is None:
         raise CheckpointError(f"{opened.source.path} is a backbone alone, and no model can be made of it. Say what=backbone (--what backbone), or train a DPT on it first.")
     config, state = opened.config, opened.state
-    if found := misfits(empty_model(config).state_dict(), state, opened.called):
-        raise CheckpointError(f"{opened.source.path} was taken for {opened.dialect}, and does not fit the {config.backbone} it describes: {found}. Nothing was written.")
+    opened.network(config)
     if to == "dpt_nb":
         write_own(config, state, destination)
         return Conversion(opened.dialect, to, "model", destination, len(state), opened.dropped)

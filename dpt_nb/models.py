@@ -365,6 +365,18 @@ def save_pretrained(
                 file.replace(destination / file.name)
     return result
 
+# %% ../nbs/15_models.ipynb #1b2d904e
+@patch
+def push_to_hub(
+    self: DPT,
+    repo_id: str,  # "owner/name"
+    figures: dict | None = None,  # for the card: what was judged → {metric: value}
+    **arguments,  # of huggingface_hub's mixin: `private`, `token`, `commit_message`, `model_card_kwargs`, …
+) -> str:  # URL of the commit
+    "Write the folder and upload it; the card says where it is (needs the network and a token)."
+    card = (arguments.pop("model_card_kwargs", None) or {}) | dict(repo_id=repo_id, figures=figures)
+    return PyTorchModelHubMixin.push_to_hub(self, repo_id, model_card_kwargs=card, **arguments)
+
 # %% ../nbs/15_models.ipynb #b2aef787
 CARD = """
 # {title}

@@ -1,4 +1,4 @@
-"What several tests share: a small run trained through the command, and a folder of every kind of picture."
+"What several tests share: a small run trained through the command, a folder of every kind of picture, and the table of parity printed at the end."
 import os
 import subprocess
 import sys
@@ -26,6 +26,22 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+
+
+PARITY = []  # rows of (model, size, largest difference, smallest cosine)
+
+
+@pytest.fixture(scope="session")
+def parity_rows():
+    "Where a test of parity leaves its figures."
+    return PARITY
+
+
+def pytest_terminal_summary(terminalreporter):
+    if PARITY:
+        terminalreporter.section("the same weights elsewhere: largest difference as a share of the largest value, smallest cosine of gradients")
+        for model, (height, width), difference, cosine in PARITY:
+            terminalreporter.write_line(f"{model:52}{f'{height}×{width}':>11}  {difference:.1e}" + ("" if cosine is None else f"  {cosine:.6f}"))
 
 
 def command(*words, folder, check=None, **options):
