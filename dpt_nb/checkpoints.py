@@ -6,13 +6,11 @@
 __all__ = ['DIALECTS', 'FORMS', 'CheckpointError', 'CheckpointWarning', 'Source', 'Row', 'into_ours', 'into_theirs', 'Dialect',
            'Opened', 'open_checkpoint', 'load_checkpoint', 'load_backbone', 'Conversion', 'convert']
 
-# %% ../nbs/16_checkpoints.ipynb #0cbe9baa
+# %% ../nbs/16_checkpoints.ipynb #234153a1
 import contextlib
 import hashlib
 import json
-import pickle
 import re
-import struct
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
@@ -32,7 +30,7 @@ from timm.models.beit import gen_relative_position_index
 from .backbone import relative_index
 from .images import whole_file
 from .models import DPT, ConfigError, DPTConfig, IMAGENET_MEAN, IMAGENET_STD, NAMED, PUBLISHED, config_for, create_model, empty_model, fill, misfits
-from .patch_embed import resample_positions, resize_places
+from .patch_embed import prefix_tokens, resample_positions, resize_places
 
 # %% ../nbs/16_checkpoints.ipynb #09767cf1
 class CheckpointError(ValueError):
@@ -42,7 +40,7 @@ class CheckpointError(ValueError):
 class CheckpointWarning(UserWarning):
     "Something that was assumed about a checkpoint, or that it lacks, and that its user should know."
 
-# %% ../nbs/16_checkpoints.ipynb #c6dbe2de
+# %% ../nbs/16_checkpoints.ipynb #bf52e9ee
 def read_file(
     path: Path,  # safetensors, or any PyTorch file
 ) -> dict:  # what is in it; tensors are still on disk where the format allows
@@ -60,7 +58,9 @@ def read_file(
         raise CheckpointError(f"{path} may not be read: its permissions forbid it.") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}). Copy or download it again.") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what a damaged pickle raises depends on where the damage is
         raise CheckpointError(why_unreadable(path, start, str(error))) from None
 
 # %% ../nbs/16_checkpoints.ipynb #ca00cf62
@@ -610,7 +610,7 @@ def habits(
         return dict(positions="bicubic", layer_norm_eps=1e-5, heads=heads or depth)
     return {}
 
-# %% ../nbs/16_checkpoints.ipynb #03627aa1
+# %% ../nbs/16_checkpoints.ipynb #09394efb
 # What transformers leaves out of a backbone_config, because it is the class's default.
 NOT_WRITTEN = {
     "dinov2": dict(num_attention_heads=12, image_size=224, layer_norm_eps=1e-6, apply_layernorm=True),
@@ -691,7 +691,7 @@ def transformers_heads(config: dict, heads: dict) -> dict:
     if name == "label":
         return {"label": heads["label"] | dict(dropout=config.get("semantic_classifier_dropout", 0.1))}
     if config.get("depth_estimation_type") == "metric":
-        return {name: dict(output="sigmoid", max_depth=float(config.get("max_depth") or 1))}
+        return {name: heads[name] | dict(output="sigmoid", max_depth=float(config.get("max_depth") or 1))}
     return heads
 
 # %% ../nbs/16_checkpoints.ipynb #a392ecff
@@ -925,7 +925,7 @@ def load_backbone(
     model.backbone.load_state_dict({key.removeprefix("backbone."): tensor for key, tensor in state.items()})
     return model
 
-# %% ../nbs/16_checkpoints.ipynb #e59339c4
+# %% ../nbs/16_checkpoints.ipynb #37d6d9cc
 def idle_unit(features: int, batch_norm: bool, biased: bool, names: tuple[str, str]) -> dict:
     "A residual conv unit that adds nothing; names of its convolutions and norms, with {place}."
     filled = {}
@@ -940,6 +940,12 @@ def idle_unit(features: int, batch_norm: bool, biased: bool, names: tuple[str, s
     return filled
 
 
+def auxiliary_names(model: DPT) -> dict:  # their name → tensor without values
+    "isl-org's auxiliary head, which is made like the head."
+    state = {key.replace("heads.label.", "auxiliary."): tensor for key, tensor in model.state_dict().items() if key.startswith("heads.label.")}
+    return into_theirs(state, isl_org_rows("label"))[0]
+
+
 def isl_org_fillings(config: DPTConfig, model: DPT) -> dict:
     "What isl-org's classes hold and no prediction needs."
     vit, prefix = model.backbone.vit, "pretrained.model."
@@ -947,6 +953,10 @@ def isl_org_fillings(config: DPTConfig, model: DPT) -> dict:
     norm = "fc_norm" if model.backbone.relative else "norm"
     filled = {f"{prefix}{norm}.weight": torch.ones(width), f"{prefix}{norm}.bias": torch.zeros(width), f"{prefix}head.weight": torch.zeros(1000, width), f"{prefix}head.bias": torch.zeros(1000)}
     filled |= idle_unit(config.features, config.batch_norm, not config.batch_norm, ("scratch.refinenet4.resConfUnit1.conv{place}", "scratch.refinenet4.resConfUnit1.bn{place}"))
+    if getattr(vit, "dist_token", None) is not None:
+        filled |= {f"{prefix}head_dist.weight": torch.zeros(1000, width), f"{prefix}head_dist.bias": torch.zeros(1000)}
+    if "label" in config.heads and model.auxiliary is None:
+        filled |= {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in auxiliary_names(model).items()}
     for name, module in vit.named_modules():
         if model.backbone.relative and name.endswith(".attn"):
             filled[f"{prefix}{name}.relative_position_index"] = relative_index(*module.window_size, torch.device("cpu")).clone()
@@ -1006,7 +1016,7 @@ def kind_of(model: DPT) -> str:
         return "beit"
     return "hybrid" if backbone.hybrid else "dinov2" if hasattr(backbone.vit.blocks[0].ls1, "gamma") else "vit"
 
-# %% ../nbs/16_checkpoints.ipynb #f5950ace
+# %% ../nbs/16_checkpoints.ipynb #9d073f96
 def refusal(
     dialect: str,  # "isl-org", "depth-anything", "transformers" or "mmseg"
     config: DPTConfig,
@@ -1019,6 +1029,11 @@ def refusal(
         return f"it has the heads {', '.join(heads)}, and {dialect} has one a model; load it with heads={{'{head}': …}} and write that"
     if odd := odd_parts(model, kind):
         return f"{odd}, which is in no published model and which files of {dialect} do not tell"
+    in_front = 1 if model.backbone.windowed else prefix_tokens(model.backbone.vit)[0].shape[1]
+    if in_front != 1 and not (dialect == "isl-org" and getattr(model.backbone.vit, "dist_token", None) is not None):
+        return f"it has {in_front} tokens in front of the patches', and {dialect} has the class token alone"
+    if kind in ("vit", "hybrid", "beit") and model.backbone.patch != 16:
+        return f"its patches have {model.backbone.patch} pixels, and {dialect} ends at the picture's size for 16 alone"
     if config.image_size[0] != config.image_size[1]:
         return f"its positions are a table for {config.image_size[0]}×{config.image_size[1]} pixels, and {dialect} takes every table for a square; load it with image_size=(side, side) and write that"
     if config.normed_taps and not anything and not (dialect == "transformers" and kind == "dinov2"):
@@ -1059,7 +1074,7 @@ def is_depth_anything(config: DPTConfig, kind: str) -> bool:
     "Whether transformers would call it DepthAnything rather than DPT."
     return kind == "dinov2" and config.normed_taps and config.readout == "ignore" and not next(iter(config.heads.values())).get("projection")
 
-# %% ../nbs/16_checkpoints.ipynb #5e837cb1
+# %% ../nbs/16_checkpoints.ipynb #745c82b6
 def unsaid(
     dialect: str,  # "isl-org", "depth-anything", "transformers" or "mmseg"
     config: DPTConfig,
@@ -1086,6 +1101,8 @@ def unsaid(
         sentences += ["the class token is added to the tokens (readout='add')"] if config.readout == "add" else []
     if head != "label" and head != ("depth" if dialect == "mmseg" or (dialect == "transformers" and arguments.get("output") == "sigmoid") else "inverse_depth"):
         sentences.append(f"its number is {'a depth in metres' if head == 'depth' else 'relative inverse depth'}")
+    if dialect == "transformers" and kind == "dinov2" and not is_depth_anything(config, kind):
+        sentences.append("its predictions are 16/14 as large as the picture there")
     if dialect == "mmseg" and head == "label" and arguments.get("align_corners", True):
         sentences.append("logits are resized with align_corners=True")
     if constants:
@@ -1192,7 +1209,7 @@ def convert(
         return convert_backbone(opened, destination, to)
     return convert_model(opened, destination, to)
 
-# %% ../nbs/16_checkpoints.ipynb #f959395c
+# %% ../nbs/16_checkpoints.ipynb #cb3fa77d
 def write_tensors(
     state: dict,  # name → tensor
     destination: Path,  # `.safetensors`, or any other suffix for PyTorch's format
@@ -1239,11 +1256,12 @@ def convert_model(opened: Opened, destination: Path, to: str) -> Conversion:
     if reason := refusal(to, config):
         raise CheckpointError(f"This model cannot be written as {to}: {reason}. Nothing was written.")
     theirs, filled = said_in(to, config, state)
+    told = unsaid(to, config)
     if to == "transformers":
         write_transformers(config, theirs | filled, destination)
     else:
         write_tensors(dict(meta={}, state_dict=theirs | filled) if to == "mmseg" else theirs | filled, destination)
-    return Conversion(opened.dialect, to, "model", destination, len(theirs | filled), opened.dropped, list(filled), unsaid(to, config))
+    return Conversion(opened.dialect, to, "model", destination, len(theirs | filled), opened.dropped, list(filled), told)
 
 # %% ../nbs/16_checkpoints.ipynb #e2d18b33
 def said_in(
