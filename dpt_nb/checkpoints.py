@@ -1016,7 +1016,7 @@ def kind_of(model: DPT) -> str:
         return "beit"
     return "hybrid" if backbone.hybrid else "dinov2" if hasattr(backbone.vit.blocks[0].ls1, "gamma") else "vit"
 
-# %% ../nbs/16_checkpoints.ipynb #9d073f96
+# %% ../nbs/16_checkpoints.ipynb #a5f2a386
 def refusal(
     dialect: str,  # "isl-org", "depth-anything", "transformers" or "mmseg"
     config: DPTConfig,
@@ -1065,6 +1065,8 @@ def odd_parts(model: DPT, kind: str) -> str:  # empty when there are none
         unit = resnet.stages[0].blocks[0]
         if unit.norm1.num_groups != 32 or unit.conv1.out_channels * 4 != unit.conv3.out_channels or isinstance(resnet.stem.pool, torch.nn.Identity):
             return "its ResNet has other groups, another squeeze or no pooling"
+    if not model.backbone.windowed and not isinstance(vit.blocks[0].mlp.act, torch.nn.GELU):
+        return f"its blocks use {type(vit.blocks[0].mlp.act).__name__} and not GELU"
     if kind in ("vit", "hybrid", "dinov2") and vit.embed_dim != 64 * vit.blocks[0].attn.num_heads:
         return f"its attention heads have {vit.embed_dim // vit.blocks[0].attn.num_heads} channels and not 64"
     return ""
@@ -1074,7 +1076,7 @@ def is_depth_anything(config: DPTConfig, kind: str) -> bool:
     "Whether transformers would call it DepthAnything rather than DPT."
     return kind == "dinov2" and config.normed_taps and config.readout == "ignore" and not next(iter(config.heads.values())).get("projection")
 
-# %% ../nbs/16_checkpoints.ipynb #745c82b6
+# %% ../nbs/16_checkpoints.ipynb #8d394ef3
 def unsaid(
     dialect: str,  # "isl-org", "depth-anything", "transformers" or "mmseg"
     config: DPTConfig,
@@ -1086,7 +1088,8 @@ def unsaid(
     timms = 1e-5 if model.backbone.windowed else 1e-6
     eps, usual_eps = config.layer_norm_eps or timms, 1e-5 if dialect == "mmseg" else timms
     mean = config.mean if dialect == "transformers" else IMAGENET_MEAN if dialect == "depth-anything" else [0.5] * 3
-    constants = {key: value for key, value in arguments.items() if key in ("scale", "shift", "max_depth", "min_depth")} if dialect != "transformers" else {}
+    output = arguments.get("output", "relu")
+    constants = {key: value for key, value in arguments.items() if key in ("scale", "shift", "max_depth", "min_depth")}
     sentences = []
     if kind in ("vit", "hybrid", "dinov2") and config.positions != positions:
         sentences.append(f"positions are resampled {config.positions} here and {positions} there, so numbers differ at other sizes than {'×'.join(map(str, config.image_size))}")
@@ -1105,8 +1108,9 @@ def unsaid(
         sentences.append("its predictions are 16/14 as large as the picture there")
     if dialect == "mmseg" and head == "label" and arguments.get("align_corners", True):
         sentences.append("logits are resized with align_corners=True")
-    if constants:
-        sentences.append("the head's constants are " + ", ".join(f"{key}={value}" for key, value in constants.items()))
+    if head != "label" and output != "relu" and dialect != "transformers":
+        given = ", ".join(f"{key}={value}" for key, value in constants.items()) or "the constants that to_depth has by default"
+        sentences.append(f"its head ends in {output} with {given}")
     return sentences
 
 # %% ../nbs/16_checkpoints.ipynb #e9ea4db5

@@ -1,4 +1,5 @@
-"A DPT with random weights learns one room by heart, edges included."
+"A DPT with random weights learns one room by heart, edges included. Chapter 51 shows the same for another room at every run; this one is slow."
+import pytest
 import torch
 import torch.nn.functional as functional
 
@@ -14,6 +15,7 @@ def sharpness(prediction, truth):
     return (rise(prediction)[edges] / rise(truth)[edges]).median().item()
 
 
+@pytest.mark.slow
 def test_one_room_by_heart():
     torch.manual_seed(1)
     room = render(random_scene("rooms", seed=5))
