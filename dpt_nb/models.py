@@ -336,7 +336,7 @@ def list_models(
     "The named models: a list of names that shows itself as a table in a notebook."
     return ModelNames(name for name in NAMED if pattern in name)
 
-# %% ../nbs/15_models.ipynb #570961c8
+# %% ../nbs/15_models.ipynb #9e940788
 @patch
 def _save_pretrained(self: DPT, save_directory: Path) -> None:
     "Weights and config; called by `save_pretrained`."
@@ -360,6 +360,7 @@ def save_pretrained(
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as folder:
         result = PyTorchModelHubMixin.save_pretrained(self, folder, **arguments)
         destination.mkdir(exist_ok=True)
+        (destination / "config.json").unlink(missing_ok=True)  # an interrupted replacement is no model, rather than a mixture
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == "config.json"):
             if file.name != "README.md" or figures or not (destination / file.name).exists():
                 file.replace(destination / file.name)
