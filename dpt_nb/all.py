@@ -12,6 +12,10 @@ from dpt_nb.losses import *
 from dpt_nb.metrics import *
 from dpt_nb.transforms import *
 from dpt_nb.datasets import *
+from dpt_nb.kitti_nyu import *
+from dpt_nb.label_sets import *
+from dpt_nb.loading import *
+from dpt_nb.data_care import *
 from dpt_nb.inference import *
 from dpt_nb.evaluation import *
 from dpt_nb.recipes import *

@@ -11,8 +11,8 @@ import difflib
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from .losses import DepthLoss, SegmentationLoss
-from .transforms import Colour, Compose, Crop, Flip
+from .losses import DepthLoss, SegmentationLoss, SSILoss
+from .transforms import Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window
 
 # %% ../nbs/50_recipes.ipynb #9d2806be
 class RecipeError(ValueError):
@@ -147,8 +147,8 @@ def recipe_table(recipe: Recipe) -> str:
     return "\n".join(f"{key:15} {value}" + (f"   ← {source}" if source else "") for key, value, source in rows)
 
 # %% ../nbs/50_recipes.ipynb #1ce2fdc8
-TRANSFORMS = {"Flip": Flip, "Crop": Crop, "Colour": Colour}
-LOSSES = {"depth": DepthLoss, "label": SegmentationLoss}
+TRANSFORMS = {transform.__name__: transform for transform in (Colour, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window)}
+LOSSES = {"depth": DepthLoss, "inverse_depth": SSILoss, "label": SegmentationLoss}
 
 
 def build_transforms(recipe: Recipe) -> Compose:

@@ -25,10 +25,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-from .datasets import Augmented, Order, open_dataset
+from .loading import open_dataset, training_loader
 from .evaluation import PROTOCOLS, ConstantPredictor, evaluate, median_depth, panel, write_report
 from .images import whole_file
 from .inference import Predictor
@@ -112,13 +112,14 @@ def batch_loss(
     predictions: dict[str, torch.Tensor],  # of the model, in training mode
     batch: dict[str, torch.Tensor],  # samples
     losses: dict,  # head → loss
+    step: int | None = None,  # optimiser steps done, for losses that warm up; None: warmed up
 ) -> torch.Tensor:  # scalar
     "The sum of the heads' losses."
     total = 0.0
     for head, loss in losses.items():
         auxiliary = predictions.get(f"{head}_auxiliary")
         extra = () if auxiliary is None else (auxiliary,)
-        total = total + loss(predictions[head], batch[head], *extra)
+        total = total + loss(predictions[head], batch[head], *extra, step=step)
     return total
 
 # %% ../nbs/51_training.ipynb #75f21f41
@@ -267,18 +268,16 @@ def train_steps(
 ):
     "Generate `(step, loss)` after each optimiser step. Raises `TrainingError` at a loss that is not finite."
     model, optimiser, schedule = parts["model"], parts["optimiser"], parts["schedule"]
-    order = Order(len(parts["train"]), recipe.seed, first * recipe.batch_size, recipe.steps * recipe.batch_size)
-    # A generator of its own: the loader must not draw from the random state that dropout uses.
-    loader = DataLoader(
-        Augmented(parts["train"], parts["transform"], recipe.seed), recipe.batch_size, sampler=order, num_workers=workers, pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(), worker_init_fn=ignore_interrupts,
+    loader = training_loader(
+        parts["train"], recipe.batch_size, recipe.seed, parts["transform"], first * recipe.batch_size, recipe.steps * recipe.batch_size,
+        workers, pinned=accelerator.device.type == "cuda", worker_init_fn=ignore_interrupts,
     )
     for step, batch in enumerate(loader, first + 1):
         model.train()
         inputs = {name: batch[name].to(accelerator.device, non_blocking=True) for name in ("image", *parts["losses"])}
         with accelerator.autocast():
             predictions = model(inputs["image"])
-        loss = batch_loss(predictions, inputs, parts["losses"])
+        loss = batch_loss(predictions, inputs, parts["losses"], step - 1)
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(f"The loss at step {step} of {recipe.name} is {value}. Its batch: {', '.join(batch['meta']['path'])}. The last checkpoint is untouched; try a lower learning rate.")

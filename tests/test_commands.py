@@ -16,7 +16,7 @@ def test_importing_the_package_or_its_commands_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["dpt_demo", "dpt_train", "dpt_eval", "dpt_predict"])
+@pytest.mark.parametrize("name", ["dpt_demo", "dpt_train", "dpt_eval", "dpt_predict", "dpt_data"])
 def test_help_comes_without_torch(name):
     code = f"import sys; from dpt_nb.commands import build_parser; text = build_parser({name!r}).format_help(); print(text); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -89,12 +89,13 @@ def test_bad_pictures_get_a_sentence_each_and_good_ones_are_still_written(demo, 
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["dpt_predict", "photo.jpg", "--model", "nowhere/model"], "There is no model folder at nowhere/model"),
+    (["dpt_predict", "photo.jpg", "--model", "nowhere/model"], "There is no checkpoint at nowhere/model"),
     (["dpt_train", "rooms_tinny"], "Did you mean 'rooms_tiny'?"),
     (["dpt_train", "rooms_tiny", "--set", "stepps=3"], "Did you mean 'steps'?"),
     (["dpt_train"], "No recipe was named"),
     (["dpt_eval", "--model", ".", "--data", "rooms"], "holds no config.json"),
-    (["dpt_eval", "--model", "my models/best"], "is no folder here"),
+    (["dpt_eval", "--model", ".", "--data", "kitti"], "There is no protocol for data called 'kitti'"),
+    (["dpt_eval", "--model", "my models/best"], "There is no checkpoint at my models/best"),
     (["dpt_train", "rooms_tiny", "--set", "steps=5"], "Try warm_up=0"),
     (["dpt_train", "rooms_tiny", "--set", "losses={}"], "Every loss needs its head"),
     (["dpt_train", "rooms_tiny", "--set", "train.cnt=3"], "cannot be opened with"),

@@ -1,0 +1,89 @@
+"""How many images a second does one core bring through reader and transforms, beside the bare decoding of the same files?
+
+    python benchmarks/loader.py
+
+Files in the published layouts and sizes are written to a temporary folder: KITTI (1242×375 PNG and 16-bit PNG), NYUv2
+(640×480 JPEG and 16-bit PNG), ADE20K (683×512 JPEG and 8-bit PNG). They show scenes with a camera's grain added, so that a
+file is about as large, and as slow to decode, as a photograph. Bare decoding is pillow's, into an array and no further: what
+any loader has to do. All steps of a round are timed in turn on one thread; the figures are medians over the rounds.
+"""
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dpt_nb.loading import chance, make_miniature, open_dataset
+from dpt_nb.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Rotate
+
+ROUNDS, REPEATS = 9, 4
+PIPELINES = {
+    "kitti": (dict(), dict(), [KBCrop(), Rotate(), Flip(), Crop(352, 704), Colour()]),
+    "nyu": (dict(labeled=False), dict(), [NYU_WINDOW, Rotate(), Flip(), Crop(416, 544), Colour(brightness=(0.75, 1.25))]),
+    "ade20k": (dict(size=(512, 683)), dict(), [Rescale(longer_side=520), Pad(480, 480), Crop(480, 480), Flip()]),
+}
+
+
+def add_grain(path, generator):
+    "Noise of about three 8-bit steps, as a photograph has."
+    picture = Image.open(path)
+    pixels = np.asarray(picture).astype(np.int16) + generator.normal(0, 3, np.asarray(picture).shape).round().astype(np.int16)
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    picture.save(path, **(dict(quality=90) if path.suffix == ".jpg" else {}))
+
+
+def decode(entry):
+    "The files of a sample, decoded and no more."
+    return [np.asarray(Image.open(path)) for path in (entry.image, entry.depth, entry.label) if path]
+
+
+def steps(dataset, transforms):
+    "Everything that is timed: name → function of (round, index)."
+    tasks = {"decode": lambda turn, index: decode(dataset.entries[index]), "read": lambda turn, index: dataset[index]}
+    for count in range(1, len(transforms) + 1):
+        pipeline = Compose(*transforms[:count])
+        tasks[f"+ {type(transforms[count - 1]).__name__}"] = lambda turn, index, pipeline=pipeline: pipeline(dataset[index], chance(turn, index))
+    return tasks
+
+
+def measure(dataset, transforms):
+    "Seconds an image for each step, and the ratio of the whole to bare decoding: medians over rounds."
+    tasks, indices = steps(dataset, transforms), range(len(dataset))
+    rounds = []
+    for turn in range(ROUNDS + 1):  # the first warms up
+        taken = {}
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            for repeat in range(REPEATS):
+                for index in indices:
+                    task(turn * REPEATS + repeat, index)
+            taken[name] = (time.perf_counter() - start) / (REPEATS * len(indices))
+        rounds.append(taken)
+    last = list(tasks)[-1]
+    ratio = statistics.median(taken["decode"] / taken[last] for taken in rounds[1:])
+    return {name: statistics.median(taken[name] for taken in rounds[1:]) for name in tasks}, ratio
+
+
+def main():
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, 1 thread, median of {ROUNDS} rounds")
+    for name, (making, opening, transforms) in PIPELINES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            root, generator = make_miniature(name, Path(folder) / name, count=8, **making), np.random.default_rng(0)
+            dataset = open_dataset(name, root, "train", **opening)
+            for entry in dataset.entries:
+                add_grain(entry.image, generator)
+            sizes = [sum(path.stat().st_size for path in (entry.image, entry.depth, entry.label) if path) for entry in dataset.entries]
+            seconds, ratio = measure(dataset, transforms)
+        print(f"\n{name}: {statistics.mean(sizes) / 1024:.0f} KiB a sample; {1 / seconds[list(seconds)[-1]]:.0f} images a second and core, {ratio:.2f} of bare decoding")
+        before = 0.0
+        for step, taken in seconds.items():
+            print(f"  {step:12} {1000 * taken:7.2f} ms" + (f"   ({1000 * (taken - before):+.2f})" if before else ""))
+            before = taken
+
+
+if __name__ == "__main__":
+    main()
