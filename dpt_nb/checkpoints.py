@@ -17,7 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Callable, NamedTuple
 from urllib.error import URLError
+from zipfile import ZipFile, is_zipfile
 
+import numpy as np
 import timm
 import torch
 from fastcore.basics import patch
@@ -40,6 +42,14 @@ class CheckpointWarning(UserWarning):
     "Something that was assumed about a checkpoint, or that it lacks, and that its user should know."
 
 # %% ../nbs/16_checkpoints.ipynb #bf52e9ee
+@lru_cache
+def numpy_numbers() -> tuple:  # what `safe_globals` takes
+    "NumPy's numbers, which training scripts store beside the weights as epochs and scores; a number runs no code."
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
+    return (np.dtype, *kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")))
+
+
 def read_file(
     path: Path,  # safetensors, or any PyTorch file
 ) -> dict:  # what is in it; tensors are still on disk where the format allows
@@ -52,7 +62,9 @@ def read_file(
             start = file.read(9)
         if start[8:9] == b"{":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=start[:2] == b"PK")
+        with torch.serialization.safe_globals(numpy_numbers()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what comes of it is said below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=start[:2] == b"PK")
     except PermissionError:
         raise CheckpointError(f"{path} may not be read: its permissions forbid it.") from None
     except SafetensorError as error:
@@ -63,23 +75,33 @@ def read_file(
         raise CheckpointError(why_unreadable(path, start, str(error))) from None
 
 # %% ../nbs/16_checkpoints.ipynb #ca00cf62
+def protocol_inside(path: Path) -> bytes | None:  # one byte, or none
+    "Which version of pickle a zip archive of PyTorch's was written in; None for an archive of another kind."
+    with contextlib.suppress(Exception), ZipFile(path) as archive:  # a damaged one gets its own sentence
+        name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+        return None if name is None else archive.read(name)[1:2]
+    return b""
+
+
 def why_unreadable(
     path: Path,
     start: bytes,  # the file's first bytes
     words: str,  # PyTorch's
 ) -> str:
     "One sentence for whatever PyTorch said of a file."
-    unsafe = re.search(r"GLOBAL (\S+)", words) or re.search(r"global: (\S+)", words)
-    if unsafe:
-        return (
-            f"{path} wants to load {unsafe[1]}, which is no tensor: opening it could run code, so it was refused. "
-            "Ask its author for the weights alone, torch.save(model.state_dict(), …), or for safetensors."
-        )
-    if start[:2] == b"PK" and "TorchScript" in words:
-        return f"{path} is a TorchScript program and no list of weights. Look for the .pt or .pth beside it that holds a state dict."
-    if start[:2] == b"PK" and "central directory" not in words:
-        return f"{path} is a zip archive and no PyTorch checkpoint. If it was downloaded as an archive, unpack it and open the file inside."
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    ask = "Ask its author for the weights alone, torch.save(model.state_dict(), …), or for safetensors."
+    if unsafe := re.search(r"GLOBAL (\S+)", words) or re.search(r"global: (\S+)", words):
+        return f"{path} wants to load {unsafe[1]}, which is no tensor: opening it could run code, so it was refused. {ask}"
+    protocol, archive = start[1:2] if start[:1] == b"\x80" else b"", start[:2] == b"PK" and is_zipfile(path)
+    if archive:
+        if "TorchScript" in words:
+            return f"{path} is a TorchScript program and no list of weights. Look for the .pt or .pth beside it that holds a state dict."
+        protocol = protocol_inside(path)
+        if protocol is None:
+            return f"{path} is a zip archive and no PyTorch checkpoint. If it was downloaded as an archive, unpack it and open the file inside."
+    if protocol > b"\x03" or (not archive and "magic number" in words and protocol):
+        return f"{path} is a pickle of a kind that PyTorch reads only by running what is in it, so it was refused. {ask}"
+    if archive or start[:2] == b"PK" or protocol:
         return f"{path} is a PyTorch checkpoint that is cut short or damaged. Copy or download it again."
     return f"{path} is no checkpoint: it starts with {start!r}. Expected a PyTorch file (.pt, .pth, .bin) or safetensors."
 
@@ -92,7 +114,8 @@ def unwrap(
     while isinstance(loaded, dict) and (inner := next((key for key in ("state_dict", "model") if isinstance(loaded.get(key), dict)), None)):
         loaded = loaded[inner]
     if not isinstance(loaded, dict) or not loaded:
-        raise CheckpointError(f"{source} holds a {type(loaded).__name__} {'without entries' if isinstance(loaded, dict) else ''} and no named weights.")
+        found = "dict without entries" if isinstance(loaded, dict) else type(loaded).__name__
+        raise CheckpointError(f"{source} holds a {found} and no named weights. Expected what torch.save(model.state_dict(), …) writes, or that under 'state_dict' or 'model'.")
     other = [key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if other:
         raise CheckpointError(f"{source} holds more than named tensors: {', '.join(map(repr, other[:3]))}. Expected names with tensors, or these under 'state_dict' or 'model'.")
@@ -392,7 +415,7 @@ DIALECTS = {
         "isl-org", ("pretrained.model.", "scratch."),
         (rf"pretrained\.model\.{CLASSIFIER}", r"pretrained\.model\.norm\..*", r"scratch\.refinenet4\.resConfUnit1\..*", TABLES),
     ),
-    "depth-anything": Dialect("depth-anything", ("pretrained.", "depth_head."), (r"pretrained\.mask_token", r"depth_head\.scratch\.refinenet4\.resConfUnit1\..*")),
+    "depth-anything": Dialect("depth-anything", ("pretrained.blocks.", "depth_head."), (r"pretrained\.mask_token", r"depth_head\.scratch\.refinenet4\.resConfUnit1\..*")),
     "transformers": Dialect(
         "transformers", ("neck.", "head."),
         (r"dpt\.layernorm\..*", r"dpt\.pooler\..*", r"backbone\.embeddings\.mask_token", r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*", TABLES),
@@ -418,7 +441,11 @@ def recognise(
     found = [name for name, dialect in DIALECTS.items() if all(any(sign in signs for signs in prefixes.values()) for sign in dialect.signs)]
     some = ", ".join(list(state)[:3])
     if not found:
-        raise CheckpointError(f"The names in {source} belong to no project known here: {some}, … ({len(state)} in all). Known are {KNOWN}.")
+        advice = "A DPT stands on a vision transformer, so give one of those, or a whole model."
+        if part := next((dialect for dialect in DIALECTS.values() if 2 * sum(key.startswith(dialect.signs) for key in state) > len(state)), None):
+            lacking = " and ".join(f"{sign}…" for sign in part.signs if not any(key.startswith(sign) for key in state))
+            advice = f"Nearest is {part.name}, whose files have {lacking} too: copy or download it again, or give the whole model if it is a part of one."
+        raise CheckpointError(f"The names in {source} belong to no project known here: {some}, … ({len(state)} in all). Known are {KNOWN}. {advice}")
     if len(found) > 1:
         raise CheckpointError(f"{source} mixes the names of {' and '.join(found)}. One file holds one model; its first names are {some}.")
     return found[0]
@@ -596,7 +623,9 @@ def habits(
     "What came with the weights and is in no shape."
     if twin is not None:
         known = asdict(config_for(twin))
-        return {key: known[key] for key in ("heads", "taps", "mean", "std", "positions", "normed_taps", "readout")}
+        return {key: known[key] for key in ("heads", "taps", "mean", "std", "positions", "normed_taps", "readout", "standardised_eps")}
+    if dialect == "isl-org" and "backbone.vit.patch_embed.backbone.stem.conv.weight" in state:
+        return dict(standardised_eps=1e-5)
     if dialect == "depth-anything":
         depth = count(state, "backbone.vit.blocks.")
         taps = [4, 11, 17, 23] if depth == 24 else [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
@@ -712,7 +741,7 @@ class Opened:
             return describing()
         except KeyError as error:
             name = self.called(error.args[0])
-            raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and lacks {name}, or holds it in another shape. Is it cut short, or a part of a model?") from None
+            raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and lacks {name}, or holds it in another shape. Copy or download it again, or give the whole model if it is a part of one.") from None
 
     def network(self, config: DPTConfig) -> DPT:
         "The network that waits for these weights. Raises `CheckpointError` when none can be built, or the weights do not fit."
@@ -721,7 +750,7 @@ class Opened:
         except (ValueError, TypeError, AssertionError) as error:
             raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and describes no network that can be built: {error}") from None
         if found := misfits(model.state_dict(), self.state, self.called):
-            advice = "If it is a changed model, set the fields of DPTConfig that differ."
+            advice = "Copy or download it again; if it is a changed model, open it with load_checkpoint and the fields of DPTConfig that differ."
             raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and does not fit the {config.backbone} it describes: {found}. Nothing was loaded. {advice}")
         return model
 
@@ -803,7 +832,7 @@ def open_checkpoint(
     renamed, unknown = into_ours(kept, rows)
     if unknown:
         some = ", ".join(sorted(unknown)[:3])
-        raise CheckpointError(f"{found.path} was taken for {dialect}, and {len(unknown)} of its names are not that project's: {some}. Is it another model, or a mixture?")
+        raise CheckpointError(f"{found.path} was taken for {dialect}, and {len(unknown)} of its names are not that project's: {some}. If no prediction needs them, take them out of the file; else it is another model.")
     if dialect in ("timm", "mmseg backbone"):
         return Opened(found, dialect, renamed, None, dropped, rows)
     return describe_opened(Opened(found, dialect, renamed, None, dropped, rows), tables, like)
@@ -1144,6 +1173,11 @@ def is_depth_anything(config: DPTConfig, kind: str) -> bool:
     return kind == "dinov2" and config.normed_taps and config.readout == "ignore" and not next(iter(config.heads.values())).get("projection")
 
 # %% ../nbs/16_checkpoints.ipynb #0bf779ba
+def standardisation(eps: float | None) -> str:
+    "A config's `standardised_eps` in words."
+    return "1e-08 beside their variance" if eps is None else f"{eps} beside their deviation"
+
+
 def unsaid(
     dialect: str,  # "isl-org", "depth-anything", "transformers" or "mmseg"
     config: DPTConfig,
@@ -1162,6 +1196,8 @@ def unsaid(
         sentences.append(f"positions are resampled {config.positions} here and {positions} there, so numbers differ at other sizes than {'×'.join(map(str, config.image_size))}")
     if eps != usual_eps and dialect != "transformers":
         sentences.append(f"layer norms have an epsilon of {eps} here and {usual_eps} there")
+    if kind == "hybrid" and config.standardised_eps != (usual := 1e-5 if dialect == "isl-org" else None):
+        sentences.append(f"the ResNet's weights are standardised with {standardisation(config.standardised_eps)} here and {standardisation(usual)} there")
     if list(config.mean) != list(mean):
         sentences.append(f"pictures are normalised with mean {config.mean} and std {config.std}")
     if dialect != "transformers":

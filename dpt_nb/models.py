@@ -17,11 +17,13 @@ from typing import NamedTuple
 
 import timm
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.layers import StdConv2dSame, pad_same
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -56,6 +58,7 @@ class DPTConfig:
     positions: str = "bilinear"  # how they are resampled: "bilinear", "bicubic" or "dinov2"
     normed_taps: bool = False  # taps are read through the backbone's final norm: Depth Anything
     layer_norm_eps: float | None = None  # of the backbone's blocks; None is timm's
+    standardised_eps: float | None = None  # of the hybrid's ResNet, beside the deviation of its weights; None is timm's, beside their variance
     residual_bias: bool | None = None  # of the residual conv units; None: exactly where no batch norm follows
 
     def __post_init__(self):
@@ -105,10 +108,13 @@ def build_backbone(
     pretrained: bool = False,  # timm's ImageNet weights (needs the network)
 ) -> Backbone:
     "The backbone that a config describes."
-    return Backbone(
+    backbone = Backbone(
         config.backbone, config.taps, pretrained, positions=config.positions, normed=config.normed_taps,
         layer_norm_eps=config.layer_norm_eps, img_size=tuple(config.image_size), **config.backbone_arguments,
     )
+    if config.standardised_eps is not None:
+        standardise_by_deviation(backbone, config.standardised_eps)
+    return backbone
 
 
 def build_head(
@@ -136,6 +142,34 @@ def look(
     levels = [reassemble(tap) for reassemble, tap in zip(self.reassemble, taps)]
     return dict(taps=taps, levels=levels, fused=self.decoder(levels))
 
+# %% ../nbs/15_models.ipynb #70e884eb
+class DeviationConv(StdConv2dSame):
+    "A convolution with standardised weights, epsilon beside the deviation (timm 0.4.5 `std_conv.py`)."
+
+    def forward(
+        self,
+        features: torch.Tensor,  # `(B, C, h, w)`
+    ) -> torch.Tensor:  # `(B, C', ⌈h / stride⌉, ⌈w / stride⌉)`
+        deviation, mean = torch.std_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        if self.same_pad:
+            features = pad_same(features, self.kernel_size, self.stride, self.dilation)
+        return F.conv2d(features, (self.weight - mean) / (deviation + self.eps), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def standardise_by_deviation(
+    backbone: nn.Module,  # whose standardised convolutions are replaced; their weights stay
+    eps: float,  # beside the deviation
+) -> None:
+    "Raises `ConfigError` for a backbone without such convolutions."
+    places = [(parent, name, child) for parent in backbone.modules() for name, child in parent.named_children() if isinstance(child, StdConv2dSame)]
+    if not places:
+        raise ConfigError("standardised_eps concerns the ResNet of a hybrid, and this backbone has no convolution with standardised weights: leave it out.")
+    for parent, name, child in places:
+        shape = (child.in_channels, child.out_channels, child.kernel_size, child.stride)
+        replacement = DeviationConv(*shape, dilation=child.dilation, groups=child.groups, eps=eps, device="meta")
+        replacement.weight = child.weight
+        setattr(parent, name, replacement)
+
 # %% ../nbs/15_models.ipynb #505b5b94
 NAMED = {
     "dpt_tiny": dict(
@@ -144,7 +178,7 @@ NAMED = {
     ),
     "dpt_base": dict(backbone="vit_base_patch16_384", taps=[2, 5, 8, 11], channels=[96, 192, 384, 768]),
     "dpt_large": dict(backbone="vit_large_patch16_384", taps=[5, 11, 17, 23], channels=[256, 512, 1024, 1024]),
-    "dpt_hybrid": dict(backbone="vit_base_r50_s16_384", taps=["stages.0", "stages.1", 8, 11], channels=[256, 512, 768, 768]),
+    "dpt_hybrid": dict(backbone="vit_base_r50_s16_384", taps=["stages.0", "stages.1", 8, 11], channels=[256, 512, 768, 768], standardised_eps=1e-5),
 }
 
 # %% ../nbs/15_models.ipynb #aae1c07b

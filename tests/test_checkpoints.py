@@ -3,6 +3,7 @@ import functools
 import http.server
 import json
 import os
+import pickle
 import shutil
 import threading
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 import timm
 import torch
@@ -177,6 +179,7 @@ def test_names_and_shapes_of_published_files_are_those_of_the_zoo(zoo):
 
 WRAPPINGS = {
     "bare": lambda state: state,
+    "beside NumPy's numbers": lambda state: dict(state_dict=state, meta=dict(epoch=np.int64(3), best=np.float64(0.07))),
     "under model": lambda state: dict(model=state, epoch=3),
     "under state_dict, by DataParallel": lambda state: dict(state_dict={f"module.{name}": tensor for name, tensor in state.items()}),
     "in half precision": lambda state: {name: tensor.half() for name, tensor in state.items()},
@@ -439,15 +442,19 @@ BAD = {
     "runs code": (saved("evil.pt", lambda good: good | {"x": Runs()}), ["evil.pt", "mkdir", "code"]),
     "runs code, in an old pickle": (saved("evil.pth", lambda good: good | {"x": Runs()}, _use_new_zipfile_serialization=False), ["evil.pth", "mkdir", "code"]),
     "cut short": (write("short.pt", cut(0.5)), ["short.pt", "cut short"]),
+    "cut within the first bytes": (write("short.pt", b"PK\x03"), ["short.pt", "cut short"]),
     "cut within the last bytes": (write("short.pt", cut(0.9999)), ["short.pt", "cut short"]),
     "old pickle cut in its data": (write("short.pth", cut(0.5, _use_new_zipfile_serialization=False)), ["short.pth", "cut short"]),
     "old pickle cut at its start": (write("short.pth", lambda path, good: path.write_bytes(b"\x80\x02\x8a\x0al\xfc\x9c")), ["short.pth", "cut short"]),
+    "runs code, in a pickle of another hand": (write("evil.pkl", lambda path, good: path.write_bytes(pickle.dumps({"x": Runs()}))), ["evil.pkl", "refused", "state_dict"]),
+    "a pickle of another hand": (write("other.pkl", lambda path, good: path.write_bytes(pickle.dumps({"x": [1, 2]}, protocol=2))), ["other.pkl", "refused", "state_dict"]),
+    "a pickle protocol that PyTorch does not read": (saved("late.pt", lambda good: good, pickle_protocol=4), ["late.pt", "refused", "state_dict"]),
     "safetensors cut short": (write("short.safetensors", cut_safetensors), ["short.safetensors", "not a whole safetensors"]),
     "a zip archive renamed": (write("photos.pt", zipped), ["photos.pt", "zip archive"]),
     "a page of html": (write("page.pt", b"<!DOCTYPE html><title>404</title>"), ["page.pt", "no checkpoint", "<!DOCTYPE"]),
     "an empty file": (write("empty.pt", b""), ["empty.pt", "no checkpoint"]),
     "a picture": (write("photo.pt", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01"), ["photo.pt", "no checkpoint"]),
-    "a list": (saved("list.pt", lambda good: list(good.values())), ["list.pt", "list"]),
+    "a list": (saved("list.pt", lambda good: list(good.values())), ["list.pt", "a list and", "state_dict"]),
     "numbers for names": (saved("numbers.pt", lambda good: dict(enumerate(good.values()))), ["numbers.pt"]),
     "nothing in it": (saved("none.pt", lambda good: {}), ["none.pt", "no named weights"]),
     "a training state without weights": (saved("optimiser.pt", lambda good: {"optimizer": {"lr": 1.0}, "step": 3}), ["optimiser.pt", "'optimizer'"]),
@@ -456,6 +463,7 @@ BAD = {
     "a block is missing": (change(**{name: None for name in isl_org_vit() if ".blocks.1." in name}), ["bad.pt", "isl-org", "blocks"]),
     "a tensor of a block is missing": (change(**{"pretrained.model.blocks.2.attn.proj.bias": None}), ["bad.pt", "isl-org", "blocks.2.attn.proj.bias"]),
     "the class token is missing": (change(**{"pretrained.model.cls_token": None}), ["bad.pt", "cls_token"]),
+    "the whole decoder is missing": (change(**{name: None for name in isl_org_vit() if name.startswith("scratch.")}), ["bad.pt", "isl-org", "scratch."]),
     "the head is missing": (change(**{name: None for name in isl_org_vit() if ".output_conv." in name}), ["bad.pt", "isl-org"]),
     "a tensor too many": (change(**{"scratch.layer9_rn.weight": torch.ones(1)}), ["bad.pt", "isl-org", "scratch.layer9_rn.weight"]),
     "a block too many": (change(**{"pretrained.model.blocks.9.attn.qkv.weight": torch.ones(384, 128)}), ["bad.pt", "isl-org", "blocks"]),
@@ -463,7 +471,8 @@ BAD = {
     "another number of dimensions": (change(**{WEIGHT: torch.ones(32)}), ["bad.pt", "isl-org", "layer2_rn"]),
     "a class token without dimensions": (change(**{"pretrained.model.cls_token": torch.tensor(1.0)}), ["bad.pt", "cls_token"]),
     "two dialects": (change(**{"neck.convs.0.weight": torch.ones(1), "head.head.0.weight": torch.ones(1)}), ["bad.pt", "isl-org", "transformers"]),
-    "a ResNet": (saved("resnet18.pth", lambda good: timm.create_model("resnet18").state_dict()), ["resnet18.pth", "conv1.weight", "no project known"]),
+    "a ResNet": (saved("resnet18.pth", lambda good: timm.create_model("resnet18").state_dict()), ["resnet18.pth", "conv1.weight", "no project known", "stands on a vision transformer"]),
+    "a ConvNeXt": (saved("convnext.pth", lambda good: timm.create_model("convnext_atto").state_dict()), ["convnext.pth", "no project known", "stands on a vision transformer"]),
     "transformers without config.json": (of_transformers({}, without="config.json"), ["folder", "config.json"]),
     "transformers' file alone": (of_transformers({}, moved="alone.safetensors"), ["alone.safetensors", "config.json"]),
     "another model of transformers": (of_transformers({"model_type": "glpn"}), ["'glpn'"]),
@@ -479,7 +488,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_gets_one_sentence_and_nothing_is_written(kind, depth_file, tmp_path, monkeypatch):
+def test_a_bad_file_gets_one_sentence_and_nothing_is_written(kind, depth_file, tmp_path, monkeypatch, recwarn):
     make, fragments = BAD[kind]
     monkeypatch.chdir(tmp_path)
     path = Path(make(tmp_path, torch.load(depth_file, weights_only=True)))
@@ -488,6 +497,7 @@ def test_a_bad_file_gets_one_sentence_and_nothing_is_written(kind, depth_file, t
         with pytest.raises(CheckpointError) as caught:
             open_it(path)
         said = str(caught.value)
+        assert not recwarn.list
         assert "\n" not in said and len(said) < 1200 and all(fragment in said for fragment in fragments), said
     assert sorted(tmp_path.rglob("*")) == before and not Path("ran").exists()
 

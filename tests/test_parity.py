@@ -12,7 +12,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 import transformers
-from official_names import isl_org_vit, random_tensors
+from official_names import isl_org_hybrid, isl_org_vit, random_tensors
 from safetensors.torch import load_file
 from torch import nn
 from transformers import BeitConfig, BitConfig, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTForDepthEstimation, DPTForSemanticSegmentation
@@ -378,6 +378,55 @@ def test_segmentation_and_its_auxiliary_logits_are_those_of_the_slow_reference(s
         found = difference(expected, mine[name])
         parity_rows.append((f"float64 reference: isl-org/DPT, {name.replace('_', ' ')}", size, found, None))
         assert found <= TOLERANCE, name
+
+
+def resnet_in_float64(weights, image, stages):
+    """The hybrid's ResNet in the order of timm 0.4.5, which isl-org/DPT was trained with (`resnetv2.py`, `std_conv.py`), in float64.
+
+    Returns the map of each stage."""
+
+    def convolve(name, value, stride=1):
+        weight = weights[f"{name}.weight"].double()
+        centred = weight - weight.mean((1, 2, 3), keepdim=True)
+        used = centred / ((centred**2).mean((1, 2, 3), keepdim=True) ** 0.5 + 1e-5)
+        return F.conv2d(padded(value, weight.shape[-1], stride, 0.0), used, stride=stride)
+
+    def padded(value, kernel, stride, filling):
+        rows, columns = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in value.shape[-2:])
+        return F.pad(value, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2), value=filling)
+
+    def norm(name, value):
+        return F.group_norm(value, 32, weights[f"{name}.weight"].double(), weights[f"{name}.bias"].double(), 1e-5)
+
+    resnet = "pretrained.model.patch_embed.backbone"
+    value = norm(f"{resnet}.stem.norm", convolve(f"{resnet}.stem.conv", (image.double() - 0.5) / 0.5, 2)).relu()
+    value, maps = F.max_pool2d(padded(value, 3, 2, -torch.inf), 3, 2), []
+    for stage in range(stages):
+        name, stride = f"{resnet}.stages.{stage}.blocks.0", 1 if stage == 0 else 2
+        shortcut = norm(f"{name}.downsample.norm", convolve(f"{name}.downsample.conv", value, stride))
+        inside = norm(f"{name}.norm1", convolve(f"{name}.conv1", value)).relu()
+        inside = norm(f"{name}.norm2", convolve(f"{name}.conv2", inside, stride)).relu()
+        value = (norm(f"{name}.norm3", convolve(f"{name}.conv3", inside)) + shortcut).relu()
+        maps.append(value)
+    return maps
+
+
+@pytest.mark.parametrize("name", ["dpt_hybrid-midas-501f0c75.pt", "dpt_hybrid_kitti-cb926ef4.pt", "mine.pt"])
+@pytest.mark.filterwarnings("ignore:mine.pt has the names and shapes")
+def test_the_hybrids_resnet_is_that_of_the_code_it_was_trained_with(name, tmp_path, parity_rows):
+    weights = random_tensors(isl_org_hybrid(dim=64, depth=12))
+    for key in weights:
+        if ".backbone." in key and weights[key].ndim == 4:  # channels of any deviation: epsilon matters to some
+            spread = torch.logspace(-3, 0, len(weights[key])).reshape(-1, 1, 1, 1)
+            weights[key] = spread * torch.randn(weights[key].shape, generator=torch.Generator().manual_seed(len(key)))
+    torch.save(weights, tmp_path / name)
+    ours, image = load_checkpoint(tmp_path / name), picture(96, 160)
+    with torch.no_grad():
+        taps = ours.look(image)["taps"]
+    for theirs, mine in zip(resnet_in_float64(weights, image, stages=2), taps):
+        found = difference(theirs, mine)
+        parity_rows.append((f"float64 reference: timm 0.4.5's ResNet, stride {96 // mine.shape[-2]}", (96, 160), found, None))
+        assert found <= TOLERANCE
 
 
 LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, backbone_out_indices=[5, 11, 17, 23])
