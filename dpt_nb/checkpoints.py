@@ -8,6 +8,7 @@ __all__ = ['DIALECTS', 'FORMS', 'CheckpointError', 'CheckpointWarning', 'Source'
 
 # %% ../nbs/16_checkpoints.ipynb #33be46d3
 import contextlib
+import difflib
 import hashlib
 import json
 import re
@@ -49,7 +50,7 @@ def numpy_numbers() -> tuple:  # what `safe_globals` takes
     kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
     return (np.dtype, *kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")))
 
-
+# %% ../nbs/16_checkpoints.ipynb #121edb8f
 def read_file(
     path: Path,  # safetensors, or any PyTorch file
 ) -> dict:  # what is in it; tensors are still on disk where the format allows
@@ -151,7 +152,7 @@ def from_folder(
             return Source(folder / file, config, name)
     raise CheckpointError(f"{folder} holds a config.json and neither model.safetensors nor pytorch_model.bin.")
 
-
+# %% ../nbs/16_checkpoints.ipynb #16216de9
 def download(url: str) -> Path:
     "A file by its URL, kept in torch's cache. Raises `CheckpointError` when it does not come."
     folder = Path(torch.hub.get_dir()) / "checkpoints" / hashlib.sha256(url.encode()).hexdigest()[:12]  # many files are called weights.pth
@@ -182,7 +183,7 @@ def from_hub(
             wrong = wrong or str(error).splitlines()[0]
     raise CheckpointError(f"{name} is no file or folder here, and the Hub did not give it: {wrong}")
 
-
+# %% ../nbs/16_checkpoints.ipynb #8a1ea813
 def locate(
     source: str | Path,  # path, folder, Hub id "owner/name", URL, or a name of `list_models()`
     **hub,  # of `hf_hub_download`
@@ -201,7 +202,8 @@ def locate(
         return locate(PUBLISHED[text].weights)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not path.parent.is_dir() and not re.search(r"\.(pt|pth|bin|ckpt|safetensors)$|/model$", text):
         return from_hub(text, **hub)
-    raise CheckpointError(f"There is no checkpoint at {text}. Expected a file, a folder, a Hub id such as Intel/dpt-large, a URL, or one of {', '.join(PUBLISHED)}.")
+    close = difflib.get_close_matches(text, PUBLISHED, n=1)
+    raise CheckpointError(f"There is no checkpoint at {text}. Expected a file, a folder, a Hub id such as Intel/dpt-large, a URL, or a name of list_models(){f': did you mean {close[0]}?' if close else ', such as dpt_large.'}")
 
 # %% ../nbs/16_checkpoints.ipynb #b8a08ae2
 class Row(NamedTuple):
@@ -274,7 +276,7 @@ def scratch_rows(prefix: str) -> list[Row]:
                 ]
     return rows
 
-
+# %% ../nbs/16_checkpoints.ipynb #68e005da
 def isl_org_rows(head: str) -> list[Row]:
     "isl-org/DPT `models.py`, `vit.py`; MiDaS 3.1 `backbones/`."
     rows = [Row(f"backbone.vit.layers.{stage + 1}.downsample.{{rest}}", f"pretrained.model.layers.{stage}.downsample.{{rest}}") for stage in range(3)]
@@ -334,7 +336,7 @@ def separate(ours: str, theirs: str, kinds: str = "{kind}") -> Row:
     "Query, key and value: one tensor here, three there."
     return Row(f"{ours}.{kinds}", tuple(f"{theirs}.{part}.{kinds}" for part in ("query", "key", "value")))
 
-
+# %% ../nbs/16_checkpoints.ipynb #eb0624f7
 def transformers_vit_rows(prefix: str, kind: str) -> list[Row]:
     "The backbones ViT, ViT-hybrid, DINOv2 and BEiT of transformers."
     ours, layer = "backbone.vit.blocks.{block}", f"{prefix}encoder.layer.{{block}}"
@@ -360,7 +362,7 @@ def transformers_vit_rows(prefix: str, kind: str) -> list[Row]:
         rows += [Row(f"{ours}.ls{number}.gamma", f"{layer}.layer_scale{number}.lambda1") for number in (1, 2)]
     return rows + [Row(f"{ours}.{our_word}.{{rest}}", f"{layer}.{their_word}.{{rest}}") for our_word, their_word in words.items()]
 
-
+# %% ../nbs/16_checkpoints.ipynb #99afad6b
 def transformers_swin_rows() -> list[Row]:
     "The backbone Swinv2 of transformers."
     ours, theirs = "backbone.vit.layers.{stage}.blocks.{block}", "backbone.encoder.layers.{stage}.blocks.{block}"
@@ -476,7 +478,7 @@ def named_or_measured(
     known = next((name for name in candidates if timm.is_model(name)), None)
     return dict(backbone=known, backbone_arguments={}) if known and standard else dict(backbone=fallback, backbone_arguments=measures)
 
-
+# %% ../nbs/16_checkpoints.ipynb #36584064
 def describe_vit(vit: dict) -> dict:  # names within the backbone → fields of a config
     "A plain ViT, a distilled one, or a DINOv2, by its shapes."
     dim, depth, patch = extent(vit, "cls_token", -1), count(vit, "blocks."), extent(vit, "patch_embed.proj.weight", 3)
@@ -521,7 +523,7 @@ def describe_beit(vit: dict) -> dict:
     standard = depth == (24 if size == "large" else 12)
     return dict(image_size=[side, side], taps=taps, **named_or_measured(candidates, standard, "beit_base_patch16_224", **measures))
 
-
+# %% ../nbs/16_checkpoints.ipynb #4fe589ff
 def describe_swin(vit: dict, tables: dict) -> dict:
     "A Swin or Swin V2, by its shapes; the mask that published files carry tells the window and the picture."
     dim, depths = extent(vit, "patch_embed.proj.weight", 0), tuple(count(vit, f"layers.{stage}.blocks.") for stage in range(count(vit, "layers.")))
@@ -561,7 +563,7 @@ def backbone_part(state: dict) -> dict:
     "The backbone's tensors by timm's names."
     return {key.removeprefix("backbone.vit."): tensor for key, tensor in state.items() if key.startswith("backbone.vit.")}
 
-
+# %% ../nbs/16_checkpoints.ipynb #8409c6fa
 def describe(
     state: dict,  # our name → tensor
     tables: dict = {},  # what the file held besides
@@ -595,7 +597,7 @@ def twins(
     hybrid_depth = "backbone.vit.patch_embed.backbone.stem.conv.weight" in state and "heads.label.classify.weight" not in state
     return ["dpt_hybrid", "dpt_hybrid_kitti", "dpt_hybrid_nyu"] if dialect == "isl-org" and hybrid_depth else []
 
-
+# %% ../nbs/16_checkpoints.ipynb #5be4bbea
 def find_twin(
     dialect: str,
     state: dict,  # our name → tensor
@@ -614,7 +616,7 @@ def find_twin(
         warnings.warn(f"{source.name} has the names and shapes of {len(family)} published models, and its file name does not tell which. It is opened as {family[0]}; say {others} for another.", CheckpointWarning, stacklevel=4)
     return None
 
-
+# %% ../nbs/16_checkpoints.ipynb #4272646e
 def habits(
     dialect: str,
     state: dict,  # our name → tensor
@@ -656,7 +658,7 @@ def transformers_kind(config: dict) -> str:
         raise CheckpointError(f"This folder's backbone is a {kind!r}. Known are a ViT of its own, hybrid, beit, dinov2 and swinv2.")
     return kind
 
-
+# %% ../nbs/16_checkpoints.ipynb #9a74ac95
 def transformers_normalisation(preprocessor: dict) -> dict:  # `mean` and `std` of values in [0, 1], or nothing
     "What preprocessor_config.json says; some folders normalise values to 255."
     if not preprocessor.get("do_normalize", True):
@@ -675,7 +677,7 @@ def transformers_taps(config: dict, kind: str) -> list:
     places = [int(name.removeprefix("stage")) for name in backbone["out_features"]] if backbone.get("out_features") else backbone["out_indices"]
     return [f"layers.{place - 1}" for place in places] if kind == "swinv2" else [place - 1 for place in places]
 
-
+# %% ../nbs/16_checkpoints.ipynb #6535a5ef
 def transformers_fields(
     config: dict,  # of config.json
     described: dict,  # of `describe`
@@ -703,7 +705,7 @@ def transformers_fields(
         readout="ignore" if config["model_type"] == "depth_anything" else config.get("readout_type", "project"), heads=transformers_heads(config, described["heads"]),
     )
 
-
+# %% ../nbs/16_checkpoints.ipynb #bb1aabae
 def config_heads(described: dict) -> int:
     "Attention heads of a described backbone."
     if "num_heads" in described["backbone_arguments"]:
@@ -799,7 +801,7 @@ def own_folder(source: Source, state: dict) -> Opened:
     except TypeError as error:
         raise CheckpointError(f"The config.json beside {source.path} does not describe a model of this version: {error}.") from None
 
-
+# %% ../nbs/16_checkpoints.ipynb #f9a4e9de
 def preprocessor_beside(source: Source) -> dict:
     "preprocessor_config.json of a transformers folder, where there is one."
     path = source.path.parent / "preprocessor_config.json"
@@ -867,7 +869,7 @@ def describe_opened(
     rows = [row._replace(ours=rename_head(row.ours, head)) for row in opened.rows]
     return replace(opened, config=config, rows=rows, state={rename_head(key, head): tensor for key, tensor in state.items()})
 
-
+# %% ../nbs/16_checkpoints.ipynb #b7f647c8
 def rename_head(name: str, head: str) -> str:
     "Our name with the one depth head called `head`."
     return re.sub(r"^heads\.(depth|inverse_depth)\.", f"heads.{head}.", name)
@@ -892,7 +894,7 @@ def resample_state(
             resampled[key] = torch.cat([offsets.permute(0, 2, 3, 1).flatten(0, 2), table[-3:]])
     return resampled
 
-
+# %% ../nbs/16_checkpoints.ipynb #89fd2574
 def swap_heads(
     state: dict,  # our name → tensor
     config: DPTConfig,  # with the heads wanted
@@ -920,7 +922,7 @@ def fitting_size(image_size: int | tuple[int, int], patch: int) -> tuple[int, in
         raise CheckpointError(f"image_size={image_size} cannot be: it takes a height and a width, both multiples of the patch size {patch}.")
     return sides
 
-
+# %% ../nbs/16_checkpoints.ipynb #b0511426
 def load_checkpoint(
     source: str | Path,  # path, folder, Hub id "owner/name", URL, or a name of `list_models()`
     like: str | None = None,  # a name of `list_models()`, for a file that does not tell which of several twins it is
@@ -1010,7 +1012,7 @@ def idle_unit(features: int, batch_norm: bool, biased: bool, names: tuple[str, s
             filled[f"{norm}.num_batches_tracked"] = torch.tensor(0)
     return filled
 
-
+# %% ../nbs/16_checkpoints.ipynb #98a704e5
 def auxiliary_names(model: DPT) -> dict:  # their name → tensor without values
     "isl-org's auxiliary head, which is made like the head."
     state = {key.replace("heads.label.", "auxiliary."): tensor for key, tensor in model.state_dict().items() if key.startswith("heads.label.")}
@@ -1053,7 +1055,7 @@ def swin_index(rows: int, columns: int) -> torch.Tensor:  # `(rows·columns, row
     offsets = places[:, None] - places[None] + torch.tensor([rows - 1, columns - 1])
     return offsets[..., 0] * (2 * columns - 1) + offsets[..., 1]
 
-
+# %% ../nbs/16_checkpoints.ipynb #2b580dd5
 def fillings(
     dialect: str,
     config: DPTConfig,
@@ -1077,7 +1079,7 @@ def fillings(
         return filled if norm is None or config.normed_taps else filled | {f"{norm}.weight": torch.ones(dim), f"{norm}.bias": torch.zeros(dim)}
     return {}
 
-
+# %% ../nbs/16_checkpoints.ipynb #bedc0e2d
 def kind_of(model: DPT) -> str:
     "What transformers calls this backbone: \"vit\", \"hybrid\", \"beit\", \"dinov2\", \"swinv2\" or \"swin\"."
     backbone = model.backbone
@@ -1095,7 +1097,7 @@ def refusal(
     "Why a model cannot be said in a dialect."
     model, heads = blueprint(config), config.heads
     kind, (head, arguments) = kind_of(model), next(iter(heads.items()))
-    output, biased, anything = arguments.get("output", "relu"), config.residual_bias, is_depth_anything(config, kind)
+    anything = is_depth_anything(config, kind)
     if len(heads) > 1:
         return f"it has the heads {', '.join(heads)}, and {dialect} has one a model; load it with heads={{'{head}': …}} and write that"
     if odd := odd_parts(model, kind):
@@ -1113,6 +1115,18 @@ def refusal(
         return f"its head has {arguments['hidden']} channels at full size, and {dialect}'s has 32"
     if head == "label" and arguments.get("align_corners") is False and dialect != "mmseg":
         return f"its labels are resized with align_corners=False, and {dialect}'s with True"
+    return own_refusal(dialect, config, model, kind)
+
+# %% ../nbs/16_checkpoints.ipynb #46e6e87a
+def own_refusal(
+    dialect: str,  # as in `refusal`
+    config: DPTConfig,  # of one head
+    model: DPT,  # its blueprint
+    kind: str,  # of its backbone
+) -> str | None:  # a reason, or None
+    "What one dialect alone cannot say."
+    head, arguments = next(iter(config.heads.items()))
+    output, biased, anything = arguments.get("output", "relu"), config.residual_bias, is_depth_anything(config, kind)
     if dialect == "isl-org" and (kind == "dinov2" or arguments.get("projection") or output not in ("relu", "invert") or biased not in (None, not config.batch_norm)):
         return "isl-org's DPT has a ViT, hybrid, BEiT or Swin read before the final norm, and a head that ends in ReLU"
     if dialect == "depth-anything" and (not anything or output not in ("relu", "sigmoid") or head == "label" or biased is False):
@@ -1137,7 +1151,7 @@ def refusal(
         return "mmseg's depth head has one 3×3 convolution more and ends above a smallest depth: heads={'depth': dict(output='relu_above', projection=True)}"
     return None
 
-
+# %% ../nbs/16_checkpoints.ipynb #6b543b26
 def hidden_share(model: DPT) -> float:
     "How many times wider the blocks are inside."
     block = model.backbone.vit.layers[0].blocks[0] if model.backbone.windowed else model.backbone.vit.blocks[0]
@@ -1152,7 +1166,7 @@ def misread(dialect: str, config: DPTConfig, model: DPT) -> str:  # empty when i
     guessed = DPTConfig(**(shapes | (habits(dialect, state, None) | dict(heads=config.heads, taps=config.taps))))
     return misfits(blueprint(guessed).state_dict(), state)
 
-
+# %% ../nbs/16_checkpoints.ipynb #9e1f8e94
 def odd_parts(model: DPT, kind: str) -> str:  # empty when there are none
     "What a reader would have to guess, and would guess wrong."
     vit = model.backbone.vit
@@ -1177,7 +1191,7 @@ def standardisation(eps: float | None) -> str:
     "A config's `standardised_eps` in words."
     return "1e-08 beside their variance" if eps is None else f"{eps} beside their deviation"
 
-
+# %% ../nbs/16_checkpoints.ipynb #104fa75d
 def unsaid(
     dialect: str,  # "isl-org", "depth-anything", "transformers" or "mmseg"
     config: DPTConfig,
@@ -1241,7 +1255,7 @@ def transformers_backbone(config: DPTConfig, kind: str, model: DPT) -> dict | No
         return common | dict(apply_layernorm=config.normed_taps)
     return common | dict(intermediate_size=vit.blocks[0].mlp.fc1.out_features, use_relative_position_bias=True, use_absolute_position_embeddings=False, layer_scale_init_value=0.1)
 
-
+# %% ../nbs/16_checkpoints.ipynb #ba39248a
 def transformers_config(config: DPTConfig) -> dict:
     "`config.json` of a transformers folder."
     model = blueprint(config)
@@ -1292,7 +1306,7 @@ class Conversion:
         lines += [f"to be told to whoever opens it: {'; '.join(self.unsaid)}"] if self.unsaid else []
         return "\n".join(lines)
 
-
+# %% ../nbs/16_checkpoints.ipynb #3d765d3e
 def convert(
     source: str | Path,  # see `locate`
     destination: str | Path,  # a file; a folder for dpt_nb and transformers
@@ -1334,7 +1348,7 @@ def write_tensors(
             with open(temporary, "wb") as file:  # by its name, torch would refuse one without a suffix
                 torch.save(state, file)
 
-
+# %% ../nbs/16_checkpoints.ipynb #47f4fdf2
 def convert_backbone(opened: Opened, destination: Path, to: str) -> Conversion:
     "A ViT alone, as timm or mmsegmentation name it."
     rows = {"timm": [Row("backbone.vit.{rest}", "{rest}")], "mmseg": mmseg_vit_rows("backbone.vit.", "")}
@@ -1356,7 +1370,7 @@ def convert_backbone(opened: Opened, destination: Path, to: str) -> Conversion:
     write_tensors(theirs | filled, destination)
     return Conversion(opened.dialect, to, "backbone", destination, len(theirs | filled), dropped, list(filled))
 
-
+# %% ../nbs/16_checkpoints.ipynb #cdaa77e6
 def convert_model(opened: Opened, destination: Path, to: str) -> Conversion:
     "A whole model."
     if opened.config is None:
@@ -1401,7 +1415,7 @@ def clear_folder(destination: Path) -> None:
         if destination.is_dir():
             (destination / name).unlink(missing_ok=True)
 
-
+# %% ../nbs/16_checkpoints.ipynb #76f12ca5
 def write_own(config: DPTConfig, state: dict, destination: Path) -> None:
     "A folder of this library, from tensors."
     clear_folder(destination)

@@ -32,7 +32,9 @@ class Problem(NamedTuple):
 KINDS = {
     "missing": "a file is not there",
     "unreadable": "a file cannot be decoded",
-    "sizes differ": "image and ground truth have different sizes, or another thing about them does not fit",
+    "sizes differ": "image and ground truth have different sizes",
+    "impossible camera": "a focal length that is not above 0, or no number",
+    "unusable": "something else keeps a sample from being read",
     "no depth": "there is a depth map, and nothing was measured in it",
     "label out of range": "a label is no class of the set, and not 255",
     "no label": "there is a label map, and every pixel of it is to be ignored",
@@ -40,8 +42,8 @@ KINDS = {
 
 # %% ../nbs/35_data_care.ipynb #dabd0b71
 def files_of(
-    dataset: Dataset,
-    index: int,
+    dataset: Dataset,  # of samples
+    index: int,  # 0 … len - 1
 ) -> dict[str, Path]:  # part of the sample → its file, where it has one of its own
     "The files of a sample that lies in files of its own."
     entry = dataset.entries[index] if hasattr(dataset, "entries") else None
@@ -60,13 +62,13 @@ def examine(
     try:
         sample = dataset[index]
     except (ImageError, DatasetError) as error:
-        return [Problem(index, "unreadable" if isinstance(error, ImageError) else "sizes differ", str(error).split("\n")[0])], {}
+        return [Problem(index, getattr(error, "kind", "unreadable"), str(error).split("\n")[0])], {}
     return examine_values(dataset, index, sample)
 
 # %% ../nbs/35_data_care.ipynb #2b4dc705
 def examine_values(
-    dataset: Dataset,
-    index: int,
+    dataset: Dataset,  # of samples
+    index: int,  # 0 … len - 1
     sample: dict,  # that was read
 ) -> tuple[list[Problem], dict]:  # as `examine`
     "What the numbers say."
@@ -100,8 +102,9 @@ class Check:
     expected: int | None  # of the published set; None where nobody says so
     truth: int = 0  # samples with ground truth
     expected_truth: int | None = None  # of the published set
-    nearest: float | None = None  # metres, over all depth maps
-    farthest: float | None = None  # metres
+    nearest: float | None = None  # metres, over all depth maps; inverse depth without a unit
+    farthest: float | None = None  # likewise
+    unit: str = "m"  # of both
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -113,11 +116,11 @@ class Check:
         promised = lambda count: "" if count is None else f" (the published set has {count})"
         lines = [f"{self.name}: {self.samples} samples{promised(self.expected)}, {self.truth} with ground truth{promised(self.expected_truth)}"]
         if self.farthest is not None:
-            lines.append(f"  depth from {self.nearest:.3g} to {self.farthest:.3g}")
+            lines.append(f"  {'depth' if self.unit else 'inverse depth'} from {self.nearest:.3g} to {self.farthest:.3g}{f' {self.unit}' if self.unit else ', no unit'}")
         for kind, count in Counter(problem.kind for problem in self.problems).items():
             some = [problem.sentence for problem in self.problems if problem.kind == kind]
             lines += [f"  {kind}: {count}"] + [f"    {sentence}" for sentence in some[:3]] + ([f"    … and {count - 3} more"] if count > 3 else [])
-        return "\n".join(lines + ([] if self.problems else ["  nothing wrong"]))
+        return "\n".join(lines + ([] if self.problems else ["  nothing wrong" + ("" if self.complete else " with what is there")]))
 
 # %% ../nbs/35_data_care.ipynb #2bcf44d2
 class Examined(Dataset):
@@ -140,7 +143,10 @@ def check_dataset(
 ) -> Check:
     "Read everything and say what is wrong."
     expected, expected_truth = dataset.expected_counts() if hasattr(dataset, "expected_counts") else (None, None)
-    check = Check(f"{dataset.title}, {getattr(dataset, 'split', 'scenes')}", len(dataset), expected, expected_truth=expected_truth)
+    name = ", ".join(filter(None, (dataset.title, getattr(dataset, "split", None))))
+    check = Check(name, len(dataset), expected, expected_truth=expected_truth, unit="" if "inverse_depth" in dataset.gives else "m")
+    if workers < 0:
+        raise DatasetError(f"{workers} processes were asked for to read, and 0 or more are possible.")
     # batch_size=None hands items on as they are; the generator keeps the loader off the global random state
     loader = DataLoader(Examined(dataset), batch_size=None, num_workers=workers, generator=torch.Generator())
     for problems, facts in tqdm(loader, desc=check.name, unit="sample", total=len(dataset), disable=not progress):
@@ -185,7 +191,7 @@ def show_samples(
 # %% ../nbs/35_data_care.ipynb #bc3b22d2
 def lay_depth(
     axis: plt.Axes,  # drawn on
-    sample: dict,
+    sample: dict,  # with image and map
     name: str,  # "depth" or "inverse_depth"
     classes: tuple = (),  # not used; the same call as `lay_label`
 ) -> None:
@@ -202,7 +208,7 @@ def lay_depth(
 
 def lay_label(
     axis: plt.Axes,  # drawn on
-    sample: dict,
+    sample: dict,  # with image and map
     name: str,  # "label"
     classes: tuple = (),  # names of the labels
 ) -> None:

@@ -44,6 +44,12 @@ def whole_file(
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+        if durable and os.name == "posix":  # the name is in the folder, which the disk must have too
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -108,9 +114,10 @@ def picture_colours(
 # %% ../nbs/00_images.ipynb #8a4c03c2
 def read_image(
     path: str | Path,  # any picture file pillow reads
+    upright: bool = True,  # turn the picture as its EXIF orientation says; False: as it is stored
 ) -> torch.Tensor:  # `(3, H, W)` float32 RGB in [0, 1], sRGB as stored
-    "Read a photograph: upright (EXIF), transparency over white, 16 bits kept, first frame. Raises `ImageError`, naming the file, when it cannot be used."
-    colours = picture_colours(open_picture(path, upright=True), path)
+    "Read a photograph: transparency over white, 16-bit gray kept (pillow reads 16-bit colours with 8), first frame. Raises `ImageError`, naming the file, when it cannot be used."
+    colours = picture_colours(open_picture(path, upright), path)
     return torch.tensor(colours.transpose(2, 0, 1))
 
 # %% ../nbs/00_images.ipynb #f80cc13a

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .datasets import DatasetError, Entry, FileDataset, draw
+from .datasets import DatasetError, Entry, FileDataset, draw, read_text
 from .images import whole_file, write_depth, write_image
 from .scenes import lidar
 
@@ -55,11 +55,11 @@ def read_calibration(
 ) -> tuple[float, float, float, float]:  # fx, fy, cx, cy in pixels
     "The rectified camera of a recording day. Raises `DatasetError` for a file that does not say it."
     try:
-        lines = dict(line.split(":", 1) for line in path.read_text(encoding="utf-8").splitlines() if ":" in line)
+        lines = dict(line.split(":", 1) for line in read_text(path).splitlines() if ":" in line)
         matrix = [float(number) for number in lines[f"P_rect_{camera}"].split()]
         return matrix[0], matrix[5], matrix[2], matrix[6]
     except (KeyError, ValueError, IndexError):
-        raise DatasetError(f"{path} has no line P_rect_{camera} with twelve numbers. Copy it again from KITTI's calibration files, or delete it: the known values are used then.") from None
+        raise DatasetError(f"{path} has no line P_rect_{camera} with twelve numbers. Copy it again from KITTI's calibration files, or delete it: the known values are used then.", "impossible camera") from None
 
 # %% ../nbs/32_kitti_nyu.ipynb #3c299a82
 def split_lines(
@@ -67,7 +67,7 @@ def split_lines(
 ) -> list[tuple[str, str | None]]:  # picture and ground truth, None where there is none
     "The lines of a split file. Raises `DatasetError`, with the line, for one that is not understood."
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         words = line.split()
         if words and len(words) not in (2, 3):
             raise DatasetError(f"{path}, line {number}: found {line!r}, expected a picture, its depth or None, and a focal length, with spaces between.")
@@ -77,7 +77,7 @@ def split_lines(
 
 # %% ../nbs/32_kitti_nyu.ipynb #f6312798
 def first_with(
-    root: Path,
+    root: Path,  # of the data set
     places: tuple[str, ...],  # folders below root, "." is root itself
     name: str,  # a folder or file that must be in it
 ) -> Path:  # the first place that has it, or the first place
@@ -124,16 +124,17 @@ def from_lines(
     lines: list[tuple[str, str | None]],  # of `split_lines`
     keep_bare: bool,  # keep pictures without ground truth
 ) -> list[Entry]:
-    "The entries of a split file."
-    pictures, drives = first_with(self.root, PICTURES, lines[0][0]) if lines else self.root, {}
-    entries = []
+    "The entries of a split file; each day and each drive is looked for once."
+    found, entries = {}, []
+
+    def place(name: str, places: tuple[str, ...]) -> Path:
+        if name not in found:
+            found[name] = first_with(self.root, places, name)
+        return found[name]
+
     for picture, depth in lines:
-        if depth is None and not keep_bare:
-            continue
-        drive = depth and depth.split("/")[0]
-        if drive and drive not in drives:
-            drives[drive] = first_with(self.root, TRUTH, drive)
-        entries.append(Entry(pictures / picture, drives[drive] / depth if drive else None))
+        if depth is not None or keep_bare:
+            entries.append(Entry(place(picture.split("/")[0], PICTURES) / picture, place(depth.split("/")[0], TRUTH) / depth if depth else None))
     return entries
 
 
@@ -149,7 +150,7 @@ def camera(self: KITTI, entry: Entry) -> tuple[float, float, float, float]:  # f
     "From the sample's own file, the day's calibration, or the table. Raises `DatasetError` for a day that none of them knows."
     if entry.intrinsics:
         return entry.intrinsics
-    day, drive_and_camera = entry.image.parents[3], entry.image.parts[-3]
+    day, drive_and_camera = entry.image.absolute().parents[min(3, len(entry.image.absolute().parents) - 1)], entry.image.parent.parent.name
     if (day / "calib_cam_to_cam.txt").is_file():
         return read_calibration(day / "calib_cam_to_cam.txt", drive_and_camera.removeprefix("image_"))
     if day.name not in KITTI_CAMERAS:
@@ -182,7 +183,7 @@ def read_matrix(
         fx, _, cx, _, fy, cy, *_ = numbers = [float(word) for word in path.read_text(encoding="utf-8").split()]
         assert len(numbers) == 9
     except (ValueError, AssertionError):
-        raise DatasetError(f"{path} does not hold the nine numbers of a 3×3 matrix.") from None
+        raise DatasetError(f"{path} does not hold the nine numbers of a 3×3 matrix.", "impossible camera") from None
     return fx, fy, cx, cy
 
 # %% ../nbs/32_kitti_nyu.ipynb #93b9d44a
@@ -200,7 +201,10 @@ def write_street(
         write_depth(depth, lidar(drawn["depth"], drawn["intrinsics"], lines=64, seed=seed), 256)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(
+    path: Path,  # of the file
+    text: str,  # what will be in it
+) -> None:
     "A text file, whole or not at all."
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -217,7 +221,9 @@ def make_kitti(
     count: int = 8,  # pictures, half of them to train on
     seed: int = 0,  # of the first street
 ) -> Path:
-    "Write streets in KITTI's layout."
+    "Write streets in KITTI's layout. Raises `DatasetError` for less than one picture a split."
+    if count < 2:
+        raise DatasetError(f"{count} pictures were asked for, and a miniature of KITTI has at least 2, one to train on and one to be judged.")
     root, lists = Path(root), {"train": [], "test": []}
     for index in range(count):
         split, place = ("train", "test")[index % 2], index // 2
@@ -288,7 +294,9 @@ class NYUSync(FileDataset):
         entries = []
         for picture, depth in lines:
             scene = picture.split("/")[0]
-            place = places.setdefault(scene, first_with(self.root, NYU_PLACES, scene))
+            if scene not in places:
+                places[scene] = first_with(self.root, NYU_PLACES, scene)
+            place = places[scene]
             if depth is not None or split != "train":
                 entries.append(Entry(place / picture, place / depth if depth else None, intrinsics=NYU_CAMERA))
         super().__init__(root, split, entries)
@@ -349,8 +357,9 @@ class NYULabeled(FileDataset):
         labels: str | None = "40",  # "40" classes, "raw" names, None: depth only
     ):
         self.root, self.open_in = Path(root), (None, None)
+        labels = {40: "40", "none": None}.get(labels, labels)
         if split not in self.expected or labels not in ("40", "raw", None):
-            raise DatasetError(f"NYUv2 labeled has no split {split!r} with labels {labels!r}. Choose split from {', '.join(self.expected)}, and labels from 40, raw or none.")
+            raise DatasetError(f"NYUv2 labeled has no split {split!r} with labels {labels!r}. Choose split from {', '.join(self.expected)}, and labels from 40, raw, none.")
         self.path = self.need(self.need(self.root) / "nyu_depth_v2_labeled.mat")
         self.numbers = read_mat(self.need(self.root / "splits.mat"), "trainNdxs" if split == "train" else "testNdxs") - 1
         self.mapping = read_mat(self.need(self.root / "classMapping40.mat"), "mapClass") if labels == "40" else None
@@ -366,7 +375,7 @@ def file(self: NYULabeled):  # an `h5py.File`
         try:
             self.open_in = os.getpid(), extra("h5py").File(self.path, "r")
         except OSError as error:
-            raise DatasetError(f"{self.path} is no whole HDF5 file ({error}). Copy or download it again.") from None
+            raise DatasetError(f"{self.path} is no whole HDF5 file ({error}). Copy or download it again.", "unreadable") from None
     return self.open_in[1]
 
 
@@ -382,8 +391,14 @@ def read_parts(self: NYULabeled, entry: Entry) -> dict[str, torch.Tensor]:
         if "label" in self.gives:
             parts["label"] = nyu_label(file["labels"][number].T, self.mapping)
     except (KeyError, IndexError, ValueError, OSError) as error:
-        raise DatasetError(f"{self.path} lacks picture {number + 1}, or a part of it ({error}). Is it the whole file?") from None
+        raise DatasetError(f"{self.path} lacks picture {number + 1}, or a part of it ({error}). Is it the whole file?", "unreadable") from None
     return parts
+
+
+@patch
+def missing(self: NYULabeled) -> list[Path]:
+    "None: all samples lie in one file, which is there."
+    return []
 
 
 @patch
@@ -411,7 +426,9 @@ def make_nyu(
     seed: int = 0,  # of the first room
     labeled: bool = True,  # also the labeled file, which needs h5py and scipy
 ) -> Path:
-    "Write rooms in NYUv2's layouts."
+    "Write rooms in NYUv2's layouts. Raises `DatasetError` for less than one picture a split."
+    if count < 2:
+        raise DatasetError(f"{count} pictures were asked for, and a miniature of NYUv2 has at least 2, one to train on and one to be judged.")
     root, lists, drawn = Path(root), {"train": [], "test": []}, []
     for index in range(count):
         split, scene = ("train", "test")[index % 2], ("kitchen_0028b", "bathroom")[index % 2]

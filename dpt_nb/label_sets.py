@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['ADE20K_CLASSES', 'ADE20K_IN_FULL', 'ADE20K_TREE', 'ADE20K_FILES', 'ADE20K_RELEASES', 'TO_ADE20K',
            'PASCAL_CONTEXT_CLASSES', 'PASCAL_CONTEXT_TREE', 'PASCAL_CONTEXT_LISTS', 'TO_PASCAL_CONTEXT',
-           'reduce_zero_label', 'read_stored', 'decode_full_mask', 'full_to_benchmark', 'folder_with', 'complete',
-           'ADE20K', 'ade20k_release', 'as_published', 'miniature', 'object_info', 'make_ade20k', 'PascalContext',
+           'reduce_zero_label', 'read_stored', 'decode_full_mask', 'full_to_benchmark', 'folder_with', 'ADE20K',
+           'ade20k_release', 'as_published', 'miniature', 'object_info', 'make_ade20k', 'PascalContext',
            'pascal_context_folder', 'make_pascal_context']
 
 # %% ../nbs/33_label_sets.ipynb #9cfe2817
-import os
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ def read_stored(
     if stored.max() > count:
         raise DatasetError(
             f"{path} holds the number {int(stored.max())}, and 0 (not labelled) to {count} were expected. "
-            "Where 255 stands for pixels without a label, the classes were counted from 0 already: take the published file, or read such maps with Folder.")
+            "Where 255 stands for pixels without a label, the classes were counted from 0 already: take the published file, or read such maps with Folder.", "label out of range")
     return stored
 
 # %% ../nbs/33_label_sets.ipynb #0c0b28c5
@@ -90,20 +89,6 @@ def folder_with(
     "Where a published folder is."
     return next((folder for folder in (root, root / name) if (folder / mark).is_dir()), None)
 
-# %% ../nbs/33_label_sets.ipynb #11ed848f
-def complete(
-    dataset: FileDataset,  # for the error
-    entries: list[Entry],  # with labels
-) -> list[Entry]:  # the same
-    "Raises `DatasetError`, naming the first, when files of some entries are not there."
-    wanted = [path for entry in entries for path in (entry.image, entry.label)]
-    there = {folder: set(os.listdir(dataset.need(folder))) for folder in {path.parent for path in wanted}}
-    missing = [path for path in wanted if path.name not in there[path.parent]]
-    if missing:
-        more = f", nor {len(missing) - 1} more files" if len(missing) > 1 else ""
-        raise DatasetError(f"{dataset.title}: there is no {missing[0]}{more}. {dataset.help()}")
-    return entries
-
 # %% ../nbs/33_label_sets.ipynb #33f6bc2d
 ADE20K_TREE = """
 ROOT/          (ADEChallengeData2016, or the folder around it)
@@ -123,7 +108,7 @@ ADE20K_RELEASES = (  # release, name of its folder, a folder by which it is reco
 
 # %% ../nbs/33_label_sets.ipynb #e16d0f1d
 class ADE20K(FileDataset):
-    "Scene parsing with 150 classes (Zhou et al., CVPR 2017). Raises `DatasetError` for a folder that is incomplete or no ADE20K."
+    "Scene parsing with 150 classes (Zhou et al., CVPR 2017). Raises `DatasetError` for a folder that is no ADE20K."
 
     title, gives, tree, classes = "ADE20K", ("label",), ADE20K_TREE, ADE20K_CLASSES
     obtained = "the MIT scene parsing benchmark, http://sceneparsing.csail.mit.edu (the full release: https://groups.csail.mit.edu/vision/datasets/ADE20K, after registration)"
@@ -145,7 +130,7 @@ class ADE20K(FileDataset):
             entries = [Entry(part / f"{name}.jpg", label=maps / f"{name}.png") for name in names]
         else:
             entries = [Entry(file, label=file.with_name(f"{file.stem}_seg.png")) for file in sorted(part.rglob("[!.]*.jpg"))]
-        super().__init__(folder, split, complete(self, entries))
+        super().__init__(folder, split, entries)
 
     def read_classes(self, path: Path) -> torch.Tensor:  # `(H, W)` int64, 0 … 149, 255 = ignore
         "A label map of either release."
@@ -263,7 +248,7 @@ PASCAL_CONTEXT_LISTS = {"train": "train.txt", "held_out": "val.txt"}
 
 # %% ../nbs/33_label_sets.ipynb #bf89b596
 class PascalContext(FileDataset):
-    "Everything in the pictures of VOC 2010, in 59 classes or 60 (Mottaghi et al., CVPR 2014). Raises `DatasetError` for a folder that is incomplete."
+    "Everything in the pictures of VOC 2010, in 59 classes or 60 (Mottaghi et al., CVPR 2014). Raises `DatasetError` for a folder that is no VOC2010."
 
     title, gives, tree, classes = "Pascal Context", ("label",), PASCAL_CONTEXT_TREE, PASCAL_CONTEXT_CLASSES
     obtained = "VOC2010 (http://host.robots.ox.ac.uk/pascal/VOC/voc2010) and the annotations of Mottaghi et al. with trainval_merged.json (https://cs.stanford.edu/~roozbeh/pascal-context), from which mmsegmentation's tools/dataset_converters/pascal_context.py makes the label maps and lists"
@@ -283,7 +268,7 @@ class PascalContext(FileDataset):
         folder = pascal_context_folder(self, Path(root))
         names = read_names(self.need(folder / "ImageSets" / "SegmentationContext" / PASCAL_CONTEXT_LISTS[split]))
         entries = [Entry(folder / "JPEGImages" / f"{name}.jpg", label=folder / "SegmentationClassContext" / f"{name}.png") for name in map(str.strip, names) if name]
-        super().__init__(folder, split, complete(self, entries))
+        super().__init__(folder, split, entries)
 
     def read_classes(self, path: Path) -> torch.Tensor:  # `(H, W)` int64, 255 = ignore
         "A label map with or without the background."

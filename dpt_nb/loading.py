@@ -4,30 +4,32 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'DATASETS', 'DRAWN', 'MINIATURES', 'chance', 'Order', 'Augmented', 'Mixture', 'drawn_sets', 'MixedOrder',
-           'training_loader', 'open_dataset', 'make_miniature']
+           'Share', 'training_loader', 'open_mixture', 'open_dataset', 'make_miniature']
 
 # %% ../nbs/34_loading.ipynb #bb4baef8
 import hashlib
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import torch
 from fastcore.basics import patch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from .datasets import DatasetError, Folder, Scenes, make_folder
+from .datasets import DatasetError, FileDataset, Folder, Scenes, make_folder
 from .kitti_nyu import KITTI, NYU, make_kitti, make_nyu
 from .label_sets import ADE20K, PascalContext, make_ade20k, make_pascal_context
 from .losses import inverse_depth_of
 
 # %% ../nbs/34_loading.ipynb #dd0598d0
 def chance(
-    *key,  # whatever it shall depend on: seed, epoch, index, …
+    *key: int | str,  # whatever it shall depend on: seed, epoch, index, …
 ) -> torch.Generator:  # the same for the same key
     "A random generator determined by a key alone."
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    plain = tuple(part.item() if hasattr(part, "item") else part for part in key)  # NumPy's and torch's numbers are numbers
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 # %% ../nbs/34_loading.ipynb #c82cd206
@@ -44,7 +46,7 @@ class Order(Sampler):
         self.count, self.seed, self.start, self.stop = count, seed, start, count if stop is None else stop
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return max(0, self.stop - self.start)
 
     def __iter__(self):
         for epoch in range(self.start // self.count, -(-self.stop // self.count)):
@@ -60,16 +62,20 @@ class Augmented(Dataset):
     def __init__(
         self,
         dataset: Dataset,  # addressed by index
-        transform,  # `transform(sample, generator)`, chapter 30; None: as they are
+        transform: Callable[[dict, torch.Generator], dict] | None,  # chapter 30; None: as they are
         seed: int,  # with epoch and index, it determines what chance does
+        reading: torch.Tensor | None = None,  # `(workers,)` int64 in shared memory: each worker notes there which sample it reads
     ):
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.dataset, self.transform, self.seed, self.reading = dataset, transform, seed, reading
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> dict:  # key: epoch and index
         epoch, index = key
+        worker = get_worker_info()
+        if self.reading is not None and worker is not None:
+            self.reading[worker.id] = index
         sample = self.dataset[index]
         return sample if self.transform is None else self.transform(sample, chance(self.seed, epoch, index))
 
@@ -89,7 +95,10 @@ class Mixture(Dataset):
         self.datasets, self.weights, self.inverse = datasets, weights, inverse
         self.counts = [len(dataset) for dataset in datasets]
         offered = [{"inverse_depth" if inverse and name == "depth" else name for name in dataset.gives} for dataset in datasets]
-        self.gives = tuple(sorted(set.intersection(*offered)))
+        self.title, names = "mixture", {tuple(dataset.classes) for dataset in datasets}
+        self.classes = names.pop() if len(names) == 1 else ()
+        common = set.intersection(*offered) - (set() if self.classes else {"label"})  # class 0 of one set is another thing in the next
+        self.gives = tuple(sorted(common))
         if not self.gives:
             raise DatasetError(f"The data sets of this mixture have nothing in common: they give {'; '.join(', '.join(dataset.gives) for dataset in datasets)}.")
 
@@ -101,10 +110,10 @@ class Mixture(Dataset):
         place, which = range(len(self))[index], 0
         while place >= self.counts[which]:
             place, which = place - self.counts[which], which + 1
-        sample = self.datasets[which][place]
+        sample = dict(self.datasets[which][place])
         if self.inverse and "inverse_depth" in self.gives and "depth" in sample:
             sample["inverse_depth"] = inverse_depth_of(sample["depth"])
-        return {name: sample[name] for name in ("image", *self.gives)} | dict(meta=dict(path=sample["meta"]["path"], data=self.datasets[which].title))
+        return {name: sample[name] for name in ("image", *self.gives)} | dict(meta=sample["meta"] | dict(data=self.datasets[which].title))
 
 # %% ../nbs/34_loading.ipynb #95a09a05
 BLOCK = 4096  # places drawn at once; another number is another order
@@ -134,7 +143,7 @@ class MixedOrder(Sampler):
         self.start, self.stop = start, sum(counts) if stop is None else stop
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return max(0, self.stop - self.start)
 
 # %% ../nbs/34_loading.ipynb #9d2c61e5
 @patch
@@ -152,26 +161,52 @@ def __iter__(self: MixedOrder):
                 permutations[which] = epoch, torch.randperm(self.counts[which], generator=chance(self.seed, which, epoch))
             yield epoch, sum(self.counts[:which]) + permutations[which][1][place].item()
 
-# %% ../nbs/34_loading.ipynb #bfe7ec9e
+# %% ../nbs/34_loading.ipynb #ab9839bf
+class Share(Sampler):
+    "One process's part of every batch of an order."
+
+    def __init__(
+        self,
+        order: Sampler,  # of all processes' keys, starting at the beginning of a batch
+        batch_size: int,  # samples of a batch, over all processes
+        share: tuple[int, int],  # number of this process, and how many there are
+    ):
+        self.order, self.batch_size, (self.rank, self.processes) = order, batch_size, share
+
+    def __len__(self) -> int:
+        return len(self.order) // self.processes
+
+    def __iter__(self):
+        own = self.batch_size // self.processes
+        for place, key in enumerate(self.order):
+            if place % self.batch_size // own == self.rank:
+                yield key
+
+# %% ../nbs/34_loading.ipynb #cabae714
 def training_loader(
     dataset: Dataset,  # addressed by index; a `Mixture` is drawn by its weights
-    batch_size: int,  # samples
+    batch_size: int,  # samples a batch, over all processes
     seed: int,  # of order and augmentation
-    transform=None,  # `transform(sample, generator)`, chapter 30; None: as they are
+    transform: Callable[[dict, torch.Generator], dict] | None = None,  # chapter 30; None: as they are
     start: int = 0,  # samples already drawn
     stop: int | None = None,  # samples drawn at the end; None is one epoch
     workers: int = 0,  # processes that read
     pinned: bool = False,  # page-locked memory, for CUDA
-    worker_init_fn=None,  # called in each worker with its number
-) -> DataLoader:  # of batches, from `start` to `stop`
-    "Batches in an order that the seed settles, whatever the number of workers."
+    share: tuple[int, int] = (0, 1),  # number of this process, and how many share a batch
+    worker_init_fn: Callable[[int], None] | None = None,  # called in each worker with its number
+) -> DataLoader:  # of batches, from `start` to `stop`; `loader.dataset.reading` holds what the workers read
+    "Batches in an order that the seed settles, whatever the number of workers. Raises `DatasetError` when the processes cannot share a batch evenly."
+    if batch_size % share[1]:
+        raise DatasetError(f"A batch of {batch_size} samples cannot be shared evenly by {share[1]} processes: choose a multiple of {share[1]}.")
     if isinstance(dataset, Mixture):
         order = MixedOrder(dataset.counts, dataset.weights, seed, start, stop)
     else:
         order = Order(len(dataset), seed, start, stop)
+    order = order if share[1] == 1 else Share(order, batch_size, share)
+    reading = torch.full((max(workers, 1),), -1).share_memory_()
     # A generator of its own: the loader must not draw from the random state that dropout uses
     return DataLoader(
-        Augmented(dataset, transform, seed), batch_size, sampler=order, num_workers=workers,
+        Augmented(dataset, transform, seed, reading), batch_size // share[1], sampler=order, num_workers=workers,
         pin_memory=pinned, generator=torch.Generator(), worker_init_fn=worker_init_fn,
     )
 
@@ -183,21 +218,43 @@ DATASETS = {
 DRAWN = ("rooms", "streets")  # drawn when they are missing, below any root
 
 
+def open_mixture(
+    root: str | Path,  # scenes are kept here, other sets in a folder of their name
+    split: str,  # "train" or "held_out"
+    sets: dict[str, dict],  # data set → its options; "root" among them: its folder, relative to `root`
+    weights: list[float] | None = None,  # see `Mixture`
+    inverse: bool = True,  # see `Mixture`
+    progress: bool = True,  # show a bar while scenes are drawn
+) -> Mixture:
+    "Several data sets by name, as one. Raises `DatasetError`."
+    opened = []
+    for name, options in sets.items():
+        own = {key: value for key, value in options.items() if key != "root"}
+        folder = Path(root) / options.get("root", "" if name in DRAWN else name)
+        opened.append(open_dataset(name, folder, split, progress, **own))
+    return Mixture(*opened, weights=weights, inverse=inverse)
+
+
+DATASETS["mixture"] = open_mixture
+
+# %% ../nbs/34_loading.ipynb #9337a7dd
 def open_dataset(
     name: str,  # one of `DATASETS`
     root: str | Path,  # the data set's own folder; for scenes, where sets are kept
     split: str,  # "train" or "held_out"
     progress: bool = True,  # show a bar while scenes are drawn
-    **options,  # of the data set: `count`, `size`, `depth_scale`, …
+    verify: bool = True,  # that every file is there
+    **options: int | float | str | list | dict,  # of the data set: `count`, `size`, `depth_scale`, …
 ) -> Dataset:
-    "A data set by name. Raises `DatasetError` for a name or an option that does not exist."
+    "A data set by name. Raises `DatasetError` for a name or an option that does not exist, and for files that are missing."
     if name not in DATASETS:
         raise DatasetError(f"There is no data set called {name!r}. Choose from {', '.join(DATASETS)}.")
-    drawing = dict(progress=progress) if name in DRAWN else {}
+    drawing = dict(progress=progress) if name in (*DRAWN, "mixture") else {}
     try:
-        return DATASETS[name](root, split=split, **drawing, **options)
+        dataset = DATASETS[name](Path(root).expanduser(), split=split, **drawing, **options)
     except TypeError as error:
         raise DatasetError(f"The data set {name!r} cannot be opened with {options}: {error}.") from None
+    return dataset.verified() if verify and isinstance(dataset, FileDataset) else dataset
 
 # %% ../nbs/34_loading.ipynb #7afcb550
 MINIATURES = {"kitti": make_kitti, "nyu": make_nyu, "ade20k": make_ade20k, "pascal_context": make_pascal_context, "folder": make_folder}
@@ -206,7 +263,7 @@ MINIATURES = {"kitti": make_kitti, "nyu": make_nyu, "ade20k": make_ade20k, "pasc
 def make_miniature(
     name: str,  # one of `MINIATURES`
     root: str | Path,  # a folder that does not exist, or is empty
-    **options,  # of the maker: `count`, `seed`, …
+    **options: int | list,  # of the maker: `count`, `seed`, …
 ) -> Path:  # root
     "Write a small set in the layout of a large one. Raises `DatasetError` for a name that does not exist, or a folder that is not empty."
     if name not in MINIATURES:
@@ -222,6 +279,8 @@ def make_miniature(
         temporary.rename(root)
     except TypeError as error:
         raise DatasetError(f"A miniature of {name!r} cannot be made with {options}: {error}.") from None
+    except OSError as error:
+        raise DatasetError(f"A miniature cannot be written to {root}: {error.strerror}.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return root

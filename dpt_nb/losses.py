@@ -64,7 +64,8 @@ def silog_loss(
         if mean_only:
             return scale_term.abs()
         centred = torch.where(measured, g - mean, 0.0)
-        deviation = torch.linalg.vector_norm(centred) / (count - 1).clamp_min(1).sqrt()
+        # The root of an integer is float32, even where the loss is float64
+        deviation = torch.linalg.vector_norm(centred) / (count - 1).clamp_min(1).to(centred.dtype).sqrt()
         # A norm has the gradient 0 at 0, where √ of a sum of squares would have 0/0
         return torch.linalg.vector_norm(torch.stack((deviation, scale_term)))
 
@@ -81,6 +82,7 @@ class CountingLoss(nn.Module):
         self,
         target: torch.Tensor,  # `(B, 1, H, W)` depth or inverse depth, 0 = not measured
     ) -> torch.Tensor:  # bool, the shape of `target`: the pixels that the loss looks at
+        "Where the target is measured; a subclass whose target is no depth says what counts there."
         return target > 0
 
     def count_empty(
@@ -120,6 +122,7 @@ class SILogLoss(CountingLoss):
         *,
         step: int | None = None,  # of the optimiser, from 0; None: no warm-up
     ) -> torch.Tensor:  # scalar
+        "Count the empty images and return `silog_loss`: of the mean alone while `step` is below `warm_up`."
         self.count_empty(target)
         mean_only = self.mean_only or (step is not None and step < self.warm_up)
         return silog_loss(prediction, target, self.variance_focus, self.eps, mean_only)
@@ -177,6 +180,7 @@ class GradientMatchingLoss(CountingLoss):
         *,
         step: int | None = None,  # ignored
     ) -> torch.Tensor:  # scalar
+        "Count the empty images and return `gradient_matching_loss`."
         self.count_empty(target)
         return gradient_matching_loss(prediction, target, self.scales, self.eps)
 
@@ -205,6 +209,7 @@ class DepthLoss(SILogLoss):
         *,
         step: int | None = None,  # of the optimiser, from 0; None: no warm-up
     ) -> torch.Tensor:  # scalar
+        "Count the empty images and return SILog plus `gradient` times gradient matching."
         loss = super().forward(prediction, target, step=step)
         return loss + self.gradient * gradient_matching_loss(prediction, target, self.scales, self.eps) if self.gradient else loss
 
@@ -258,6 +263,7 @@ class DepthRegressionLoss(CountingLoss):
         *,
         step: int | None = None,  # ignored
     ) -> torch.Tensor:  # scalar
+        "Count the empty images and return `depth_regression_loss`."
         self.count_empty(target)
         return depth_regression_loss(prediction, target, self.kind)
 
@@ -283,11 +289,13 @@ def _image_mean(
 
 def align_least_squares(
     prediction: torch.Tensor,  # `(B, 1, H, W)` inverse depth, at least float32, finite
-    target: torch.Tensor,  # `(B, 1, H, W)` inverse depth
+    target: torch.Tensor,  # `(B, 1, H, W)` inverse depth; what is not measured may be NaN
     measured: torch.Tensor,  # `(B, 1, H, W)` bool, the pixels that count
 ) -> tuple[torch.Tensor, torch.Tensor]:  # scale and shift, each `(B, 1, 1, 1)`
     """For each image the scale and shift with the smallest Σ(scale·prediction + shift - target)² (Ranftl et al., eqs. 2 to 4).
     A prediction that is constant where measured gets the scale 0 and the target's mean as shift; an image without a measured pixel gets 0 and 0."""
+    # Before any arithmetic: a NaN in an unmeasured pixel would reach the prediction's gradient through the covariance, as 0 times NaN
+    target = torch.where(measured, target, 0.0)
     prediction_mean, target_mean = _image_mean(prediction, measured), _image_mean(target, measured)
     centred = prediction - prediction_mean
     variance = _image_mean(centred.square(), measured)
@@ -399,6 +407,7 @@ class SSILoss(CountingLoss):
         *,
         step: int | None = None,  # ignored
     ) -> torch.Tensor:  # scalar
+        "Count the empty images and return `ssi_loss`."
         self.count_empty(target)
         return ssi_loss(prediction, target, self.alignment, self.trim, self.gradient, self.scales)
 
@@ -435,8 +444,10 @@ def _cross_entropy(
     class_weights: torch.Tensor | None,  # `(C,)`
 ) -> torch.Tensor:  # scalar, 0 with a gradient path when every pixel is ignored
     "Weighted mean over the pixels that are not ignored. PyTorch's own mean is 0/0 when there are none."
-    total = functional.cross_entropy(logits, label, class_weights, ignore_index=ignore, reduction="sum")
     answered = label != ignore
+    # The softmax is differentiated at ignored pixels, too, where a NaN or an infinity would give 0 times NaN
+    logits = logits.masked_fill(~answered[:, None], 0.0)
+    total = functional.cross_entropy(logits, label, class_weights, ignore_index=ignore, reduction="sum")
     share = answered if class_weights is None else class_weights[torch.where(answered, label, 0)] * answered
     weight = share.sum(dtype=logits.dtype)
     return total / torch.where(weight > 0, weight, 1.0)
@@ -487,6 +498,7 @@ class SegmentationLoss(CountingLoss):
         self,
         target: torch.Tensor,  # `(B, H, W)` int64
     ) -> torch.Tensor:  # `(B, H, W)` bool
+        "Where the label is not `ignore`."
         return target != self.ignore
 
     def forward(
@@ -497,6 +509,7 @@ class SegmentationLoss(CountingLoss):
         *,
         step: int | None = None,  # ignored
     ) -> torch.Tensor:  # scalar
+        "Count the empty images and return `segmentation_loss`."
         self.count_empty(label)
         return segmentation_loss(logits, label, auxiliary_logits, self.auxiliary_weight, self.ignore, self.class_weights)
 
@@ -526,7 +539,8 @@ class CompositeLoss(CountingLoss):
         self.weights = {name: float(weight) for name, (weight, _) in losses.items()}
         self.losses = nn.ModuleDict({name: loss for name, (_, loss) in losses.items()})
 
-    def has_answer(self, target: torch.Tensor) -> torch.Tensor:
+    def has_answer(self, target: torch.Tensor) -> torch.Tensor:  # as for the first loss → bool, the shape of `target`
+        "Where the first loss has an answer."
         return next(iter(self.losses.values())).has_answer(target)
 
     def parts(
@@ -536,13 +550,12 @@ class CompositeLoss(CountingLoss):
         *more: torch.Tensor,  # passed on to every loss: the auxiliary logits
         step: int | None = None,  # of the optimiser, from 0; passed on
     ) -> dict[str, torch.Tensor]:  # name → scalar, without its weight
+        "Count the empty images and return each loss by itself."
         self.count_empty(target)
         return {name: loss(prediction, target, *more, step=step) for name, loss in self.losses.items()}
 
-    def total(
-        self,
-        parts: dict[str, torch.Tensor],  # of `parts`
-    ) -> torch.Tensor:  # scalar: the sum of weight times part
+    def total(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:  # what `parts` returned → scalar
+        "The sum of weight times part."
         return sum(self.weights[name] * part for name, part in parts.items())
 
     def forward(
@@ -550,6 +563,7 @@ class CompositeLoss(CountingLoss):
         *tensors: torch.Tensor,  # prediction, target and more, as for `parts`
         step: int | None = None,  # of the optimiser, from 0; passed on
     ) -> torch.Tensor:  # scalar
+        "Count the empty images and return the weighted sum: the `total` of the `parts`."
         return self.total(self.parts(*tensors, step=step))
 
     def extra_repr(self) -> str:

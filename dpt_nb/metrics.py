@@ -354,8 +354,7 @@ class WHDR(_SetMetric):
         **kwargs,  # passed to `torchmetrics.Metric`
     ):
         super().__init__(**kwargs)
-        _check_comparison(quantity, comparison, threshold)
-        _check_choice("average", average, ("pair", "image"))
+        _check_comparison(quantity, comparison, threshold), _check_choice("average", average, ("pair", "image"))
         self.average, self.settings = average, dict(quantity=quantity, comparison=comparison, threshold=threshold)
         self._add_sum("wrong", ()), self._add_sum("total", ())
 

@@ -39,7 +39,7 @@ class ConfigError(ValueError):
 
 HEADS = {"depth": DepthHead, "inverse_depth": DepthHead, "label": SegmentationHead}
 
-
+# %% ../nbs/15_models.ipynb #cf36bd88
 @dataclass
 class DPTConfig:
     "Everything that determines a DPT network."
@@ -129,7 +129,7 @@ def build_head(
     except TypeError as error:
         raise ConfigError(f"The head {name!r} cannot be built with {known}: {error}.") from None
 
-
+# %% ../nbs/15_models.ipynb #05bfa38c
 @patch
 def look(
     self: DPT,
@@ -242,7 +242,7 @@ class Published(NamedTuple):
     figures: dict  # as published
     also: tuple = ()  # other names of the same weights: files, and folders of the Hub
 
-
+# %% ../nbs/15_models.ipynb #a4fee0c8
 PUBLISHED = {
     "dpt_large": Published(f"{DPT_FILES}dpt_large-midas-2f21e586.pt", "MIT", {"DIW WHDR": 0.1082, "ETH3D AbsRel": 0.0888, "Sintel AbsRel": 0.2697}, ["dpt_large_384.pt", "Intel/dpt-large"]),
     "dpt_hybrid": Published(f"{DPT_FILES}dpt_hybrid-midas-501f0c75.pt", "MIT", {"DIW WHDR": 0.1106, "ETH3D AbsRel": 0.0934, "Sintel AbsRel": 0.2741}, ["dpt_hybrid_384.pt", "Intel/dpt-hybrid-midas"]),
@@ -363,7 +363,7 @@ class ModelNames(list):
             lines.append(f"| `{row['name']}`<br>{row['backbone']} | {row['predicts']} | {row['size']} | {counts} | {where} | {figures} |")
         return "\n".join(lines)
 
-
+# %% ../nbs/15_models.ipynb #0a007bc0
 def list_models(
     pattern: str = "",  # only names that contain this
 ) -> ModelNames:
@@ -485,7 +485,7 @@ def misfits(
     complaints = [(missing, "missing"), (unknown, "unknown"), (unlike, "of another shape")]
     return "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for keys, what in complaints if keys)
 
-
+# %% ../nbs/15_models.ipynb #7222812a
 def fill(
     model: DPT,  # of `empty_model`, or one with values, which are replaced
     state: dict,  # name → tensor
@@ -524,7 +524,7 @@ def find_file(
         raise ConfigError(f"{name} holds no {file}, and a dpt_nb model is a folder with config.json and model.safetensors.")
     return folder / file
 
-
+# %% ../nbs/15_models.ipynb #fa442e96
 def read_config(
     path: Path,  # of a config.json
 ) -> DPTConfig:

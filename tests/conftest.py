@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SHORT = ["steps=6", "batch_size=4", "validate_every=3", "keep_every=2", "train.count=12", "held_out.count=4"]
+SHORT = ["loop.steps=6", "data.batch_size=4", "keep.validate_every=3", "keep.every=2", "data.train.count=12", "data.held_out.count=4"]
 
 
 def pytest_addoption(parser):

@@ -25,7 +25,7 @@ def test_help_comes_without_torch(name):
 
 def test_the_demo_leaves_the_folder_it_promises(demo):
     run = demo / "runs" / "demo"
-    assert {"config.json", "metrics.jsonl", "report.json", "panel.png", "checkpoints", "model"} <= {path.name for path in run.iterdir()}
+    assert {"config.json", "metrics.jsonl", "report.json", "panel.png", "checkpoints", "best", "model"} <= {path.name for path in run.iterdir()}
     assert {"config.json", "model.safetensors"} <= {path.name for path in (run / "model").iterdir()}
     report = json.loads((run / "report.json").read_text())
     for key in ("abs_rel", "rmse", "delta1", "baseline_abs_rel", "train_seconds", "parameters"):
@@ -91,15 +91,15 @@ def test_bad_pictures_get_a_sentence_each_and_good_ones_are_still_written(demo, 
 @pytest.mark.parametrize("words, sentence", [
     (["dpt_predict", "photo.jpg", "--model", "nowhere/model"], "There is no checkpoint at nowhere/model"),
     (["dpt_train", "rooms_tinny"], "Did you mean 'rooms_tiny'?"),
-    (["dpt_train", "rooms_tiny", "--set", "stepps=3"], "Did you mean 'steps'?"),
+    (["dpt_train", "rooms_tiny", "--set", "loop.stepps=3"], "Did you mean 'steps'?"),
     (["dpt_train"], "No recipe was named"),
     (["dpt_eval", "--model", ".", "--data", "rooms"], "holds no config.json"),
-    (["dpt_eval", "--model", ".", "--data", "kitti"], "There is no protocol for data called 'kitti'"),
+    (["dpt_eval", "--model", ".", "--data", "kiti"], "There is no protocol 'kiti'"),
     (["dpt_eval", "--model", "my models/best"], "There is no checkpoint at my models/best"),
-    (["dpt_train", "rooms_tiny", "--set", "steps=5"], "Try warm_up=0"),
+    (["dpt_train", "rooms_tiny", "--set", "loop.steps=5"], "Try schedule.warm_up=0"),
     (["dpt_train", "rooms_tiny", "--set", "losses={}"], "Every loss needs its head"),
-    (["dpt_train", "rooms_tiny", "--set", "train.cnt=3"], "cannot be opened with"),
-    (["dpt_train", "rooms_tiny", "--set", "train.count=0"], "at least 1"),
+    (["dpt_train", "rooms_tiny", "--set", "data.train.cnt=3"], "cannot be opened with"),
+    (["dpt_train", "rooms_tiny", "--set", "data.train.count=0"], "at least 1"),
     (["dpt_train", "rooms_tiny", "--resume"], "There is no run in runs/rooms_tiny"),
     (["dpt_demo", "--seed", "-1"], "seed is -1"),
 ])

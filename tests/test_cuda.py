@@ -9,7 +9,7 @@ from dpt_nb.datasets import Scenes
 from dpt_nb.inference import Predictor
 from dpt_nb.losses import DepthLoss, SegmentationLoss
 from dpt_nb.models import DPT, create_model
-from dpt_nb.recipes import get_recipe
+from dpt_nb.recipes import change_recipe, get_recipe
 from dpt_nb.scenes import random_scene, render
 from dpt_nb.training import train
 
@@ -60,7 +60,7 @@ def test_scenes_render_on_the_device():
 
 
 def test_training_judging_and_going_on(tmp_path):
-    recipe = get_recipe("rooms_tiny", steps=8, batch_size=4, train=dict(count=12), held_out=dict(count=4), validate_every=4, keep_every=4)
+    recipe = change_recipe(get_recipe("rooms_tiny"), ["loop.steps=8", "data.batch_size=4", "data.train.count=12", "data.held_out.count=4", "keep.validate_every=4", "keep.every=4"])
     report = train(recipe, tmp_path / "run", tmp_path / "data", progress=False)
     assert report["device"] == torch.cuda.get_device_name()
     last = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]

@@ -12,7 +12,7 @@ import torch
 from conftest import SHORT, changes, command
 from safetensors.torch import load_file
 
-LONGER = [assignment for assignment in SHORT if not assignment.startswith(("steps", "keep_every"))] + ["steps=14", "keep_every=4"]
+LONGER = [assignment for assignment in SHORT if not assignment.startswith(("loop.steps", "keep.every"))] + ["loop.steps=14", "keep.every=4"]
 
 
 def weights(run):
@@ -59,5 +59,5 @@ def test_the_number_of_workers_changes_nothing(straight, tmp_path):
 
 
 def test_a_run_of_another_recipe_is_not_continued(straight):
-    done = command("dpt_train", "rooms_tiny", "--resume", *changes(*LONGER, "learning_rate=0.5"), folder=straight, check=1)
-    assert "learning_rate: 0.0015 there, 0.5 asked" in done.stderr
+    done = command("dpt_train", "rooms_tiny", "--resume", *changes(*LONGER, "optimizer.lr=0.5"), folder=straight, check=1)
+    assert "optimizer.lr: 0.0015 there, 0.5 asked" in done.stderr
