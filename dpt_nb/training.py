@@ -44,7 +44,7 @@ from .datasets import DatasetError
 from .evaluation import PROTOCOLS, ConstantPredictor, Protocol, evaluate, median_depth, panel, protocol_for, write_report
 from .images import ImageError, whole_file
 from .inference import Predictor
-from .loading import open_dataset, training_loader
+from .loading import DRAWN, open_dataset, training_loader
 from .models import DPT, build_backbone, count_parameters, create_model
 from .recipes import Recipe, RecipeError, build_losses, build_transforms, loss_weights, recipe_rows
 
@@ -724,14 +724,13 @@ def finish(
     return report
 
 # %% ../nbs/51_training.ipynb #88252d9c
-def beside_baseline(recipe: Recipe, parts: dict, accelerator: Accelerator, out: Path, progress: bool) -> dict:  # `baseline_abs_rel`, …; empty when sizes differ
-    "Draw the panel; where all pictures have one size, also judge the per-pixel median of the training truth."
+def beside_baseline(recipe: Recipe, parts: dict, accelerator: Accelerator, out: Path, progress: bool) -> dict:  # `baseline_abs_rel`, …; empty for photographs
+    "Draw the panel; for drawn scenes, which have one size, also judge the per-pixel median of the training truth."
     held_out = parts["held_out"]
     figure = panel(Predictor(trained(parts, accelerator), accelerator.device), held_out, list(range(min(6, len(held_out)))))
     with whole_file(out / "panel.png") as temporary:
         figure.savefig(temporary, dpi=110)
-    sizes = {tuple(split[index]["image"].shape[-2:]) for split in (parts["train"], held_out) for index in (0, len(split) - 1)}
-    if len(sizes) > 1 or len(parts["train"]) > 20_000:
+    if recipe.data.name not in DRAWN:  # photographs have many sizes, and a map for each pixel has one
         return {}
     baseline = evaluate(ConstantPredictor(median_depth(parts["train"], progress)), held_out, protocol_of(recipe), progress=False)
     return {f"baseline_{key}": baseline[key] for key in ("abs_rel", "rmse", "delta1")}
