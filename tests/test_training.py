@@ -31,7 +31,7 @@ def straight(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("how, workers", [(signal.SIGTERM, 0), (signal.SIGINT, 1), (signal.SIGKILL, 0)], ids=["terminated", "interrupted", "killed"])
+@pytest.mark.parametrize("how, workers", [pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow), (signal.SIGINT, 1), (signal.SIGKILL, 0)], ids=["terminated", "interrupted", "killed"])
 def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how, workers):
     words = [Path(sys.executable).parent / "dpt_train", "rooms_tiny", "--cpu", "--workers", str(workers), "--data-root", straight / "data", "--out", "run", *changes(*LONGER)]
     running = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
