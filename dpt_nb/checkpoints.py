@@ -23,7 +23,6 @@ from zipfile import ZipFile, is_zipfile
 import numpy as np
 import timm
 import torch
-from fastcore.basics import patch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError

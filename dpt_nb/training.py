@@ -11,11 +11,12 @@ __all__ = ['RUN_PARTS', 'TrainingError', 'Stopped', 'read_run', 'unlike', 'check
            'save_model', 'read_rows', 'RunLog', 'validate', 'protocol_of', 'rehearse', 'run_words', 'main']
 
 # %% ../nbs/51_training.ipynb #1fec88b3
+import importlib
 import json
 import math
+import os
 import pickle
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -45,8 +46,8 @@ from .evaluation import PROTOCOLS, ConstantPredictor, Protocol, evaluate, median
 from .images import ImageError, whole_file
 from .inference import Predictor
 from .loading import DRAWN, open_dataset, training_loader
-from .models import DPT, build_backbone, count_parameters, create_model
-from .recipes import Recipe, RecipeError, build_losses, build_transforms, loss_weights, recipe_rows
+from .models import DPT, NAMED, count_parameters, create_model
+from .recipes import Recipe, RecipeError, build_losses, build_transforms, loss_weights
 
 # %% ../nbs/51_training.ipynb #5a7310fc
 class TrainingError(RuntimeError):
@@ -302,11 +303,14 @@ def load_checkpoint_into(
 @contextmanager
 def stop_on_signal():
     "Gives a `threading.Event` that is set when the process is asked to stop; the former handlers come back afterwards."
-    asked, former = threading.Event(), {}
+    asked, former, first = threading.Event(), {}, []
 
     def note(number, frame):
+        first.append(time.monotonic())
         asked.set()
-        signal.signal(number, former[number])
+        if first[-1] - first[0] > 2:  # a scheduler and the launcher each tell every process: at once it is the same request twice
+            signal.signal(number, former[number])
+            os.kill(os.getpid(), number)
 
     if threading.current_thread() is threading.main_thread():
         former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -372,8 +376,9 @@ def build_model(recipe: Recipe) -> DPT:
     "The recipe's network with the weights it starts from. Raises `RecipeError` for a loss whose head it does not have, and whatever opening a checkpoint raises."
     chosen = recipe.model
     if chosen.weights:
-        heads = dict(heads=chosen.changes["heads"]) if "heads" in chosen.changes else {}
-        model = load_checkpoint(chosen.weights, like=chosen.name if chosen.name != chosen.weights and not heads else None, **heads)
+        known = chosen.name in NAMED and chosen.name != chosen.weights and "heads" not in chosen.changes
+        like = chosen.name if known else None  # which of several models with the same tensors is meant
+        model = load_checkpoint(chosen.weights, like=like, **chosen.changes)
     else:
         model = create_model(chosen.name, pretrained_backbone=chosen.backbone == "pretrained", **chosen.changes)
         if chosen.backbone not in ("", "pretrained"):
@@ -433,8 +438,9 @@ def total_steps(
 def ignore_interrupts(
     worker: int,  # number of a worker process
 ) -> None:
-    "Ctrl-C in a terminal reaches the workers too; stopping is the main process's decision."
+    "Ctrl-C in a terminal and a launcher's SIGTERM reach the workers too; stopping is the main process's decision."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 # %% ../nbs/51_training.ipynb #f8b7db40
 def batches(
@@ -468,7 +474,7 @@ def train_steps(
     workers: int,  # processes that read samples
 ):
     "Generate `(step, loss)` after each optimiser step. Raises `TrainingError` at a loss that is not finite."
-    model, optimiser, size, pieces = parts["model"], parts["optimiser"], recipe.data.batch_size, recipe.loop.accumulate
+    model, size, pieces = parts["model"], recipe.data.batch_size, recipe.loop.accumulate
     loader = training_loader(
         parts["train"], size // pieces, recipe.seed, parts["transform"], first * size, steps * size, workers, pinned=accelerator.device.type == "cuda",
         share=(accelerator.process_index, accelerator.num_processes), worker_init_fn=ignore_interrupts,
@@ -609,6 +615,7 @@ class Run:
         if stopping or step % keep.every == 0 or last:
             kept = save_checkpoint(self.out / "checkpoints", step, self.seconds(), kept_parts(self.parts, self.accelerator), keep.last)
         if stopping and not last:
+            self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has ended: not before the state is written
             raise Stopped(f"Stopped after step {step} of {self.steps}; {kept} holds the state. Go on with resume (--resume).")
 
 # %% ../nbs/51_training.ipynb #39c065f7
@@ -744,6 +751,8 @@ def rehearse(
     tried: int = 5,  # steps that are timed, after two that warm up
 ) -> str:  # text, one line a fact
     "Make some steps, write nothing, and say what the whole run will need. Raises what `train` raises."
+    import resource  # Unix only, and nothing else here is
+
     accelerator = open_accelerator(cpu, recipe.loop.precision)
     parts = prepare(recipe, accelerator) | open_data(recipe, data_root, accelerator)
     steps = total_steps(recipe, len(parts["train"]))
@@ -793,7 +802,7 @@ def main() -> int:  # exit code: 0, 1 for an error that was foreseen, 130 for a 
 
 
 if __name__ == "__main__" and sys.argv[0].endswith("training.py"):
-    code = main()
+    code = importlib.import_module("dpt_nb.training").main()  # run as __main__, this module's errors are classes that nobody knows
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)

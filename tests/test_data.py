@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from dpt_nb.commands import main
 from dpt_nb.datasets import DatasetError, make_folder
 from dpt_nb.kitti_nyu import KITTI_CAMERAS, split_lines
-from dpt_nb.loading import DATASETS, MINIATURES, Mixture, make_miniature, open_dataset, training_loader
+from dpt_nb.loading import DATASETS, MINIATURES, Mixture, open_dataset, training_loader
 from dpt_nb.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Resize, Rotate
 
 SPLITS = REPOSITORY.parent / "shared" / "splits"

@@ -16,10 +16,10 @@ TWENTY = ["loop.steps=20", "data.batch_size=8", "data.train.count=16", "data.hel
 QUIET = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def words(processes, recipe, out, data, *assignments):
+def words(processes, recipe, out, data, *assignments, workers=0):
     "A run in a number of processes, as one types it."
     launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc-per-node", str(processes), "-m", "dpt_nb.training"]
-    return [*launcher, recipe, "--cpu", "--workers", "0", "--out", out, "--data-root", data, *changes(*TWENTY, *assignments)]
+    return [*launcher, recipe, "--cpu", "--workers", str(workers), "--out", out, "--data-root", data, *changes(*TWENTY, *assignments)]
 
 
 def run(processes, recipe, out, data, *assignments, resume=False):
@@ -84,7 +84,7 @@ def alive(pid):
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["killed", "terminated"])
 def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tmp_path):
     out = tmp_path / "run"
-    running = subprocess.Popen(words(2, "rooms_tiny", out, pair / "data"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=QUIET)
+    running = subprocess.Popen(words(2, "rooms_tiny", out, pair / "data", workers=1), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=QUIET)
     deadline = time.monotonic() + 120
     while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") >= 7):
         assert time.monotonic() < deadline and running.poll() is None, "the run did not get to step 7"
@@ -96,6 +96,7 @@ def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tm
     assert running.returncode != 0 and not (out / "report.json").exists(), said
     assert len(below) >= 2 and not any(map(alive, below)), "a process was left behind"
     if how == signal.SIGTERM:
+        assert sorted((out / "checkpoints").glob("step-*.pt"))[-1].name >= "step-00000007.pt", "the state at the stop was not kept"
         assert "Stopped after step" in said, said[-2000:]
     run(2, "rooms_tiny", out, pair / "data", resume=True)
     straight, resumed = weights(pair / "with2"), weights(out)
@@ -112,3 +113,8 @@ def test_what_two_processes_wrote_one_opens(pair, tmp_path):
 def test_a_mistake_is_a_sentence_and_all_processes_end(pair, tmp_path):
     done = subprocess.run(words(2, "rooms_tiny", tmp_path / "run", pair / "data", "data.batch_size=7"), capture_output=True, text=True, timeout=120, env=QUIET)
     assert done.returncode != 0 and "A batch of 7 samples cannot be shared evenly by 2 processes" in done.stderr
+
+
+def test_run_as_a_module_an_error_of_its_own_is_one_line(pair):
+    done = subprocess.run([sys.executable, "-m", "dpt_nb.training", "rooms_tiny", "--cpu", "--out", pair / "with1", "--data-root", pair / "data"], capture_output=True, text=True, timeout=120, env=QUIET)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "holds a run already" in done.stderr, done.stderr
