@@ -6,9 +6,9 @@
 __all__ = ['RUN_PARTS', 'TrainingError', 'Stopped', 'read_run', 'unlike', 'check_run', 'begin_run', 'rate_share',
            'parameter_groups', 'build_optimiser', 'build_schedule', 'gathered', 'batch_loss', 'SharedBatchNorm',
            'synchronise', 'save_checkpoint', 'load_checkpoint_into', 'stop_on_signal', 'LossPlot', 'any_process',
-           'build_model', 'prepare', 'open_data', 'total_steps', 'ignore_interrupts', 'batches', 'name_of',
-           'train_steps', 'piece_loss', 'move', 'open_accelerator', 'train', 'kept_parts', 'trained', 'Run', 'better',
-           'save_model', 'read_rows', 'RunLog', 'validate', 'protocol_of', 'rehearse', 'run_words', 'main']
+           'build_model', 'prepare', 'open_data', 'total_steps', 'defer_signals', 'batches', 'name_of', 'train_steps',
+           'piece_loss', 'move', 'open_accelerator', 'train', 'kept_parts', 'trained', 'Run', 'better', 'save_model',
+           'read_rows', 'RunLog', 'validate', 'protocol_of', 'rehearse', 'run_words', 'main']
 
 # %% ../nbs/51_training.ipynb #1fec88b3
 import importlib
@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -435,12 +435,15 @@ def total_steps(
     return recipe.loop.steps or max(1, math.ceil(recipe.loop.epochs * samples / recipe.data.batch_size))
 
 # %% ../nbs/51_training.ipynb #a09de96c
-def ignore_interrupts(
+def defer_signals(
     worker: int,  # number of a worker process
+    grace: int = 30,  # seconds
 ) -> None:
-    "Ctrl-C in a terminal and a launcher's SIGTERM reach the workers too; stopping is the main process's decision."
+    "Ctrl-C in a terminal and a launcher's SIGTERM reach the workers too, but stopping is the main process's decision. Who is asked to end goes on until it lets go, for `grace` seconds at most."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # Windows has none, and ends processes without a signal
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(grace))
+        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(0))
 
 # %% ../nbs/51_training.ipynb #f8b7db40
 def batches(
@@ -448,8 +451,9 @@ def batches(
     dataset,  # the training split
 ):
     "The loader's batches. Raises `TrainingError`, with the file, when one cannot be read."
+    reader = iter(loader)
     try:
-        yield from loader
+        yield from reader
     except (ImageError, DatasetError) as error:
         sentence = str(error).strip().splitlines()[-1].split("Error: ")[-1]
         raise TrainingError(f"A training sample cannot be used: {sentence} The last checkpoint is untouched; dpt_data check finds all such files.") from None
@@ -458,6 +462,8 @@ def batches(
             raise
         indices = [index for index in loader.dataset.reading.tolist() if index >= 0]
         raise TrainingError(f"A process that reads samples died ({str(error).splitlines()[0]}) at one of: {', '.join(name_of(dataset, index) for index in indices)}. The last checkpoint is untouched; go on with resume (--resume), with fewer workers if memory is short.") from None
+    finally:  # an error that is kept, as a notebook does, keeps the reader too, and with it the workers
+        getattr(reader, "_shutdown_workers", lambda: None)()
 
 
 def name_of(dataset, index: int) -> str:
@@ -477,23 +483,23 @@ def train_steps(
     model, size, pieces = parts["model"], recipe.data.batch_size, recipe.loop.accumulate
     loader = training_loader(
         parts["train"], size // pieces, recipe.seed, parts["transform"], first * size, steps * size, workers, pinned=accelerator.device.type == "cuda",
-        share=(accelerator.process_index, accelerator.num_processes), worker_init_fn=ignore_interrupts,
+        share=(accelerator.process_index, accelerator.num_processes), worker_init_fn=defer_signals,
     )
-    stream = batches(loader, parts["train"])
-    for step in range(first + 1, steps + 1):
-        model.train()
-        total, read = 0.0, []
-        for piece in range(pieces):
-            batch = next(stream)
-            read += batch["meta"]["path"]
-            with nullcontext() if piece == pieces - 1 else accelerator.no_sync(model):
-                backward, loss = piece_loss(recipe, parts, accelerator, batch, step)
-                accelerator.backward(backward / pieces)
-            total += loss.item() / pieces
-        if not math.isfinite(total):
-            raise TrainingError(f"The loss at step {step} of {recipe.name} is {total}. Its batch: {', '.join(gather_object(read))}. The last checkpoint is untouched; try a lower learning rate.")
-        move(recipe, parts, accelerator, step)
-        yield step, total
+    with closing(batches(loader, parts["train"])) as stream:
+        for step in range(first + 1, steps + 1):
+            model.train()
+            total, read = 0.0, []
+            for piece in range(pieces):
+                batch = next(stream)
+                read += batch["meta"]["path"]
+                with nullcontext() if piece == pieces - 1 else accelerator.no_sync(model):
+                    backward, loss = piece_loss(recipe, parts, accelerator, batch, step)
+                    accelerator.backward(backward / pieces)
+                total += loss.item() / pieces
+            if not math.isfinite(total):
+                raise TrainingError(f"The loss at step {step} of {recipe.name} is {total}. Its batch: {', '.join(gather_object(read))}. The last checkpoint is untouched; try a lower learning rate.")
+            move(recipe, parts, accelerator, step)
+            yield step, total
 
 # %% ../nbs/51_training.ipynb #8e98b05f
 def piece_loss(
