@@ -20,3 +20,4 @@ from dpt_nb.inference import *
 from dpt_nb.evaluation import *
 from dpt_nb.recipes import *
 from dpt_nb.training import *
+from dpt_nb.launch import *

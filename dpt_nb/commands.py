@@ -45,7 +45,13 @@ def dpt_train(
     set: Param("change a field of the recipe, FIELD=VALUE; may be repeated", str, action="append") = None,
     resume: Param("go on with the run in OUT", store_true) = False,
     cpu: Param("do not use CUDA", store_true) = False,
-    workers: Param("processes that read samples", int) = 1,
+    workers: Param("processes that read samples, for each training process", int) = 1,
+    num_processes: Param("training processes on this machine; default: one for each GPU, or one", int) = None,
+    num_nodes: Param("machines; start the command on each, with its --node-rank", int) = 1,
+    node_rank: Param("number of this machine, from 0", int) = 0,
+    main_address: Param("of machine 0", str) = "127.0.0.1",
+    main_port: Param("on machine 0; default: any free one, with several machines 29500", int) = None,
+    slurm: Param("write OUT.sbatch, a script for Slurm, and stop", store_true) = False,
     tensorboard: Param("write curves to OUT/tensorboard; the same as --tracker tensorboard", store_true) = False,
     tracker: Param("an Accelerate tracker by name; may be repeated", str, action="append") = None,
     list: Param("list the recipes and stop", store_true) = False,
@@ -63,15 +69,24 @@ def dpt_train(
     if dry_run:
         print(recipe_table(chosen))
     from dpt_nb.evaluation import depth_table
-    from dpt_nb.training import rehearse, train
+    from dpt_nb.launch import launch
+    from dpt_nb.training import rehearse
 
     if dry_run:
         print(rehearse(chosen, data_root, cpu, workers))
         return
     out, trackers = out or f"runs/{recipe}", tuple(dict.fromkeys((tracker or []) + ["tensorboard"] * tensorboard))
-    report = train(chosen, out, data_root, resume=resume, cpu=cpu, workers=workers, trackers=trackers)
-    print(depth_table({chosen.name: report}) if "abs_rel" in report else json.dumps(report, indent=1))
-    print(f"The model is in {out}/model, the numbers are in {out}/report.json" + (f", the pictures in {out}/panel.png." if Path(out, "panel.png").exists() else "."))
+    report = launch(
+        chosen, out, data_root, num_processes, num_nodes, node_rank, main_address, main_port,
+        resume=resume, cpu=cpu, workers=workers, trackers=trackers, scheduler="slurm" if slurm else None,
+    )
+    if slurm:
+        print(f"{report} is written; submit it with sbatch.")
+    elif node_rank:
+        print("This machine's part is done; the first machine has the numbers.")
+    else:
+        print(depth_table({chosen.name: report}) if "abs_rel" in report else json.dumps(report, indent=1))
+        print(f"The model is in {out}/model, the numbers are in {out}/report.json" + (f", the pictures in {out}/panel.png." if Path(out, "panel.png").exists() else "."))
 
 # %% ../nbs/65_commands.ipynb #083c755b
 def dpt_eval(

@@ -1,0 +1,250 @@
+"Several processes: they do what one does, stop together, and leave nothing running."
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import psutil
+import pytest
+import torch
+from conftest import changes, command
+from safetensors.torch import load_file
+
+from dpt_nb.datasets import DatasetError, make_folder
+from dpt_nb.launch import launch, recipe_words
+from dpt_nb.loading import open_dataset
+from dpt_nb.recipes import change_recipe, get_recipe
+from dpt_nb.training import TrainingError
+
+SMALL = ["loop.steps=20", "data.batch_size=8", "data.train.count=16", "data.held_out.count=4", "keep.validate_every=20", "keep.every=4", "keep.best=false", "optimizer.lr=2e-4"]
+DEPTH = change_recipe(get_recipe("rooms_tiny"), SMALL)
+SCRIPT = """
+import json, sys
+from dpt_nb.launch import launch
+from dpt_nb.recipes import change_recipe, get_recipe
+from dpt_nb.training import Stopped
+given = json.loads(sys.argv[1])
+try:
+    launch(change_recipe(get_recipe(given.pop("recipe")), given.pop("assignments")), progress=False, cpu=True, **given)
+except Stopped as stop:
+    print(stop)
+    sys.exit(130)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    "The rooms, drawn once."
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "held_out"):
+        open_dataset("rooms", folder, split, progress=False, **getattr(DEPTH.data, split))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    "A run of two processes that was never stopped."
+    run = tmp_path_factory.mktemp("straight") / "run"
+    launch(DEPTH, run, data, num_processes=2, method="fork", cpu=True, workers=0, progress=False)
+    return run
+
+
+def losses(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
+
+
+def assert_same_weights(one, other):
+    one, other = (load_file(run / "model" / "model.safetensors") for run in (one, other))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def begin(recipe, folder, **options):
+    "A process like a kernel, in which a cell launches."
+    name, assignments = recipe_words(recipe)
+    words = json.dumps(dict(recipe=name, assignments=assignments) | options, default=str)
+    environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", TMPDIR=str(folder))
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for(what, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def reached(run, step, process):
+    "Wait until a run has made a step; everything that the process has started by then."
+    log = run / "metrics.jsonl"
+    wait_for(lambda: process.poll() is not None or log.exists() and log.read_text().count("\n") >= step)
+    assert process.poll() is None, process.communicate()[0]
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def alive(processes):
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow
+def test_two_processes_follow_one(data, straight, tmp_path):
+    report = launch(DEPTH, tmp_path / "one", data, num_processes=1, cpu=True, workers=0, progress=False)
+    assert report["processes"] == 1 and json.loads((straight / "report.json").read_text())["processes"] == 2
+    one, two = losses(tmp_path / "one"), losses(straight)
+    assert len(one) == 20 and (one - two).abs().max() < 1e-5, (one - two).abs().max()
+    assert (one[0] - one[-1]).abs() > 1e-3  # something was learned meanwhile
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_batch_norms_follow_one(data, tmp_path):
+    "Depth and labels, with plain gradient descent, which shows a gradient of the wrong size as well. (Adam divides by the size of the gradient, which before a batch norm can be rounding alone.)"
+    heads = {"depth": dict(output="exp", hidden=16), "label": dict(classes=12, dropout=0.0)}
+    joint, runs = get_recipe("rooms_joint", model=dict(changes=dict(heads=heads, batch_norm=True))), {}
+    for name, processes, synchronised, steps in (("one", 1, "true", 20), ("shared", 2, "true", 20), ("apart", 2, "false", 1)):
+        descent = ["optimizer.name=sgd", "optimizer.lr=1e-3", "optimizer.clip=1e9", f"loop.synchronised={synchronised}", f"loop.steps={steps}", "keep.every=20"]
+        launch(change_recipe(joint, SMALL + descent), tmp_path / name, data, num_processes=processes, cpu=True, workers=0, progress=False)
+        runs[name] = losses(tmp_path / name)
+    assert (runs["one"] - runs["shared"]).abs().max() < 1e-4, (runs["one"] - runs["shared"]).abs().max()
+    assert runs["one"][-4:].mean() < runs["one"][:4].mean() - 0.02
+    assert (runs["one"][0] - runs["apart"][0]).abs() > 1e-3  # what sharing prevents
+
+
+@pytest.mark.parametrize("method, how, workers", [("fork", signal.SIGINT, 1), ("fresh", signal.SIGTERM, 1)], ids=["fork interrupted", "fresh terminated"])
+def test_a_stop_reaches_all_processes(data, tmp_path, method, how, workers):
+    running = begin(DEPTH, tmp_path, out="run", data_root=data, num_processes=2, method=method, workers=workers)
+    family = reached(tmp_path / "run", 5, running)
+    assert len(family) >= 2 * (1 + workers)
+    running.send_signal(how)
+    said = running.communicate(timeout=60)[0]
+    assert running.returncode == 130 and "Stopped after step" in said, said
+    assert not alive(family)
+    assert not (tmp_path / "run" / "report.json").exists(), "the run had ended before it was stopped"
+    stopped = len(losses(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / f"step-{stopped:08d}.pt").exists()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_step_goes_on_to_the_same_weights(data, straight, tmp_path):
+    running = begin(DEPTH, tmp_path, out="run", data_root=data, num_processes=2, method="fork", workers=0)
+    family = reached(tmp_path / "run", 7, running)
+    for process in (psutil.Process(running.pid), *family):
+        process.kill()
+    running.communicate(timeout=30)
+    assert not (tmp_path / "run" / "report.json").exists() and list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
+    launch(DEPTH, tmp_path / "run", data, num_processes=2, method="fork", resume=True, cpu=True, workers=0, progress=False)
+    assert_same_weights(straight, tmp_path / "run")
+    assert torch.equal(losses(tmp_path / "run"), losses(straight))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells a process of its parent's end on Linux only")
+@pytest.mark.parametrize("method", ["fork", pytest.param("fresh", marks=pytest.mark.slow)])
+def test_no_process_outlives_the_kernel(data, tmp_path, method):
+    running = begin(change_recipe(DEPTH, ["loop.steps=2000", "keep.every=2000"]), tmp_path, out="run", data_root=data, num_processes=2, method=method, workers=1)
+    family = reached(tmp_path / "run", 3, running)
+    running.kill()
+    running.communicate(timeout=30)
+    try:
+        wait_for(lambda: not alive(family), 60)
+        assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
+    finally:
+        for process in alive(family):
+            process.kill()
+
+
+def test_an_error_of_one_process_is_told_in_its_words(data, tmp_path):
+    own = change_recipe(DEPTH, ["data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms"])
+    make_folder(tmp_path / "own", count=24)
+    victim = open_dataset("folder", tmp_path / "own", "train").entries[3].depth
+    victim.write_bytes(b"no picture")
+    with pytest.raises(TrainingError, match=f"^A training sample cannot be used: .*{victim.name}"):
+        launch(own, tmp_path / "run", tmp_path / "own", num_processes=2, method="fresh", cpu=True, workers=0, progress=False)
+    with pytest.raises(DatasetError, match="nowhere"):
+        launch(own, tmp_path / "other", tmp_path / "nowhere", num_processes=2, cpu=True, progress=False)
+    with pytest.raises(TrainingError, match="cannot be shared evenly by 3"):
+        launch(DEPTH, tmp_path / "other", data, num_processes=3, cpu=True, progress=False)
+    assert not alive(psutil.Process().children(recursive=True)) and not (tmp_path / "other").exists()
+
+
+def test_an_unforeseen_error_is_told_with_its_traceback(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("dpt_nb.training.batch_loss", lambda *inputs: 1 / 0)
+    with pytest.raises(TrainingError, match="(?s)Traceback.*piece_loss.*ZeroDivisionError"):
+        launch(DEPTH, tmp_path / "run", data, num_processes=2, method="fork", cpu=True, workers=0, progress=False)
+    assert not alive(psutil.Process().children(recursive=True))
+
+
+@pytest.mark.slow
+def test_two_machines(data, straight, tmp_path):
+    options = dict(out="run", data_root=data, num_processes=1, num_nodes=2, main_port=29617, workers=0)
+    machines = [begin(DEPTH, tmp_path, node_rank=rank, **options) for rank in (1, 0)]
+    for machine in machines:
+        said = machine.communicate(timeout=120)[0]
+        assert machine.returncode == 0, said
+    assert_same_weights(straight, tmp_path / "run")
+    assert torch.equal(losses(tmp_path / "run"), losses(straight))
+
+
+def test_a_script_for_slurm(data, tmp_path):
+    wide = change_recipe(DEPTH, ["data.batch_size=32"])
+    script = launch(wide, tmp_path / "my run", data, num_processes=8, num_nodes=4, scheduler="slurm", hours=36.5, workers=3, sbatch=("--partition=gpu",), mixed_precision="bf16", resume=True)
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    text = script.read_text()
+    header = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
+    for option in ("job-name=rooms_tiny", "nodes=4", "ntasks-per-node=1", "gpus-per-node=8", "cpus-per-task=32", "time=36:30:00", "requeue", "signal=B:TERM@120", "partition=gpu"):
+        assert f"--{option}" in header
+    command = shlex.split(text[text.index("srun") : text.index(" &\n")].replace("\\\n", " "))
+    words = command[command.index("dpt_nb.training") + 1 : -1]
+    recipe = change_recipe(get_recipe(words[0]), [words[index + 1] for index, word in enumerate(words) if word == "--set"])
+    assert json.dumps(asdict(recipe)) == json.dumps(asdict(change_recipe(wide, ["loop.precision=bf16"])))
+    assert words[words.index("--out") + 1] == str(tmp_path / "my run") and "--cpu" not in words and "how=(--resume)" in text
+    assert not (tmp_path / "my run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", ["all", "launcher"])
+def test_the_script_stops_in_time_and_resumes(data, tmp_path, told):
+    "Slurm's commands are imitated: `srun` runs, `scancel` signals all processes of the step as Slurm does, or the launcher only, `scontrol` notes what was asked."
+    script = launch(change_recipe(DEPTH, ["loop.steps=60"]), tmp_path / "run", data, num_processes=2, cpu=True, workers=1, scheduler="slurm")
+    commands, everyone = tmp_path / "bin", "*family" if told == "all" else ""
+    commands.mkdir()
+    for name, text in {
+        "srun": '#!/bin/bash\nshift\necho $$ > step\nexec "$@"\n',
+        "scontrol": "#!/bin/bash\nif [ $1 = show ]; then echo localhost; else echo $@ >> asked; fi\n",
+        "scancel": f"#!{sys.executable}\nimport psutil, signal\nstep = psutil.Process(int(open('step').read())); family = step.children(recursive=True)\nfor process in (step, {everyone}): process.send_signal(signal.SIGINT)\n",
+    }.items():
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    script.write_text(script.read_text().replace(f"cd {shlex.quote(os.getcwd())}", f"cd {tmp_path}").replace(":29500", ":29618"))
+    environment = os.environ | dict(PATH=f"{commands}:{os.environ['PATH']}", SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="localhost", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    start = lambda count: subprocess.Popen(["bash", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment | dict(SLURM_RESTART_COUNT=count))
+    running = start("0")
+    family = reached(tmp_path / "run", 5, running)
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate(timeout=90)[0]
+    assert running.returncode == 0 and not alive(family) and "Stopped after step" in said, said
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    stopped = len(losses(tmp_path / "run"))
+    assert stopped < 60 and (tmp_path / "run" / "checkpoints" / f"step-{stopped:08d}.pt").exists()
+    running = start("1")
+    said = running.communicate(timeout=180)[0]
+    assert running.returncode == 0 and len(losses(tmp_path / "run")) == 60, said
+
+
+def test_from_a_shell(data, tmp_path):
+    done = command("dpt_train", "rooms_tiny", "--cpu", "--workers", "0", "--num-processes", "2", "--out", "run", "--data-root", data, *changes(*SMALL, "loop.steps=2"), folder=tmp_path, check=0)
+    assert "abs_rel" in done.stdout and "The model is in run/model" in done.stdout
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["processes"] == 2
+    script = command("dpt_train", "rooms_tiny", "--num-processes", "2", "--out", "again", "--slurm", folder=tmp_path, check=0)
+    assert script.stdout == "again.sbatch is written; submit it with sbatch.\n" and not (tmp_path / "again").exists()
+    uneven = command("dpt_train", "rooms_tiny", "--cpu", "--num-processes", "3", folder=tmp_path, check=1)
+    assert uneven.stderr.count("\n") == 1 and "cannot be shared evenly by 3 processes" in uneven.stderr
+
+
+def test_a_launched_process_does_not_launch(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="itself started by a launcher, as one of 2"):
+        launch(DEPTH, tmp_path / "run", num_processes=2, cpu=True)
