@@ -1,0 +1,103 @@
+"The launch cell in a kernel of a running JupyterLab: its progress arrives in the cell, and the stop button ends every process."
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import uuid
+from urllib.request import Request, urlopen
+
+import psutil
+import pytest
+from conftest import SHORT
+from tornado.websocket import websocket_connect
+
+CELL = """
+from dpt_nb.all import *
+recipe = change_recipe(get_recipe("rooms_tiny"), {assignments})
+report = launch(recipe, "run", "data", num_processes=2, cpu=True, workers=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    "A JupyterLab in an empty folder: its address and token."
+    folder, token = tmp_path_factory.mktemp("lab"), uuid.uuid4().hex
+    words = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", JUPYTER_RUNTIME_DIR=str(folder / "runtime"), JUPYTER_CONFIG_DIR=str(folder / "config"))
+    with open(folder / "server.log", "w") as log:
+        running = subprocess.Popen([sys.executable, "-m", "jupyterlab", *words], cwd=folder, stdout=log, stderr=log, env=environment)
+    try:
+        deadline = time.monotonic() + 90
+        while not (described := [text for path in (folder / "runtime").glob("jpserver-*.json") if (text := path.read_text()).endswith("}")]):
+            assert time.monotonic() < deadline and running.poll() is None, (folder / "server.log").read_text()
+            time.sleep(0.1)
+        yield folder, f"127.0.0.1:{json.loads(described[0])['port']}", token
+        running.terminate()
+        running.wait(30)
+    finally:
+        running.kill()
+
+
+def ask(server, method, path, body=None):
+    "One request to the server."
+    _, address, token = server
+    request = Request(f"http://{address}/api/{path}", data=None if body is None else json.dumps(body).encode(), method=method, headers={"Authorization": f"token {token}"})
+    with urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read() or "null")
+
+
+async def run_cell(server, kernel, code, seen=None):
+    "Execute a cell; every message it caused, to its end. `seen` is called with each."
+    _, address, token = server
+    socket, message, messages = await websocket_connect(f"ws://{address}/api/kernels/{kernel}/channels?token={token}"), uuid.uuid4().hex, []
+    header = dict(msg_id=message, username="", session=uuid.uuid4().hex, msg_type="execute_request", version="5.3")
+    content = dict(code=code, silent=False, store_history=True, user_expressions={}, allow_stdin=False, stop_on_error=True)
+    await socket.write_message(json.dumps(dict(channel="shell", header=header, parent_header={}, metadata={}, content=content, buffers=[])))
+    ended = set()
+    while len(ended) < 2:  # the reply, and the kernel at rest
+        given = json.loads(await asyncio.wait_for(socket.read_message(), 240))
+        if given["parent_header"].get("msg_id") != message:
+            continue
+        messages.append(given)
+        if given["msg_type"] == "execute_reply" or (given["msg_type"] == "status" and given["content"]["execution_state"] == "idle"):
+            ended.add(given["msg_type"])
+        if seen:
+            seen(given)
+    socket.close()
+    return messages
+
+
+def kernel_process(folder):
+    "The kernel's process: the child of the server that ipykernel runs in."
+    return next(process for process in psutil.process_iter(["cmdline", "cwd"]) if process.info["cwd"] == str(folder) and "ipykernel_launcher" in " ".join(process.info["cmdline"] or ()))
+
+
+def test_the_stop_button_ends_every_process_and_the_kernel_goes_on(server):
+    folder, kernel = server[0], ask(server, "POST", "kernels", {"name": "python3"})["id"]
+    started, pressed = kernel_process(folder), []
+
+    def press_stop(message):  # the button of the page sends this request
+        log = folder / "run" / "metrics.jsonl"
+        if not pressed and log.exists() and log.read_text().count("\n") >= 3:
+            pressed.extend(started.children(recursive=True))
+            ask(server, "POST", f"kernels/{kernel}/interrupt")
+
+    assignments = [*SHORT, "loop.steps=400", "keep.every=400", "keep.validate_every=400"]
+    messages = asyncio.run(run_cell(server, kernel, CELL.format(assignments=assignments), press_stop))
+    error = [message["content"] for message in messages if message["msg_type"] == "error"]
+    assert len(pressed) >= 4, "two processes, each with one that reads samples"
+    assert error and error[0]["ename"] == "Stopped" and re.match(r"Stopped after step \d+ of 400", error[0]["evalue"]), error or messages[-1]
+    assert any(message["msg_type"] in ("stream", "display_data") for message in messages), "no progress reached the cell"
+    deadline = time.monotonic() + 20
+    while left := [process for process in pressed if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    done = int(re.search(r"step (\d+)", error[0]["evalue"])[1])
+    assert (folder / "run" / "checkpoints" / f"step-{done:08d}.pt").exists()
+
+    messages = asyncio.run(run_cell(server, kernel, "print('still here', 1 + 1)"))
+    assert "".join(message["content"]["text"] for message in messages if message["msg_type"] == "stream") == "still here 2\n"
+    ask(server, "DELETE", f"kernels/{kernel}")
