@@ -82,6 +82,7 @@ class LoopGroup:
     ema: float = 0.0  # decay of a running mean of the weights, which is what is judged and saved; 0: none
     precision: str = "no"  # "no" is float32; "bf16" or "fp16"
     synchronised: bool = False  # batch norms see the whole batch, not each process its own part
+    sharded: bool = False  # each process keeps a share of the network and of the optimiser's state, not a copy: for networks that fill a GPU
     channels_last: bool = False  # order of values in memory, faster on GPUs
     checkpointing: bool = False  # compute blocks again instead of keeping their results: less memory, more time
     compiled: bool = False  # torch.compile
@@ -166,6 +167,8 @@ def check_recipe(recipe: Recipe) -> Recipe:
         raise RecipeError(f"loop.steps is {steps} and loop.epochs is {epochs}: exactly one of them says how long, the other is 0.")
     if recipe.schedule.name == "one_cycle" and recipe.schedule.warm_up * steps == 1:
         raise RecipeError(f"schedule.warm_up is {recipe.schedule.warm_up} of {steps} steps, which is one single step. Try schedule.warm_up=0.")
+    if recipe.loop.sharded and (recipe.loop.compiled or recipe.loop.precision == "fp16"):
+        raise RecipeError("loop.sharded goes with float32 and bf16 and not with loop.compiled=true or loop.precision=fp16, which were never tried together. Change one of the two.")
     if recipe.data.batch_size % recipe.loop.accumulate:
         raise RecipeError(f"data.batch_size is {recipe.data.batch_size}, which loop.accumulate={recipe.loop.accumulate} does not divide.")
     return recipe

@@ -1,6 +1,7 @@
 "Two processes train as one: the same losses, shared batch norms, an exact resume after any end, and no process left behind."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,13 +82,12 @@ def alive(pid):
         return False
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["killed", "terminated"])
-def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tmp_path):
-    out = tmp_path / "run"
-    running = subprocess.Popen(words(2, "rooms_tiny", out, pair / "data", workers=1), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=QUIET)
+def ended_at(step, how, out, command):
+    "Start a run, end it by a signal once it has made some steps, and return what it said. Nothing is left running."
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=QUIET)
     deadline = time.monotonic() + 120
-    while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") >= 7):
-        assert time.monotonic() < deadline and running.poll() is None, "the run did not get to step 7"
+    while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") >= step):
+        assert time.monotonic() < deadline and running.poll() is None, f"the run did not get to step {step}"
         time.sleep(0.01)
     below = descendants(running.pid)
     for pid in [running.pid] if how == signal.SIGTERM else [running.pid, *below]:
@@ -95,6 +95,13 @@ def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tm
     said = running.communicate(timeout=120)[1]
     assert running.returncode != 0 and not (out / "report.json").exists(), said
     assert len(below) >= 2 and not any(map(alive, below)), "a process was left behind"
+    return said
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["killed", "terminated"])
+def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tmp_path):
+    out = tmp_path / "run"
+    said = ended_at(7, how, out, words(2, "rooms_tiny", out, pair / "data", workers=1))
     if how == signal.SIGTERM:
         assert sorted((out / "checkpoints").glob("step-*.pt"))[-1].name >= "step-00000007.pt", "the state at the stop was not kept"
         assert "Stopped after step" in said, said[-2000:]
@@ -102,6 +109,119 @@ def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tm
     straight, resumed = weights(pair / "with2"), weights(out)
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     assert [row["step"] for row in rows(out)] == list(range(1, 21))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("assignments", [[], ["loop.sharded=true"]], ids=["copies", "halves"])
+def test_each_process_goes_on_with_its_own_chance(assignments, tmp_path):
+    "The head for labels has dropout, which draws from the random state of its process."
+    out, half = tmp_path / "run", ["model.changes.heads.label.dropout=0.5", "loop.steps=12", *assignments]
+    run(2, "rooms_joint", tmp_path / "straight", tmp_path / "data", *half)
+    ended_at(7, signal.SIGKILL, out, words(2, "rooms_joint", out, tmp_path / "data", *half))
+    last = sorted((out / "checkpoints").glob("step-*.pt"))[-1]
+    one, other = (state["cpu"] for state in torch.load(last, weights_only=True)["random"])
+    assert not torch.equal(one, other), "both processes drop the same"
+    run(2, "rooms_joint", out, tmp_path / "data", *half, resume=True)
+    straight, resumed = weights(tmp_path / "straight"), weights(out)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert [row["loss"] for row in rows(out)] == [row["loss"] for row in rows(tmp_path / "straight")]
+
+
+SHARDED = "loop.sharded=true"
+
+
+@pytest.fixture(scope="module")
+def sharded(pair):
+    "The same recipe in two processes of which each holds half of the network."
+    run(2, "rooms_tiny", pair / "sharded" / "with2", pair / "data", SHARDED)
+    (pair / "sharded" / "with1").symlink_to(pair / "with1")
+    return pair / "sharded"
+
+
+def test_two_halves_of_a_network_follow_a_whole_one(sharded):
+    follow(sharded)
+    copies, halves = weights(sharded.parent / "with2"), weights(sharded / "with2")
+    assert all(torch.allclose(copies[name], halves[name], rtol=1e-4, atol=1e-6) for name in copies)
+
+
+def rewound(run, out, step):
+    "A copy of a run, as if it had ended at a step."
+    shutil.copytree(run, out)
+    for part in ("model", "best"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    (out / "report.json").unlink()
+    for path in (out / "checkpoints").glob("step-*.pt"):
+        if int(path.stem.split("-")[1]) > step:
+            path.unlink()
+    assert (out / "checkpoints" / f"step-{step:08d}.pt").exists()
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun, processes, assignments", [
+    ("sharded/with2", 2, [SHARDED]), ("sharded/with2", 2, []), ("sharded/with2", 1, [SHARDED]), ("sharded/with2", 1, []), ("with1", 2, [SHARDED]),
+], ids=["halves go on", "halves become copies", "halves become one", "halves become one, said otherwise", "one becomes halves"])
+def test_a_run_goes_on_in_shares_or_whole_whatever_it_began_as(begun, processes, assignments, pair, sharded, tmp_path):
+    out = rewound(pair / begun, tmp_path / "run", 15)
+    run(processes, "rooms_tiny", out, pair / "data", *assignments, resume=True)
+    assert [row["step"] for row in rows(out)] == list(range(1, 21))
+    assert max(abs(first["loss"] - second["loss"]) for first, second in zip(rows(pair / "with1"), rows(out))) <= 1e-5
+    straight, resumed = weights(pair / begun), weights(out)
+    if (begun, processes, assignments) == ("sharded/with2", 2, [SHARDED]):
+        assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert all(torch.allclose(straight[name], resumed[name], rtol=1e-3, atol=5e-4) for name in straight)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_halves_is_laid_out_as_one_of_a_whole(pair, sharded):
+    one, two = (torch.load(pair / name / "checkpoints" / "step-00000020.pt", weights_only=True) for name in ("with1", "sharded/with2"))
+    assert one.keys() == two.keys() and one["model"].keys() == two["model"].keys()
+    assert one["optimiser"]["param_groups"][0].keys() == two["optimiser"]["param_groups"][0].keys()
+    for number, kept in one["optimiser"]["state"].items():
+        for name, value in kept.items():
+            assert type(two["optimiser"]["state"][number][name]) is torch.Tensor and two["optimiser"]["state"][number][name].shape == value.shape
+            assert torch.allclose(two["optimiser"]["state"][number][name], value, rtol=0.05, atol=1e-3 * value.abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe, assignments", [
+    ("rooms_joint", ["loop.synchronised=true", "model.changes.heads.label.dropout=0"]), ("rooms_tiny", ["loop.ema=0.9"]), ("rooms_tiny", ["optimizer.frozen=5", "loop.checkpointing=true", "loop.channels_last=true"]),
+    ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.01", "optimizer.backbone=0.1", "optimizer.clip=0.05"]),
+], ids=["shared batch norms and labels", "running mean", "frozen, recomputed", "SGD, much clipped"])
+def test_a_network_in_halves_does_all_that_a_whole_one_does(recipe, assignments, tmp_path):
+    for processes in (1, 2):
+        run(processes, recipe, tmp_path / f"with{processes}", tmp_path / "data", SHARDED, *assignments)
+    follow(tmp_path)
+    straight, halves = weights(tmp_path / "with1"), weights(tmp_path / "with2")
+    assert all(torch.allclose(straight[name], halves[name], rtol=1e-3, atol=5e-4) for name in straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, changes", [
+    ("beit_base_patch16_224", dict(backbone_arguments=dict(embed_dim=64, depth=4, num_heads=2), taps=[0, 1, 2, 3])),
+    ("swin_tiny_patch4_window7_224", dict(backbone_arguments=dict(embed_dim=32, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8]), channels=[32, 64, 128, 256])),
+], ids=["BEiT", "Swin"])
+def test_backbones_whose_blocks_are_read_and_not_called_can_be_halved_too(name, changes, tmp_path):
+    small = changes | dict(heads={"depth": dict(output="exp", hidden=16)}, features=32)
+    for processes in (1, 2):
+        run(processes, "rooms_tiny", tmp_path / f"with{processes}", tmp_path / "data", SHARDED, f"model.name={name}", f"model.changes={json.dumps(small)}", "loop.steps=6", "keep.validate_every=6")
+    losses = [[row["loss"] for row in rows(tmp_path / f"with{processes}")] for processes in (1, 2)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 6
+
+
+@pytest.mark.slow
+def test_halves_in_parts_of_a_batch_and_in_bfloat16(pair, tmp_path):
+    for name, assignments in [("copies", []), ("halves", [SHARDED])]:
+        for precision in ("no", "bf16"):
+            run(2, "rooms_tiny", tmp_path / name / precision, pair / "data", "loop.accumulate=2", f"loop.precision={precision}", "loop.steps=6", "keep.validate_every=6", *assignments)
+    for precision, apart in [("no", 1e-5), ("bf16", 5e-3)]:
+        copies, halves = ([row["loss"] for row in rows(tmp_path / name / precision)] for name in ("copies", "halves"))
+        assert copies == pytest.approx(halves, abs=apart) and len(copies) == 6
+
+
+def test_asked_for_through_the_environment_shares_are_refused(pair, tmp_path):
+    done = subprocess.run(words(1, "rooms_tiny", tmp_path / "run", pair / "data"), capture_output=True, text=True, timeout=120, env=QUIET | {"ACCELERATE_USE_FSDP": "true"})
+    assert done.returncode != 0 and "set loop.sharded=true" in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_what_two_processes_wrote_one_opens(pair, tmp_path):
