@@ -98,6 +98,7 @@ class KeepGroup:
     every: int = 250  # steps between checkpoints
     last: int = 2  # checkpoints kept
     best: bool = True  # keep the weights that were judged best, in best/
+    pictures: int = 4  # held-out samples that are drawn whenever the network is judged; 0: none
 
 # %% ../nbs/50_recipes.ipynb #735d1fac
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ LIMITS = {  # field → whether a value is possible, and the words for what is
     **dict.fromkeys(("data.batch_size", "loop.accumulate", "keep.validate_every", "keep.validate_on", "keep.every", "keep.last"), (lambda value: value >= 1, "at least 1")),
     **dict.fromkeys(("optimizer.lr", "optimizer.clip", "schedule.start", "schedule.end", "schedule.power"), (lambda value: value > 0, "above 0")),
     **dict.fromkeys(("optimizer.layer_decay",), (lambda value: 0 < value <= 1, "above 0 and at most 1")),
-    **dict.fromkeys(("optimizer.weight_decay", "optimizer.backbone", "optimizer.frozen"), (lambda value: value >= 0, "0 or more")),
+    **dict.fromkeys(("optimizer.weight_decay", "optimizer.backbone", "optimizer.frozen", "keep.pictures"), (lambda value: value >= 0, "0 or more")),
     "optimizer.betas": (lambda value: len(value) == 2 and all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in value), "two numbers from 0 to below 1"),
     "optimizer.name": (lambda value: value in ("adamw", "adam", "sgd"), "adamw, adam or sgd"),
     "schedule.name": (lambda value: value in ("one_cycle", "polynomial", "cosine", "constant"), "one_cycle, polynomial, cosine or constant"),
@@ -167,8 +168,9 @@ def check_recipe(recipe: Recipe) -> Recipe:
         raise RecipeError(f"loop.steps is {steps} and loop.epochs is {epochs}: exactly one of them says how long, the other is 0.")
     if recipe.schedule.name == "one_cycle" and recipe.schedule.warm_up * steps == 1:
         raise RecipeError(f"schedule.warm_up is {recipe.schedule.warm_up} of {steps} steps, which is one single step. Try schedule.warm_up=0.")
-    if recipe.loop.sharded and (recipe.loop.compiled or recipe.loop.precision == "fp16"):
-        raise RecipeError("loop.sharded goes with float32 and bf16 and not with loop.compiled=true or loop.precision=fp16, which were never tried together. Change one of the two.")
+    apart = [field for field, asked in [("loop.compiled", recipe.loop.compiled), ("loop.channels_last", recipe.loop.channels_last), ("loop.precision=fp16", recipe.loop.precision == "fp16")] if asked]
+    if recipe.loop.sharded and apart:
+        raise RecipeError(f"loop.sharded does not go together with {' and '.join(apart)}. Leave out one or the other.")
     if recipe.data.batch_size % recipe.loop.accumulate:
         raise RecipeError(f"data.batch_size is {recipe.data.batch_size}, which loop.accumulate={recipe.loop.accumulate} does not divide.")
     return recipe

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['RUN_PARTS', 'FREE', 'TrainingError', 'Stopped', 'read_run', 'unlike', 'check_run', 'begin_run', 'clear_leftovers',
            'rate_share', 'parameter_groups', 'build_optimiser', 'build_schedule', 'gathered', 'batch_loss',
-           'SharedBatchNorm', 'synchronise', 'shard', 'WholeModel', 'WholeOptimiser', 'whole', 'share_like',
-           'save_checkpoint', 'load_checkpoint_into', 'said_when_full', 'out_of_room', 'stop_on_signal', 'LossPlot',
-           'any_process', 'build_model', 'prepare', 'in_copies', 'in_shares', 'open_data', 'total_steps',
-           'defer_signals', 'batches', 'name_of', 'train_steps', 'piece_loss', 'move', 'open_accelerator', 'train',
-           'kept_parts', 'trained', 'Run', 'better', 'save_model', 'read_rows', 'RunLog', 'validate', 'protocol_of',
-           'rehearse', 'run_words', 'main']
+           'SharedBatchNorm', 'synchronise', 'shard', 'WholeModel', 'whole', 'share_like', 'WholeOptimiser',
+           'save_checkpoint', 'load_checkpoint_into', 'said_when_full', 'out_of_room', 'stop_on_signal', 'depth_tiles',
+           'label_tiles', 'true_map', 'held_out_picture', 'keep_picture', 'LossPlot', 'any_process', 'build_model',
+           'prepare', 'in_copies', 'in_shares', 'open_data', 'total_steps', 'defer_signals', 'batches', 'name_of',
+           'train_steps', 'piece_loss', 'move', 'open_accelerator', 'train', 'kept_parts', 'trained', 'Run', 'better',
+           'save_model', 'read_rows', 'RunLog', 'validate', 'protocol_of', 'rehearse', 'run_words', 'main']
 
 # %% ../nbs/51_training.ipynb #1fec88b3
 import copy
@@ -37,6 +37,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
+from fastcore.basics import patch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -51,7 +52,7 @@ from tqdm.auto import tqdm
 from .checkpoints import load_backbone, load_checkpoint
 from .datasets import DatasetError
 from .evaluation import PROTOCOLS, ConstantPredictor, Protocol, evaluate, median_depth, panel, protocol_for, write_report
-from .images import ImageError, whole_file
+from .images import ImageError, colour_depth, colour_label, depth_range, label_palette, label_patches, whole_file
 from .inference import Predictor
 from .loading import DRAWN, open_dataset, training_loader
 from .models import DPT, NAMED, count_parameters, create_model
@@ -66,7 +67,7 @@ class Stopped(TrainingError):
     "A run that was asked to stop and can go on."
 
 
-RUN_PARTS = ("config.json", "metrics.jsonl", "report.json", "panel.png", "checkpoints", "best", "model", "tensorboard")
+RUN_PARTS = ("config.json", "metrics.jsonl", "report.json", "panel.png", "pictures", "checkpoints", "best", "model", "tensorboard")
 
 
 def read_run(
@@ -81,7 +82,7 @@ def read_run(
         raise TrainingError(f"{config} is not the config.json of a run, so nothing was touched there. Choose another folder.") from None
 
 # %% ../nbs/51_training.ipynb #8105159c
-FREE = ("loop.sharded",)  # fields that change no weight: a run may go on with others
+FREE = ("loop.sharded", "keep.pictures")  # fields that change no weight: a run may go on with others
 
 
 def unlike(
@@ -136,7 +137,7 @@ def begin_run(
     clear_leftovers(out)
     write_report(out / "config.json", dict(recipe=asdict(recipe)))
 
-# %% ../nbs/51_training.ipynb #cb0b0226
+# %% ../nbs/51_training.ipynb #8447c419
 def clear_leftovers(
     out: Path,  # folder of a run that nobody writes to
 ) -> None:
@@ -281,7 +282,7 @@ def synchronise(
             module.__class__ = SharedBatchNorm
     return model
 
-# %% ../nbs/51_training.ipynb #45f790d7
+# %% ../nbs/51_training.ipynb #59bd6093
 def shard(
     model: DPT,  # whole, and the same in all processes
     device: torch.device,  # where it will run
@@ -293,7 +294,7 @@ def shard(
             fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
-# %% ../nbs/51_training.ipynb #ebacd74e
+# %% ../nbs/51_training.ipynb #34440f22
 class WholeModel:
     "The state of a sharded network as one process alone has it."
 
@@ -311,7 +312,19 @@ class WholeModel:
         "Each process takes its share of whole tensors."
         set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True))
 
-# %% ../nbs/51_training.ipynb #e524262d
+# %% ../nbs/51_training.ipynb #ed4acee1
+def whole(value: torch.Tensor) -> torch.Tensor:
+    "A tensor put together from all processes' shares, on the device; one that was not cut as it is."
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def share_like(value, parameter: torch.Tensor):
+    "This process's share of a whole tensor that goes with a sharded parameter; anything else, such as Adam's count of steps, as it is."
+    if not isinstance(parameter, DTensor) or getattr(value, "shape", None) != parameter.shape:
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+# %% ../nbs/51_training.ipynb #1643d28d
 class WholeOptimiser:
     "The state of a sharded network's optimiser as one process alone has it."
 
@@ -331,18 +344,6 @@ class WholeOptimiser:
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         moments = {number: {name: share_like(value, parameters[number]) for name, value in kept.items()} for number, kept in state["state"].items()}
         self.optimiser.load_state_dict(state | dict(state=moments))
-
-
-def whole(value: torch.Tensor) -> torch.Tensor:
-    "A tensor put together from all processes' shares, on the device; one that was not cut as it is."
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def share_like(value, parameter: torch.Tensor):
-    "This process's share of a whole tensor that goes with a sharded parameter; anything else, such as Adam's count of steps, as it is."
-    if not isinstance(parameter, DTensor) or getattr(value, "shape", None) != parameter.shape:
-        return value
-    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 # %% ../nbs/51_training.ipynb #75f21f41
 def save_checkpoint(
@@ -388,7 +389,7 @@ def load_checkpoint_into(
         raise TrainingError(f"None of the {len(paths)} checkpoints in {folder} can be read. Start anew in another folder.")
     return 0, 0.0
 
-# %% ../nbs/51_training.ipynb #0847278e
+# %% ../nbs/51_training.ipynb #fac431ec
 @contextmanager
 def said_when_full(
     out: Path,  # folder of the run
@@ -439,6 +440,96 @@ def stop_on_signal():
         for number, handler in former.items():
             signal.signal(number, handler)
 
+# %% ../nbs/51_training.ipynb #2bd202e8
+def depth_tiles(
+    head: str,  # "depth" or "inverse_depth"
+    truths: list,  # `(1, H, W)` metres, or inverse depth, each; 0 = not measured; None where there is none
+    predictions: list,  # `(1, H, W)` each
+) -> tuple[list, plt.cm.ScalarMappable, str]:  # a pair of pictures for each sample, the colours, and what they mean
+    "Maps as pictures, truth and prediction."
+    measured = [truth for truth in truths if truth is not None]
+    if head == "depth":
+        ends = depth_range(torch.cat([values.flatten() for values in measured or predictions]))
+        cmap, words = "Spectral", "depth (m)"
+    else:
+        ends, cmap, words = (None, None), "Spectral_r", "inverse depth, far (0) to near (1)"
+    draw = lambda values: None if values is None else colour_depth(values, *ends, cmap=cmap)
+    norm = plt.Normalize(*(ends if head == "depth" else (0, 1)))
+    return [(draw(truth), draw(prediction)) for truth, prediction in zip(truths, predictions)], plt.cm.ScalarMappable(norm, cmap), words
+
+
+def label_tiles(
+    truths: list,  # `(H, W)` class index, 255 = ignore, each; None where there is none
+    predictions: list,  # `(H, W)` each
+    classes: tuple,  # names; empty where they are not known
+) -> tuple[list, list]:  # a pair of pictures for each sample, and the legend's patches
+    "Labels as pictures, truth and prediction."
+    present = sorted({int(index) for values in (*truths, *predictions) if values is not None for index in values.unique()})
+    palette = label_palette(max([len(classes), *(index + 1 for index in present if index != 255)]))
+    draw = lambda values: None if values is None else colour_label(values, palette)
+    return [(draw(truth), draw(prediction)) for truth, prediction in zip(truths, predictions)], label_patches(list(classes) or None, palette, present)
+
+# %% ../nbs/51_training.ipynb #057ad227
+def true_map(
+    sample: dict,  # of a data set
+    head: str,  # "depth", "inverse_depth" or "label"
+) -> torch.Tensor | None:  # None where the sample has no such truth
+    "What a head's prediction is compared with; inverse depth also follows from depth."
+    if head == "inverse_depth" and head not in sample and "depth" in sample:
+        return torch.where(sample["depth"] > 0, 1 / sample["depth"].clamp(min=1e-6), 0.0)
+    return sample.get(head)
+
+# %% ../nbs/51_training.ipynb #88ffabdb
+def held_out_picture(
+    samples: list[dict],  # of a data set
+    predictions: list,  # `Prediction` each
+    classes: tuple = (),  # names of the labels
+) -> plt.Figure:  # closed
+    "A row for each sample: the image, and each head's truth and prediction, with colour bars and a legend."
+    heads = list(predictions[0].maps)
+    shape = samples[0]["image"].shape
+    figure, axes = plt.subplots(len(samples), 1 + 2 * len(heads), squeeze=False, figsize=(2 * (1 + 2 * len(heads)), 2 * shape[1] / shape[2] * len(samples) + 0.9), layout="constrained")
+    columns, titles = [[sample["image"] for sample in samples]], ["image"]
+    for place, head in enumerate(heads):
+        truths, maps = [true_map(sample, head) for sample in samples], [prediction[head] for prediction in predictions]
+        if head == "label":
+            tiles, patches = label_tiles(truths, maps, classes)
+            figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=6, frameon=False)
+        else:
+            tiles, colours, words = depth_tiles(head, truths, maps)
+            figure.colorbar(colours, ax=axes[:, 1 + 2 * place : 3 + 2 * place], location="bottom", extend="both", shrink=0.7, aspect=40).set_label(words, fontsize=8)
+        columns, titles = [*columns, *zip(*tiles)], [*titles, f"{head.replace('_', ' ')}, truth", f"{head.replace('_', ' ')}, predicted"]
+    for column, (title, pictures) in enumerate(zip(titles, columns)):
+        axes[0, column].set_title(title, fontsize=8)
+        for axis, picture in zip(axes[:, column], pictures):
+            axis.axis("off")
+            if picture is not None:
+                axis.imshow(picture.permute(1, 2, 0).clamp(0, 1), interpolation="nearest")
+    plt.close(figure)
+    return figure
+
+# %% ../nbs/51_training.ipynb #96463f75
+def keep_picture(
+    folder: Path,  # `pictures/` of a run
+    step: int,  # steps done
+    predictor: Predictor,  # the network as it is
+    held_out,  # samples
+    count: int,  # how many to draw
+    best: bool,  # the network was never judged as good
+    last: int = 8,  # how many pictures to keep beside the best one
+) -> Path:
+    "Draw held-out samples into `step-XXXXXXXX.png`, whole or not at all."
+    count = min(count, len(held_out))
+    samples = [held_out[place * len(held_out) // count] for place in range(count)]
+    figure = held_out_picture(samples, [predictor(sample["image"]) for sample in samples], tuple(getattr(held_out, "classes", ())))
+    path = folder / f"step-{step:08d}.png"
+    for target in [path, *([folder / "best.png"] if best else [])]:
+        with whole_file(target) as temporary:
+            figure.savefig(temporary, dpi=80)
+    for old in sorted(folder.glob("step-*.png"))[:-last]:
+        old.unlink()
+    return path
+
 # %% ../nbs/51_training.ipynb #2a8922b3
 class LossPlot:
     "A picture of the loss and the validation error, redrawn in a notebook cell while training."
@@ -446,8 +537,9 @@ class LossPlot:
     def __init__(
         self,
         show: bool = True,  # draw in the notebook; False only keeps the numbers
+        pictures: Path | None = None,  # `pictures/` of the run, the last of which is shown; None: curves alone
     ):
-        self.rows, self.handle, self.show_live = [], None, show
+        self.rows, self.handle, self.show_live, self.pictures = [], None, show, pictures
 
     def update(self, row: dict) -> None:
         "Take one line of `metrics.jsonl`; redraw when it holds a validation."
@@ -464,17 +556,26 @@ class LossPlot:
         "The validation metric of a row that is drawn."
         return next((name for name in ("abs_rel", "miou") if name in row), None)
 
-    def figure(self) -> plt.Figure:
-        "Loss on the left, validation on the right."
+# %% ../nbs/51_training.ipynb #03bb832b
+@patch
+def figure(self: LossPlot) -> plt.Figure:  # closed
+    "Loss and validation side by side; one above the other, to the left of the last pictures, where there are some."
+    drawn = sorted(self.pictures.glob("step-*.png")) if self.pictures else []
+    if drawn:
+        figure, axes = plt.subplot_mosaic([[0, 2], [1, 2]], figsize=(12, 4.6), width_ratios=[1, 2], layout="constrained")
+        axes[2].imshow(plt.imread(drawn[-1]))
+        axes[2].set_title(f"held out, step {int(drawn[-1].stem.split('-')[1])}", fontsize=9)
+        axes[2].axis("off")
+    else:
         figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
-        losses = [(row["step"], row["loss"]) for row in self.rows if "loss" in row]
-        judged = [(row["step"], row[self.metric(row)], self.metric(row)) for row in self.rows if self.metric(row)]
-        axes[0].plot([step for step, _ in losses], [loss for _, loss in losses], ".", markersize=3)
-        axes[1].plot([step for step, _, _ in judged], [value for _, value, _ in judged], "o-", markersize=3)
-        axes[0].set(xlabel="step", ylabel="training loss")
-        axes[1].set(xlabel="step", ylabel=f"held-out {judged[0][2] if judged else 'metric'}")
-        plt.close(figure)
-        return figure
+    losses = [(row["step"], row["loss"]) for row in self.rows if "loss" in row]
+    judged = [(row["step"], row[self.metric(row)], self.metric(row)) for row in self.rows if self.metric(row)]
+    axes[0].plot([step for step, _ in losses], [loss for _, loss in losses], ".", markersize=3)
+    axes[1].plot([step for step, _, _ in judged], [value for _, value, _ in judged], "o-", markersize=3)
+    axes[0].set(xlabel="step", ylabel="training loss")
+    axes[1].set(xlabel="step", ylabel=f"held-out {judged[0][2] if judged else 'metric'}")
+    plt.close(figure)
+    return figure
 
 # %% ../nbs/51_training.ipynb #0c3df62e
 def any_process(
@@ -527,7 +628,7 @@ def prepare(
         loss.to(accelerator.device)
     return parts
 
-# %% ../nbs/51_training.ipynb #81823953
+# %% ../nbs/51_training.ipynb #0a59699c
 def in_copies(recipe: Recipe, model: DPT, accelerator: Accelerator) -> dict:  # `model`, `ema`, `optimiser`, `whole`
     "A whole network in each process; Accelerate wraps it so that gradients are averaged (PyTorch's DistributedDataParallel)."
     optimiser = build_optimiser(recipe, model)
@@ -715,7 +816,7 @@ def train(
             begin_run(out, recipe, replace)
         accelerator.wait_for_everyone()
         done, spent = load_checkpoint_into(out / "checkpoints", kept_parts(parts, accelerator)) if resume else (0, 0.0)
-        run = Run(recipe, out, parts, accelerator, steps, done, spent, RunLog(out, done, accelerator, trackers, LossPlot(plot)))
+        run = Run(recipe, out, parts, accelerator, steps, done, spent, RunLog(out, done, accelerator, trackers, LossPlot(plot, out / "pictures")))
         with stop_on_signal() as asked, tqdm(total=steps, initial=done, desc=recipe.name, unit="step", disable=not (progress and accelerator.is_main_process)) as bar:
             for step, loss in train_steps(recipe, parts, accelerator, done, steps, workers):
                 bar.update()
@@ -759,7 +860,7 @@ class Run:
         keep, last = self.recipe.keep, step == self.steps
         row = dict(step=step, loss=loss, learning_rate=self.parts["schedule"].get_last_lr()[-1], images_per_second=step * self.recipe.data.batch_size / self.seconds())
         if step % keep.validate_every == 0 or last:
-            row |= self.judge()
+            row |= self.judge(step)
             bar.set_postfix(loss=f"{loss:.3f}", **{f"held_out_{name}": f"{row[name]:.3f}" for name in ("abs_rel", "miou") if name in row})
         self.log.write(row)
         stopping = any_process(asked.is_set(), self.accelerator.device)
@@ -769,15 +870,22 @@ class Run:
             self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has ended: not before the state is written
             raise Stopped(f"Stopped after step {step} of {self.steps}; {kept} holds the state. Go on with resume (--resume).")
 
-    def judge(self) -> dict:  # metrics
-        "Validate the network as it is, and keep it when it is the best so far. Called by all processes."
-        model = trained(self.parts, self.accelerator)
-        judged = validate(model, self.recipe, self.parts, self.accelerator, self.recipe.keep.validate_on)
-        if self.recipe.keep.best and self.accelerator.is_main_process and better(judged, self.log.plot.rows):
+# %% ../nbs/51_training.ipynb #f09680d3
+@patch
+def judge(self: Run, step: int) -> dict:  # metrics
+    "Validate the network as it is, keep it when it is the best so far, draw what it sees. Called by all processes."
+    model = trained(self.parts, self.accelerator)
+    judged = validate(model, self.recipe, self.parts, self.accelerator, self.recipe.keep.validate_on)
+    if self.accelerator.is_main_process:
+        best = better(judged, self.log.plot.rows)
+        if self.recipe.keep.best and best:
             save_model(model, self.out / "best")
-        if self.parts["whole"] is not None:
-            model.cpu()  # leaves the device to the shares
-        return judged
+        if self.recipe.keep.pictures:
+            predictor = Predictor(model, self.accelerator.device, self.recipe.keep.flip)
+            keep_picture(self.out / "pictures", step, predictor, self.parts["held_out"], self.recipe.keep.pictures, best)
+    if self.parts["whole"] is not None:
+        model.cpu()  # leaves the device to the shares
+    return judged
 
 # %% ../nbs/51_training.ipynb #39c065f7
 def better(

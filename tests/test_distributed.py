@@ -172,22 +172,21 @@ def test_a_run_goes_on_in_shares_or_whole_whatever_it_began_as(begun, processes,
     assert all(torch.allclose(straight[name], resumed[name], rtol=1e-3, atol=5e-4) for name in straight)
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_halves_is_laid_out_as_one_of_a_whole(pair, sharded):
-    one, two = (torch.load(pair / name / "checkpoints" / "step-00000020.pt", weights_only=True) for name in ("with1", "sharded/with2"))
+    one, two = (torch.load(pair / name / "checkpoints" / "step-00000020.pt", weights_only=True) for name in ("with2", "sharded/with2"))
     assert one.keys() == two.keys() and one["model"].keys() == two["model"].keys()
     assert one["optimiser"]["param_groups"][0].keys() == two["optimiser"]["param_groups"][0].keys()
     for number, kept in one["optimiser"]["state"].items():
         for name, value in kept.items():
             assert type(two["optimiser"]["state"][number][name]) is torch.Tensor and two["optimiser"]["state"][number][name].shape == value.shape
-            assert torch.allclose(two["optimiser"]["state"][number][name], value, rtol=0.05, atol=1e-3 * value.abs().max())
+            assert torch.allclose(two["optimiser"]["state"][number][name], value, rtol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe, assignments", [
-    ("rooms_joint", ["loop.synchronised=true", "model.changes.heads.label.dropout=0"]), ("rooms_tiny", ["loop.ema=0.9"]), ("rooms_tiny", ["optimizer.frozen=5", "loop.checkpointing=true", "loop.channels_last=true"]),
-    ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.01", "optimizer.backbone=0.1", "optimizer.clip=0.05"]),
-], ids=["shared batch norms and labels", "running mean", "frozen, recomputed", "SGD, much clipped"])
+    ("rooms_joint", ["loop.synchronised=true", "model.changes.heads.label.dropout=0"]), ("rooms_tiny", ["loop.ema=0.9"]), ("rooms_tiny", ["optimizer.frozen=5", "loop.checkpointing=true"]),
+    ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.01", "optimizer.backbone=0.1", "optimizer.clip=0.05"]), ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.003", "optimizer.clip=1e9"]),
+], ids=["shared batch norms and labels", "running mean", "frozen, recomputed", "SGD, much clipped", "SGD, not clipped"])
 def test_a_network_in_halves_does_all_that_a_whole_one_does(recipe, assignments, tmp_path):
     for processes in (1, 2):
         run(processes, recipe, tmp_path / f"with{processes}", tmp_path / "data", SHARDED, *assignments)
@@ -199,7 +198,7 @@ def test_a_network_in_halves_does_all_that_a_whole_one_does(recipe, assignments,
 @pytest.mark.slow
 @pytest.mark.parametrize("name, changes", [
     ("beit_base_patch16_224", dict(backbone_arguments=dict(embed_dim=64, depth=4, num_heads=2), taps=[0, 1, 2, 3])),
-    ("swin_tiny_patch4_window7_224", dict(backbone_arguments=dict(embed_dim=32, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8]), channels=[32, 64, 128, 256])),
+    ("swin_tiny_patch4_window7_224", dict(backbone_arguments=dict(embed_dim=32, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], drop_path_rate=0), channels=[32, 64, 128, 256])),
 ], ids=["BEiT", "Swin"])
 def test_backbones_whose_blocks_are_read_and_not_called_can_be_halved_too(name, changes, tmp_path):
     small = changes | dict(heads={"depth": dict(output="exp", hidden=16)}, features=32)
