@@ -168,7 +168,7 @@ def following(
     plot: bool = False,  # draw the loss in a notebook cell
 ):
     "While the block runs, a thread shows what others write. Before the first row it only looks whether there is one, so that a fork copies no lock which the thread holds."
-    file, ended, picture = Growing(path, time.time()), threading.Event(), LossPlot(plot)
+    file, ended, picture = Growing(path, time.time()), threading.Event(), LossPlot(plot, path.parent / "pictures")
     with tqdm(total=steps, desc=name, unit="step", disable=not progress) as bar:
         def look():
             rows = [json.loads(line) for line in file.lines()]
