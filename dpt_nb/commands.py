@@ -42,7 +42,7 @@ def dpt_predict(
     from dpt_nb.inference import Predictor
     from dpt_nb.outputs import check_outputs
 
-    wanted = check_outputs(tuple(part.strip() for part in outputs.split(",")))
+    wanted = check_outputs(tuple(part.strip() for part in outputs.split(",")), ("ply",))
     network, factors = load_checkpoint(model), numbers(scales, "--scales")
     predictor = Predictor(network, device, flip, scales=factors, precision=precision, channels_last=channels_last, compile=compile, classes=class_names(network))
     films = [each for each in pictures if is_video(each)]
