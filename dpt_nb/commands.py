@@ -97,14 +97,15 @@ def predict_videos(
     every: int,  # only each n-th frame
 ) -> tuple[list[dict], list[str]]:  # what was written, and a sentence for each video that was not
     "Predict videos one after the other."
+    from dpt_nb.folders import name_apart
     from dpt_nb.video import VideoError, predict_video
 
     if every < 1:
         raise OptionError(f"Found --every {every}, and 1 or more was expected.")
     made, bad = [], []
-    for film in films:
+    for film, name in zip(films, name_apart([Path(film) for film in films])):
         try:
-            made.append(predict_video(predictor, film, out, smooth, every=every))
+            made.append(predict_video(predictor, film, out, smooth, every=every, name=name))
         except VideoError as error:
             bad.append(str(error))
     return made, bad

@@ -17,6 +17,7 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
+from .folders import open_folder
 from .images import ImageError, colour_depth, colour_label, depth_range, label_palette, whole_file
 from .inference import Prediction, Predictor, aligned_to
 
@@ -199,13 +200,14 @@ def predict_video(
     every: int = 1,  # only each n-th frame
     ends: tuple[float, float] | None = None,  # of the colours; None: they follow the film
     progress: bool = True,  # show a bar with rate and time left
+    name: str | None = None,  # what files are named after; None: the file's name
 ) -> dict:  # `source`, `frames`, and the file of each head
-    "Predict a video into one video for each head, whole or not at all. Raises `VideoError`."
+    "Predict a video into one video for each head, whole or not at all. Raises `VideoError`, and `ImageError` for a folder that cannot be written."
     container, stream = open_video(path)
     with container:
         rate, total = stream.average_rate or 25, stream.frames
     Steady(smooth)  # says what is wrong before files are begun
-    files = {head: Path(out) / f"{Path(path).stem}-{head}.mp4" for head in predictor.model.config.heads}
+    files = {head: open_folder(out) / f"{name or Path(path).stem}-{head}.mp4" for head in predictor.model.config.heads}
     painters, count = {head: Painter(head, side, ends) for head in files}, 0
     writers = {head: VideoWriter(file, Fraction(rate) / every) for head, file in files.items()}
     with ExitStack() as stack:
