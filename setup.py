@@ -29,6 +29,7 @@ setup(
         "dev": settings["dev_requirements"].split(),
         "nyu": settings["nyu_requirements"].split(),
         "tensorboard": settings["tensorboard_requirements"].split(),
+        "video": settings["video_requirements"].split(),
     },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),

@@ -18,6 +18,11 @@ from dpt_nb.loading import *
 from dpt_nb.data_care import *
 from dpt_nb.inference import *
 from dpt_nb.evaluation import *
+from dpt_nb.large_pictures import *
+from dpt_nb.outputs import *
+from dpt_nb.point_clouds import *
+from dpt_nb.folders import *
+from dpt_nb.video import *
 from dpt_nb.recipes import *
 from dpt_nb.training import *
 from dpt_nb.launch import *
