@@ -94,6 +94,9 @@ def ended_at(step, how, out, command):
         os.kill(pid, how)
     said = running.communicate(timeout=120)[1]
     assert running.returncode != 0 and not (out / "report.json").exists(), said
+    deadline = time.monotonic() + 10  # a busy machine takes its time to end what was killed
+    while any(map(alive, below)) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert len(below) >= 2 and not any(map(alive, below)), "a process was left behind"
     return said
 
@@ -187,12 +190,14 @@ def test_a_checkpoint_of_halves_is_laid_out_as_one_of_a_whole(pair, sharded):
     ("rooms_joint", ["loop.synchronised=true", "model.changes.heads.label.dropout=0"]), ("rooms_tiny", ["loop.ema=0.9"]), ("rooms_tiny", ["optimizer.frozen=5", "loop.checkpointing=true"]),
     ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.01", "optimizer.backbone=0.1", "optimizer.clip=0.05"]), ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.003", "optimizer.clip=1e9"]),
 ], ids=["shared batch norms and labels", "running mean", "frozen, recomputed", "SGD, much clipped", "SGD, not clipped"])
-def test_a_network_in_halves_does_all_that_a_whole_one_does(recipe, assignments, tmp_path):
-    for processes in (1, 2):
-        run(processes, recipe, tmp_path / f"with{processes}", tmp_path / "data", SHARDED, *assignments)
-    follow(tmp_path)
-    straight, halves = weights(tmp_path / "with1"), weights(tmp_path / "with2")
-    assert all(torch.allclose(straight[name], halves[name], rtol=1e-3, atol=5e-4) for name in straight)
+def test_a_network_in_halves_does_all_that_two_copies_do(recipe, assignments, tmp_path):
+    for name, how in [("copies", []), ("halves", [SHARDED])]:
+        run(2, recipe, tmp_path / name, tmp_path / "data", "loop.steps=10", "keep.validate_every=10", *how, *assignments)
+    copies, halves = rows(tmp_path / "copies"), rows(tmp_path / "halves")
+    assert len(copies) == 10 and [row["loss"] for row in copies] == pytest.approx([row["loss"] for row in halves], abs=1e-6)
+    assert copies[-1]["abs_rel"] == pytest.approx(halves[-1]["abs_rel"], rel=1e-4)
+    copies, halves = weights(tmp_path / "copies"), weights(tmp_path / "halves")
+    assert all(torch.allclose(copies[name], halves[name], rtol=1e-4, atol=1e-6) for name in copies)
 
 
 @pytest.mark.slow
