@@ -821,7 +821,10 @@ def train(
             for step, loss in train_steps(recipe, parts, accelerator, done, steps, workers):
                 bar.update()
                 run.after(step, loss, asked, bar)
-        return finish(run, progress and accelerator.is_main_process)
+        report = finish(run, progress and accelerator.is_main_process)
+    accelerator.wait_for_everyone()  # the first writes longest; a process that leaves before could fail in leaving, and a launcher would end them all
+    accelerator.end_training()
+    return report
 
 # %% ../nbs/51_training.ipynb #aaa40fcc
 def kept_parts(parts: dict, accelerator: Accelerator) -> dict:  # name → anything with `state_dict`
@@ -988,7 +991,6 @@ def finish(
     recipe, parts, accelerator, out, seconds = run.recipe, run.parts, run.accelerator, run.out, run.seconds()
     model = trained(parts, accelerator)
     report = validate(model, recipe, parts, accelerator, progress=progress)
-    accelerator.end_training()
     if not accelerator.is_main_process:
         return report
     save_model(model, out / "model")
