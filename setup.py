@@ -22,7 +22,7 @@ setup(
     url=settings["git_url"],
     license="Apache-2.0",
     packages=find_packages(include=["dpt_nb", "dpt_nb.*"]),
-    include_package_data=True,
+    package_data={settings["lib_name"]: ["weights/*/*"]},
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'NAMED', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PUBLISHED', 'ConfigError', 'DPTConfig', 'DPT', 'Published',
-           'config_for', 'create_model', 'count_parameters', 'count_multiply_adds', 'model_facts', 'ModelNames',
-           'list_models']
+           'config_for', 'create_model', 'open_shipped', 'count_parameters', 'count_multiply_adds', 'model_facts',
+           'ModelNames', 'list_models']
 
 # %% ../nbs/15_models.ipynb #2f6df551
 import json
 import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,6 +181,7 @@ NAMED = {
     "dpt_large": dict(backbone="vit_large_patch16_384", taps=[5, 11, 17, 23], channels=[256, 512, 1024, 1024]),
     "dpt_hybrid": dict(backbone="vit_base_r50_s16_384", taps=["stages.0", "stages.1", 8, 11], channels=[256, 512, 768, 768], standardised_eps=1e-5),
 }
+NAMED["dpt_tiny_scenes"] = NAMED["dpt_tiny"] | dict(heads={"depth": dict(output="exp", hidden=16), "label": dict(classes=21)})
 
 # %% ../nbs/15_models.ipynb #aae1c07b
 ADE20K = dict(heads={"label": dict(classes=150, auxiliary=True)}, batch_norm=True)
@@ -233,6 +235,7 @@ NAMED |= {
 
 # %% ../nbs/15_models.ipynb #e18ec83c
 DPT_FILES, MIDAS_FILES, HUB = "https://github.com/intel-isl/DPT/releases/download/1_0/", "https://github.com/isl-org/MiDaS/releases/download/v3_1/", "https://huggingface.co/"
+SHIPPED = files("dpt_nb") / "weights"  # a folder for each model that comes along
 
 # %% ../nbs/15_models.ipynb #6d9bafed
 class Published(NamedTuple):
@@ -244,6 +247,7 @@ class Published(NamedTuple):
 
 # %% ../nbs/15_models.ipynb #a4fee0c8
 PUBLISHED = {
+    "dpt_tiny_scenes": Published(f"{SHIPPED}/dpt_tiny_scenes", "Apache-2.0", {"held-out rooms AbsRel": 0.127, "held-out streets AbsRel": 0.111}),
     "dpt_large": Published(f"{DPT_FILES}dpt_large-midas-2f21e586.pt", "MIT", {"DIW WHDR": 0.1082, "ETH3D AbsRel": 0.0888, "Sintel AbsRel": 0.2697}, ["dpt_large_384.pt", "Intel/dpt-large"]),
     "dpt_hybrid": Published(f"{DPT_FILES}dpt_hybrid-midas-501f0c75.pt", "MIT", {"DIW WHDR": 0.1106, "ETH3D AbsRel": 0.0934, "Sintel AbsRel": 0.2741}, ["dpt_hybrid_384.pt", "Intel/dpt-hybrid-midas"]),
     "dpt_hybrid_kitti": Published(f"{DPT_FILES}dpt_hybrid_kitti-cb926ef4.pt", "MIT", {"KITTI AbsRel": 0.062, "KITTI RMSE": 2.575, "KITTI SILog": 8.282, "KITTI δ<1.25": 0.959}),
@@ -299,14 +303,30 @@ def config_for(
 def create_model(
     name: str,  # one of `list_models()`, or a timm vision transformer's name
     pretrained_backbone: bool = False,  # timm's ImageNet weights in the backbone (needs the network)
+    pretrained: bool = False,  # the weights that come with this library, for a name that has some; in evaluation mode
     **changes,  # any field of `DPTConfig`: `heads=`, `readout=`, `features=`, `image_size=`, …
 ) -> DPT:
-    "A DPT with random weights, or with a pretrained backbone. Raises `ConfigError` or `BackboneError`."
+    "A DPT with random weights, with a pretrained backbone, or as it comes along. Raises `ConfigError` or `BackboneError`."
     config = config_for(name, **changes)
+    if pretrained:
+        return open_shipped(name, changes)
     model = DPT(config)
     if pretrained_backbone:
         model.backbone = build_backbone(config, pretrained=True)
     return model
+
+# %% ../nbs/15_models.ipynb #733409a5
+def open_shipped(
+    name: str,  # whose weights come with this library
+    changes: dict,  # of `create_model`; none fits
+) -> DPT:  # in evaluation mode
+    "Raises `ConfigError` for a name without such weights, and for changes."
+    if not (SHIPPED / name).is_dir():
+        come_along = ", ".join(sorted(folder.name for folder in SHIPPED.iterdir()))
+        raise ConfigError(f"No weights of {name} come with this library, only those of {come_along}. " + (f'load_checkpoint("{name}") downloads the published ones.' if name in PUBLISHED else "Nobody has published any."))
+    if changes:
+        raise ConfigError(f'The weights of {name} fit the network as it is, without changed {", ".join(changes)}. load_checkpoint("{name}", …) changes what can be changed.')
+    return DPT.from_pretrained(SHIPPED / name)
 
 # %% ../nbs/15_models.ipynb #8352b639
 def count_parameters(model: nn.Module) -> int:
@@ -358,7 +378,8 @@ class ModelNames(list):
         lines = ["| name, backbone | predicts | size | parameters | multiply-adds | weights | as published |", "|---|---|---|---:|---:|---|---|"]
         for row in map(model_facts, self):
             figures = ", ".join(f"{label} {value}" for label, value in row["published"].items())
-            where = f"[file]({row['weights']})<br>{row['licence']}" if row["weights"] else "none"
+            place = "comes along" if (SHIPPED / row["name"]).is_dir() else f"[file]({row['weights']})"
+            where = f"{place}<br>{row['licence']}" if row["weights"] else "none"
             counts = f"{row['parameters'] / 1e6:.1f} M | {row['multiply_adds'] / 1e9:.1f} G"
             lines.append(f"| `{row['name']}`<br>{row['backbone']} | {row['predicts']} | {row['size']} | {counts} | {where} | {figures} |")
         return "\n".join(lines)

@@ -64,12 +64,29 @@ def assert_same_weights(one, other):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+BEGUN = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    "A test that fails half-way leaves no process behind either."
+    yield
+    for running, started in BEGUN:
+        for process in alive([*started, *(psutil.Process(running.pid).children(recursive=True) if running.poll() is None else [])]):
+            process.kill()
+        running.kill()
+        running.wait()
+    BEGUN.clear()
+
+
 def begin(recipe, folder, **options):
     "A process like a kernel, in which a cell launches."
     name, assignments = recipe_words(recipe)
     words = json.dumps(dict(recipe=name, assignments=assignments) | options, default=str)
     environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", TMPDIR=str(folder))
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    running = subprocess.Popen([sys.executable, "-c", SCRIPT, words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    BEGUN.append((running, []))
+    return running
 
 
 def wait_for(what, seconds=90):
@@ -84,7 +101,11 @@ def reached(run, step, process):
     log = run / "metrics.jsonl"
     wait_for(lambda: process.poll() is not None or log.exists() and log.read_text().count("\n") >= step)
     assert process.poll() is None, process.communicate()[0]
-    return psutil.Process(process.pid).children(recursive=True)
+    family = psutil.Process(process.pid).children(recursive=True)
+    for running, started in BEGUN:
+        if running is process:
+            started += family
+    return family
 
 
 def alive(processes):
