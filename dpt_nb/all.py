@@ -23,6 +23,8 @@ from dpt_nb.outputs import *
 from dpt_nb.point_clouds import *
 from dpt_nb.folders import *
 from dpt_nb.video import *
+from dpt_nb.prediction_files import *
+from dpt_nb.gallery import *
 from dpt_nb.recipes import *
 from dpt_nb.training import *
 from dpt_nb.launch import *

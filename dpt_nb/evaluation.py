@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['CROPS', 'PROTOCOLS', 'DEFAULT_PROTOCOLS', 'TRUTHS', 'PUBLISHED_FIGURES', 'EvaluationError', 'Protocol', 'crop_window',
            'judged_window', 'protocol_for', 'as_judged', 'ErrorsKept', 'read_share', 'in_batches', 'judged_heads',
-           'build_judge', 'build_judges', 'judge_batch', 'check_judging', 'process_count', 'class_count', 'collected',
-           'evaluate', 'median_depth', 'ConstantPredictor', 'metric_table', 'depth_table', 'label_table', 'panel',
-           'write_report']
+           'build_judge', 'build_judges', 'judge_batch', 'predicted', 'figures_of_each', 'check_judging',
+           'process_count', 'class_count', 'collected', 'evaluate', 'median_depth', 'ConstantPredictor', 'class_shares',
+           'SharesPredictor', 'metric_table', 'depth_table', 'label_table', 'panel', 'write_report']
 
 # %% ../nbs/41_evaluation.ipynb #5ce179e3
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 import torch.distributed as distributed
+import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
@@ -214,16 +215,20 @@ def build_judge(
     head: str,  # "depth", "inverse_depth" or "label"
     prediction: torch.Tensor,  # of that head, `(B, C, H, W)`
     protocol: Protocol,  # its range, alignment and average are the depth metrics'
+    classes: int = 0,  # of the data; needed only for labels that are numbers of classes, `(B, H, W)`, and not logits
     **options,  # of `torchmetrics.Metric`
 ) -> DepthMetrics | SegmentationMetrics:
-    "The metrics that fit a head."
+    "The metrics that fit a head. Raises `EvaluationError` for class numbers of which nobody says how many there are."
     if head == "label":
-        return SegmentationMetrics(prediction.shape[1], **options)
+        count = prediction.shape[1] if prediction.ndim == 4 else classes
+        if not count:
+            raise EvaluationError("The predicted labels are numbers of classes, and the data does not say how many classes it has. Predict logits, or judge on data with named classes.")
+        return SegmentationMetrics(count, **options)
     return DepthMetrics(protocol.min_depth, protocol.max_depth, protocol.average, protocol.align, **options)
 
 
 def build_judges(
-    maps: dict[str, torch.Tensor],  # head → `(B, C, H, W)`, of any pictures
+    maps: dict[str, torch.Tensor],  # head → `(B, C, H, W)`, of any pictures; labels also as numbers of classes, `(B, H, W)`
     sample: dict,  # as `as_judged` gives it: which truths there are
     protocol: Protocol,
     classes: int = 0,  # names that the data has for its labels; 0: not known
@@ -231,14 +236,14 @@ def build_judges(
 ) -> dict[str, DepthMetrics | SegmentationMetrics]:  # head → its judge, on its prediction's device
     "A judge for every head that can be judged. Raises `EvaluationError` as `judged_heads` does, and for another number of classes than the data's."
     heads = judged_heads(maps, [truth for truth in TRUTHS if truth in sample], protocol)
-    if "label" in heads and classes not in (0, maps["label"].shape[1]):
+    if "label" in heads and maps["label"].ndim == 4 and classes not in (0, maps["label"].shape[1]):
         raise EvaluationError(f"The model tells {maps['label'].shape[1]} classes apart and the data has {classes}, so their numbers do not mean the same. Judge it on the data that it was trained for.")
-    return {head: build_judge(head, maps[head], protocol, **options).to(maps[head].device) for head in heads}
+    return {head: build_judge(head, maps[head], protocol, classes, **options).to(maps[head].device) for head in heads}
 
 # %% ../nbs/41_evaluation.ipynb #368145ec
 def judge_batch(
     judges: dict,  # head → its metric; they are updated
-    maps: dict[str, torch.Tensor],  # head → `(B, C, H, W)`
+    maps: dict[str, torch.Tensor],  # head → `(B, C, H, W)`; labels also as numbers of classes, `(B, H, W)`
     batch: list[dict],  # B samples as `as_judged` gives them
 ) -> None:
     "Add a batch of predictions. Raises `EvaluationError`, naming the picture, for what cannot be judged."
@@ -248,7 +253,7 @@ def judge_batch(
         truth, prediction = "label" if head == "label" else "depth", maps[head]
         if truth not in batch[0]:
             raise EvaluationError(f"{where} has no {truth}, and the pictures before have. Where nothing is known, depth is 0 and a label 255.")
-        if prediction.ndim != 4 or len(prediction) != len(batch) or tuple(prediction.shape[-2:]) != (height, width):
+        if prediction.ndim not in ((3, 4) if head == "label" else (4,)) or len(prediction) != len(batch) or tuple(prediction.shape[-2:]) != (height, width):
             raise EvaluationError(f"{where}: the prediction `{head}` has shape {tuple(prediction.shape)}, and ({len(batch)}, C, {height}, {width}) was expected, a map of the picture's size for each picture.")
         stacked = lambda name: torch.stack([sample[name] for sample in batch]).to(prediction.device)
         mask = (stacked("judged"),) if truth == "depth" and "judged" in batch[0] else ()
@@ -256,6 +261,30 @@ def judge_batch(
             judge.update(prediction, stacked(truth), *mask)
         except ValueError as error:
             raise EvaluationError(f"{where} cannot be judged: {error}") from None
+
+# %% ../nbs/41_evaluation.ipynb #f00faf26
+def predicted(
+    predictor,  # with `predict(image) -> dict`, or with `predict_samples(batch) -> dict`
+    batch: list[dict],  # B samples as `as_judged` gives them
+) -> dict[str, torch.Tensor]:  # head → `(B, C, H, W)`; labels also as numbers of classes, `(B, H, W)`
+    "What a predictor says of a batch."
+    if hasattr(predictor, "predict_samples"):
+        return predictor.predict_samples(batch)
+    return predictor.predict(torch.stack([sample["image"] for sample in batch]))
+
+
+def figures_of_each(
+    maps: dict[str, torch.Tensor],  # of `predicted`
+    batch: list[dict],  # B samples as `as_judged` gives them
+    protocol: Protocol,
+    classes: int = 0,  # names that the data has for its labels; 0: not known
+) -> Iterator[dict]:  # for each sample its own metrics; NaN and `images` 0 where nothing is known
+    "Judge every image of a batch by itself."
+    for place, sample in enumerate(batch):
+        own = {head: values[place : place + 1] for head, values in maps.items()}
+        judges = build_judges(own, sample, protocol, classes, sync_on_compute=False)
+        judge_batch(judges, own, [sample])
+        yield collected(judges, protocol, whole=False) | dict(path=sample["path"])
 
 # %% ../nbs/41_evaluation.ipynb #f8b26bed
 def check_judging(
@@ -314,6 +343,7 @@ def evaluate(
     workers: int = 0,  # processes that read the samples
     progress: bool = True,  # show a bar with rate and time left
     share: tuple[int, int] = (0, 1),  # number of this process, and how many judge together
+    each: Callable[[dict], None] | None = None,  # is given the metrics of every image of this share alone, in order, with its path
 ) -> dict:  # metric → value; keys as in chapter 21
     """Judge a predictor; every process of a share gets the numbers of all. Raises `EvaluationError` for what `check_judging` and
     `judged_heads` find, for a prediction or truth that does not fit, and when no picture has ground truth."""
@@ -322,13 +352,15 @@ def evaluate(
     count, classes = len(range(share[0], len(dataset), share[1])), class_count(dataset)
     with tqdm(total=count, desc="judging", unit="image", disable=not progress, leave=False) as bar:
         for batch in in_batches(read_share(dataset, protocol, share, workers), batch_size):
-            maps = predictor.predict(torch.stack([sample["image"] for sample in batch]))
+            maps = predicted(predictor, batch)
             judges = judges or build_judges(maps, batch[0], protocol, classes, **options)
             judge_batch(judges, maps, batch)
+            for figures in figures_of_each(maps, batch, protocol, classes) if each else ():
+                each(figures)
             bar.update(len(batch))
     if not judges:
         sample = as_judged(dataset[0], protocol)
-        judges = build_judges(predictor.predict(sample["image"][None]), sample, protocol, classes, **options)
+        judges = build_judges(predicted(predictor, [sample]), sample, protocol, classes, **options)
     return collected(judges, protocol, whole=share[1] == 1 or process_count() > 0)
 
 # %% ../nbs/41_evaluation.ipynb #06122855
@@ -358,6 +390,41 @@ class ConstantPredictor:
     def predict(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         "Repeat the map for each picture of the batch."
         return {"depth": self.depth.expand(len(image), -1, -1, -1)}
+
+# %% ../nbs/41_evaluation.ipynb #f584b7cc
+def class_shares(
+    dataset: Dataset,  # of samples with `label`, of any sizes
+    classes: int,  # how many there are
+    grid: tuple[int, int] = (1, 1),  # rows and columns; `(1, 1)` counts over whole pictures
+    progress: bool = True,  # show a bar with rate and time left
+) -> torch.Tensor:  # `(classes, *grid)` float32, between 0 and 1: how much of a cell each class has on average
+    "How often each class is where. Raises `EvaluationError` for labels that are no class, and when no pixel has one."
+    shares = torch.zeros(classes, *grid, dtype=torch.float64)
+    for index in tqdm(range(len(dataset)), desc="class shares", unit="picture", disable=not progress, leave=False):
+        label = dataset[index]["label"]
+        known = label != 255
+        if known.any() and not 0 <= label[known].min() <= label[known].max() < classes:
+            raise EvaluationError(f"Sample {index} has labels from {label[known].min()} to {label[known].max()}, and {classes} classes are numbered from 0 to {classes - 1}.")
+        each = F.one_hot(torch.where(known, label, classes), classes + 1)[..., :classes].movedim(-1, 0)
+        shares += F.adaptive_avg_pool2d(each.double(), grid)
+    if not shares.any():
+        raise EvaluationError("Not one pixel has a label, so no class is the most frequent.")
+    return (shares / shares.sum(0, keepdim=True).clamp(min=1e-12)).float()
+
+# %% ../nbs/41_evaluation.ipynb #dc63f004
+class SharesPredictor:
+    "Where a class is most often, there it is: the same labels for every picture, stretched over it."
+
+    def __init__(
+        self,
+        shares: torch.Tensor,  # `(C, h, w)`, see `class_shares`
+    ):
+        self.shares, self.device = shares, shares.device
+
+    def predict(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        "The shares as logits, for each picture of the batch."
+        stretched = F.interpolate(self.shares[None], size=tuple(image.shape[-2:]), mode="nearest-exact")
+        return {"label": stretched.expand(len(image), -1, -1, -1)}
 
 # %% ../nbs/41_evaluation.ipynb #aba21907
 _HYBRID_KITTI = dict(abs_rel=0.062, sq_rel=0.222, rmse=2.575, rmse_log=0.092, log10=0.027, silog=8.282, delta1=0.959, delta2=0.995, delta3=0.999)

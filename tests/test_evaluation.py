@@ -1,15 +1,23 @@
-"Two real processes that share a data set, evenly, unevenly or not at all, must report what one process reports that judges it alone."
+"""Two real processes that share a data set, evenly, unevenly or not at all, must report what one process reports that judges it alone.
+Predictions in files must be judged as BTS's `utils/eval_with_pngs.py` judges them."""
+import json
 import math
+import re
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
+from conftest import command
+from PIL import Image
 from torch.utils.data import Dataset
 
+from dpt_nb.commands import main
 from dpt_nb.evaluation import EvaluationError, Protocol, evaluate
+from dpt_nb.loading import make_miniature
 
 PROTOCOLS = {
     "metres": Protocol(max_depth=20.0, crop="garg"),
@@ -99,3 +107,126 @@ def test_batch_size_changes_nothing():
     for batch_size in (1, 3):
         for case, numbers in judge(batch_size).items():
             assert_same(numbers, whole[case], f"batches of {batch_size}, {case}")
+
+
+GARG, EIGEN = (0.40810811, 0.99189189, 0.03594771, 0.96405229), (0.3324324, 0.91351351, 0.0359477, 0.96405229)
+COLUMNS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
+
+
+def as_bts(predictions, truths, scale, cap, cut, rectangle):
+    "What BTS's script does, in float64: clamp, lay the cut back into a whole picture of zeros, mask by depth and rectangle; the mean over images."
+    rows = []
+    for file in sorted(predictions.glob("*.png")):
+        if "cmap" in file.stem or not (truth := truths(file.stem)).exists():
+            continue
+        depth, guess = (np.array(Image.open(path)).astype(np.float64) / scale for path in (truth, file))
+        guess = np.minimum(np.maximum(guess, 1e-3), cap)
+        height, width = depth.shape
+        if cut:
+            laid = np.zeros_like(depth)
+            laid[height - 352 :, int((width - 1216) / 2) :][:, :1216] = guess
+            guess = laid
+        top, bottom, left, right = rectangle if max(rectangle) > 1 else [int(share * side) for share, side in zip(rectangle, (height, height, width, width))]
+        mask = np.zeros_like(depth, dtype=bool)
+        mask[top:bottom, left:right] = True
+        mask &= (depth > 1e-3) & (depth < cap)
+        g, p = depth[mask], guess[mask]
+        log, worse = np.log(p) - np.log(g), np.maximum(p / g, g / p)
+        rows.append([
+            np.mean(np.abs(g - p) / g), np.mean((g - p) ** 2 / g), np.sqrt(np.mean((g - p) ** 2)), np.sqrt(np.mean(log**2)), np.mean(np.abs(np.log10(p) - np.log10(g))),
+            100 * np.sqrt(np.mean(log**2) - np.mean(log) ** 2), *(np.mean(worse < 1.25**power) for power in (1, 2, 3)),
+        ])
+    return dict(zip(COLUMNS, np.mean(rows, axis=0)))
+
+
+def write_predictions(folder, names, scale, size):
+    "Depths with every difficulty: zeros, beyond any cap, smooth and rough; a lone ramp for each picture."
+    folder.mkdir()
+    for seed, name in enumerate(names):
+        chance = np.random.default_rng(seed)
+        ramp = np.linspace(1.4, 0.06, size[0])[:, None] * np.ones(size[1]) * (20 if scale == 256 else 4)
+        depth = ramp * chance.lognormal(0, 0.2, size)
+        depth[chance.random(size) < 0.02], depth[chance.random(size) < 0.02] = 0, 65
+        Image.fromarray(np.round(depth * scale).clip(0, 65535).astype(np.uint16)).save(folder / name)
+    (folder / "rgb_cmap.png").touch()  # BTS looks past these
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    "Miniatures of KITTI and NYUv2, with predictions for both in BTS's names."
+    home = tmp_path_factory.mktemp("stored")
+    make_miniature("kitti", home / "kitti", count=8)
+    make_miniature("nyu", home / "nyu", count=6, labeled=False)
+    drives = [line.split()[0] for line in (home / "kitti" / "kitti_eigen_test.txt").read_text().splitlines()]
+    write_predictions(home / "for_kitti", [f"{name.split('/')[1]}_{name.split('/')[-1]}" for name in drives], 256, (352, 1216))
+    scenes = [line.split()[0].strip("/") for line in (home / "nyu" / "nyu_test.txt").read_text().splitlines()]
+    write_predictions(home / "for_nyu", [name.replace("/", "_").replace(".jpg", ".png") for name in scenes], 1000, (480, 640))
+    return home
+
+
+def kitti_truth(home):
+    return lambda stem: home / "kitti" / "gt_depth" / stem.rpartition("_")[0] / "proj_depth" / "groundtruth" / "image_02" / f"{stem.rpartition('_')[2]}.png"
+
+
+def nyu_truth(home):
+    return lambda stem: home / "nyu" / stem.split("_rgb_")[0] / f"sync_depth_{stem.split('_rgb_')[1]}.png"
+
+
+@pytest.mark.parametrize("data, protocol, truth, options, counts", [
+    ("kitti", "kitti_eigen", kitti_truth, (256, 80, True, GARG), (3, 1)),
+    ("kitti", "kitti_eigen_crop", kitti_truth, (256, 80, True, EIGEN), (3, 1)),
+    ("nyu", "nyu", nyu_truth, (1000, 10, False, (45, 471, 41, 601)), (3, 0)),
+])
+def test_predictions_in_files_are_judged_as_bts_does(data, protocol, truth, options, counts, stored, tmp_path):
+    expected = as_bts(stored / f"for_{data}", truth(stored), *options)
+    done = command("dpt_eval", "--predictions", stored / f"for_{data}", "--data", data, "--data-root", stored / data, "--protocol", protocol, "--out", tmp_path, folder=tmp_path, check=0)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["images"], report["skipped"]) == counts and report["predictions"].endswith(f"for_{data}")
+    row = re.search(r"for_" + data + r" +(.*)", done.stdout).group(1).split()
+    for key, printed in zip(COLUMNS, row, strict=True):
+        # a ratio of exactly 1.25, 5 to 4 in stored numbers, falls on one side or the other where metres are float32
+        assert report[key] == pytest.approx(expected[key], abs=1e-4 if key.startswith("delta") else 0, rel=1e-6), key
+        assert abs(float(printed) - expected[key]) < 1.01e-4, f"{key} is printed as {printed}, and is {expected[key]}"
+    assert Image.open(tmp_path / "gallery-depth.png").width > 1000
+
+
+def test_predictions_are_judged_without_the_pictures(stored, tmp_path, capsys):
+    pictures = stored / "kitti" / "input"
+    away = pictures.rename(stored / "input_away")
+    try:
+        assert main(["dpt_eval", "--predictions", str(stored / "for_kitti"), "--data", "kitti", "--data-root", str(stored / "kitti"), "--out", str(tmp_path)]) == 0
+    finally:
+        away.rename(pictures)
+    assert "3 images judged, 1 without ground truth left out" in capsys.readouterr().out
+
+
+def spoil(name, make):
+    "A change to one prediction of KITTI: `make` gets what was in it and gives what will be."
+    def change(folder):
+        file = folder / name
+        Image.fromarray(make(np.array(Image.open(file)))).save(file)
+    return change
+
+
+FIRST = "2011_09_26_drive_0002_sync_0000000005.png"
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (spoil(FIRST, lambda stored: np.pad(stored, ((23, 0), (13, 13)))), "has 375 rows and 1242 columns, and 352 and 1216 were expected"),
+    (spoil(FIRST, lambda stored: (stored // 256).astype(np.uint8)), "with L pixels, and a depth map is a 16-bit gray PNG"),
+    (spoil(FIRST, lambda stored: stored * 0), "holds 0 everywhere"),
+    (lambda folder: (folder / FIRST).write_bytes((folder / FIRST).read_bytes()[:2000]), "is damaged or cut short"),
+    (lambda folder: (folder / FIRST).unlink(), "1 of 3 predictions are missing"),
+    (lambda folder: (folder / FIRST).rename(folder / "0000000005.png"), "but 0000000005.png is there"),
+    (lambda folder: (folder / "2011_09_26_drive_0009_sync_0000000005.png").touch(), "belong to no picture of the list"),
+    (lambda folder: [spoil(file.name, lambda stored: stored // 8)(folder) for file in folder.glob("2011*")], "Say with how many they were written (--scale)"),
+])
+def test_predictions_that_do_not_fit_get_one_sentence(change, sentence, stored, tmp_path, capsys):
+    folder = tmp_path / "for_kitti"
+    folder.mkdir()
+    for file in (stored / "for_kitti").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    change(folder)
+    assert main(["dpt_eval", "--predictions", str(folder), "--data", "kitti", "--data-root", str(stored / "kitti")]) == 1
+    said = capsys.readouterr().err.split("\r")[-1]
+    assert sentence in said and said.count("\n") == 1, said
