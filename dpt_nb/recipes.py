@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['KINDS_OF_FIELD', 'LIMITS', 'FLIP_AND_COLOUR', 'TINY_DEPTH', 'rooms_tiny', 'streets_tiny', 'rooms_joint',
-           'scenes_tiny', 'JX_VIT_BASE', 'TOOLBOX', 'kitti_vitb', 'nyu_vitb', 'kitti_hybrid', 'nyu_hybrid', 'PAPER',
-           'mix_relative', 'ade20k_hybrid', 'ade20k_large', 'pascal_context_hybrid', 'depth_anything_metric',
-           'folder_depth', 'folder_labels', 'RECIPES', 'TRANSFORMS', 'LOSSES', 'RecipeError', 'ModelGroup', 'DataGroup',
-           'OptimizerGroup', 'ScheduleGroup', 'LoopGroup', 'KeepGroup', 'Recipe', 'check_types', 'value_at',
-           'check_recipe', 'changed', 'nearest_path', 'change_recipe', 'get_recipe', 'toolbox', 'hybrid', 'ade20k',
-           'recipe_rows', 'recipe_table', 'build_transforms', 'build_losses', 'loss_weights', 'build']
+           'rooms_labels', 'scenes_tiny', 'JX_VIT_BASE', 'TOOLBOX', 'kitti_vitb', 'nyu_vitb', 'kitti_hybrid',
+           'nyu_hybrid', 'PAPER', 'mix_relative', 'ade20k_hybrid', 'ade20k_large', 'pascal_context_hybrid',
+           'depth_anything_metric', 'folder_depth', 'folder_labels', 'RECIPES', 'TRANSFORMS', 'LOSSES', 'RecipeError',
+           'ModelGroup', 'DataGroup', 'OptimizerGroup', 'ScheduleGroup', 'LoopGroup', 'KeepGroup', 'Recipe',
+           'check_types', 'value_at', 'check_recipe', 'changed', 'nearest_path', 'change_recipe', 'get_recipe',
+           'toolbox', 'hybrid', 'ade20k', 'recipe_rows', 'recipe_table', 'build_transforms', 'build_losses',
+           'loss_weights', 'build']
 
 # %% ../nbs/50_recipes.ipynb #b4ebc4fc
 import difflib
@@ -277,6 +278,10 @@ rooms_joint = replace(
     losses=rooms_tiny.losses | {"label": dict(weight=0.2)},
     sources=rooms_tiny.sources | {"losses": f"depth: {rooms_tiny.sources['losses']}; the weight of the labels brings both losses to about the same size at the start"},
 )
+rooms_labels = replace(
+    rooms_joint, name="rooms_labels", model=ModelGroup("dpt_tiny", changes=dict(heads={"label": dict(classes=12, auxiliary=True)}, batch_norm=True)),
+    losses={"label": dict(auxiliary_weight=0.2)}, sources=rooms_joint.sources | {"losses": "the auxiliary head's share: as for ADE20K"},
+)
 scenes_tiny = replace(
     rooms_joint, name="scenes_tiny",
     model=ModelGroup("dpt_tiny_scenes"),
@@ -406,7 +411,7 @@ folder_labels = replace(
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        rooms_tiny, rooms_joint, streets_tiny, scenes_tiny, kitti_vitb, nyu_vitb, kitti_hybrid, nyu_hybrid, mix_relative, ade20k_hybrid, ade20k_large, pascal_context_hybrid,
+        rooms_tiny, rooms_joint, rooms_labels, streets_tiny, scenes_tiny, kitti_vitb, nyu_vitb, kitti_hybrid, nyu_hybrid, mix_relative, ade20k_hybrid, ade20k_large, pascal_context_hybrid,
         depth_anything_metric, folder_depth, folder_labels,
     )
 }
