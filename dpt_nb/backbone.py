@@ -35,7 +35,7 @@ class Tap(NamedTuple):
 class BackboneError(ValueError):
     "A backbone that cannot be opened or tapped, said in one sentence."
 
-
+# %% ../nbs/11_backbone.ipynb #c6bd1496
 def open_vit(
     name: str,  # timm's name of the model
     pretrained: bool = False,  # download timm's weights (the only thing here that needs the network)
@@ -246,7 +246,7 @@ def transform(
             heard[index] = Tap(said[:, in_front:], said[:, :readable], grid)
     return heard
 
-
+# %% ../nbs/11_backbone.ipynb #3b9c2abc
 @patch
 def convolve(
     self: Backbone,
@@ -261,7 +261,7 @@ def convolve(
             heard[f"stages.{index}"] = features
     return resnet.norm(features), heard
 
-
+# %% ../nbs/11_backbone.ipynb #f72661f1
 @patch
 def attend_by_stages(
     self: Backbone,

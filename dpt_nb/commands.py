@@ -114,7 +114,7 @@ def predict_videos(
             bad.append(str(error))
     return made, bad
 
-
+# %% ../nbs/65_commands.ipynb #58d5e7b4
 def report_predictions(
     written: list[dict],  # of `predict_files` and `predict_video`
     out: str,  # folder with the results
@@ -243,7 +243,7 @@ def open_predictor(model: str, device: str | None, flip: bool, scales: tuple = (
 
     return Predictor(load_checkpoint(model), device, flip, scales=scales)
 
-
+# %% ../nbs/65_commands.ipynb #9f2cf88c
 def open_held_out(predictor, data: str, data_root: str, options: dict, count: int):
     "The held-out samples of a data set; scenes in the model's size, and with the labels of both kinds for a model that has learned both."
     from dpt_nb.loading import DRAWN, open_dataset
@@ -363,7 +363,7 @@ def assigned(
             options[option] = text
     return options
 
-
+# %% ../nbs/65_commands.ipynb #a7c762e2
 def show(
     dataset,  # of samples
     count: int,  # how many samples
@@ -432,7 +432,7 @@ def build_parser(name: str):
         action.option_strings = dashed
     return parser
 
-
+# %% ../nbs/65_commands.ipynb #eb05f8d2
 def main(
     words: list[str] | None = None,  # name of a command and its arguments; None: as typed in the shell
 ) -> int:  # exit code: 0, 1 for an error that was foreseen, 130 for a stop that was asked for

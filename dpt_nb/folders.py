@@ -70,7 +70,7 @@ def read_predictions(
     except ValueError as error:
         raise ImageError(f"{path} is not readable as JSON ({error}): move it away, and the pictures are predicted again.") from None
 
-
+# %% ../nbs/45_folders.ipynb #c89a357c
 def note_predictions(
     out: Path,  # folder with results
     written: list[dict],  # what was written now
@@ -104,7 +104,7 @@ def origin(
     status = file.stat()
     return dict(source=str(file), bytes=status.st_size, changed=status.st_mtime_ns)
 
-
+# %% ../nbs/45_folders.ipynb #54a3ec64
 def finished(
     out: Path,  # folder with results
     made_by: str,  # of `fingerprint`
@@ -172,7 +172,7 @@ def through_window(
             found = error
         yield place, found
 
-
+# %% ../nbs/45_folders.ipynb #7c277afc
 def predictions(
     predictor: Predictor,
     files: list[Path],
@@ -208,7 +208,7 @@ def open_folder(
         raise ImageError(f"Nothing can be written into the folder {out} ({error.strerror or error}): choose another one with out, or change its permissions.") from None
     return out
 
-
+# %% ../nbs/45_folders.ipynb #049c4af1
 class Record:
     "What a run has written, put down every few seconds and at the end; entries may come from several threads."
 
@@ -253,7 +253,7 @@ def list_files(
             bad.append(str(error))
     return files, bad
 
-
+# %% ../nbs/45_folders.ipynb #5a3f4c2c
 def written_for(
     found: Prediction,
     out: Path,  # folder
@@ -268,7 +268,7 @@ def written_for(
         entry["points"] = dict(file=file, count=found.point_cloud(out / file, field_of_view=field_of_view))
     return entry
 
-
+# %% ../nbs/45_folders.ipynb #c7fbfc8f
 def keep(
     found: Prediction | Exception,  # of one picture
     record: Record,  # gets an entry

@@ -176,6 +176,7 @@ def aligned_to(
 # %% ../nbs/40_inference.ipynb #27fd9cb2
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+# %% ../nbs/40_inference.ipynb #0346b16a
 class Predictor:
     "A model for any picture. Raises `ValueError` for settings that are none."
 
@@ -213,7 +214,7 @@ class Predictor:
         size = self.size or fit_size(height, width, native, multiple, method=method)
         return tuple(size) if scale == 1 else tuple(max(multiple, round(side * scale / multiple) * multiple) for side in size)
 
-
+# %% ../nbs/40_inference.ipynb #e2ecd40a
 class PredictorError(ValueError):
     "A setting of a predictor that is none, said in one sentence."
 
@@ -232,7 +233,7 @@ def view(
         maps = {head: (values + mirrored[head].flip(-1)) / 2 for head, values in maps.items()}
     return {head: values.float() for head, values in maps.items()}
 
-
+# %% ../nbs/40_inference.ipynb #b6e5de1b
 @patch
 def views(
     self: Predictor,
@@ -250,7 +251,7 @@ def views(
         total = {head: values + other[head] for head, values in total.items()}
     return total if len(self.scales) == 1 else {head: values / len(self.scales) for head, values in total.items()}
 
-
+# %% ../nbs/40_inference.ipynb #d3b088d8
 @patch
 @torch.inference_mode()
 def predict(
@@ -285,7 +286,7 @@ def predict_list(
                 found[index] = self.prediction(images[index].cpu(), own, names[index])
     return [found[index] for index in range(len(images))]
 
-
+# %% ../nbs/40_inference.ipynb #5dd60296
 @patch
 def prediction(
     self: Predictor,
@@ -301,7 +302,7 @@ def prediction(
     note = f"{name} is {height}×{width}, and the network saw it at {seen}: at such an aspect ratio expect little of the result." if strange else ""
     return Prediction(image, maps, name, self.classes, note)
 
-
+# %% ../nbs/40_inference.ipynb #049eebb4
 @patch
 def __call__(
     self: Predictor,

@@ -119,7 +119,7 @@ class LargePicture:
             return array_to_image(self.picture[top : top + height, left : left + width])
         return tensor_to_image(self.picture[..., top : top + height, left : left + width]).cpu()
 
-
+# %% ../nbs/42_large_pictures.ipynb #2a7a9b6f
 def open_array(
     path: str | Path,  # of a `.npy` file
 ) -> np.ndarray:  # mapped, not read
@@ -246,7 +246,7 @@ def map_files(
     paths = {head: files.enter_context(whole_file(Path(out) / f"{name}-{head}.npy")) for head in heads}
     return {head: np.lib.format.open_memmap(paths[head], "w+", kind, size) for head, kind in kinds.items()}
 
-
+# %% ../nbs/42_large_pictures.ipynb #6c1d4e26
 @patch
 def windows(
     self: Predictor,

@@ -40,7 +40,7 @@ def camera_for(
         raise PointError(f"The field of view is {field_of_view}, and degrees between 0 and 180 were expected.")
     return pinhole(size, field_of_view).intrinsics()
 
-
+# %% ../nbs/44_point_clouds.ipynb #0e2efeba
 def relative_to_depth(
     inverse: torch.Tensor,  # `(1, H, W)` relative inverse depth, larger = nearer
     near: float = 1.0,  # depth of the nearest point
@@ -102,7 +102,7 @@ def write_ply(
         file.write("\n".join(header).encode())
         table.tofile(file)
 
-
+# %% ../nbs/44_point_clouds.ipynb #56a93b89
 def read_ply(
     path: str | Path,  # of `write_ply`
 ) -> tuple[torch.Tensor, torch.Tensor]:  # points `(N, 3)` float32, colours `(N, 3)` uint8
@@ -179,7 +179,7 @@ def view_points(
     picture[nearest >= 0] = colours[which[shown][order][nearest[nearest >= 0]]].float() / 255
     return picture.T.reshape(3, *size)
 
-
+# %% ../nbs/44_point_clouds.ipynb #9a0a935d
 def turntable(
     points: torch.Tensor,  # `(N, 3)`, x right, y down, z forward
     colours: torch.Tensor,  # `(N, 3)` uint8

@@ -37,6 +37,7 @@ def pyav():  # the module `av`
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
+# %% ../nbs/46_video.ipynb #b2ccb9bd
 def open_video(
     path: str | Path,
 ):  # PyAV's container and its first video stream
@@ -56,7 +57,7 @@ def open_video(
     container.streams.video[0].thread_type = "AUTO"
     return container, container.streams.video[0]
 
-
+# %% ../nbs/46_video.ipynb #a4330516
 def read_video(
     path: str | Path,
     every: int = 1,  # only each n-th frame
@@ -161,7 +162,7 @@ def frames(
         maps = steady(image[None].to(self.device), self.predict(image[None]))
         yield self.prediction(image, {head: values[0].cpu() for head, values in maps.items()}, f"{Path(path).stem}-{index * every:06d}")
 
-
+# %% ../nbs/46_video.ipynb #24da5a5f
 class Painter:
     "Colours for the frames of a film, whose ends follow the film slowly."
 
