@@ -8,7 +8,7 @@ from conftest import command
 from dpt_nb.evaluation import PROTOCOLS, evaluate
 from dpt_nb.inference import Predictor
 from dpt_nb.loading import open_dataset
-from dpt_nb.models import create_model
+from dpt_nb.models import PUBLISHED, create_model
 
 FOLDER = files("dpt_nb") / "weights" / "dpt_tiny_scenes"
 
@@ -20,6 +20,7 @@ def test_they_are_as_good_as_their_card_says(kind, tmp_path):
     measured = evaluate(Predictor(create_model("dpt_tiny_scenes", pretrained=True), "cpu"), held_out, PROTOCOLS[kind], progress=False)
     for metric in ("abs_rel", "delta1", "miou", "pixel_accuracy"):
         assert card[kind, metric] == pytest.approx(measured[metric], abs=2e-3), metric
+    assert PUBLISHED["dpt_tiny_scenes"].figures[f"held-out {kind} AbsRel"] == round(card[kind, "abs_rel"], 3)
     assert measured["abs_rel"] < 0.6 * card[f"{kind}, median map", "abs_rel"] and measured["pixel_accuracy"] > 0.8
 
 
