@@ -9,11 +9,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: .venv/installed
 	$(BIN)/dpt_demo --out runs/demo --replace
 
-# One thread a notebook while two run side by side.
+# One thread each while two notebooks, then two test files, run side by side.
 test: .venv/installed
 	$(BIN)/python -m pytest -q tests/test_repository.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^([_.]|7[02])' --timing
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests -n 2 --dist loadfile
 
 # The stories that train for minutes get the machine to themselves.
 test-all: test

@@ -37,6 +37,16 @@ def parity_rows():
     return PARITY
 
 
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several test processes: the rows go to the one that prints
+        session.config.workeroutput["parity"] = [list(row) for row in PARITY]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    PARITY.extend(getattr(node, "workeroutput", {}).get("parity", []))
+
+
 def pytest_terminal_summary(terminalreporter):
     if PARITY:
         terminalreporter.section("the same weights elsewhere: largest difference as a share of the largest value, smallest cosine of gradients")
