@@ -1,10 +1,10 @@
-# `make demo`, `make test` and `make lab` each work on a bare clone: they build .venv, install, and run.
+# `make demo`, `make test`, `make lab` and `make page` each work on a bare clone: they build .venv, install, and run.
 PYTHON ?= python3
 BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning: on few cores spinning slows every other process down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all lab bench export readme clean
+.PHONY: demo test test-all lab workbench page bench export readme clean
 
 demo: .venv/installed
 	$(BIN)/dpt_demo --out runs/demo --replace
@@ -20,8 +20,18 @@ test-all: test
 	$(BIN)/nbdev_test --n_workers 0 --file_re '^7[02]' --timing
 	$(BIN)/python -m pytest -q tests --slow
 
+# make lab at=62_workbench opens there instead; make workbench is short for that.
+at ?= index
 lab: .venv/installed
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab nbs/$(at).ipynb
+
+workbench: .venv/installed
+	$(BIN)/jupyter lab nbs/62_workbench.ipynb
+
+# The workbench without JupyterLab around it, as a page for the browser.
+page: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[page]'
+	$(BIN)/voila nbs/62_workbench.ipynb
 
 bench: .venv/installed
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -113,7 +113,7 @@ def place_of(
             return (place, row, column) if 0 <= row < rows and 0 <= column < columns else None
     return None
 
-# %% ../nbs/55_pages.ipynb #85edc619
+# %% ../nbs/55_pages.ipynb #8953cc5b
 @patch
 def curve(
     self: Panels,
@@ -130,6 +130,7 @@ def curve(
     axis.set_aspect("auto")
     axis.xaxis.set_major_locator(MaxNLocator(4)), axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.tick_params(labelsize=8)
+    axis.yaxis.set_inverted(False)  # pictures count rows from the top
     axis.relim(), axis.autoscale(), axis.autoscale_view()
     axis.set_title(title, fontsize=10)
 
