@@ -64,11 +64,11 @@ def resample_positions(
     resized = resize_places(as_image.float(), to, mode).to(places.dtype)
     return torch.cat([kept, resized.flatten(2).transpose(1, 2)], dim=1)
 
-# %% ../nbs/10_patch_embed.ipynb #342483d7
+# %% ../nbs/10_patch_embed.ipynb #cf0770ce
 def prefix_tokens(
     vit: nn.Module,  # a timm VisionTransformer
 ) -> tuple[torch.Tensor, int]:  # `(1, P, D)` all tokens in front, and how many of them a readout may read
-    "Class, distillation and register tokens in timm's order."
+    "Class token (DPT §3.1: the *readout token*), distillation token (DeiT) and registers (DINOv2), in timm's order."
     distillation = getattr(vit, "dist_token", None)
     readable = [token for token in (vit.cls_token, distillation) if token is not None]
     registers = [] if getattr(vit, "reg_token", None) is None else [vit.reg_token]
