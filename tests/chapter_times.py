@@ -1,9 +1,9 @@
 """How long each chapter takes, in the front door's table: minutes of reading, counted, and seconds of running, measured.
 
 `python tests/chapter_times.py` counts the reading again and leaves the running as it stands.
-`python tests/chapter_times.py 20 51` runs chapters 20 and 51 as well, as `make test` does, and `all` runs every chapter (an hour or so).
+`python tests/chapter_times.py 20 51` runs chapters 20 and 51 as well, as `make test` does, and `all` runs every chapter (half an hour and more).
 Reading: 200 words of prose a minute, and 20 lines of code a minute; hidden cells are not read.
-Running: processor time of the chapter and all that it starts, in one thread. A busy machine stretches the clock, and this hardly.
+Running: processor time of the chapter and all that it starts, in one thread. A busy machine stretches the clock, and this much less.
 """
 import json
 import math
@@ -51,7 +51,7 @@ def in_words(seconds: float) -> str:
 def with_times(table: str, measured: dict[str, float]) -> str:
     "The table with its two last columns filled: reading counted anew, running from `measured`, or as it stood."
     table = re.sub(r"^\| chapter \| notebook \| what it is about \|.*\n\|[-|]+$", "| chapter | notebook | what it is about | read | run |\n|---|---|---|---|---|", table, flags=re.M)
-    return ROW.sub(lambda row: f"{row[1]} {reading_minutes(row[2])} min | {in_words(measured[row[2]]) if row[2] in measured else (row[4] or '?').strip(' |')} |", table)
+    return ROW.sub(lambda row: f"{row[1]} {reading_minutes(row[2])} min | {in_words(measured[row[2]]) if row[2] in measured else (row[4] or '–').strip(' |')} |", table)
 
 
 def with_sums(text: str) -> str:
