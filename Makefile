@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning: on few cores spinning slows every other process down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all lab workbench page bench export readme clean
+.PHONY: demo test test-all lab workbench page bench export readme map clean
 
 demo: .venv/installed
 	$(BIN)/dpt_demo --out runs/demo --replace
@@ -40,10 +40,16 @@ bench: .venv/installed
 export: .venv/installed
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python tests/chapter_times.py
 	$(BIN)/python tests/render_readme.py
 
 readme: .venv/installed
+	$(BIN)/python tests/chapter_times.py
 	$(BIN)/python tests/render_readme.py
+
+# The front door's picture, from the outputs stored in the chapters.
+map: .venv/installed
+	$(BIN)/python tests/draw_map.py
 
 clean:
 	rm -rf .venv runs data *.egg-info build dist
