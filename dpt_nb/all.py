@@ -30,4 +30,8 @@ from dpt_nb.recipes import *
 from dpt_nb.training import *
 from dpt_nb.launch import *
 from dpt_nb.pages import *
+from dpt_nb.explore_network import *
+from dpt_nb.scene_maker import *
+from dpt_nb.loss_lab import *
 from dpt_nb.training_room import *
+from dpt_nb.explore import *
