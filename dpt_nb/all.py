@@ -28,3 +28,4 @@ from dpt_nb.gallery import *
 from dpt_nb.recipes import *
 from dpt_nb.training import *
 from dpt_nb.launch import *
+from dpt_nb.export import *
