@@ -31,3 +31,4 @@ from dpt_nb.training import *
 from dpt_nb.launch import *
 from dpt_nb.pages import *
 from dpt_nb.training_room import *
+from dpt_nb.export import *
