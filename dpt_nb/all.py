@@ -35,3 +35,4 @@ from dpt_nb.scene_maker import *
 from dpt_nb.loss_lab import *
 from dpt_nb.training_room import *
 from dpt_nb.explore import *
+from dpt_nb.export import *

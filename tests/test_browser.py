@@ -13,7 +13,7 @@ from conftest import REPOSITORY, SHORT
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
-TABS = ("What a token sees", "From tokens to maps", "Fusion, step by step", "Scene maker", "Loss lab", "Compare", "Training room")
+TABS = ("What a token sees", "From tokens to maps", "The three readouts", "Places at any size", "Fusion, step by step", "Scene maker", "Loss lab", "Compare", "Training room")
 PATIENCE = 240_000  # milliseconds: a busy machine reads PyTorch slowly
 
 
