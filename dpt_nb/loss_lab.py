@@ -82,7 +82,7 @@ def scale_and_shift(
     moved = ((kept != metres) | (map <= 0)).float().mean().item()
     return dict(depth=kept, inverse_depth=1 / kept if quantity == "depth" else map), moved
 
-# %% ../nbs/58_loss_lab.ipynb #024e9e29
+# %% ../nbs/58_loss_lab.ipynb #edb3866d
 class BarPanels(Panels):
     "Two rows of two pictures, and bars beside them."
 
@@ -108,6 +108,7 @@ class BarPanels(Panels):
         axis.set(yticks=places, xlim=(0, longest), ylim=(len(names) - 0.5, -0.5))
         axis.set_yticklabels(names, fontsize=8), axis.tick_params(axis="x", labelsize=8), axis.axvline(1, color="grey", linewidth=0.8)
         axis.set_title("share of the constant guess's", fontsize=10)
+        self.move(*self.bars, self.ticks, *self.numbers)
 
 # %% ../nbs/58_loss_lab.ipynb #79bb5cd4
 @patch
@@ -211,7 +212,7 @@ def draw(
     off = disturb(at["depth"], outliers=outliers) != at["depth"]
     return f"{loss} is {self.values[loss]:.3f}, and was {at['values'][loss]:.3f} before the change. {self.noticed(stayed)} {self.pulled(off)}{clamped}"
 
-# %% ../nbs/58_loss_lab.ipynb #0cc8bd6c
+# %% ../nbs/58_loss_lab.ipynb #d2c6f47c
 @patch
 def show(
     self: LossLab,
@@ -220,7 +221,7 @@ def show(
 ) -> None:
     "Both depths in the same colours, the error, the pull in colours that are symmetric about 0, and the bars."
     truth, depth, order = at["truth"][0], maps["depth"][0], list(self.values)
-    limits = (0.0, 1.5 * truth.max().item())  # room for a prediction that is too far
+    limits = (0.0, float(math.ceil(1.5 * truth.max().item())))  # room for a prediction that is too far
     self.panels.fill(0, truth, "Spectral", limits)
     self.panels.fill(1, depth, "Spectral", limits)
     self.panels.fill(3, (depth - truth) / truth, "RdBu", (-0.5, 0.5))

@@ -315,7 +315,7 @@ def draw(
         + (f"Never seen in training: {', '.join(unusual)}." if unusual else "All sliders are where training scenes have been.")
     )
 
-# %% ../nbs/57_scene_maker.ipynb #9e9ec2f7
+# %% ../nbs/57_scene_maker.ipynb #3dd1e796
 @patch
 def show_depth(
     self: SceneMaker,
@@ -324,7 +324,7 @@ def show_depth(
     "The picture, both depths in the same colours, and the error."
     truth = torch.where(self.truth["depth"] > 0, self.truth["depth"], math.nan)
     judged = truth[truth.isfinite()]
-    limits = (0.0, judged.max().item() if len(judged) else 80.0)
+    limits = (0.0, float(math.ceil(judged.max().item())) if len(judged) else 80.0)  # whole metres: a colour bar that stays is not drawn again
     self.panels.fill(0, self.truth["image"])
     self.panels.fill(1, truth, "Spectral", limits)
     self.panels.fill(2, depth[0], "Spectral", limits)
