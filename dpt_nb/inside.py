@@ -188,7 +188,7 @@ def rollout(
         total = with_residual / with_residual.sum(-1, keepdim=True) @ total
     return total
 
-# %% ../nbs/17_inside.ipynb #08f39616
+# %% ../nbs/17_inside.ipynb #b33d6875
 class ColourBasis(NamedTuple):
     "How vectors of C channels become colours."
     mean: torch.Tensor  # `(C,)`
@@ -208,7 +208,8 @@ def colour_basis(
         raise InsideError(f"Maps of {counts} channels cannot share colours: all need the same number of channels, at least 3. Fit a basis for each.")
     vectors = torch.cat([each.flatten(1).T for each in maps]).float()
     mean = vectors.mean(0)
-    directions = torch.linalg.eigh((vectors - mean).T @ (vectors - mean))[1][:, -3:].flip(1)
+    centred = (vectors - mean).cpu().double()  # in float32 the eigenvectors of few vectors in many channels are not always found
+    directions = torch.linalg.eigh(centred.T @ centred)[1][:, -3:].flip(1).to(mean)
     directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
     low, high = ((vectors - mean) @ directions).quantile(torch.tensor([margin, 1 - margin], device=vectors.device), dim=0)
     return ColourBasis(mean, directions, low, high)
