@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import mean
 
@@ -48,8 +49,8 @@ class Grid:
 
 
 GRIDS = {
-    "tiny": Grid((16, 128), (0,), (1e-3,), steps=16, batch_size=8, size=(64, 96)),
-    "small": Grid((32, 256, 1600), (0, 1, 2), (5e-4, 1e-3, 2e-3), steps=200, batch_size=8, size=(64, 96)),
+    "tiny": Grid((16, 64), (0,), (1e-3,), steps=16, batch_size=4, size=(64, 96)),
+    "small": Grid((32, 160, 800), (0, 1, 2), (1e-3, 2e-3), steps=200, batch_size=4, size=(64, 96)),
     "full": Grid((32, 128, 512, 2048, 8192, 96_000), (0, 1, 2, 3, 4), (5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3), steps=6000, batch_size=16, size=(96, 128)),
 }
 PILOT_SEED = 1000
@@ -77,44 +78,57 @@ def recipe_of(grid: Grid, job: Job) -> Recipe:
 
 
 def pilot(grid: Grid) -> list[Job]:
-    "Each network with each learning rate, once."
-    return [Job(network, grid.counts[-1], PILOT_SEED, rate) for network in NETWORKS for rate in grid.rates]
+    "Each network with each learning rate, once; where there is one rate only, nothing is to be chosen."
+    return [] if len(grid.rates) == 1 else [Job(network, grid.counts[-1], PILOT_SEED, rate) for network in NETWORKS for rate in grid.rates]
 
 
 def best_rates(grid: Grid, name: str) -> dict[str, float]:  # network → learning rate
     "What was best in the pilot, on the rooms that choose. Raises `FileNotFoundError` while it is not finished."
+    if len(grid.rates) == 1:
+        return dict.fromkeys(NETWORKS, grid.rates[0])
     error = {job: json.loads((job.folder(name) / "report.json").read_text())["abs_rel"] for job in pilot(grid)}
     return {network: min((job for job in error if job.network == network), key=error.get).rate for network in NETWORKS}
 
 
 def jobs(grid: Grid, rates: dict[str, float]) -> list[Job]:
-    "The grid, seed after seed, so that an interrupted one is whole for some seeds."
-    return [Job(network, count, seed, rates[network]) for seed in grid.seeds for count in grid.counts for network in NETWORKS]
+    "The grid, the fewest and the most rooms first, seed after seed: an interrupted one can then be read already."
+    outer, inner = (grid.counts[0], grid.counts[-1]), grid.counts[1:-1]
+    return [Job(network, count, seed, rates[network]) for some in (outer, inner) for seed in grid.seeds for count in some for network in NETWORKS]
 
 
+@lru_cache(maxsize=None)
 def held_out(grid: Grid, progress: bool = False) -> Subset:
     "The rooms that judge: nothing was trained on them or chosen by them."
     return Subset(open_dataset("rooms", DATA, "held_out", count=CHOOSING + JUDGING, size=grid.size, progress=progress), range(CHOOSING, CHOOSING + JUDGING))
 
 
-def planes(grid: Grid, index: int, true: torch.Tensor, depth: torch.Tensor, share: float = 0.08) -> list[dict]:
-    """The large flat parts of a held-out room (by its number, with its true depth), and what a depth map `(1, H, W)` makes of each: `tilt`, the angle in degrees between
-    the plane fitted to its points and the true one, and `bend`, the points' root mean square distance from the plane fitted to them, in
-    % of their mean depth. Neither changes when all depths are multiplied by one number."""
+@lru_cache(maxsize=None)
+def flat_parts(grid: Grid, index: int, share: float = 0.08) -> list[tuple]:
+    "The walls, floor and ceiling of a held-out room, by its number, that fill at least a share of the picture: kind, normal, pixels."
     scene = random_scene("rooms", SPLITS["held_out"] + index, grid.size)
-    intrinsics, rotation = scene.camera.intrinsics().double(), scene.camera.rotation().double()
-    world = unproject(true.double(), intrinsics) @ rotation.T + torch.tensor(scene.camera.position, dtype=torch.float64)
-    points, found = unproject(depth.double(), intrinsics), []
+    rotation, true = scene.camera.rotation().double(), held_out(grid).dataset[index]["depth"]
+    world = unproject(true.double(), scene.camera.intrinsics()) @ rotation.T + torch.tensor(scene.camera.position, dtype=torch.float64)
+    found = []
     for side in range(2):
         for axis in range(3):
             on = ((world[..., axis] - scene.shell[side, axis]).abs() < 0.02) & (true[0] > 0)
-            if on.double().mean() < share:
-                continue
-            centred = points[on] - points[on].mean(0)
-            spread, normals = torch.linalg.eigh(centred.T @ centred / len(centred))
-            cosine = (normals[:, 0] @ rotation[axis]).abs().clamp(max=1)
-            kind = ("floor", "ceiling")[side] if axis == 2 else "wall"
-            found.append(dict(kind=kind, tilt=cosine.arccos().rad2deg().item(), bend=100 * (spread[0].clamp(min=0).sqrt() / points[on][:, 2].mean()).item(), on=on))
+            if on.double().mean() >= share:
+                found.append((("floor", "ceiling")[side] if axis == 2 else "wall", rotation[axis], on))
+    return found
+
+
+def planes(grid: Grid, index: int, depth: torch.Tensor) -> list[dict]:
+    """What a depth map `(1, H, W)` makes of each of a room's `flat_parts`: `tilt`, the angle in degrees between the plane fitted to its
+    points and the true one, and `bend`, the points' root mean square distance from the plane fitted to them, in % of their mean depth.
+    Neither changes when all depths are multiplied by one number."""
+    intrinsics = held_out(grid).dataset[index]["intrinsics"]
+    points, found = unproject(depth.double(), intrinsics), []
+    for kind, normal, on in flat_parts(grid, index):
+        centred = points[on] - points[on].mean(0)
+        spread, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+        cosine = (directions[:, 0] @ normal).abs().clamp(max=1)
+        bend = spread[0].clamp(min=0).sqrt() / points[on][:, 2].mean()
+        found.append(dict(kind=kind, tilt=cosine.arccos().rad2deg().item(), bend=100 * bend.item(), on=on))
     return found
 
 
@@ -122,9 +136,8 @@ def coherence(grid: Grid, predictor, data: Subset) -> dict:  # `wall_tilt`, `wal
     "Means over the large flat parts of the rooms that judge."
     found = []
     for place, index in enumerate(data.indices):
-        sample = data[place]
-        depth = predictor.predict(sample["image"][None])["depth"][0].cpu()
-        found += planes(grid, index, sample["depth"], depth)
+        depth = predictor.predict(data[place]["image"][None])["depth"][0].cpu()
+        found += planes(grid, index, depth)
     kinds = {kind: [plane for plane in found if plane["kind"] == kind] for kind in ("wall", "floor", "ceiling")}
     return {f"{kind}_{what}": mean(plane[what] for plane in some) for kind, some in kinds.items() if some for what in ("tilt", "bend")} | {f"{kind}s": len(some) for kind, some in kinds.items()}
 
@@ -182,7 +195,8 @@ def finish(name: str, share: tuple[int, int] | None = None, gpus: int = 1, progr
     grid = GRIDS[name]
     for count in grid.counts:  # drawn once, before several processes read them
         data = open_dataset("rooms", DATA, "train", count=count, size=grid.size, progress=progress)
-    held_out(grid, progress), open_dataset("rooms", DATA, "held_out", count=CHOOSING, size=grid.size, progress=progress)
+    held_out(grid, progress)
+    open_dataset("rooms", DATA, "held_out", count=CHOOSING, size=grid.size, progress=progress)
     spread(name, "pilot", pilot(grid), gpus, progress)
     spread(name, "grid", jobs(grid, best_rates(grid, name)), gpus, progress)
     results = collect(name)
