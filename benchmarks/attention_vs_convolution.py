@@ -2,6 +2,7 @@
 
     python benchmarks/attention_vs_convolution.py                        # what is there of each grid; trains nothing
     python benchmarks/attention_vs_convolution.py --grid small           # on a CPU
+    python benchmarks/attention_vs_convolution.py --grid medium          # on a CPU that has hours
     python benchmarks/attention_vs_convolution.py --grid full            # on a GPU
     python benchmarks/attention_vs_convolution.py --grid full --gpus 4   # on four, each with a part of the runs
 
@@ -16,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import torch
 from torch.utils.data import Subset
@@ -50,7 +51,8 @@ class Grid:
 
 GRIDS = {
     "tiny": Grid((16, 64), (0,), (1e-3,), steps=16, batch_size=4, size=(64, 96)),
-    "small": Grid((32, 160, 800), (0, 1, 2), (1e-3, 2e-3), steps=200, batch_size=4, size=(64, 96)),
+    "small": Grid((32, 800), (0, 1, 2), (1e-3, 2e-3), steps=200, batch_size=4, size=(64, 96)),
+    "medium": Grid((32, 128, 512, 4800), (0, 1, 2), (5e-4, 1e-3, 2e-3), steps=600, batch_size=8, size=(64, 96)),
     "full": Grid((32, 128, 512, 2048, 8192, 96_000), (0, 1, 2, 3, 4), (5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3), steps=6000, batch_size=16, size=(96, 128)),
 }
 PILOT_SEED = 1000
@@ -219,7 +221,7 @@ def spread(name: str, phase: str, todo: list[Job], gpus: int, progress: bool) ->
 def summary(results: dict) -> str:
     "One line a network and count: mean ± standard deviation over the seeds."
     lines = [f"{'':12} {'rooms':>7} {'runs':>5} {'AbsRel':>16} {'δ<1.25':>16} {'wall tilt °':>14} {'wall bend %':>14}"]
-    spread_of = lambda values: f"{mean(values):.3f} ± {torch.tensor(values).std().item() if len(values) > 1 else float('nan'):.3f}"
+    spread_of = lambda values: f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
     for network in NETWORKS:
         for count in results["setting"]["counts"]:
             rows = [row for row in results["runs"] if (row["network"], row["count"]) == (network, count)]
