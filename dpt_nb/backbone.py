@@ -24,7 +24,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from .patch_embed import check_size, embed_tokens, prefix_tokens, resize_places
+from .patch_embed import check_size, embed_tokens, prefix_tokens, resize_places, sizes_known
 
 # %% ../nbs/11_backbone.ipynb #4e67147d
 class Tap(NamedTuple):
@@ -93,7 +93,7 @@ def resnet_embedding(
             info["reduction"] //= 2
     return partial(HybridEmbed, backbone=resnet)
 
-# %% ../nbs/11_backbone.ipynb #6a3555d1
+# %% ../nbs/11_backbone.ipynb #f3d10b1c
 @lru_cache(maxsize=8)
 def relative_index(
     rows: int,  # of the token grid
@@ -111,11 +111,12 @@ def relative_bias(
     to: tuple[int, int],  # rows and columns wanted
 ) -> torch.Tensor:  # `(1, heads, tokens, tokens)` added to the scores
     "The offsets' numbers for every pair of tokens, stretched where the grid is another (MiDaS 3.1, `beit.py`)."
-    if tuple(grid) != tuple(to):
+    if not sizes_known(to) or tuple(grid) != tuple(to):
         offsets = table[:-3].reshape(1, 2 * grid[0] - 1, 2 * grid[1] - 1, -1).permute(0, 3, 1, 2)
         offsets = resize_places(offsets, (2 * to[0] - 1, 2 * to[1] - 1), "bilinear")
         table = torch.cat([offsets.permute(0, 2, 3, 1).flatten(0, 2), table[-3:]])
-    return table[relative_index(*to, table.device)].permute(2, 0, 1)[None]
+    index = relative_index if sizes_known(to) else relative_index.__wrapped__  # a symbol is nothing to remember by: chapter 61
+    return table[index(*to, table.device)].permute(2, 0, 1)[None]
 
 # %% ../nbs/11_backbone.ipynb #585f19cd
 def beit_attention(
@@ -316,6 +317,8 @@ def is_convolutional(
 # %% ../nbs/11_backbone.ipynb #5be19c38
 class ConvolutionalBackbone(nn.Module):
     "A convolutional network that returns the maps of its stages: the encoder that DPT is compared with (§4.1, MiDaS)."
+
+    windowed = relative = hybrid = False  # what a `Backbone` says of its transformer
 
     def __init__(
         self,
