@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEVEL_CHOICES', 'InsideError', 'global_backbone', 'query_key_value', 'attention_probabilities', 'AttentionMaps',
-           'attend_openly', 'embedded_picture', 'attention_maps', 'token_row', 'token_attention', 'attention_overlay',
-           'effective_tokens', 'rollout', 'ColourBasis', 'colour_basis', 'map_colours', 'tap_map', 'readouts',
-           'finish_level', 'position_similarity', 'position_bias', 'choose_levels', 'fuse_with']
+           'attend_openly', 'embedded_picture', 'attention_maps', 'token_row', 'token_attention', 'framed',
+           'attention_overlay', 'effective_tokens', 'rollout', 'ColourBasis', 'colour_basis', 'map_colours', 'tap_map',
+           'readouts', 'finish_level', 'position_map', 'position_similarity', 'position_bias', 'choose_levels',
+           'fuse_with', 'layout_and_edges', 'likeness']
 
 # %% ../nbs/17_inside.ipynb #5b1f1634
 from typing import NamedTuple
@@ -141,7 +142,21 @@ def token_attention(
     table = maps.probabilities[block][picture]
     return token_row(table.mean(0) if head is None else table[head], maps, place)
 
-# %% ../nbs/17_inside.ipynb #481b1011
+# %% ../nbs/17_inside.ipynb #b4c32ad1
+def framed(
+    picture: torch.Tensor,  # `(3, H, W)` RGB in [0, 1]
+    grid: tuple[int, int],  # rows, columns of patches
+    place: tuple[int, int],  # row and column of the patch to frame
+) -> torch.Tensor:  # `(3, H, W)`
+    "A picture with one patch framed in green."
+    (top, bottom), (left, right) = ([(at + shift) * side // count for shift in (0, 1)] for at, side, count in zip(place, picture.shape[-2:], grid))
+    frame = torch.ones(bottom - top, right - left, dtype=torch.bool)
+    frame[2:-2, 2:-2] = False
+    picture = picture.clone()
+    picture[:, top:bottom, left:right] = torch.where(frame, torch.tensor([0.2, 1.0, 0.6])[:, None, None], picture[:, top:bottom, left:right])
+    return picture
+
+
 def attention_overlay(
     image: torch.Tensor,  # `(3, H, W)` RGB in [0, 1]
     weights: torch.Tensor,  # `(rows, columns)` not negative
@@ -149,18 +164,11 @@ def attention_overlay(
     opacity: float = 0.75,  # of the colours over the grey picture
 ) -> torch.Tensor:  # `(3, H, W)` RGB in [0, 1]
     "Weights as heat over a picture, the largest brightest."
-    height, width = image.shape[-2:]
-    relative = weights.float() / weights.max().clamp(min=1e-12)
-    stretched = F.interpolate(relative[None, None].cpu(), size=(height, width))[0, 0]
-    heat = torch.tensor(matplotlib.colormaps["magma"](stretched.numpy()), dtype=torch.float32)[..., :3].permute(2, 0, 1)
-    mixed = torch.lerp(image.detach().cpu().mean(0, keepdim=True).expand(3, -1, -1), heat, opacity)
-    if place is not None:
-        top, left = place[0] * height // weights.shape[0], place[1] * width // weights.shape[1]
-        bottom, right = (place[0] + 1) * height // weights.shape[0], (place[1] + 1) * width // weights.shape[1]
-        frame = torch.ones(bottom - top, right - left, dtype=torch.bool)
-        frame[2:-2, 2:-2] = False
-        mixed[:, top:bottom, left:right] = torch.where(frame, torch.tensor([0.2, 1.0, 0.6])[:, None, None], mixed[:, top:bottom, left:right])
-    return mixed
+    relative = (weights.float() / weights.max().clamp(min=1e-12)).cpu()
+    heat = torch.tensor(matplotlib.colormaps["magma"](relative.numpy()), dtype=torch.float32)[..., :3].permute(2, 0, 1)
+    stretched = F.interpolate(heat[None], size=image.shape[-2:])[0]
+    mixed = torch.lerp(image.detach().cpu().mean(0, keepdim=True).expand(3, -1, -1), stretched, opacity)
+    return mixed if place is None else framed(mixed, weights.shape, place)
 
 # %% ../nbs/17_inside.ipynb #b9d1ef8a
 def effective_tokens(
@@ -182,7 +190,7 @@ def rollout(
         total = with_residual / with_residual.sum(-1, keepdim=True) @ total
     return total
 
-# %% ../nbs/17_inside.ipynb #08f39616
+# %% ../nbs/17_inside.ipynb #b33d6875
 class ColourBasis(NamedTuple):
     "How vectors of C channels become colours."
     mean: torch.Tensor  # `(C,)`
@@ -202,7 +210,8 @@ def colour_basis(
         raise InsideError(f"Maps of {counts} channels cannot share colours: all need the same number of channels, at least 3. Fit a basis for each.")
     vectors = torch.cat([each.flatten(1).T for each in maps]).float()
     mean = vectors.mean(0)
-    directions = torch.linalg.eigh((vectors - mean).T @ (vectors - mean))[1][:, -3:].flip(1)
+    centred = (vectors - mean).cpu().double()  # in float32 the eigenvectors of few vectors in many channels are not always found
+    directions = torch.linalg.eigh(centred.T @ centred)[1][:, -3:].flip(1).to(mean)
     directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
     low, high = ((vectors - mean) @ directions).quantile(torch.tensor([margin, 1 - margin], device=vectors.device), dim=0)
     return ColourBasis(mean, directions, low, high)
@@ -258,7 +267,22 @@ def finish_level(
     rest = model.reassemble[level - 1]
     return rest.widen(rest.resample(rest.reduce(read)))
 
-# %% ../nbs/17_inside.ipynb #4d1aca18
+# %% ../nbs/17_inside.ipynb #b325ebb5
+@torch.inference_mode()
+def position_map(
+    model: DPT,  # on a transformer with a table of positions
+    grid: tuple[int, int],  # rows and columns to resample the table to
+) -> torch.Tensor:  # `(D, rows, columns)`
+    "The vectors added to the patches' tokens at a grid. Raises `InsideError` for a Swin and a BEiT."
+    backbone = global_backbone(model)
+    if backbone.relative:
+        raise InsideError(f"{model.config.backbone} is a BEiT and has no table of positions: it adds a number for each offset inside the attention. Look at `position_bias`.")
+    vit = backbone.vit
+    prefix = 0 if getattr(vit, "no_embed_class", False) else prefix_tokens(vit)[0].shape[1]
+    vectors = resample_positions(vit.pos_embed, tuple(vit.patch_embed.grid_size), grid, prefix, backbone.positions)
+    return concatenate(vectors[:, prefix:], grid)[0]
+
+
 @torch.inference_mode()
 def position_similarity(
     model: DPT,  # on a transformer with a table of positions
@@ -266,15 +290,10 @@ def position_similarity(
     place: tuple[int, int],  # row and column in that grid
 ) -> torch.Tensor:  # `(rows, columns)` cosine similarity, from −1 to 1
     "How like one place is to all others, at any grid. Raises `InsideError` for a Swin, a BEiT and a place outside."
-    backbone = global_backbone(model)
-    if backbone.relative:
-        raise InsideError(f"{model.config.backbone} is a BEiT and has no table of positions: it adds a number for each offset inside the attention. Look at `position_bias`.")
+    positions = position_map(model, grid)
     if not (0 <= place[0] < grid[0] and 0 <= place[1] < grid[1]):
         raise InsideError(f"There is no place in row {place[0]} and column {place[1]} of a grid of {grid[0]} rows and {grid[1]} columns, counted from 0.")
-    vit = backbone.vit
-    prefix = 0 if getattr(vit, "no_embed_class", False) else prefix_tokens(vit)[0].shape[1]
-    vectors = resample_positions(vit.pos_embed, tuple(vit.patch_embed.grid_size), grid, prefix, backbone.positions)[0, prefix:]
-    return F.cosine_similarity(vectors[place[0] * grid[1] + place[1]], vectors, dim=-1).reshape(grid)
+    return F.cosine_similarity(positions[:, place[0], place[1], None, None], positions, dim=0)
 
 
 @torch.inference_mode()
@@ -321,3 +340,22 @@ def fuse_with(
     "Decoder and heads on a mixture of levels. Raises `InsideError` when choice, number or sizes do not fit."
     fused = model.decoder(choose_levels(own, other, choice))
     return {name: head(fused, tuple(size)) for name, head in model.heads.items()}
+
+# %% ../nbs/17_inside.ipynb #d5cb9435
+def layout_and_edges(
+    depth: torch.Tensor,  # `(B, 1, H, W)` above 0
+    side: int = 16,  # of a patch, pixels
+) -> tuple[torch.Tensor, torch.Tensor]:  # `(B, 1, H / side, W / side)` mean of each patch, `(B, 1, H, W)` what is left
+    "The logarithm of a depth, parted into its coarse layout and what the layout leaves."
+    logarithm = depth.clamp(min=1e-6).log()
+    layout = F.avg_pool2d(logarithm, side)
+    return layout, logarithm - F.interpolate(layout, size=depth.shape[-2:], mode="bilinear")
+
+
+def likeness(
+    one: torch.Tensor,  # `(B, …)`
+    other: torch.Tensor,  # of the same shape
+) -> float:  # from −1 to 1
+    "The correlation of two maps, as a mean over the batch."
+    one, other = (each.flatten(1) - each.flatten(1).mean(1, keepdim=True) for each in (one, other))
+    return F.cosine_similarity(one, other).mean().item()
