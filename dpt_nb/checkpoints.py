@@ -6,7 +6,7 @@
 __all__ = ['DIALECTS', 'FORMS', 'CheckpointError', 'CheckpointWarning', 'Source', 'Row', 'into_ours', 'into_theirs', 'Dialect',
            'Opened', 'open_checkpoint', 'fitting_size', 'load_checkpoint', 'load_backbone', 'Conversion', 'convert']
 
-# %% ../nbs/16_checkpoints.ipynb #33be46d3
+# %% ../nbs/16_checkpoints.ipynb #204903ff
 import contextlib
 import difflib
 import hashlib
@@ -28,7 +28,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .backbone import relative_index
+from .backbone import is_convolutional, relative_index
 from .images import whole_file
 from .models import DPT, ConfigError, DPTConfig, IMAGENET_MEAN, IMAGENET_STD, NAMED, PUBLISHED, build_head, config_for, create_model, empty_model, fill, misfits
 from .patch_embed import prefix_tokens, resample_positions, resize_places
@@ -1088,12 +1088,14 @@ def kind_of(model: DPT) -> str:
         return "beit"
     return "hybrid" if backbone.hybrid else "dinov2" if hasattr(backbone.vit.blocks[0].ls1, "gamma") else "vit"
 
-# %% ../nbs/16_checkpoints.ipynb #ec2fe2b0
+# %% ../nbs/16_checkpoints.ipynb #c7454a31
 def refusal(
     dialect: str,  # "isl-org", "depth-anything", "transformers" or "mmseg"
     config: DPTConfig,
 ) -> str | None:  # a reason, or None
     "Why a model cannot be said in a dialect."
+    if is_convolutional(config.backbone):
+        return f"it stands on {config.backbone}, which only convolves, and a DPT of {dialect} stands on a vision transformer"
     model, heads = blueprint(config), config.heads
     kind, (head, arguments) = kind_of(model), next(iter(heads.items()))
     anything = is_depth_anything(config, kind)
@@ -1347,13 +1349,13 @@ def write_tensors(
             with open(temporary, "wb") as file:  # by its name, torch would refuse one without a suffix
                 torch.save(state, file)
 
-# %% ../nbs/16_checkpoints.ipynb #47f4fdf2
+# %% ../nbs/16_checkpoints.ipynb #cce5a6cb
 def convert_backbone(opened: Opened, destination: Path, to: str) -> Conversion:
     "A ViT alone, as timm or mmsegmentation name it."
-    rows = {"timm": [Row("backbone.vit.{rest}", "{rest}")], "mmseg": mmseg_vit_rows("backbone.vit.", "")}
+    rows = {"timm": [Row("backbone.vit.{rest}", "{rest}"), Row("backbone.network.{rest}", "{rest}")], "mmseg": mmseg_vit_rows("backbone.vit.", "")}
     if to not in rows:
         raise CheckpointError(f"A backbone alone has a form in {' and '.join(rows)}, and {to} was asked for. Leave out what=backbone, or give a whole model.")
-    odd = next((key for key in opened.state if re.search(r"\.(dist_token|reg_token|layers\.0|gamma_1|patch_embed\.backbone|ls1)\b", key)), None)
+    odd = next((key for key in opened.state if re.search(r"\.(dist_token|reg_token|layers\.0|gamma_1|patch_embed\.backbone|ls1|network)\b", key)), None)
     if to == "mmseg" and odd:
         raise CheckpointError(f"mmseg has names for a plain ViT, and {opened.source.path} is none: it has {opened.called(odd)}. Nothing was written.")
     state, dropped = {key: tensor for key, tensor in opened.state.items() if key.startswith("backbone.")}, list(opened.dropped)

@@ -32,7 +32,9 @@ class InsideError(ValueError):
 def global_backbone(
     model: DPT,
 ) -> Backbone:  # whose blocks let every token look at every other
-    "Raises `InsideError` for a Swin."
+    "Raises `InsideError` for a Swin, and for a network that only convolves."
+    if not isinstance(model.backbone, Backbone):
+        raise InsideError(f"{model.config.backbone} only convolves: it has neither tokens nor attention. Choose a model on a transformer, such as dpt_tiny.")
     if model.backbone.windowed:
         raise InsideError(
             f"{model.config.backbone} is a Swin: its tokens look only at the tokens of their window, so there is no attention map over the whole picture and no table of "

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'NAMED', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PUBLISHED', 'ConfigError', 'DPTConfig', 'DPT', 'Published',
-           'config_for', 'create_model', 'open_shipped', 'count_parameters', 'count_multiply_adds', 'model_facts',
-           'ModelNames', 'list_models']
+           'config_for', 'convolutional_config', 'create_model', 'open_shipped', 'count_parameters',
+           'count_multiply_adds', 'model_facts', 'ModelNames', 'list_models']
 
-# %% ../nbs/15_models.ipynb #2f6df551
+# %% ../nbs/15_models.ipynb #0e4c9eb4
 import json
 import tempfile
 from dataclasses import asdict, dataclass, field, fields
@@ -28,7 +28,7 @@ from timm.layers import StdConv2dSame, pad_same
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .backbone import Backbone, open_vit
+from .backbone import Backbone, ConvolutionalBackbone, is_convolutional, open_vit
 from .fusion import Decoder
 from .heads import DepthHead, SegmentationHead
 from .reassemble import Reassemble
@@ -40,13 +40,13 @@ class ConfigError(ValueError):
 
 HEADS = {"depth": DepthHead, "inverse_depth": DepthHead, "label": SegmentationHead}
 
-# %% ../nbs/15_models.ipynb #cf36bd88
+# %% ../nbs/15_models.ipynb #e66bacdf
 @dataclass
 class DPTConfig:
     "Everything that determines a DPT network."
 
     backbone: str  # timm's name
-    taps: list  # block numbers, "stages.N" of the hybrid's ResNet, "layers.N" of Swin; shallow to deep
+    taps: list  # block numbers, "stages.N" of the hybrid's ResNet and of convolutional networks, "layers.N" of Swin; shallow to deep
     channels: list  # D̂ of each level, shallow to deep
     heads: dict  # name ("depth", "inverse_depth", "label") → arguments of its head
     features: int = 256  # channels of the decoder
@@ -103,16 +103,21 @@ class DPT(nn.Module, PyTorchModelHubMixin, library_name="dpt_nb", tags=["depth-e
             predictions["label_auxiliary"] = self.auxiliary(fused)
         return predictions
 
-# %% ../nbs/15_models.ipynb #ce779349
+# %% ../nbs/15_models.ipynb #69fabefc
 def build_backbone(
     config: DPTConfig,
     pretrained: bool = False,  # timm's ImageNet weights (needs the network)
-) -> Backbone:
-    "The backbone that a config describes."
-    backbone = Backbone(
-        config.backbone, config.taps, pretrained, positions=config.positions, normed=config.normed_taps,
-        layer_norm_eps=config.layer_norm_eps, img_size=tuple(config.image_size), **config.backbone_arguments,
-    )
+) -> Backbone | ConvolutionalBackbone:
+    "The backbone that a config describes. Raises `ConfigError` where a transformer's settings are asked of a convolutional network."
+    if is_convolutional(config.backbone):
+        if config.normed_taps or config.layer_norm_eps is not None:
+            raise ConfigError(f"normed_taps and layer_norm_eps concern the blocks of a transformer, and {config.backbone} has none: leave them out.")
+        backbone = ConvolutionalBackbone(config.backbone, config.taps, pretrained, **config.backbone_arguments)
+    else:
+        backbone = Backbone(
+            config.backbone, config.taps, pretrained, positions=config.positions, normed=config.normed_taps,
+            layer_norm_eps=config.layer_norm_eps, img_size=tuple(config.image_size), **config.backbone_arguments,
+        )
     if config.standardised_eps is not None:
         standardise_by_deviation(backbone, config.standardised_eps)
     return backbone
@@ -182,6 +187,12 @@ NAMED = {
     "dpt_hybrid": dict(backbone="vit_base_r50_s16_384", taps=["stages.0", "stages.1", 8, 11], channels=[256, 512, 768, 768], standardised_eps=1e-5),
 }
 NAMED["dpt_tiny_scenes"] = NAMED["dpt_tiny"] | dict(heads={"depth": dict(output="exp", hidden=16), "label": dict(classes=21)})
+
+# %% ../nbs/15_models.ipynb #5c233132
+NAMED["resnet_tiny"] = dict(
+    backbone="resnetv2_50", taps=["stages.0", "stages.1", "stages.2", "stages.3"], channels=[64, 128, 256, 256], features=32,
+    image_size=[96, 128], backbone_arguments=dict(resnet=dict(layers=[2, 2, 11, 2], channels=[64, 128, 256, 256])),
+)
 
 # %% ../nbs/15_models.ipynb #aae1c07b
 ADE20K = dict(heads={"label": dict(classes=150, auxiliary=True)}, batch_norm=True)
@@ -275,12 +286,12 @@ PUBLISHED = {
     "depth_anything_v2_outdoor_large": Published(f"{HUB}depth-anything/Depth-Anything-V2-Metric-VKITTI-Large/resolve/main/depth_anything_v2_metric_vkitti_vitl.pth", "CC-BY-NC-4.0", {}, ["depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf"]),
 }
 
-# %% ../nbs/15_models.ipynb #8737538a
+# %% ../nbs/15_models.ipynb #208ae443
 def config_for(
-    name: str,  # one of `list_models()`, or a timm vision transformer's name
+    name: str,  # one of `list_models()`, or timm's name of a vision transformer or convolutional network
     **changes,  # any field of `DPTConfig`
 ) -> DPTConfig:
-    "The config of a named model or of a timm vision transformer. Raises `ConfigError` for a field or name that does not exist."
+    "The config of a named model or of one of timm's. Raises `ConfigError` for a field or name that does not exist."
     known = {item.name for item in fields(DPTConfig)}
     if not set(changes) <= known:
         raise ConfigError(f"A DPT has no {sorted(set(changes) - known)}. Its fields are {sorted(known)}.")
@@ -288,6 +299,8 @@ def config_for(
         return DPTConfig(**({"heads": {"inverse_depth": {}}} | NAMED[name] | changes))
     if not timm.is_model(name):
         raise ConfigError(f"There is no model called {name!r}. Ours: {', '.join(NAMED)}; or the name of a timm vision transformer, such as vit_small_patch14_dinov2.")
+    if is_convolutional(name):
+        return convolutional_config(name, changes)
     with torch.device("meta"):
         vit = open_vit(name, **changes.get("backbone_arguments", {}))
     if hasattr(vit, "layers"):
@@ -299,9 +312,22 @@ def config_for(
     normalisation = dict(mean=list(vit.pretrained_cfg["mean"]), std=list(vit.pretrained_cfg["std"]))
     return DPTConfig(**(derived | normalisation | changes))
 
-# %% ../nbs/15_models.ipynb #90fe6182
+
+def convolutional_config(
+    name: str,  # timm's name of a convolutional network
+    changes: dict,  # any field of `DPTConfig`
+) -> DPTConfig:
+    "Four taps, one a stage, taken as they are."
+    taps = [f"stages.{number}" for number in range(4)]
+    with torch.device("meta"):
+        backbone = ConvolutionalBackbone(name, taps, **changes.get("backbone_arguments", {}))
+    channels, published = [info["channels"] for info in backbone.tap_info()], backbone.network.pretrained_cfg
+    derived = dict(backbone=name, heads={"inverse_depth": {}}, taps=taps, channels=channels, image_size=list(published["input_size"][1:]))
+    return DPTConfig(**(derived | dict(mean=list(published["mean"]), std=list(published["std"])) | changes))
+
+# %% ../nbs/15_models.ipynb #91e1cf98
 def create_model(
-    name: str,  # one of `list_models()`, or a timm vision transformer's name
+    name: str,  # one of `list_models()`, or timm's name of a vision transformer or convolutional network
     pretrained_backbone: bool = False,  # timm's ImageNet weights in the backbone (needs the network)
     pretrained: bool = False,  # the weights that come with this library, for a name that has some; in evaluation mode
     **changes,  # any field of `DPTConfig`: `heads=`, `readout=`, `features=`, `image_size=`, …

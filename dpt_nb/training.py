@@ -48,7 +48,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-# %% ../nbs/51_training.ipynb #3d720fc4
+# %% ../nbs/51_training.ipynb #d5f23d0b
+from .backbone import Backbone
 from .checkpoints import load_backbone, load_checkpoint
 from .datasets import DatasetError
 from .evaluation import PROTOCOLS, ConstantPredictor, Protocol, evaluate, median_depth, panel, protocol_for, write_report
@@ -165,7 +166,7 @@ def rate_share(
     below_the_top = depth - int(block[1]) if block else depth + 1
     return backbone * layer_decay**below_the_top
 
-# %% ../nbs/51_training.ipynb #46d2fc31
+# %% ../nbs/51_training.ipynb #f9464c7a
 def parameter_groups(
     model: nn.Module,
     weight_decay: float,  # for weight matrices and convolutions
@@ -173,9 +174,11 @@ def parameter_groups(
     backbone: float = 1.0,  # the backbone's, times that
     layer_decay: float = 1.0,  # each block's, times that of the block above it
 ) -> list[dict]:  # for an optimiser, with `of_backbone` beside what it needs
-    "Parameters that move alike: with decay and without, for each rate."
+    "Parameters that move alike: with decay and without, for each rate. Raises `RecipeError` for layer decay where there is no row of blocks."
     alone = ("pos_embed", "cls_token", "dist_token", "reg_token")
     depth = len(getattr(getattr(getattr(model, "backbone", None), "vit", None), "blocks", ()))
+    if layer_decay != 1.0 and not depth:
+        raise RecipeError(f"optimizer.layer_decay is {layer_decay} and counts blocks that stand in one row, which this backbone has not: a Swin and a convolutional network have stages. Leave it at 1.")
     groups = {}
     for decays in (True, False):
         for name, parameter in model.named_parameters():
@@ -282,14 +285,14 @@ def synchronise(
             module.__class__ = SharedBatchNorm
     return model
 
-# %% ../nbs/51_training.ipynb #59bd6093
+# %% ../nbs/51_training.ipynb #64694469
 def shard(
     model: DPT,  # whole, and the same in all processes
     device: torch.device,  # where it will run
 ) -> DPT:  # itself, of whose parameters this process holds a share
     "Cut every parameter along its first dimension. The blocks are gathered one by one; all else, and blocks whose forward is not the caller's way in (BEiT, Swin), while the network runs."
     mesh, backbone = init_device_mesh(device.type, (dist.get_world_size(),)), model.backbone
-    if not (backbone.windowed or backbone.relative):
+    if isinstance(backbone, Backbone) and not (backbone.windowed or backbone.relative):
         for block in backbone.vit.blocks:
             fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
@@ -605,7 +608,7 @@ def build_model(recipe: Recipe) -> DPT:
         raise RecipeError(f"The recipe has losses for {list(recipe.losses)} and the model has the heads {list(model.heads)}. Every loss needs its head, and there has to be one.")
     return model
 
-# %% ../nbs/51_training.ipynb #a0ed2761
+# %% ../nbs/51_training.ipynb #d284d0f3
 def prepare(
     recipe: Recipe,  # what to build
     accelerator: Accelerator,  # puts things on the device
@@ -617,7 +620,7 @@ def prepare(
     if recipe.loop.synchronised and accelerator.num_processes > 1:
         model = synchronise(model, accelerator.device)
     if recipe.loop.checkpointing:
-        model.backbone.vit.set_grad_checkpointing(True)
+        (model.backbone.vit if isinstance(model.backbone, Backbone) else model.backbone.network).set_grad_checkpointing(True)
     if recipe.loop.channels_last:
         model = model.to(memory_format=torch.channels_last)
     spread = in_shares if recipe.loop.sharded and accelerator.num_processes > 1 else in_copies

@@ -68,6 +68,7 @@ PICKS = {
     "70_first_depth": Pick("a first depth map", "panel(predictor, held_out, range(6)", (0, 1, 2, 3)),
     "71_kitti_nyu": Pick("published rows", "truth at", (1, 0, 2, 3)),
     "72_segmentation": Pick("segmentation", "show_label(street, prediction[\"label\"]", (0,)),
+    "73_attention_vs_convolution": Pick("attention or convolution", "def looked_at(model, pictures)", (0, 1)),
 }
 
 

@@ -583,6 +583,30 @@ def test_an_unusual_model_is_refused_or_told_about_or_comes_back_the_same(kind, 
         torch.testing.assert_close(again, expected)
 
 
+def test_a_network_that_only_convolves_keeps_its_folder_and_its_backbone_is_timms(tmp_path):
+    torch.manual_seed(0)
+    model = create_model("resnet18", features=16, image_size=[64, 96]).eval()
+    model.save_pretrained(tmp_path / "own")
+    opened = load_checkpoint(tmp_path / "own", image_size=(96, 128))
+    picture = torch.rand(1, 3, 96, 128)
+    with torch.no_grad():
+        assert torch.equal(opened(picture)["inverse_depth"], model(picture)["inverse_depth"])
+    for to in ("isl-org", "transformers", "mmseg", "depth-anything"):
+        with pytest.raises(CheckpointError, match=f"cannot be written as {to}: it stands on resnet18, which only convolves.*Nothing was written"):
+            convert(tmp_path / "own", tmp_path / "theirs.pt", to=to)
+    with pytest.raises(CheckpointError, match="mmseg has names for a plain ViT"):
+        convert(tmp_path / "own", tmp_path / "theirs.pt", to="mmseg", what="backbone")
+    assert not (tmp_path / "theirs.pt").exists()
+    convert(tmp_path / "own", tmp_path / "timm.pt", to="timm", what="backbone")
+    peer = timm.create_model("resnet18", num_classes=0)
+    peer.load_state_dict(torch.load(tmp_path / "timm.pt", weights_only=True))
+    assert torch.equal(peer.layer4[1].conv2.weight, model.backbone.network.layer4[1].conv2.weight)
+    torch.manual_seed(1)
+    other = create_model("resnet18", features=32, image_size=[64, 96])
+    load_backbone(other, tmp_path / "own")
+    assert all(torch.equal(value, model.backbone.state_dict()[name]) for name, value in other.backbone.state_dict().items())
+
+
 def test_positions_made_for_224_serve_384(classifier_file, tmp_path):
     state = torch.load(classifier_file, weights_only=True)
     expected = resample_abs_pos_embed(state["pos_embed"], [24, 24], interpolation="bilinear", antialias=False)

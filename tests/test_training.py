@@ -15,6 +15,10 @@ import torch
 from conftest import SHORT, changes, command
 from safetensors.torch import load_file
 
+from dpt_nb.models import DPT
+from dpt_nb.recipes import RecipeError, change_recipe, get_recipe
+from dpt_nb.training import build_model, train
+
 LONGER = [assignment for assignment in SHORT if not assignment.startswith(("loop.steps", "keep.every"))] + ["loop.steps=14", "keep.every=4"]
 
 
@@ -52,6 +56,19 @@ def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how, work
     assert same(weights(straight / "runs" / "rooms_tiny"), weights(tmp_path / "run"))
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, 15))
+
+
+def test_a_network_that_only_convolves_trains_and_opens(tmp_path):
+    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "model.name=resnet_tiny", "optimizer.backbone=0.5", "optimizer.frozen=2", "loop.checkpointing=true"])
+    torch.manual_seed(recipe.seed)
+    start = build_model(recipe).state_dict()
+    train(recipe, tmp_path / "run", tmp_path / "data", cpu=True, workers=0, progress=False)
+    model = DPT.from_pretrained(tmp_path / "run" / "model")
+    assert model.config.backbone == "resnetv2_50" and model.backbone.patch == 32
+    still = [name for name, value in model.named_parameters() if torch.equal(value, start[name])]
+    assert not still, f"did not move: {still}"
+    with pytest.raises(RecipeError, match="a convolutional network have stages"):
+        train(change_recipe(recipe, ["optimizer.layer_decay=0.9"]), tmp_path / "other", tmp_path / "data", cpu=True, workers=0, progress=False)
 
 
 def wait_for(path, running):
