@@ -7,7 +7,8 @@ __all__ = ['FEEDINGS', 'LONGEST', 'NAMED_BELOW', 'PICTURE_KINDS', 'PAGES', 'open
            'in_one_unit', 'difference_of', 'edge_share', 'uploaded_picture', 'shown_copy', 'comparison_controls',
            'Comparison', 'Workbench']
 
-# %% ../nbs/60_explore.ipynb #deb4cf90
+# %% ../nbs/60_explore.ipynb #80780664
+import base64
 import html
 import math
 import tempfile
@@ -346,12 +347,15 @@ def judge(
     better = "They are equally good." if one["abs_rel"] == other["abs_rel"] else f"The {'first' if one['abs_rel'] < other['abs_rel'] else 'second'} is better here."
     return f" AbsRel {said}. {better}"
 
-# %% ../nbs/60_explore.ipynb #92d7da50
+# %% ../nbs/60_explore.ipynb #aca45602
 from .explore_network import FusionExplorer, MapExplorer, PositionExplorer, ReadoutExplorer, TokenExplorer
 from .models import count_parameters
 from .training_room import TrainingRoom
 
-PAGES = (TokenExplorer, MapExplorer, ReadoutExplorer, PositionExplorer, FusionExplorer, SceneMaker, LossLab, Comparison, TrainingRoom)
+PAGES = {  # title of the tab, short enough for nine side by side → page
+    "Token": TokenExplorer, "Maps": MapExplorer, "Readouts": ReadoutExplorer, "Places": PositionExplorer, "Fusion": FusionExplorer,
+    "Scenes": SceneMaker, "Losses": LossLab, "Compare": Comparison, "Training": TrainingRoom,
+}
 
 
 class Workbench(widgets.VBox):
@@ -366,12 +370,12 @@ class Workbench(widgets.VBox):
         self.path = widgets.Text("", placeholder="another network: a name, a folder or a file of weights", description="network", continuous_update=False, layout=widgets.Layout(width="480px"))
         self.said = widgets.HTML()
         self.path.observe(lambda change: self.take(change["new"]), names="value")
-        self.tabs = widgets.Tab(titles=[kind.heading for kind in PAGES])
+        self.tabs = widgets.Tab()
         self.tabs.observe(lambda change: self.show(change["new"]), names="selected_index")
         super().__init__([widgets.HBox([self.path, self.said], layout=widgets.Layout(flex_flow="row wrap")), self.tabs])
         self.clear(page)
 
-# %% ../nbs/60_explore.ipynb #e9ac2073
+# %% ../nbs/60_explore.ipynb #4c2c6cfc
 @patch
 def clear(
     self: Workbench,
@@ -380,6 +384,7 @@ def clear(
     "Empty pages, and the open one made anew."
     self.pages = {}
     self.tabs.children = [widgets.VBox([widgets.HTML(BUSY)]) for _ in PAGES]
+    self.tabs.titles = list(PAGES)
     if self.tabs.selected_index == page:
         self.show(page)
     else:
@@ -395,7 +400,8 @@ def show(
     if number is None or number in self.pages:
         return
     try:
-        self.pages[number] = PAGES[number]() if PAGES[number] is TrainingRoom else PAGES[number](self.model)
+        kind = list(PAGES.values())[number]
+        self.pages[number] = kind() if kind is TrainingRoom else kind(self.model)
         self.tabs.children[number].children = [self.pages[number]]
     except Exception as error:
         self.tabs.children[number].children = [widgets.HTML(f'<div role="alert">{html.escape(sentence_of(error))}</div>')]
@@ -419,3 +425,11 @@ def take(
     if training:
         self.pages[len(PAGES) - 1] = training
         self.tabs.children[-1].children = [training]
+
+# %% ../nbs/60_explore.ipynb #ae6af674
+@patch
+def _repr_mimebundle_(self: Workbench, **kwargs) -> dict:  # kwargs: from IPython
+    "The tabs, and the open page's picture for readers that show no widgets."
+    view, shown = widgets.VBox._repr_mimebundle_(self, **kwargs) or {}, self.pages.get(self.tabs.selected_index)
+    picture = {"image/png": base64.b64encode(shown.picture.value).decode()} if shown else {}
+    return view | picture | {"text/plain": f"Workbench: {', '.join(PAGES)}"}
