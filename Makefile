@@ -15,9 +15,10 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^([_.]|7[023])' --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests -n 2 --dist loadfile
 
-# The stories that train for minutes get the machine to themselves.
+# The stories that train for minutes, and the cells that export for minutes, get the machine to themselves.
 test-all: test
 	$(BIN)/nbdev_test --n_workers 0 --file_re '^7[023]' --timing
+	$(BIN)/nbdev_test --n_workers 0 --file_re '^61' --flags slow --timing
 	$(BIN)/python -m pytest -q tests --slow
 
 # make lab at=62_workbench opens there instead; make workbench is short for that.

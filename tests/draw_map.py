@@ -44,6 +44,7 @@ PICKS = {
     "14_heads": Pick("heads", "invert, KITTI constants", (0,), fill=False),
     "15_models": Pick("the model", "said[\"label\"][0].argmax(0)", (0, 2, 3), split=True),
     "16_checkpoints": Pick("weights", "\"heads.inverse_depth.convolution3.bias\"]", lines=slice(0, 10), words=(r"(?m)^ +(\S+) +", r" \1 ")),
+    "17_inside": Pick("looking inside", "for place in places.values() for block in range(4)]", (1, 5, 8, 12)),
     "20_losses": Pick("losses", "g (log m)", (3, 6), columns=1),
     "21_metrics": Pick("metrics", "1 − AbsRel", (1,)),
     "30_transforms": Pick("augmentation", "draw(dict(list(shown.items())[5:]), 3.4)", (0, 1, 6, 7)),
@@ -64,6 +65,14 @@ PICKS = {
     "50_recipes": Pick("recipes", "print(recipe_table(get_recipe(\"kitti_vitb\")))", lines=slice(12, 21), words=(r"(?m) {2,}(.*?)( +←.*)?$", r" \1")),
     "51_training": Pick("training", "by heart", (0, 1, 2, 3)),
     "52_launch": Pick("many processes", "process 0 of 2", box=(0, 0, 0.41, 1), fill=False),
+    "55_pages": Pick("pages", "page = SceneByNumber()", (0, 1), columns=1),
+    "56_explore_network": Pick("inside, by clicks", "page = MapExplorer()", fill=False),
+    "57_scene_maker": Pick("scene maker", "page = SceneMaker()", (0, 1, 2, 5)),
+    "58_loss_lab": Pick("loss lab", "page = LossLab()", box=(0.55, 0, 1, 1), fill=False),
+    "59_training_room": Pick("training room", "room_page.press(", fill=False),
+    "60_explore": Pick("two networks", "page = Comparison()", (1, 2, 4, 5)),
+    "61_export": Pick("export", "its depth, from ONNX Runtime", (0, 1), columns=1),
+    "62_workbench": Pick("the workbench", "Workbench()", fill=False),
     "65_commands": Pick("commands", "--help", lines=slice(0, 9), words=(r"\s+(?=\[|--)", "\n ")),
     "70_first_depth": Pick("a first depth map", "panel(predictor, held_out, range(6)", (0, 1, 2, 3)),
     "71_kitti_nyu": Pick("published rows", "truth at", (1, 0, 2, 3)),
@@ -229,5 +238,5 @@ def on_map(notebooks: list[str]) -> bytes:
 if __name__ == "__main__":
     picture = draw_map()
     with whole_file(MAP) as temporary:
-        picture.save(temporary, quality=80, optimize=True, comment=on_map([notebook for notebook, _ in chapters()]))
+        picture.save(temporary, quality=70, optimize=True, comment=on_map([notebook for notebook, _ in chapters()]))
     print(f"{MAP.relative_to(HERE)}: {picture.width}×{picture.height} pixels, {MAP.stat().st_size / 1000:.0f} kB")
