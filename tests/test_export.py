@@ -61,7 +61,10 @@ def check(model, path, parity_rows, name, **options):
     return rows
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("DPT", "DPT-Hybrid", "BEiT", "Swin V2", "Depth Anything")  # one of each kind; their siblings share the code
+
+
+@pytest.mark.parametrize("family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES])
 def test_every_family_is_what_onnx_runtime_computes(family, tmp_path, parity_rows):
     model = small(family)
     size = tuple(model.config.image_size)
@@ -77,6 +80,7 @@ def test_sizes_stay_open(family, tmp_path, parity_rows):
     assert len(rows) == 8 and tuple(model.config.image_size) in {row.size for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["Swin", "Swin V2"])
 def test_windows_are_for_one_size_at_a_time(family, tmp_path, parity_rows):
     model = small(family)
@@ -86,6 +90,7 @@ def test_windows_are_for_one_size_at_a_time(family, tmp_path, parity_rows):
     check(model, export(model, tmp_path / "wide.onnx", sizes=(96, 224)), parity_rows, f"{family}, wide")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["DPT-Hybrid", "Depth Anything"])
 def test_the_traced_program_takes_any_size(family, tmp_path):
     model = small(family)
