@@ -1,27 +1,37 @@
-# `make demo`, `make test` and `make lab` each work on a bare clone: they build .venv, install, and run.
+# `make demo`, `make test`, `make lab` and `make page` each work on a bare clone: they build .venv, install, and run.
 PYTHON ?= python3
 BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning: on few cores spinning slows every other process down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all lab bench export readme clean
+.PHONY: demo test test-all lab workbench page bench export readme map clean
 
 demo: .venv/installed
 	$(BIN)/dpt_demo --out runs/demo --replace
 
-# One thread a notebook while two run side by side.
+# One thread each while two notebooks, then two test files, run side by side.
 test: .venv/installed
 	$(BIN)/python -m pytest -q tests/test_repository.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^([_.]|7[02])' --timing
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests -n 2 --dist loadfile
 
 # The stories that train for minutes get the machine to themselves.
 test-all: test
 	$(BIN)/nbdev_test --n_workers 0 --file_re '^7[02]' --timing
 	$(BIN)/python -m pytest -q tests --slow
 
+# make lab at=62_workbench opens there instead; make workbench is short for that.
+at ?= index
 lab: .venv/installed
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab nbs/$(at).ipynb
+
+workbench: .venv/installed
+	$(BIN)/jupyter lab nbs/62_workbench.ipynb
+
+# The workbench without JupyterLab around it, as a page for the browser.
+page: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[page]'
+	$(BIN)/voila nbs/62_workbench.ipynb
 
 bench: .venv/installed
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
@@ -30,10 +40,16 @@ bench: .venv/installed
 export: .venv/installed
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python tests/chapter_times.py
 	$(BIN)/python tests/render_readme.py
 
 readme: .venv/installed
+	$(BIN)/python tests/chapter_times.py
 	$(BIN)/python tests/render_readme.py
+
+# The front door's picture, from the outputs stored in the chapters.
+map: .venv/installed
+	$(BIN)/python tests/draw_map.py
 
 clean:
 	rm -rf .venv runs data *.egg-info build dist

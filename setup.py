@@ -27,7 +27,9 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={
         "dev": settings["dev_requirements"].split(),
+        "export": settings["export_requirements"].split(),
         "nyu": settings["nyu_requirements"].split(),
+        "page": settings["page_requirements"].split(),
         "tensorboard": settings["tensorboard_requirements"].split(),
         "video": settings["video_requirements"].split(),
     },

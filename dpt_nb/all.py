@@ -8,6 +8,7 @@ from dpt_nb.fusion import *
 from dpt_nb.heads import *
 from dpt_nb.models import *
 from dpt_nb.checkpoints import *
+from dpt_nb.inside import *
 from dpt_nb.losses import *
 from dpt_nb.metrics import *
 from dpt_nb.transforms import *
@@ -28,3 +29,10 @@ from dpt_nb.gallery import *
 from dpt_nb.recipes import *
 from dpt_nb.training import *
 from dpt_nb.launch import *
+from dpt_nb.pages import *
+from dpt_nb.explore_network import *
+from dpt_nb.scene_maker import *
+from dpt_nb.loss_lab import *
+from dpt_nb.training_room import *
+from dpt_nb.explore import *
+from dpt_nb.export import *

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/13_fusion.ipynb #17cfbebd
+# %% ../nbs/13_fusion.ipynb #ec4adb79
 class ResidualConvUnit(nn.Module):
-    "Two 3×3 convolutions and a shortcut (RefineNet; isl-org/DPT `ResidualConvUnit_custom`)."
+    "Two 3×3 convolutions and a shortcut (RefineNet, Lin et al. 2017; DPT §3.1; isl-org/DPT `ResidualConvUnit_custom`)."
 
     def __init__(
         self,
@@ -31,9 +31,9 @@ class ResidualConvUnit(nn.Module):
         inside = self.norm1(self.convolution1(F.relu(features)))
         return features + self.norm2(self.convolution2(F.relu(inside)))
 
-# %% ../nbs/13_fusion.ipynb #f906c20a
+# %% ../nbs/13_fusion.ipynb #18b4cd44
 class Fusion(nn.Module):
-    "One step up: add the lateral level, refine, resize, mix channels (isl-org/DPT `FeatureFusionBlock_custom`)."
+    "One step up: add the lateral level, refine, resize, mix channels (DPT §3.1, after RefineNet; isl-org/DPT `FeatureFusionBlock_custom`)."
 
     def __init__(
         self,

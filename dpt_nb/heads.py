@@ -36,9 +36,9 @@ def to_depth(
         return torch.exp(raw)
     raise HeadError(f"A depth head cannot end in {output!r}. Choose relu, relu_above, invert, sigmoid or exp.")
 
-# %% ../nbs/14_heads.ipynb #5f68f54c
+# %% ../nbs/14_heads.ipynb #9ff03b00
 class DepthHead(nn.Module):
-    "Fused features → depth or inverse depth (isl-org/DPT `output_conv` of `DPTDepthModel`)."
+    "Fused features → depth or inverse depth (DPT §4.1; isl-org/DPT `output_conv` of `DPTDepthModel`)."
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class DepthHead(nn.Module):
         raw = self.convolution3(F.relu(self.convolution2(features)))
         return to_depth(raw.float(), self.output, **self.constants)
 
-# %% ../nbs/14_heads.ipynb #e8e7dbdb
+# %% ../nbs/14_heads.ipynb #84753a5d
 class SegmentationHead(nn.Module):
-    "Fused features → class logits (isl-org/DPT `DPTSegmentationModel`)."
+    "Fused features → class logits (DPT §4.2; isl-org/DPT `DPTSegmentationModel`)."
 
     def __init__(
         self,

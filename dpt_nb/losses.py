@@ -45,7 +45,7 @@ def _log_difference(
         )
     return torch.log(prediction + eps) - torch.log(target + eps)
 
-# %% ../nbs/20_losses.ipynb #747cb743
+# %% ../nbs/20_losses.ipynb #d1b84078
 def silog_loss(
     prediction: torch.Tensor,  # `(B, 1, H, W)` metres, not negative
     target: torch.Tensor,  # `(B, 1, H, W)` metres, 0 = not measured
@@ -54,7 +54,7 @@ def silog_loss(
     mean_only: bool = False,  # only the scale term, for the first iterations
 ) -> torch.Tensor:  # scalar, at least float32; 0 with a gradient path when nothing is measured
     """Scale-invariant log loss √(var(g) + (1 - variance_focus)·mean(g)²), g = log(prediction) - log(target), over all measured pixels of the batch.
-    As `sigloss.py` of zhyever/Monocular-Depth-Estimation-Toolbox. Raises `ValueError` for unequal shapes or negative predictions."""
+    Eigen, Puhrsch and Fergus 2014, in the form of BTS; as `sigloss.py` of zhyever/Monocular-Depth-Estimation-Toolbox. Raises `ValueError` for unequal shapes or negative predictions."""
     with torch.autocast(prediction.device.type, enabled=False):
         prediction, target, measured = _measured(prediction, target)
         g = _log_difference(prediction, target, measured, eps)
@@ -130,13 +130,13 @@ class SILogLoss(CountingLoss):
     def extra_repr(self) -> str:
         return f"variance_focus={self.variance_focus}, eps={self.eps}, mean_only={self.mean_only}, warm_up={self.warm_up}"
 
-# %% ../nbs/20_losses.ipynb #7a3ea973
+# %% ../nbs/20_losses.ipynb #3c0dab6c
 def _neighbour_steps(
     residual: torch.Tensor,  # `(B, 1, H, W)`, finite everywhere
     measured: torch.Tensor,  # `(B, 1, H, W)` bool
     scales: int,  # each takes every second pixel of the one before
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:  # steps, bool: both ends are measured, and `measured` at this scale
-    "Differences of neighbours, for each scale across and then down."
+    "Differences of neighbours, for each scale across and then down (the ∇ of Ranftl et al., eq. 11)."
     for scale in range(scales):
         at_scale, there = residual[..., :: 2**scale, :: 2**scale], measured[..., :: 2**scale, :: 2**scale]
         for axis in (-1, -2):
@@ -319,13 +319,13 @@ def align_median(
     deviation = _image_mean(torch.where(measured, values - location, 0.0).abs(), measured)
     return location, torch.where(deviation == 0, 1.0, deviation)
 
-# %% ../nbs/20_losses.ipynb #3f5b481b
+# %% ../nbs/20_losses.ipynb #6c1aeec6
 def _trimmed_sum(
     errors: torch.Tensor,  # `(B, 1, H, W)`, not negative, 0 where not measured
     measured: torch.Tensor,  # `(B, 1, H, W)` bool
     trim: float,  # share of each image's measured pixels to drop, 0 to below 1
 ) -> torch.Tensor:  # `(B,)`
-    "The sum of each image's errors without its largest ones; ⌊trim · measured pixels⌋ of them are dropped."
+    "The sum of each image's errors without its largest ones; ⌊trim · measured pixels⌋ of them are dropped (Ranftl et al., eq. 7)."
     if not trim:
         return errors.flatten(1).sum(1)
     largest_first = errors.flatten(1).sort(dim=1, descending=True).values
@@ -334,14 +334,14 @@ def _trimmed_sum(
     # A product, where `torch.where` would do: a NaN sorts first, and must not be hidden by being dropped
     return (largest_first * kept).sum(1)
 
-# %% ../nbs/20_losses.ipynb #3c5f256b
+# %% ../nbs/20_losses.ipynb #26abbec4
 def _aligned_residual(
     prediction: torch.Tensor,  # `(B, 1, H, W)` inverse depth, finite where not measured
     target: torch.Tensor,  # `(B, 1, H, W)` inverse depth
     measured: torch.Tensor,  # `(B, 1, H, W)` bool
     alignment: str,  # "median" or "least_squares"
 ) -> torch.Tensor:  # `(B, 1, H, W)`, in mean absolute deviations or in the target's unit; 0 where not measured
-    "What remains of the error when each image's scale and shift are gone."
+    "What remains of the error when each image's scale and shift are gone (Ranftl et al., eqs. 2 to 6)."
     if alignment == "least_squares":
         scale, shift = align_least_squares(prediction, target, measured)
         residual = scale * prediction + shift - target

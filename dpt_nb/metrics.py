@@ -61,7 +61,7 @@ def _pixel_means(
     means |= dict(log=log, log_square=mean(g**2), log_variance=mean((g - log[:, None]) ** 2), log10=mean(g.abs()) / math.log(10))
     return means | {f"delta{k}": mean((ratio < 1.25**k).double()) for k in (1, 2, 3)}
 
-# %% ../nbs/21_metrics.ipynb #d46a4566
+# %% ../nbs/21_metrics.ipynb #1faef9c6
 def _errors(
     means: dict[str, torch.Tensor],  # as `_pixel_means` gives, of one shape
 ) -> dict[str, torch.Tensor]:  # one entry per name in `DEPTH_METRICS`, of that shape
@@ -78,7 +78,7 @@ def depth_errors(
     max_depth: float = 80.0,  # metres: the same at the far end; 80 KITTI, 10 NYU
     valid: torch.Tensor | None = None,  # `(B, 1, H, W)` bool: the pixels a crop keeps; all if None
 ) -> dict[str, torch.Tensor]:  # one `(B,)` float64 per name in `DEPTH_METRICS`; NaN for an image with nothing to judge
-    """The nine errors of each image over its valid pixels, as Toolbox `depth/core/evaluation/metrics.py` and BTS compute them.
+    """The nine errors of each image over its valid pixels (Eigen, Puhrsch and Fergus 2014 and their successors), as Toolbox `depth/core/evaluation/metrics.py` and BTS compute them.
     Raises `ValueError` for unequal shapes or a NaN among the predictions that count."""
     judged = _judged_pixels(prediction, target, min_depth, max_depth, valid)
     return _errors(_pixel_means(prediction, target, min_depth, max_depth, judged))

@@ -1,7 +1,10 @@
-"What several tests share: a small run trained through the command, a folder of every kind of picture, and the table of parity printed at the end."
+"What several tests share: a small run trained through the command, a folder of every kind of picture, a JupyterLab, and the table of parity printed at the end."
+import json
 import os
 import subprocess
 import sys
+import time
+import uuid
 from pathlib import Path
 
 import matplotlib.cbook
@@ -35,6 +38,16 @@ PARITY = []  # rows of (model, size, largest difference, smallest cosine)
 def parity_rows():
     "Where a test of parity leaves its figures."
     return PARITY
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several test processes: the rows go to the one that prints
+        session.config.workeroutput["parity"] = [list(row) for row in PARITY]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    PARITY.extend(getattr(node, "workeroutput", {}).get("parity", []))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -84,3 +97,23 @@ def photographs(tmp_path_factory):
     Image.new("RGB", (2000, 1), "red").save(folder / "strip.png")
     photo.save(folder / "größe 雪.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    "A JupyterLab in an empty folder: its address and token."
+    folder, token = tmp_path_factory.mktemp("lab"), uuid.uuid4().hex
+    words = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", JUPYTER_RUNTIME_DIR=str(folder / "runtime"), JUPYTER_CONFIG_DIR=str(folder / "config"))
+    with open(folder / "server.log", "w") as log:
+        running = subprocess.Popen([sys.executable, "-m", "jupyterlab", *words], cwd=folder, stdout=log, stderr=log, env=environment)
+    try:
+        deadline = time.monotonic() + 90
+        while not (described := [text for path in (folder / "runtime").glob("jpserver-*.json") if (text := path.read_text()).endswith("}")]):
+            assert time.monotonic() < deadline and running.poll() is None, (folder / "server.log").read_text()
+            time.sleep(0.1)
+        yield folder, f"127.0.0.1:{json.loads(described[0])['port']}", token
+        running.terminate()
+        running.wait(30)
+    finally:
+        running.kill()

@@ -1,16 +1,12 @@
 "The launch cell in a kernel of a running JupyterLab: its progress arrives in the cell, and the stop button ends every process."
 import asyncio
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 import uuid
 from urllib.request import Request, urlopen
 
 import psutil
-import pytest
 from conftest import SHORT
 from tornado.websocket import websocket_connect
 
@@ -19,26 +15,6 @@ from dpt_nb.all import *
 recipe = change_recipe(get_recipe("rooms_tiny"), {assignments})
 report = launch(recipe, "run", "data", num_processes=2, cpu=True, workers=1)
 """
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    "A JupyterLab in an empty folder: its address and token."
-    folder, token = tmp_path_factory.mktemp("lab"), uuid.uuid4().hex
-    words = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
-    environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", JUPYTER_RUNTIME_DIR=str(folder / "runtime"), JUPYTER_CONFIG_DIR=str(folder / "config"))
-    with open(folder / "server.log", "w") as log:
-        running = subprocess.Popen([sys.executable, "-m", "jupyterlab", *words], cwd=folder, stdout=log, stderr=log, env=environment)
-    try:
-        deadline = time.monotonic() + 90
-        while not (described := [text for path in (folder / "runtime").glob("jpserver-*.json") if (text := path.read_text()).endswith("}")]):
-            assert time.monotonic() < deadline and running.poll() is None, (folder / "server.log").read_text()
-            time.sleep(0.1)
-        yield folder, f"127.0.0.1:{json.loads(described[0])['port']}", token
-        running.terminate()
-        running.wait(30)
-    finally:
-        running.kill()
 
 
 def ask(server, method, path, body=None):

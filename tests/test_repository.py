@@ -5,8 +5,11 @@ import json
 import re
 
 import pytest
+from chapter_times import ROW, reading_minutes
 from conftest import REPOSITORY
+from draw_map import MAP, chapters, on_map, picked
 from nbdev.export import nb_export
+from PIL import Image
 from render_readme import render
 
 NOTEBOOKS = sorted((REPOSITORY / "nbs").glob("*.ipynb"))
@@ -40,6 +43,24 @@ def test_readme_names_every_chapter_and_every_link_leads_somewhere():
     links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", readme)
     assert all((REPOSITORY / link).exists() for link in links), [link for link in links if not (REPOSITORY / link).exists()]
     assert {f"nbs/{path.name}" for path in NOTEBOOKS if path.stem != "index"} <= set(links)
+
+
+def test_the_front_door_says_how_long_each_chapter_takes():
+    index = "".join("".join(cell["source"]) for cell in json.loads((REPOSITORY / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"])
+    stated = {notebook: ((read or "").strip(" |"), (run or "").strip(" |")) for _, notebook, read, run in ROW.findall(index)}
+    assert set(stated) == {path.stem for path in NOTEBOOKS if path.stem[0].isdigit()}
+    for notebook, (read, run) in stated.items():
+        assert re.fullmatch(r"\d+ min", read) and re.fullmatch(r"(< )?\d+ (s|min)|–", run), f"{notebook} has no times in the front door's table: run python tests/chapter_times.py {notebook[:2]}"
+        counted = reading_minutes(notebook)
+        assert abs(int(read.split()[0]) - counted) <= max(5, counted / 5), f"{notebook} takes {counted} minutes to read, and the front door says {read}: run make readme"
+
+
+def test_the_map_shows_every_chapter():
+    course = [notebook for notebook, _ in chapters()]
+    for notebook in course:
+        picked(notebook)  # raises where its picture is missing
+    assert Image.open(MAP).info["comment"] == on_map(course), "nbs/images/map.jpg was drawn of other chapters: run make map"
+    assert MAP.stat().st_size < 400_000
 
 
 def test_links_between_notebooks_lead_somewhere():

@@ -1,0 +1,148 @@
+"The workbench in a real browser: JupyterLab opens the notebook, every page is looked at, a patch is clicked, a slider moves, a training run is started and interrupted."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY, SHORT
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+TABS = ("What a token sees", "From tokens to maps", "The three readouts", "Places at any size", "Fusion, step by step", "Scene maker", "Loss lab", "Compare", "Training room")
+PATIENCE = 240_000  # milliseconds: a busy machine reads PyTorch slowly
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def workbench(server, browser):
+    "The workbench's notebook, run, in a page of JupyterLab; what the browser complained of is in `page.complaints`."
+    folder, address, token = server
+    shutil.copy(REPOSITORY / "nbs" / "62_workbench.ipynb", folder)
+    page = browser.new_page(viewport=dict(width=1500, height=1300))
+    page.complaints = []
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"http://{address}/lab/tree/62_workbench.ipynb?token={token}")
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.get_by_role("tab", name=TABS[0]).wait_for()
+    yield page
+    page.close()
+
+
+def open_tab(page, name):
+    "Open a page of the workbench; its picture is there. Where its sentence stands."
+    page.get_by_role("tab", name=name, exact=True).click()
+    page.locator("img.widget-image:visible").first.wait_for()
+    return page.locator("[role=status]:visible, [role=alert]:visible").first
+
+
+def wait_for_change(page, said, before):
+    "The sentence below the picture, as soon as it is another."
+    deadline = time.monotonic() + PATIENCE / 1000
+    while (now := said.inner_text()) == before or "computing" in now:
+        assert time.monotonic() < deadline, f"the page still says: {now}"
+        page.wait_for_timeout(50)
+    return now
+
+
+def test_every_page_opens_without_a_complaint(workbench, tmp_path_factory):
+    pictures = os.environ.get("DPT_NB_SCREENSHOTS") or tmp_path_factory.mktemp("pages")
+    for number, name in enumerate(TABS):
+        said = open_tab(workbench, name)
+        assert said.get_attribute("role") == "status", f"{name}: {said.inner_text()}"
+        assert workbench.locator(".widget-html:visible", has_text="Look for:").count() == 1
+        workbench.wait_for_timeout(500)
+        workbench.screenshot(path=f"{pictures}/{number}-{name.replace(' ', '_')}.png")
+    assert not workbench.complaints
+
+
+def test_a_clicked_patch_changes_the_picture(workbench):
+    said, picture = open_tab(workbench, TABS[0]), workbench.locator("img.widget-image:visible").first
+    before, drawn, box = said.inner_text(), picture.screenshot(), picture.bounding_box()
+    picture.click(position=dict(x=box["width"] * 0.06, y=box["height"] * 0.3))
+    first = wait_for_change(workbench, said, before)
+    assert picture.screenshot() != drawn
+    picture.click(position=dict(x=box["width"] * 0.12, y=box["height"] * 0.4))
+    wait_for_change(workbench, said, first)
+
+
+def test_a_slider_moves_and_the_number_changes_by_keyboard_alone(workbench):
+    said = open_tab(workbench, "Scene maker")
+    before, drawn = said.inner_text(), workbench.locator("img.widget-image:visible").first.screenshot()
+    slider = workbench.locator(".widget-slider:visible", has_text="field of view")
+    shown = slider.locator(".widget-readout").inner_text()
+    slider.get_by_role("slider").focus()
+    for _ in range(5):
+        workbench.keyboard.press("ArrowRight")
+    now = wait_for_change(workbench, said, before)
+    assert slider.locator(".widget-readout").inner_text() != shown
+    assert "AbsRel" in now and now.split(",")[0] != before.split(",")[0]
+    assert workbench.locator("img.widget-image:visible").first.screenshot() != drawn
+
+
+def test_a_fault_is_a_sentence_and_the_page_goes_on(workbench):
+    said = open_tab(workbench, "Training room")
+    field = workbench.get_by_label("changes", exact=True).locator("visible=true")
+    before = said.inner_text()
+    field.fill("loop.stepps=3"), field.press("Tab")
+    told = wait_for_change(workbench, said, before)
+    assert "loop.stepps" in told and workbench.locator("[role=alert]:visible").count() == 1
+    field.fill(""), field.press("Tab")
+    wait_for_change(workbench, said, told)
+    assert workbench.locator("[role=alert]:visible").count() == 0
+
+
+def test_the_training_room_starts_and_is_interrupted(workbench, server):
+    said = open_tab(workbench, "Training room")
+    for label, text in (("changes", " ".join([*SHORT, "loop.steps=400", "keep.every=400", "keep.validate_every=5"])), ("folder", "room")):
+        field = workbench.get_by_label(label, exact=True).locator("visible=true")
+        field.fill(text), field.press("Tab")
+    workbench.get_by_role("button", name="start", exact=True).click()
+    deadline = time.monotonic() + PATIENCE / 1000
+    while "Step" not in said.inner_text():
+        assert time.monotonic() < deadline, said.inner_text()
+        workbench.wait_for_timeout(100)
+    workbench.get_by_role("button", name="stop", exact=True).click()
+    while "The last checkpoint is of step" not in said.inner_text():
+        assert time.monotonic() < deadline, said.inner_text()
+        workbench.wait_for_timeout(100)
+    rows = [json.loads(line) for line in (server[0] / "room" / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < rows[-1]["step"] < 400 and (server[0] / "room" / "checkpoints" / f"step-{rows[-1]['step']:08d}.pt").exists()
+    assert workbench.get_by_role("button", name="go on", exact=True).is_enabled()
+
+
+def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
+    pytest.importorskip("voila", reason="voila is not installed: pip install 'dpt_nb[page]'")
+    shutil.copy(REPOSITORY / "nbs" / "62_workbench.ipynb", tmp_path)
+    with open(tmp_path / "log", "w") as log:
+        words = ["62_workbench.ipynb", "--no-browser", "--port=0", "--Voila.ip=127.0.0.1"]
+        serving = subprocess.Popen([sys.executable, "-m", "voila", *words], cwd=tmp_path, stdout=log, stderr=log, env=os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"))
+    try:
+        deadline = time.monotonic() + 90
+        while not (found := re.search(r"http://[\w.]+:(\d+)/", (tmp_path / "log").read_text())):
+            assert time.monotonic() < deadline and serving.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"http://127.0.0.1:{found[1]}/")
+        page.get_by_role("tab", name=TABS[0]).wait_for()
+        page.locator("img.widget-image:visible").first.wait_for()
+        assert page.locator("text=import Workbench").count() == 0, "code is shown"
+        page.close()
+    finally:
+        serving.terminate()
+        serving.wait(30)
