@@ -96,6 +96,15 @@ def test_a_slider_moves_and_the_number_changes_by_keyboard_alone(workbench):
     assert workbench.locator("img.widget-image:visible").first.screenshot() != drawn
 
 
+def test_tabs_open_by_keyboard(workbench):
+    open_tab(workbench, TABS[0])
+    workbench.get_by_role("tab", name=TABS[0], exact=True).focus()
+    workbench.keyboard.press("ArrowRight"), workbench.keyboard.press("Enter")
+    workbench.locator("h3:visible", has_text="From tokens to maps").wait_for()
+    workbench.keyboard.press("Tab")  # into the page: its first control
+    assert workbench.evaluate("document.activeElement.tagName") == "SELECT"
+
+
 def test_a_fault_is_a_sentence_and_the_page_goes_on(workbench):
     said = open_tab(workbench, "Training")
     field = workbench.get_by_label("changes", exact=True).locator("visible=true")
