@@ -53,12 +53,13 @@ class Sitting:
             end_all(self.process, 0) if self.asked else self.process.send_signal(signal.SIGINT)
         self.asked = True
 
-# %% ../nbs/59_training_room.ipynb #c7b97b06
+# %% ../nbs/59_training_room.ipynb #7dce6f22
 @patch
 def last_line(self: Sitting) -> str:
     "The last thing it said; of a progress bar the last state."
-    self.story.seek(0)
-    lines = [line.strip() for line in self.story.read().decode("utf-8", "replace").replace("\r", "\n").split("\n")]
+    file, length = self.story.fileno(), os.fstat(self.story.fileno()).st_size
+    end = os.pread(file, 1 << 14, max(0, length - (1 << 14)))  # `seek` would move the place where the process writes: they share it
+    lines = [line.strip() for line in end.decode("utf-8", "replace").replace("\r", "\n").split("\n")]
     return next((line for line in reversed(lines) if line), "")
 
 
