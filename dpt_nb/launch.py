@@ -66,16 +66,15 @@ def recipe_words(
 
 # %% ../nbs/52_launch.ipynb #6084a250
 def try_a_step(
-    cpu: bool,  # whether training will leave CUDA alone
+    device: str,  # where training will be
 ) -> None:
-    "Run in a fork: go backward once where training will. Ends the process, with 0 when that works."
+    "Run in a fork: go backward once. Ends the process, with 0 when that works."
     try:
         torch.set_num_threads(1)
-        device = "cuda" if not cpu and torch.cuda.is_available() else "cpu"
         torch.ones(2, device=device, requires_grad=True).sum().backward()
     except BaseException:
         os._exit(1)
-    os._exit(0 if device == "cuda" or not torch.cuda._is_in_bad_fork() or cpu else 1)
+    os._exit(0)
 
 
 def can_fork(
@@ -84,7 +83,8 @@ def can_fork(
     "Whether a fork of this process could train, found out by trying."
     if "fork" not in multiprocessing.get_all_start_methods() or dist.is_initialized() or "google.colab" in sys.modules or are_libraries_initialized("bitsandbytes"):
         return False
-    attempt = multiprocessing.get_context("fork").Process(target=try_a_step, args=(cpu,), daemon=True)
+    device = "cpu" if cpu or not torch.cuda.device_count() else "cuda"  # counting does not touch a GPU; a fork might not see it any more
+    attempt = multiprocessing.get_context("fork").Process(target=try_a_step, args=(device,), daemon=True)
     attempt.start()
     attempt.join(60)
     if attempt.is_alive():
