@@ -7,9 +7,9 @@ __all__ = ['CONVOLUTIONAL', 'Tap', 'BackboneError', 'open_vit', 'resnet_argument
            'relative_bias', 'beit_attention', 'beit_block', 'attend_in_windows', 'swin_block', 'Backbone',
            'is_convolutional', 'ConvolutionalBackbone']
 
-# %% ../nbs/11_backbone.ipynb #34d06042
+# %% ../nbs/11_backbone.ipynb #7eeb17f7
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import timm
 import torch
@@ -23,6 +23,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block, window_partition, window_reverse
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .patch_embed import check_size, embed_tokens, prefix_tokens, resize_places, sizes_known
 
@@ -168,9 +169,11 @@ def swin_block(
     features = features + block.drop_path1(attend_in_windows(block, block.norm1(features)))
     return features + block.drop_path2(block.mlp(block.norm2(features)))
 
-# %% ../nbs/11_backbone.ipynb #598b21f3
+# %% ../nbs/11_backbone.ipynb #95c0939e
 class Backbone(nn.Module):
     "A vision transformer that returns what it says at its taps (DPT §3.1)."
+
+    checkpointing = False  # see `set_grad_checkpointing`
 
     def __init__(
         self,
@@ -238,7 +241,22 @@ def drop_unheard(self: Backbone) -> None:
         last = max([tap for tap in self.taps if isinstance(tap, int)], default=-1)
         self.vit.blocks = self.vit.blocks[: last + 1]
 
-# %% ../nbs/11_backbone.ipynb #896385d1
+# %% ../nbs/11_backbone.ipynb #2012d220
+@patch
+def set_grad_checkpointing(
+    self: Backbone,
+    enable: bool = True,
+) -> None:
+    "In training, keep only what goes into each block and compute the block again on the way back (Chen et al., 2016; the name is timm's)."
+    self.checkpointing = enable
+
+
+@patch
+def go_through(self: Backbone, block: Callable, *given) -> torch.Tensor:
+    "What the block makes of what it is given."
+    return checkpoint(block, *given, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else block(*given)
+
+# %% ../nbs/11_backbone.ipynb #de19bdf2
 @patch
 def transform(
     self: Backbone,
@@ -250,13 +268,13 @@ def transform(
     readable = prefix_tokens(self.vit)[1]
     heard = {}
     for index, block in enumerate(self.vit.blocks):
-        tokens = beit_block(block, tokens, grid) if self.relative else block(tokens)
+        tokens = self.go_through(beit_block, block, tokens, grid) if self.relative else self.go_through(block, tokens)
         if index in self.taps:
             said = self.vit.norm(tokens) if self.normed else tokens
             heard[index] = Tap(said[:, in_front:], said[:, :readable], grid)
     return heard
 
-# %% ../nbs/11_backbone.ipynb #3b9c2abc
+# %% ../nbs/11_backbone.ipynb #9e45dd51
 @patch
 def convolve(
     self: Backbone,
@@ -266,12 +284,12 @@ def convolve(
     resnet, heard = self.vit.patch_embed.backbone, {}
     features = resnet.stem(image)
     for index, stage in enumerate(resnet.stages):
-        features = stage(features)
+        features = self.go_through(stage, features)
         if f"stages.{index}" in self.taps:
             heard[f"stages.{index}"] = features
     return resnet.norm(features), heard
 
-# %% ../nbs/11_backbone.ipynb #f72661f1
+# %% ../nbs/11_backbone.ipynb #5ea6c60a
 @patch
 def attend_by_stages(
     self: Backbone,
@@ -283,7 +301,7 @@ def attend_by_stages(
     for index, stage in enumerate(self.vit.layers):
         features = stage.downsample(features)
         for block in stage.blocks:
-            features = swin_block(block, features)
+            features = self.go_through(swin_block, block, features)
         heard[f"layers.{index}"] = features.permute(0, 3, 1, 2)
     return heard
 
@@ -314,7 +332,7 @@ def is_convolutional(
     "Whether it is a convolutional network that `ConvolutionalBackbone` opens."
     return timm.is_model(name) and is_model_in_modules(name, CONVOLUTIONAL)
 
-# %% ../nbs/11_backbone.ipynb #5be19c38
+# %% ../nbs/11_backbone.ipynb #1f1a2f78
 class ConvolutionalBackbone(nn.Module):
     "A convolutional network that returns the maps of its stages: the encoder that DPT is compared with (§4.1, MiDaS)."
 
@@ -347,6 +365,13 @@ class ConvolutionalBackbone(nn.Module):
         "Raises `SizeError` for a size that is not a multiple of the deepest stride."
         check_size(*image.shape[-2:], self.patch)
         return self.network.forward_intermediates(image, indices=self.places, intermediates_only=True)
+
+    def set_grad_checkpointing(
+        self,
+        enable: bool = True,
+    ) -> None:
+        "As a `Backbone`'s. Batch norms, in a ResNet, then count each batch twice in their running means."
+        self.network.set_grad_checkpointing(enable)
 
     def tap_info(self) -> list[dict]:  # one a tap: `tap`, `kind` ("map"), `channels`, `stride` in pixels
         "What each tap gives, for whoever builds on it."

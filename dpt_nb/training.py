@@ -608,7 +608,7 @@ def build_model(recipe: Recipe) -> DPT:
         raise RecipeError(f"The recipe has losses for {list(recipe.losses)} and the model has the heads {list(model.heads)}. Every loss needs its head, and there has to be one.")
     return model
 
-# %% ../nbs/51_training.ipynb #d284d0f3
+# %% ../nbs/51_training.ipynb #2c1a9a60
 def prepare(
     recipe: Recipe,  # what to build
     accelerator: Accelerator,  # puts things on the device
@@ -619,8 +619,7 @@ def prepare(
     model = build_model(recipe)
     if recipe.loop.synchronised and accelerator.num_processes > 1:
         model = synchronise(model, accelerator.device)
-    if recipe.loop.checkpointing:
-        (model.backbone.vit if isinstance(model.backbone, Backbone) else model.backbone.network).set_grad_checkpointing(True)
+    model.backbone.set_grad_checkpointing(recipe.loop.checkpointing)
     if recipe.loop.channels_last:
         model = model.to(memory_format=torch.channels_last)
     spread = in_shares if recipe.loop.sharded and accelerator.num_processes > 1 else in_copies
