@@ -16,11 +16,11 @@ def test_importing_the_package_or_its_commands_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["dpt_demo", "dpt_train", "dpt_eval", "dpt_predict", "dpt_data"])
+@pytest.mark.parametrize("name", ["dpt_demo", "dpt_train", "dpt_eval", "dpt_export", "dpt_predict", "dpt_data"])
 def test_help_comes_without_torch(name):
     code = f"import sys; from dpt_nb.commands import build_parser; text = build_parser({name!r}).format_help(); print(text); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and "--out" in done.stdout and "_root" not in done.stdout
+    assert done.returncode == 0 and ("--out" in done.stdout or name == "dpt_export") and "_root" not in done.stdout
 
 
 def test_the_demo_leaves_the_folder_it_promises(demo):
@@ -102,6 +102,8 @@ def test_bad_pictures_get_a_sentence_each_and_good_ones_are_still_written(demo, 
     (["dpt_train", "rooms_tiny", "--set", "data.train.count=0"], "at least 1"),
     (["dpt_train", "rooms_tiny", "--resume"], "There is no run in runs/rooms_tiny"),
     (["dpt_demo", "--seed", "-1"], "seed is -1"),
+    (["dpt_export", "dpt_tiny_scenes", "depth.onnx", "--size", "384"], "expected height and width in pixels, such as 384x512"),
+    (["dpt_export", "dpt_tiny_scenes", "depth.onnx", "--form", "tflite"], "There is no form 'tflite'"),
 ])
 def test_mistakes_get_one_sentence(words, sentence, tmp_path):
     done = command(*words, folder=tmp_path, check=1)

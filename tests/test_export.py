@@ -8,9 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import command
 
 from dpt_nb.export import ExportError, check_export, export, open_export, settled, sizes_to_check
-from dpt_nb.models import create_model
+from dpt_nb.models import DPT, create_model
 
 TOLERANCE = 1e-3  # of the range of the model's output; rounding in float32 leaves some 1e-6
 SWIN = dict(taps=[f"layers.{index}" for index in range(4)], channels=[32, 64, 128, 256], image_size=[128, 128],
@@ -129,6 +130,19 @@ def test_the_file_says_what_to_feed(tmp_path):
     assert [(each.name, each.shape) for each in session.get_outputs()] == [("label", [2, 150, 64, 96])]
     assert sizes_to_check(facts) == [(64, 96)]
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_shell_writes_a_file_that_onnx_runtime_runs(demo, tmp_path):
+    model = demo / "runs" / "demo" / "model"
+    done = command("dpt_export", model, "depth.onnx", "--size", "96x128", folder=tmp_path, check=0)
+    assert "| depth.onnx | depth | 96×128 | 3 |" in done.stdout
+    image = torch.rand(2, 3, 96, 128)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "depth.onnx", providers=["CPUExecutionProvider"]).run(["depth"], {"image": image.numpy()})
+    with torch.no_grad():
+        expected = DPT.from_pretrained(model).eval()(image)["depth"]
+    assert (torch.from_numpy(found) - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+    kept = command("dpt_export", model, "depth.onnx", folder=tmp_path, check=1)
+    assert "depth.onnx exists and was left as it is" in kept.stderr and [path.name for path in tmp_path.iterdir()] == ["depth.onnx"]
 
 
 def test_the_model_is_left_as_it_was(tmp_path):
