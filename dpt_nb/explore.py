@@ -375,15 +375,16 @@ class Workbench(widgets.VBox):
         super().__init__([widgets.HBox([self.path, self.said], layout=widgets.Layout(flex_flow="row wrap")), self.tabs])
         self.clear(page)
 
-# %% ../nbs/60_explore.ipynb #4c2c6cfc
+# %% ../nbs/60_explore.ipynb #2d62650a
 @patch
 def clear(
     self: Workbench,
     page: int,  # number of the tab to be opened
+    training: TrainingRoom | None = None,  # a run goes on whatever is looked at
 ) -> None:
     "Empty pages, and the open one made anew."
-    self.pages = {}
-    self.tabs.children = [widgets.VBox([widgets.HTML(BUSY)]) for _ in PAGES]
+    self.pages = {} if training is None else {len(PAGES) - 1: training}
+    self.tabs.children = [widgets.VBox([self.pages.get(number, widgets.HTML(BUSY))]) for number in range(len(PAGES))]
     self.tabs.titles = list(PAGES)
     if self.tabs.selected_index == page:
         self.show(page)
@@ -406,7 +407,7 @@ def show(
     except Exception as error:
         self.tabs.children[number].children = [widgets.HTML(f'<div role="alert">{html.escape(sentence_of(error))}</div>')]
 
-# %% ../nbs/60_explore.ipynb #613634c0
+# %% ../nbs/60_explore.ipynb #c903788c
 @patch
 def take(
     self: Workbench,
@@ -420,11 +421,7 @@ def take(
         self.said.value = f'<div role="alert">{html.escape(sentence_of(error))}</div>'
         return
     self.model, self.said.value = model, html.escape(f"{path.strip() or 'dpt_tiny_scenes'}: {count_parameters(model):,} parameters. {note}")
-    training = self.pages.get(len(PAGES) - 1)  # a run goes on whatever is looked at
-    self.clear(self.tabs.selected_index or 0)
-    if training:
-        self.pages[len(PAGES) - 1] = training
-        self.tabs.children[-1].children = [training]
+    self.clear(self.tabs.selected_index or 0, self.pages.get(len(PAGES) - 1))
 
 # %% ../nbs/60_explore.ipynb #ae6af674
 @patch

@@ -10,6 +10,8 @@ import pytest
 from conftest import REPOSITORY, SHORT, changes, command
 from PIL import Image
 
+from dpt_nb.commands import main
+
 
 def test_importing_the_package_or_its_commands_does_not_import_torch():
     code = "import sys, dpt_nb, dpt_nb.commands; sys.exit('torch' in sys.modules)"
@@ -105,9 +107,16 @@ def test_bad_pictures_get_a_sentence_each_and_good_ones_are_still_written(demo, 
     (["dpt_export", "dpt_tiny_scenes", "depth.onnx", "--size", "384"], "expected height and width in pixels, such as 384x512"),
     (["dpt_export", "dpt_tiny_scenes", "depth.onnx", "--form", "tflite"], "There is no form 'tflite'"),
 ])
-def test_mistakes_get_one_sentence(words, sentence, tmp_path):
-    done = command(*words, folder=tmp_path, check=1)
-    assert sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+def test_mistakes_get_one_sentence(words, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1, said
+
+
+def test_a_mistake_ends_a_shells_command_with_its_sentence_and_1(tmp_path):
+    done = command("dpt_train", "rooms_tinny", folder=tmp_path, check=1)
+    assert "Did you mean 'rooms_tiny'?" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_device_that_is_not_there_and_a_file_in_the_way_get_a_sentence(demo, photographs, tmp_path):
