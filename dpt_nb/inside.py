@@ -244,7 +244,7 @@ def readouts(
     taps: list,  # of `look`
     level: int,  # 1 to 4, shallow to deep
 ) -> dict[str, torch.Tensor]:  # "ignore", and "add", "project" where the model can: `(B, D, rows, columns)` each
-    "One tap read in each way that the model has weights for (DPT eq. 4–6). Raises `InsideError` for a level that comes from a map."
+    "One tap read in each way that the model has weights for (DPT §3.1, Read). Raises `InsideError` for a level that comes from a map."
     token_levels = [number for number, tap in enumerate(taps, 1) if isinstance(tap, Tap)]
     if level not in token_levels:
         raise InsideError(f"Level {level} has no tokens to be read" + (f": it is taken from a map as it is. Choose one of {token_levels}." if token_levels else " in this model, whose taps are all maps."))
@@ -263,7 +263,7 @@ def finish_level(
     read: torch.Tensor,  # `(B, D, rows, columns)` of `readouts`
     level: int,  # 1 to 4, shallow to deep
 ) -> torch.Tensor:  # `(B, features, h, w)`
-    "What reassemble makes of a map that has been read: 1×1 convolution, resampling, common width (DPT eq. 8)."
+    "What reassemble makes of a map that has been read: 1×1 convolution, resampling, common width (DPT §3.1, Resample)."
     rest = model.reassemble[level - 1]
     return rest.widen(rest.resample(rest.reduce(read)))
 

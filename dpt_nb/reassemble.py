@@ -18,7 +18,7 @@ class ReadoutError(ValueError):
 
 
 class Read(nn.Module):
-    "What becomes of the class token: `ignore`, `add` or `project` (DPT eq. 4–6)."
+    "What becomes of the class token: `ignore`, `add` or `project` (DPT §3.1, Read)."
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ def concatenate(
     tokens: torch.Tensor,  # `(B, rows·columns, D)`
     grid: tuple[int, int],  # rows, columns
 ) -> torch.Tensor:  # `(B, D, rows, columns)`
-    "Lay tokens out as the map they came from (DPT eq. 7)."
+    "Lay tokens out as the map they came from (DPT §3.1, Concatenate)."
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 # %% ../nbs/12_reassemble.ipynb #62d9a3dc
@@ -56,7 +56,7 @@ def resample(
     channels: int,  # D̂
     factor: float,  # 4, 2, 1 or 0.5: size after / size before
 ) -> nn.Module:  # `(B, D̂, h, w)` → `(B, D̂, factor·h, factor·w)`
-    "The learned change of size (DPT eq. 8; isl-org/DPT `act_postprocess`)."
+    "The learned change of size (DPT §3.1, Resample; isl-org/DPT `act_postprocess`)."
     if factor in (2, 4):
         return nn.ConvTranspose2d(channels, channels, kernel_size=int(factor), stride=int(factor))
     if factor == 1:
@@ -67,7 +67,7 @@ def resample(
 
 # %% ../nbs/12_reassemble.ipynb #cf2ae468
 class Reassemble(nn.Module):
-    "One tap → one map of the decoder's width (DPT eq. 1; isl-org/DPT `act_postprocess` and `layer_rn`)."
+    "One tap → one map of the decoder's width (DPT §3.1, Reassemble; isl-org/DPT `act_postprocess` and `layer_rn`)."
 
     def __init__(
         self,
