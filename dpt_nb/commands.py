@@ -467,7 +467,7 @@ def build_parser(name: str):
         action.option_strings = dashed
     return parser
 
-# %% ../nbs/65_commands.ipynb #eb05f8d2
+# %% ../nbs/65_commands.ipynb #0a4c9f58
 def main(
     words: list[str] | None = None,  # name of a command and its arguments; None: as typed in the shell
 ) -> int:  # exit code: 0, 1 for an error that was foreseen, 130 for a stop that was asked for
@@ -489,6 +489,8 @@ def main(
             raise
         print(error, file=sys.stderr)
         return 130 if type(error).__name__ == "Stopped" else 1
+    finally:
+        warnings.showwarning = others
 
 # %% ../nbs/65_commands.ipynb #a944e9a9
 def foreseen(

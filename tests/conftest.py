@@ -1,11 +1,16 @@
 "What several tests share: a small run trained through the command, a folder of every kind of picture, a JupyterLab, and the table of parity printed at the end."
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+import traceback
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import matplotlib.cbook
 import numpy as np
@@ -60,6 +65,26 @@ def pytest_terminal_summary(terminalreporter):
 def command(*words, folder, check=None, **options):
     "Run one of our commands as a shell would, in a folder; `check` is the exit code expected."
     done = subprocess.run([Path(sys.executable).parent / words[0], *map(str, words[1:])], cwd=folder, capture_output=True, text=True, timeout=600, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, **options)
+    assert check is None or done.returncode == check, f"exit code {done.returncode}, expected {check}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def command_here(*words, folder, check=None):
+    "The same in this process, which has torch already: for tests of what a command does, rather than of how it starts and ends."
+    from dpt_nb.commands import main
+
+    before, out, err = os.getcwd(), io.StringIO(), io.StringIO()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch("torch.cuda.is_available", lambda: False):
+            try:
+                code = main(list(map(str, words)))
+            except Exception:
+                traceback.print_exc()
+                code = 1
+    finally:
+        os.chdir(before)
+    done = SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
     assert check is None or done.returncode == check, f"exit code {done.returncode}, expected {check}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SHORT, changes, command
+from conftest import REPOSITORY, SHORT, changes, command, command_here
 from PIL import Image
 
 from dpt_nb.commands import main
@@ -41,31 +41,31 @@ def test_the_demo_twice_gives_the_same_digits(demo, tmp_path):
     done = command("dpt_demo", "--data-root", demo / "data", *changes(*SHORT), folder=tmp_path, check=0)
     first, second = (json.loads((folder / "runs" / "demo" / "report.json").read_text()) for folder in (demo, tmp_path))
     assert first["abs_rel"] == second["abs_rel"] and f"{first['abs_rel']:.4f}" in done.stdout
-    other = command("dpt_demo", "--data-root", demo / "data", "--seed", 1, "--out", "other", *changes(*SHORT), folder=tmp_path, check=0)
+    other = command_here("dpt_demo", "--data-root", demo / "data", "--seed", 1, "--out", "other", *changes(*SHORT), folder=tmp_path, check=0)
     assert json.loads((tmp_path / "other" / "report.json").read_text())["abs_rel"] != first["abs_rel"], other.stdout
 
 
 def test_a_run_is_not_written_over_unless_asked(demo):
-    again = command("dpt_demo", *changes(*SHORT), folder=demo, check=1)
+    again = command_here("dpt_demo", *changes(*SHORT), folder=demo, check=1)
     assert "holds a run already" in again.stderr and again.stderr.count("\n") <= 2
     (demo / "runs" / "demo" / "mine.txt").write_text("kept")
-    command("dpt_demo", "--replace", *changes(*SHORT), folder=demo, check=0)
+    command_here("dpt_demo", "--replace", *changes(*SHORT), folder=demo, check=0)
     assert (demo / "runs" / "demo" / "mine.txt").read_text() == "kept"
 
 
 def test_judging_a_saved_model_repeats_the_report(demo, tmp_path):
     report = json.loads((demo / "runs" / "demo" / "report.json").read_text())
-    command("dpt_eval", "--model", demo / "runs" / "demo" / "model", "--data-root", demo / "data", "--count", 4, "--out", tmp_path, "--batch-size", 3, folder=tmp_path, check=0)
+    command_here("dpt_eval", "--model", demo / "runs" / "demo" / "model", "--data-root", demo / "data", "--count", 4, "--out", tmp_path, "--batch-size", 3, folder=tmp_path, check=0)
     judged = json.loads((tmp_path / "report.json").read_text())
     for key in ("abs_rel", "rmse", "delta1", "silog"):
         assert judged[key] == pytest.approx(report[key], rel=1e-5), key
     assert (tmp_path / "panel.png").exists()
-    flipped = command("dpt_eval", "--model", demo / "runs" / "demo" / "model", "--data-root", demo / "data", "--count", 4, "--flip", folder=tmp_path, check=0)
+    flipped = command_here("dpt_eval", "--model", demo / "runs" / "demo" / "model", "--data-root", demo / "data", "--count", 4, "--flip", folder=tmp_path, check=0)
     assert "+flip" in flipped.stdout
 
 
 def test_every_kind_of_photograph_is_predicted_at_its_own_size(demo, photographs, tmp_path):
-    command("dpt_predict", photographs, "--model", demo / "runs" / "demo" / "model", "--out", tmp_path / "out", folder=tmp_path, check=0)
+    command_here("dpt_predict", photographs, "--model", demo / "runs" / "demo" / "model", "--out", tmp_path / "out", folder=tmp_path, check=0)
     sizes = {"turned": (70, 90), "one": (1, 1), "strip": (2000, 1)}
     for photo in photographs.iterdir():
         depth = Image.open(tmp_path / "out" / f"{photo.stem}-depth.png")
@@ -84,7 +84,7 @@ def test_bad_pictures_get_a_sentence_each_and_good_ones_are_still_written(demo, 
     (box / "text.jpg").write_text("Dear diary")
     (box / "empty.png").touch()
     (tmp_path / "none").mkdir()
-    done = command("dpt_predict", box, tmp_path / "none", tmp_path / "gone.jpg", "--model", demo / "runs" / "demo" / "model", "--out", "out", folder=tmp_path, check=1)
+    done = command_here("dpt_predict", box, tmp_path / "none", tmp_path / "gone.jpg", "--model", demo / "runs" / "demo" / "model", "--out", "out", folder=tmp_path, check=1)
     lines = [line for line in done.stderr.splitlines() if re.search(r"cut\.jpg|text\.jpg|empty\.png|none|gone\.jpg", line)]
     assert len(lines) == 5 and "5 could not be used" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "out" / "good-depth.png").exists() and len(list((tmp_path / "out").glob("*-depth.png"))) == 1
@@ -123,7 +123,7 @@ def test_a_device_that_is_not_there_and_a_file_in_the_way_get_a_sentence(demo, p
     (tmp_path / "taken").touch()
     model = demo / "runs" / "demo" / "model"
     for words, sentence in [(["--device", "gpu"], "The device 'gpu' cannot be used here"), (["--out", "taken"], "taken")]:
-        done = command("dpt_predict", photographs / "one.png", "--model", model, *words, folder=tmp_path, check=1)
+        done = command_here("dpt_predict", photographs / "one.png", "--model", model, *words, folder=tmp_path, check=1)
         assert sentence in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY, command
+from conftest import REPOSITORY, command, command_here
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -47,12 +47,12 @@ def miniatures(tmp_path_factory):
 
 def test_the_command_from_a_shell(tmp_path):
     command("dpt_data", "make", "folder", "mine", "--count", 16, folder=tmp_path, check=0)
-    done = command("dpt_data", "check", "folder", "mine", folder=tmp_path, check=0)
+    done = command_here("dpt_data", "check", "folder", "mine", folder=tmp_path, check=0)
     assert done.stdout.count("nothing wrong") == 2 and "sample/s" in done.stderr  # the bar, with its rate
-    command("dpt_data", "show", "folder", "mine", folder=tmp_path, check=0)
+    command_here("dpt_data", "show", "folder", "mine", folder=tmp_path, check=0)
     assert Image.open(tmp_path / "folder-train.png").width > 500
     next((tmp_path / "mine" / "depth").iterdir()).unlink()
-    assert "missing: 1" in command("dpt_data", "check", "folder", "mine", folder=tmp_path, check=1).stdout
+    assert "missing: 1" in command_here("dpt_data", "check", "folder", "mine", folder=tmp_path, check=1).stdout
 
 
 @pytest.mark.parametrize("name", WAYS)

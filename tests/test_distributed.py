@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import changes, command
+from conftest import changes, command_here
 from safetensors.torch import load_file
 
 TWENTY = ["loop.steps=20", "data.batch_size=8", "data.train.count=16", "data.held_out.count=3", "keep.validate_every=20", "keep.every=5", "optimizer.lr=2e-4"]
@@ -229,7 +229,7 @@ def test_asked_for_through_the_environment_shares_are_refused(pair, tmp_path):
 
 
 def test_what_two_processes_wrote_one_opens(pair, tmp_path):
-    done = command("dpt_eval", "--model", pair / "with2" / "model", "--data-root", pair / "data", "--count", 3, "--out", tmp_path, folder=tmp_path, check=0)
+    done = command_here("dpt_eval", "--model", pair / "with2" / "model", "--data-root", pair / "data", "--count", 3, "--out", tmp_path, folder=tmp_path, check=0)
     report = json.loads((pair / "with2" / "report.json").read_text())
     assert json.loads((tmp_path / "report.json").read_text())["abs_rel"] == pytest.approx(report["abs_rel"], rel=1e-5), done.stdout
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
-from conftest import command
+from conftest import command_here
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -179,7 +179,7 @@ def nyu_truth(home):
 ])
 def test_predictions_in_files_are_judged_as_bts_does(data, protocol, truth, options, counts, stored, tmp_path):
     expected = as_bts(stored / f"for_{data}", truth(stored), *options)
-    done = command("dpt_eval", "--predictions", stored / f"for_{data}", "--data", data, "--data-root", stored / data, "--protocol", protocol, "--out", tmp_path, folder=tmp_path, check=0)
+    done = command_here("dpt_eval", "--predictions", stored / f"for_{data}", "--data", data, "--data-root", stored / data, "--protocol", protocol, "--out", tmp_path, folder=tmp_path, check=0)
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["images"], report["skipped"]) == counts and report["predictions"].endswith(f"for_{data}")
     row = re.search(r"for_" + data + r" +(.*)", done.stdout).group(1).split()

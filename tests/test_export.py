@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import command
+from conftest import command, command_here
 
 from dpt_nb.export import ExportError, check_export, export, open_export, settled, sizes_to_check
 from dpt_nb.models import DPT, create_model
@@ -141,7 +141,7 @@ def test_a_shell_writes_a_file_that_onnx_runtime_runs(demo, tmp_path):
     with torch.no_grad():
         expected = DPT.from_pretrained(model).eval()(image)["depth"]
     assert (torch.from_numpy(found) - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
-    kept = command("dpt_export", model, "depth.onnx", folder=tmp_path, check=1)
+    kept = command_here("dpt_export", model, "depth.onnx", folder=tmp_path, check=1)
     assert "depth.onnx exists and was left as it is" in kept.stderr and [path.name for path in tmp_path.iterdir()] == ["depth.onnx"]
 
 

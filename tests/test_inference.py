@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import command
+from conftest import command, command_here
 from PIL import Image
 
 from dpt_nb.commands import main
@@ -85,7 +85,7 @@ def test_every_way_in_gives_the_same(saved, rooms):
 
 def test_a_killed_folder_run_leaves_whole_files_and_goes_on(saved, rooms, tmp_path):
     words = ["dpt_predict", rooms, "--model", saved, "--outputs", "png,npy,colour"]
-    command(*words, "--out", tmp_path / "at once", folder=tmp_path, check=0)
+    command_here(*words, "--out", tmp_path / "at once", folder=tmp_path, check=0)
     slow = "import sys, time, dpt_nb.folders as f; old = f.written_for; f.written_for = lambda *a: (time.sleep(0.3), old(*a))[1]; from dpt_nb.commands import main; sys.exit(main(sys.argv[1:]))"
     running = subprocess.Popen([sys.executable, "-c", slow, *map(str, words), "--out", str(tmp_path / "out")], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     deadline = time.monotonic() + 120
@@ -107,7 +107,7 @@ def test_a_killed_folder_run_leaves_whole_files_and_goes_on(saved, rooms, tmp_pa
 
 
 def test_all_outputs_from_the_shell(saved, rooms, tmp_path):
-    command("dpt_predict", rooms / "00.png", "--model", saved, "--out", "out", "--flip", "--scales", "0.5,1", "--outputs", "png,npy,pfm,colour,bar,overlay,side,ply", "--field-of-view", 75, folder=tmp_path, check=0)
+    command_here("dpt_predict", rooms / "00.png", "--model", saved, "--out", "out", "--flip", "--scales", "0.5,1", "--outputs", "png,npy,pfm,colour,bar,overlay,side,ply", "--field-of-view", 75, folder=tmp_path, check=0)
     out = tmp_path / "out"
     entry, = read_predictions(out)
     assert {path.name for path in out.iterdir()} == {"predictions.json", "00.ply", *(f"00-depth{end}" for end in (".png", ".npy", ".pfm", "-colour.png", "-bar.png", "-overlay.png", "-side.png")), *(f"00-label{end}" for end in (".png", ".npy", "-bar.png", "-overlay.png", "-side.png"))}
@@ -126,7 +126,7 @@ def test_a_video_from_the_shell(saved, tmp_path):
         for seed in range(3):
             video.add((render(random_scene("rooms", 4, (96, 128)))["image"] * 255).byte().permute(1, 2, 0).numpy())
     (tmp_path / "empty.mp4").touch()
-    done = command("dpt_predict", "film.mp4", "empty.mp4", "--model", saved, "--out", "out", "--smooth", 0.5, folder=tmp_path, check=1)
+    done = command_here("dpt_predict", "film.mp4", "empty.mp4", "--model", saved, "--out", "out", "--smooth", 0.5, folder=tmp_path, check=1)
     assert "film.mp4 → out/film-depth.mp4 (3 frames)" in done.stdout
     assert re.search(r"1 could not be used:\n.*empty\.mp4 is empty \(0 bytes\)", done.stderr) and "Traceback" not in done.stderr
     assert len(list(read_video(tmp_path / "out" / "film-depth.mp4"))) == 3

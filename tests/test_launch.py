@@ -11,7 +11,7 @@ from dataclasses import asdict
 import psutil
 import pytest
 import torch
-from conftest import changes, command
+from conftest import changes, command, command_here
 from safetensors.torch import load_file
 
 from dpt_nb.datasets import DatasetError, make_folder
@@ -266,9 +266,9 @@ def test_from_a_shell(data, tmp_path):
     done = command("dpt_train", "rooms_tiny", "--cpu", "--workers", "0", "--num-processes", "2", "--out", "run", "--data-root", data, *changes(*SMALL, "loop.steps=2"), folder=tmp_path, check=0)
     assert "abs_rel" in done.stdout and "The model is in run/model" in done.stdout
     assert json.loads((tmp_path / "run" / "report.json").read_text())["processes"] == 2
-    script = command("dpt_train", "rooms_tiny", "--num-processes", "2", "--out", "again", "--slurm", folder=tmp_path, check=0)
+    script = command_here("dpt_train", "rooms_tiny", "--num-processes", "2", "--out", "again", "--slurm", folder=tmp_path, check=0)
     assert script.stdout == "again.sbatch is written; submit it with sbatch.\n" and not (tmp_path / "again").exists()
-    uneven = command("dpt_train", "rooms_tiny", "--cpu", "--num-processes", "3", folder=tmp_path, check=1)
+    uneven = command_here("dpt_train", "rooms_tiny", "--cpu", "--num-processes", "3", folder=tmp_path, check=1)
     assert uneven.stderr.count("\n") == 1 and "cannot be shared evenly by 3 processes" in uneven.stderr
 
 

@@ -12,7 +12,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import SHORT, changes, command
+from conftest import SHORT, changes, command, command_here
 from safetensors.torch import load_file
 
 from dpt_nb.models import DPT
@@ -177,5 +177,5 @@ def test_the_number_of_workers_changes_nothing(straight, tmp_path):
 
 
 def test_a_run_of_another_recipe_is_not_continued(straight):
-    done = command("dpt_train", "rooms_tiny", "--resume", *changes(*LONGER, "optimizer.lr=0.5"), folder=straight, check=1)
+    done = command_here("dpt_train", "rooms_tiny", "--resume", *changes(*LONGER, "optimizer.lr=0.5"), folder=straight, check=1)
     assert "optimizer.lr: 0.0015 there, 0.5 asked" in done.stderr

@@ -3,7 +3,7 @@ import re
 from importlib.resources import files
 
 import pytest
-from conftest import command
+from conftest import command_here
 
 from dpt_nb.evaluation import PROTOCOLS, evaluate
 from dpt_nb.inference import Predictor
@@ -26,5 +26,5 @@ def test_they_are_as_good_as_their_card_says(kind, tmp_path):
 
 def test_they_are_small_and_go_by_their_name_everywhere(tmp_path, photographs):
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 16 * 2**20
-    done = command("dpt_predict", photographs / "colour.jpg", "--model", "dpt_tiny_scenes", "--out", "seen", folder=tmp_path, check=0)
+    done = command_here("dpt_predict", photographs / "colour.jpg", "--model", "dpt_tiny_scenes", "--out", "seen", folder=tmp_path, check=0)
     assert "colour.jpg" in done.stdout and (tmp_path / "seen" / "colour-depth.png").exists()
