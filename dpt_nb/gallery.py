@@ -6,13 +6,14 @@
 __all__ = ['MAIN_METRICS', 'CAPTION_FIGURES', 'chosen_images', 'image_name', 'caption', 'depth_rows', 'Sheet', 'depth_gallery',
            'label_gallery', 'gallery']
 
-# %% ../nbs/48_gallery.ipynb #35299f9e
+# %% ../nbs/48_gallery.ipynb #1bfd2dcd
 import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Dataset, Subset
 
 from .data_care import spread
@@ -70,7 +71,7 @@ def caption(
     "Kind, name, and the figures that say how good it is."
     return f"{kind}: {name}    " + ", ".join(words.format(figures[key]) for key, words in CAPTION_FIGURES[truth].items())
 
-# %% ../nbs/48_gallery.ipynb #8618443b
+# %% ../nbs/48_gallery.ipynb #39728f01
 def depth_rows(
     samples: list[dict],  # as `as_judged` gives them
     maps: list[dict],  # of each, as `predicted` says it, `(1, 1, H, W)`
@@ -90,8 +91,8 @@ def depth_rows(
         error = torch.where(judged, (depth - truth).abs() / truth.clamp(min=1e-9), torch.nan)
         if judged.float().mean() < 0.5:  # a LiDAR's points, enlarged
             radius = max(1, truth.shape[-1] // 400)
-            known = spread(torch.where(judged, error.nan_to_num() + 1e-6, 0.0)[0], radius)
-            error, truth = torch.where(known > 0, known, torch.nan)[None], spread(truth[0], radius)[None]
+            known = F.max_pool2d(torch.where(judged, error.nan_to_num() + 1e-6, 0.0), 2 * radius + 1, 1, radius)
+            error, truth = torch.where(known > 0, known, torch.nan), spread(truth[0], radius)[None]
         rows.append(tuple(values[0, 0].double().numpy() for values in (torch.where(truth > 0, truth, torch.nan), depth, error)))
     return rows
 

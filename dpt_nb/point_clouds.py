@@ -53,14 +53,14 @@ def relative_to_depth(
     share = (inverse - low) / (high - low).clamp(min=1e-12)
     return 1 / (1 / far + share * (1 / near - 1 / far))
 
-# %% ../nbs/44_point_clouds.ipynb #8c5c3cd9
+# %% ../nbs/44_point_clouds.ipynb #cfa66956
 def on_edges(
-    depth: torch.Tensor,  # `(1, H, W)` metres
+    depth: torch.Tensor,  # `(1, H, W)` metres, 0 = not measured
     edge: float,  # largest ratio of neighbours' depths, less 1
 ) -> torch.Tensor:  # `(H, W)` bool
-    "Pixels one of whose eight neighbours is nearer or farther by more than that share."
+    "Pixels one of whose eight measured neighbours is nearer or farther by more than that share."
     padded = F.pad(depth[None].float(), (1, 1, 1, 1), mode="replicate")
-    farthest, nearest = F.max_pool2d(padded, 3, 1), -F.max_pool2d(-padded, 3, 1)
+    farthest, nearest = F.max_pool2d(padded, 3, 1), -F.max_pool2d(-padded.where(padded > 0, torch.inf), 3, 1)
     return (torch.maximum(farthest / depth, depth / nearest) > 1 + edge)[0, 0]
 
 

@@ -188,7 +188,7 @@ class Scene:
         "The same scene with its tensors on another device."
         return replace(self, **{f.name: x.to(device) for f in fields(self) if torch.is_tensor(x := getattr(self, f.name))})
 
-# %% ../nbs/01_scenes.ipynb #9da91922
+# %% ../nbs/01_scenes.ipynb #8fa76070
 @dataclass
 class Part:
     "A box or a ball, before it is put in its place."
@@ -196,7 +196,7 @@ class Part:
     x: float  # metres, of its centre, in the furniture's frame
     y: float  # metres
     bottom: float  # metres above what it stands on
-    size: tuple[float, float, float]  # full width, depth and height; for a ball, three times its diameter
+    size: tuple[float, float, float]  # full width, depth and height; for a ball, its diameter in all three
     material: tuple[float, ...]  # as `material` gives
     ball: bool = False  # a sphere instead of a box
     yaw: float = 0.0  # radians
