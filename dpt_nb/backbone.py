@@ -7,7 +7,8 @@ __all__ = ['CONVOLUTIONAL', 'Tap', 'BackboneError', 'open_vit', 'resnet_argument
            'relative_bias', 'beit_attention', 'beit_block', 'attend_in_windows', 'swin_block', 'Backbone',
            'is_convolutional', 'ConvolutionalBackbone']
 
-# %% ../nbs/11_backbone.ipynb #7eeb17f7
+# %% ../nbs/11_backbone.ipynb #3345c540
+import difflib
 from functools import lru_cache, partial
 from typing import Callable, NamedTuple
 
@@ -38,7 +39,7 @@ class Tap(NamedTuple):
 class BackboneError(ValueError):
     "A backbone that cannot be opened or tapped, said in one sentence."
 
-# %% ../nbs/11_backbone.ipynb #c6bd1496
+# %% ../nbs/11_backbone.ipynb #f045295d
 def open_vit(
     name: str,  # timm's name of the model
     pretrained: bool = False,  # download timm's weights (the only thing here that needs the network)
@@ -48,8 +49,8 @@ def open_vit(
 ) -> VisionTransformer | Beit | SwinTransformer | SwinTransformerV2:  # without classifier
     "A timm ViT. Raises `BackboneError` for a name timm does not know and for a model that cannot carry a DPT."
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise BackboneError(f"timm has no model called {name!r}. Names that begin alike: {', '.join(near) or 'none'}; timm.list_models() lists all.")
+        near = difflib.get_close_matches(name, timm.list_models(), 5)
+        raise BackboneError(f"timm has no model called {name!r}. Names like it: {', '.join(near) or 'none'}; timm.list_models() lists all.")
     if resnet is not None:
         arguments |= dict(patch_size=1, embed_layer=resnet_embedding(**resnet))
     if "swin" in name:
