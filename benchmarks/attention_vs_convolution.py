@@ -6,7 +6,8 @@
     python benchmarks/attention_vs_convolution.py --grid full            # on a GPU
     python benchmarks/attention_vs_convolution.py --grid full --gpus 4   # on four, each with a part of the runs
 
-First a pilot gives each network its own learning rate, then the grid runs. A run that is finished is not repeated, and one that was
+First a pilot gives each network its own learning rate, then the grid runs, then the two largest counts once more at each network's second best
+rate: a pilot is one run a rate, and its choice may be chance. A run that is finished is not repeated, and one that was
 interrupted goes on; the figures of all are in `runs/attention_vs_convolution/GRID/results.json`, written anew after every run.
 """
 import argparse
@@ -84,18 +85,26 @@ def pilot(grid: Grid) -> list[Job]:
     return [] if len(grid.rates) == 1 else [Job(network, grid.counts[-1], PILOT_SEED, rate) for network in NETWORKS for rate in grid.rates]
 
 
-def best_rates(grid: Grid, name: str) -> dict[str, float]:  # network → learning rate
-    "What was best in the pilot, on the rooms that choose. Raises `FileNotFoundError` while it is not finished."
+def best_rates(grid: Grid, name: str, place: int = 0) -> dict[str, float]:  # network → learning rate
+    "What was best in the pilot, on the rooms that choose; `place` 1 is the second best. Raises `FileNotFoundError` while it is not finished."
     if len(grid.rates) == 1:
         return dict.fromkeys(NETWORKS, grid.rates[0])
     error = {job: json.loads((job.folder(name) / "report.json").read_text())["abs_rel"] for job in pilot(grid)}
-    return {network: min((job for job in error if job.network == network), key=error.get).rate for network in NETWORKS}
+    return {network: sorted((job for job in error if job.network == network), key=error.get)[place].rate for network in NETWORKS}
 
 
 def jobs(grid: Grid, rates: dict[str, float]) -> list[Job]:
     "The grid, the fewest and the most rooms first, seed after seed: an interrupted one can then be read already."
     outer, inner = (grid.counts[0], grid.counts[-1]), grid.counts[1:-1]
     return [Job(network, count, seed, rates[network]) for some in (outer, inner) for seed in grid.seeds for count in some for network in NETWORKS]
+
+
+def second_jobs(grid: Grid, name: str) -> list[Job]:
+    "The two largest counts at each network's second best rate."
+    if len(grid.rates) == 1:
+        return []
+    rates = best_rates(grid, name, place=1)
+    return [Job(network, count, seed, rates[network]) for count in grid.counts[-2:] for seed in grid.seeds for network in NETWORKS]
 
 
 @lru_cache(maxsize=None)
@@ -173,20 +182,21 @@ def run_all(name: str, todo: list[Job], share: tuple[int, int] = (0, 1), progres
         collect(name)
 
 
-def collect(name: str) -> dict:  # `runs`, `pilot`, `rates`, `baselines`, `missing`
+def collect(name: str) -> dict:  # `runs`, `pilot`, `second`, `rates`, `baselines`, `missing`
     "All figures there are of a grid, written to its results.json."
     grid = GRIDS[name]
     read = lambda job: json.loads((job.folder(name) / "judged.json").read_text()) if (job.folder(name) / "judged.json").exists() else None
     try:
         rates = best_rates(grid, name)
-        wanted = jobs(grid, rates)
+        wanted, again = jobs(grid, rates), second_jobs(grid, name)
     except FileNotFoundError:
-        rates, wanted = {}, []
-    tried, found = [figures for job in pilot(grid) if (figures := read(job))], [figures for job in wanted if (figures := read(job))]
-    missing = len(pilot(grid)) - len(tried) + len(grid.counts) * len(grid.seeds) * len(NETWORKS) - len(found)
+        rates, wanted, again = {}, [], []
+    tried, found, second = ([figures for job in some if (figures := read(job))] for some in (pilot(grid), wanted, again))
+    counts = len(grid.counts) + (2 if len(grid.rates) > 1 else 0)
+    missing = len(pilot(grid)) - len(tried) + counts * len(grid.seeds) * len(NETWORKS) - len(found) - len(second)
     path = RUNS / name / "results.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    results = dict(grid=name, setting=vars(grid), rates=rates, missing=missing, baselines=before.get("baselines", {}), pilot=tried, runs=found)
+    results = dict(grid=name, setting=vars(grid), rates=rates, missing=missing, baselines=before.get("baselines", {}), pilot=tried, runs=found, second=second)
     if path.parent.exists():
         write_report(path, results)
     return results
@@ -201,6 +211,7 @@ def finish(name: str, share: tuple[int, int] | None = None, gpus: int = 1, progr
     open_dataset("rooms", DATA, "held_out", count=CHOOSING, size=grid.size, progress=progress)
     spread(name, "pilot", pilot(grid), gpus, progress)
     spread(name, "grid", jobs(grid, best_rates(grid, name)), gpus, progress)
+    spread(name, "second", second_jobs(grid, name), gpus, progress)
     results = collect(name)
     if not results["baselines"]:
         results["baselines"] = {"median map": judge(grid, ConstantPredictor(median_depth(data, progress)))}
@@ -219,17 +230,17 @@ def spread(name: str, phase: str, todo: list[Job], gpus: int, progress: bool) ->
 
 
 def summary(results: dict) -> str:
-    "One line a network and count: mean ± standard deviation over the seeds."
-    lines = [f"{'':12} {'rooms':>7} {'runs':>5} {'AbsRel':>16} {'δ<1.25':>16} {'wall tilt °':>14} {'wall bend %':>14}"]
+    "One line a network, rate and count: mean ± standard deviation over the seeds."
+    lines = [f"{'':12} {'rate':>6} {'rooms':>7} {'runs':>5} {'AbsRel':>16} {'δ<1.25':>16} {'wall tilt °':>14} {'wall bend %':>14}"]
     spread_of = lambda values: f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
     for network in NETWORKS:
-        for count in results["setting"]["counts"]:
-            rows = [row for row in results["runs"] if (row["network"], row["count"]) == (network, count)]
+        for kind, count in [("runs", count) for count in results["setting"]["counts"]] + [("second", count) for count in results["setting"]["counts"]]:
+            rows = [row for row in results[kind] if (row["network"], row["count"]) == (network, count)]
             if rows:
                 columns = [spread_of([row[key] for row in rows]) for key in ("abs_rel", "delta1", "wall_tilt", "wall_bend")]
-                lines.append(f"{network:12} {count:7} {len(rows):5} {columns[0]:>16} {columns[1]:>16} {columns[2]:>14} {columns[3]:>14}")
+                lines.append(f"{network:12} {rows[0]['rate']:6g} {count:7} {len(rows):5} {columns[0]:>16} {columns[1]:>16} {columns[2]:>14} {columns[3]:>14}")
     for name, row in results["baselines"].items():
-        lines.append(f"{name:12} {'':7} {'':5} {row['abs_rel']:>16.3f} {row['delta1']:>16.3f} {row['wall_tilt']:>14.3f} {row['wall_bend']:>14.3f}")
+        lines.append(f"{name:12} {'':6} {'':7} {'':5} {row['abs_rel']:>16.3f} {row['delta1']:>16.3f} {row['wall_tilt']:>14.3f} {row['wall_bend']:>14.3f}")
     return "\n".join(lines)
 
 
@@ -237,13 +248,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid", choices=GRIDS, help="which grid to run; without it nothing is trained")
     parser.add_argument("--gpus", type=int, default=1, help="processes, each with a GPU of its own")
-    parser.add_argument("--phase", choices=("pilot", "grid"), help=argparse.SUPPRESS)
+    parser.add_argument("--phase", choices=("pilot", "grid", "second"), help=argparse.SUPPRESS)
     parser.add_argument("--share", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.share:
         grid = GRIDS[asked.grid]
         number, processes = map(int, asked.share.split("/"))
-        run_all(asked.grid, pilot(grid) if asked.phase == "pilot" else jobs(grid, best_rates(grid, asked.grid)), (number, processes), progress=number == 0)
+        todo = dict(pilot=lambda: pilot(grid), grid=lambda: jobs(grid, best_rates(grid, asked.grid)), second=lambda: second_jobs(grid, asked.grid))[asked.phase]()
+        run_all(asked.grid, todo, (number, processes), progress=number == 0)
     elif asked.grid:
         print(summary(finish(asked.grid, gpus=asked.gpus)))
     else:

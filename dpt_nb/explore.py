@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEEDINGS', 'LONGEST', 'NAMED_BELOW', 'PICTURE_KINDS', 'PAGES', 'open_network', 'fed', 'quantity_of', 'inverted',
            'in_one_unit', 'difference_of', 'edge_share', 'uploaded_picture', 'shown_copy', 'comparison_controls',
-           'Comparison', 'Workbench']
+           'Comparison', 'Workbench', 'put_away']
 
 # %% ../nbs/60_explore.ipynb #80780664
 import base64
@@ -375,7 +375,16 @@ class Workbench(widgets.VBox):
         super().__init__([widgets.HBox([self.path, self.said], layout=widgets.Layout(flex_flow="row wrap")), self.tabs])
         self.clear(page)
 
-# %% ../nbs/60_explore.ipynb #2d62650a
+# %% ../nbs/60_explore.ipynb #f08dca90
+def put_away(
+    widget: widgets.Widget,  # with all inside it
+) -> None:
+    "Close a widget: ipywidgets keeps every open one, and a page keeps its network."
+    for inner in (*getattr(widget, "children", ()), *([widget.clicks] if hasattr(widget, "clicks") else [])):
+        put_away(inner)
+    widget.close()
+
+
 @patch
 def clear(
     self: Workbench,
@@ -383,6 +392,9 @@ def clear(
     training: TrainingRoom | None = None,  # a run goes on whatever is looked at
 ) -> None:
     "Empty pages, and the open one made anew."
+    for old in self.tabs.children:
+        if training not in old.children:
+            put_away(old)
     self.pages = {} if training is None else {len(PAGES) - 1: training}
     self.tabs.children = [widgets.VBox([self.pages.get(number, widgets.HTML(BUSY))]) for number in range(len(PAGES))]
     self.tabs.titles = list(PAGES)

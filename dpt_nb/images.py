@@ -428,7 +428,7 @@ def label_patches(
     called = {index: names[index] if names is not None else f"class {index}" for index in known} | {255: "ignore"}
     return [Patch(facecolor=colours[index].tolist(), edgecolor="gray", label=called[index]) for index in classes]
 
-# %% ../nbs/00_images.ipynb #660c1f70
+# %% ../nbs/00_images.ipynb #35c846fb
 def label_legend(
     names: list[str],  # one a class
     palette: torch.Tensor | None = None,  # `(count, 3)` uint8; None: `label_palette`
@@ -438,6 +438,7 @@ def label_legend(
     patches = label_patches(names, palette, list(range(len(names))))
     rows = -(-len(patches) // columns)
     figure = plt.figure(figsize=(9.6, 0.25 * rows + 0.2), dpi=90)
+    figure.add_axes((0, 0, 1, 1)).set_axis_off()  # IPython shows no figure without axes
     figure.legend(handles=patches, ncols=min(columns, len(patches)), loc="center", frameon=False, fontsize=9)
     plt.close(figure)
     return figure

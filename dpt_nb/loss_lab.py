@@ -152,7 +152,7 @@ def loss_controls() -> dict[str, widgets.Widget]:  # by name
         loss=widgets.Dropdown(options=list(DEPTH_LOSSES), value="SILog, λ 0.85", description="loss that pulls", **style),
     )
 
-# %% ../nbs/58_loss_lab.ipynb #37f623b1
+# %% ../nbs/58_loss_lab.ipynb #20c6f408
 class LossLab(Explorer):
     "What each loss and each error notices of a change to a prediction, and where a loss pulls."
 
@@ -161,7 +161,7 @@ class LossLab(Explorer):
         "which bars stay at their tick. Each bar is a loss (blue) or an error (orange) as a share of what a constant guess gets, the room's median depth everywhere: "
         "0 is perfect, 1 is no better than not looking, black ticks are before the change, and the numbers are in each one's own unit. "
         "Scale the depth: SILog with λ 1, gradient matching and all SSI losses stay. Shift the inverse depth: only SSI stays. "
-        "In the pull, red is drawn towards the camera and blue away from it. Give the network's prediction 5 % outliers and choose L2: about half of its pull goes to those few pixels, and of the trimmed SSI's next to nothing."
+        "In the pull, red is drawn towards the camera and blue away from it. Set the scale to 1, start from the network's prediction, give it 5 % outliers and choose L2: about half of its pull goes to those few pixels, and of the trimmed SSI's next to nothing."
     )
 
     def __init__(self, model: DPT | None = None):  # None: the one that comes along

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['BUSY', 'Panels', 'finite_range', 'sentence_of', 'Explorer', 'shipped_model', 'drawn_scene', 'response_times']
 
-# %% ../nbs/55_pages.ipynb #f996323a
+# %% ../nbs/55_pages.ipynb #e05b650f
 import base64
 import html
 import io
 import math
+import threading
 import time
 from functools import lru_cache
 
@@ -186,7 +187,7 @@ def sentence_of(
     foreseen = isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("dpt_nb")
     return words if foreseen else f"This was not foreseen ({type(error).__name__}): {words}. The settings above can be changed and tried again."
 
-# %% ../nbs/55_pages.ipynb #87e52b14
+# %% ../nbs/55_pages.ipynb #a37b785f
 class Explorer(widgets.VBox):
     "A page: controls, a picture, a sentence, a caption. A subclass says what `draw` does."
 
@@ -199,6 +200,7 @@ class Explorer(widgets.VBox):
         panels: Panels,  # what `draw` fills
     ):
         self.controls, self.panels, self.error, self.quiet = controls, panels, None, False
+        self.lock = threading.RLock()  # a page may also be drawn from a thread that watches something
         self.picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", align_self="flex-start"))
         self.said = widgets.HTML()
         for control in controls.values():
@@ -247,9 +249,16 @@ def say(
     style = "color: #b00020; font-weight: bold" if wrong else ""
     self.said.value = f'<div role="{"alert" if wrong else "status"}" aria-live="polite" style="line-height: 1.4; {style}">{html.escape(sentence)}</div>'
 
-# %% ../nbs/55_pages.ipynb #475bae55
+# %% ../nbs/55_pages.ipynb #d221c023
 @patch
 def update(self: Explorer) -> None:
+    "Draw what the controls ask for, one drawing after the other."
+    with self.lock:
+        self.draw_or_say()
+
+
+@patch
+def draw_or_say(self: Explorer) -> None:
     "Draw what the controls ask for; when that fails, say why and keep the picture."
     start, self.error = time.perf_counter(), None
     self.said.value = self.said.value + BUSY

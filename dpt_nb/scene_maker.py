@@ -145,7 +145,7 @@ def make_scene(
     scene = push_walls(scene, walls) if scene.kind == "rooms" else scene
     return resize_world(light_scene(scene, brightness, ambient, lamp), world)
 
-# %% ../nbs/57_scene_maker.ipynb #960263e2
+# %% ../nbs/57_scene_maker.ipynb #9e211eaf
 @lru_cache(maxsize=2)
 def usual_ranges(
     kind: str,  # "rooms" or "streets"
@@ -154,7 +154,7 @@ def usual_ranges(
     "The settings of training scenes, by looking at some; a twentieth of each range is added at both ends for those that were not looked at."
     seen = [drawn_settings(random_scene(kind, SPLITS["train"] + number)) for number in range(count)]
     ranges = {}
-    for name in ("height", "pitch", "field_of_view", "brightness", "ambient"):
+    for name in ("height", "pitch", "field_of_view", "objects", "brightness", "ambient", "lamp"):
         least, greatest = min(settings[name] for settings in seen), max(settings[name] for settings in seen)
         margin = 0.05 * (greatest - least)
         ranges[name] = least - margin, greatest + margin
@@ -170,6 +170,7 @@ def unusual_settings(
     for name, (least, greatest) in usual_ranges(kind).items():
         if not least <= settings[name] <= greatest:
             found.append(f"{name.replace('_', ' ')} {settings[name]:.3g} (seen {least:.3g} to {greatest:.3g})")
+    found += [f"walls {settings['walls']:.3g} times as far apart"] if kind == "rooms" and settings["walls"] != 1 else []
     return found + ([f"everything {settings['world']:.3g} times as large"] if settings["world"] != 1 else [])
 
 # %% ../nbs/57_scene_maker.ipynb #3587efe1

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ALONE', 'Sitting', 'run_state', 'time_left', 'TrainingRoom']
 
-# %% ../nbs/59_training_room.ipynb #624d15cf
+# %% ../nbs/59_training_room.ipynb #5e296ffb
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,12 +20,12 @@ import ipywidgets as widgets
 import torch
 from fastcore.basics import patch
 
-from .launch import LAUNCHER, end_all, free_port, shell_words
+from .launch import GRACE, LAUNCHER, check_launch, end_all, free_port, shell_words
 from .pages import Explorer, Panels, sentence_of
 from .recipes import RECIPES, Recipe, change_recipe, get_recipe
 from .training import check_run, read_rows, read_run
 
-# %% ../nbs/59_training_room.ipynb #2204d866
+# %% ../nbs/59_training_room.ipynb #8e3bcb9e
 ALONE = "import ctypes, runpy, signal, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, signal.SIGINT); runpy.run_module('dpt_nb.training', run_name='__main__', alter_sys=True)"
 
 
@@ -40,7 +41,7 @@ class Sitting:
         launcher = ["--nproc-per-node", str(processes), "--master-port", str(free_port()), "-m", "dpt_nb.training"]
         command = [sys.executable, "-c", *([ALONE] if processes == 1 else [LAUNCHER, *launcher]), *words]
         root = str(Path(__file__).parent.parent) if "__file__" in globals() else ""
-        environment = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])))
+        environment = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])), TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(GRACE))
         self.process = subprocess.Popen(command, stdout=self.story, stderr=self.story, env=environment, start_new_session=True)
         self.asked = False  # to stop
 
@@ -53,14 +54,15 @@ class Sitting:
             end_all(self.process, 0) if self.asked else self.process.send_signal(signal.SIGINT)
         self.asked = True
 
-# %% ../nbs/59_training_room.ipynb #7dce6f22
+# %% ../nbs/59_training_room.ipynb #529869c3
 @patch
 def last_line(self: Sitting) -> str:
-    "The last thing it said; of a progress bar the last state."
+    "The last thing it said; of a progress bar the last state. What PyTorch's launcher tells of a process that failed is left out."
     file, length = self.story.fileno(), os.fstat(self.story.fileno()).st_size
     end = os.pread(file, 1 << 14, max(0, length - (1 << 14)))  # `seek` would move the place where the process writes: they share it
     lines = [line.strip() for line in end.decode("utf-8", "replace").replace("\r", "\n").split("\n")]
-    return next((line for line in reversed(lines) if line), "")
+    table = next((number for number, line in enumerate(lines) if "failed (exitcode" in line), len(lines))
+    return next((line for line in reversed(lines[:table]) if line and not re.match(r"[WEI]\d{4} ", line)), "")
 
 
 @patch
@@ -186,7 +188,7 @@ def sentence(self: TrainingRoom, recipe: Recipe, out: str, rows: list[dict], kep
         return words + (" Stopping: a checkpoint is being written." if self.sitting.asked else f" {time_left(rows, recipe, steps)} left." if steps else "")
     return words + (f" The last checkpoint is of step {kept}." if kept and kept < steps else "")
 
-# %% ../nbs/59_training_room.ipynb #4a51d0e7
+# %% ../nbs/59_training_room.ipynb #48b451b1
 @patch
 def press(
     self: TrainingRoom,
@@ -200,6 +202,7 @@ def press(
             return self.update()
         values = {key: control.value for key, control in self.controls.items() if hasattr(control, "value")}
         recipe, out = change_recipe(get_recipe(values["recipe"]), values["changes"].split()), Path(values["out"])
+        check_launch(recipe, values["processes"], 1, 0, None, None)
         check_run(out, recipe, resume=name == "go on")
         options = dict(out=values["out"], data_root=values["data_root"], workers=1, cpu=not torch.cuda.is_available(), trackers=[])
         self.sitting = Sitting(shell_words(recipe, options) + ["--resume"] * (name == "go on"), values["processes"])

@@ -19,6 +19,7 @@ from dpt_nb.launch import launch, recipe_words
 from dpt_nb.loading import open_dataset
 from dpt_nb.recipes import change_recipe, get_recipe
 from dpt_nb.training import TrainingError
+from dpt_nb.training_room import Sitting
 
 SMALL = ["loop.steps=20", "data.batch_size=8", "data.train.count=16", "data.held_out.count=4", "keep.validate_every=20", "keep.every=4", "keep.best=false", "optimizer.lr=2e-4"]
 DEPTH = change_recipe(get_recipe("rooms_tiny"), SMALL)
@@ -260,6 +261,13 @@ def test_the_script_stops_in_time_and_resumes(data, tmp_path, told):
     running = start("1")
     said = running.communicate(timeout=180)[0]
     assert running.returncode == 0 and len(losses(tmp_path / "run")) == 60, said
+
+
+@pytest.mark.slow
+def test_the_training_room_says_what_one_of_several_processes_said(tmp_path):
+    sitting = Sitting(["rooms_tiny", "--cpu", "--workers", "0", "--out", str(tmp_path / "run"), "--data-root", str(tmp_path), "--set", "data.batch_size=7"], processes=2)
+    sitting.process.wait(240)
+    assert sitting.ended().startswith("A batch of 7 samples cannot be shared evenly by 2 processes")
 
 
 def test_from_a_shell(data, tmp_path):
