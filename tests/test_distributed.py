@@ -141,6 +141,7 @@ def sharded(pair):
     return pair / "sharded"
 
 
+@pytest.mark.slow
 def test_two_halves_of_a_network_follow_a_whole_one(sharded):
     follow(sharded)
     copies, halves = weights(sharded.parent / "with2"), weights(sharded / "with2")
@@ -175,6 +176,7 @@ def test_a_run_goes_on_in_shares_or_whole_whatever_it_began_as(begun, processes,
     assert all(torch.allclose(straight[name], resumed[name], rtol=1e-3, atol=5e-4) for name in straight)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_halves_is_laid_out_as_one_of_a_whole(pair, sharded):
     one, two = (torch.load(pair / name / "checkpoints" / "step-00000020.pt", weights_only=True) for name in ("with2", "sharded/with2"))
     assert one.keys() == two.keys() and one["model"].keys() == two["model"].keys()
@@ -223,6 +225,7 @@ def test_halves_in_parts_of_a_batch_and_in_bfloat16(pair, tmp_path):
         assert copies == pytest.approx(halves, abs=apart) and len(copies) == 6
 
 
+@pytest.mark.slow
 def test_asked_for_through_the_environment_shares_are_refused(pair, tmp_path):
     done = subprocess.run(words(1, "rooms_tiny", tmp_path / "run", pair / "data"), capture_output=True, text=True, timeout=120, env=QUIET | {"ACCELERATE_USE_FSDP": "true"})
     assert done.returncode != 0 and "set loop.sharded=true" in done.stderr and not (tmp_path / "run").exists()
@@ -234,6 +237,7 @@ def test_what_two_processes_wrote_one_opens(pair, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["abs_rel"] == pytest.approx(report["abs_rel"], rel=1e-5), done.stdout
 
 
+@pytest.mark.slow
 def test_a_mistake_is_a_sentence_and_all_processes_end(pair, tmp_path):
     done = subprocess.run(words(2, "rooms_tiny", tmp_path / "run", pair / "data", "data.batch_size=7"), capture_output=True, text=True, timeout=120, env=QUIET)
     assert done.returncode != 0 and "A batch of 7 samples cannot be shared evenly by 2 processes" in done.stderr

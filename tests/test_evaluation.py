@@ -87,6 +87,7 @@ def assert_same(result, expected, what):
             assert one == other or math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12), f"{what}, {key}: {value} instead of {expected[key]}"
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one():
     whole = judge(16)
     for (name, count), numbers in whole.items():

@@ -141,7 +141,7 @@ def test_two_processes_that_share_batch_norms_follow_one(data, tmp_path):
     assert (runs["one"][0] - runs["apart"][0]).abs() > 1e-3  # what sharing prevents
 
 
-@pytest.mark.parametrize("method, how, workers", [("fork", signal.SIGINT, 1), ("fresh", signal.SIGTERM, 1)], ids=["fork interrupted", "fresh terminated"])
+@pytest.mark.parametrize("method, how, workers", [("fork", signal.SIGINT, 1), pytest.param("fresh", signal.SIGTERM, 1, marks=pytest.mark.slow)], ids=["fork interrupted", "fresh terminated"])
 def test_a_stop_reaches_all_processes(data, tmp_path, method, how, workers):
     running = begin(DEPTH, tmp_path, out="run", data_root=data, num_processes=2, method=method, workers=workers)
     family = reached(tmp_path / "run", 5, running)

@@ -38,7 +38,7 @@ def straight(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("how, workers", [pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow), (signal.SIGINT, 1), (signal.SIGKILL, 0)], ids=["terminated", "interrupted", "killed"])
+@pytest.mark.parametrize("how, workers", [pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow), (signal.SIGINT, 1), pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow)], ids=["terminated", "interrupted", "killed"])
 def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how, workers):
     words = [Path(sys.executable).parent / "dpt_train", "rooms_tiny", "--cpu", "--workers", str(workers), "--data-root", straight / "data", "--out", "run", *changes(*LONGER)]
     running = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
@@ -155,6 +155,7 @@ def test_a_full_disk_loses_nothing_already_written(straight, small_disk, tmp_pat
     assert same(weights(straight / "runs" / "rooms_tiny"), weights(out))
 
 
+@pytest.mark.slow
 def test_a_file_as_large_as_allowed_loses_nothing_already_written(straight, tmp_path):
     out = tmp_path / "run"
     words = [sys.executable, "-m", "dpt_nb.training", "rooms_tiny", "--cpu", "--workers", "0", "--data-root", straight / "data", "--out", out, *changes(*LONGER)]
