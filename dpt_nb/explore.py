@@ -375,7 +375,7 @@ class Workbench(widgets.VBox):
         super().__init__([widgets.HBox([self.path, self.said], layout=widgets.Layout(flex_flow="row wrap")), self.tabs])
         self.clear(page)
 
-# %% ../nbs/60_explore.ipynb #f08dca90
+# %% ../nbs/60_explore.ipynb #14ac5d77
 def put_away(
     widget: widgets.Widget,  # with all inside it
 ) -> None:
@@ -392,12 +392,13 @@ def clear(
     training: TrainingRoom | None = None,  # a run goes on whatever is looked at
 ) -> None:
     "Empty pages, and the open one made anew."
-    for old in self.tabs.children:
-        if training not in old.children:
-            put_away(old)
+    before = self.tabs.children
     self.pages = {} if training is None else {len(PAGES) - 1: training}
     self.tabs.children = [widgets.VBox([self.pages.get(number, widgets.HTML(BUSY))]) for number in range(len(PAGES))]
     self.tabs.titles = list(PAGES)
+    for old in before:
+        if training not in old.children:  # the new tab holds it already
+            put_away(old)
     if self.tabs.selected_index == page:
         self.show(page)
     else:
