@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import math
 import re
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -30,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from .backbone import is_convolutional, relative_index
 from .images import whole_file
+from .models import FEEDING, TEST_PIPELINES, changed_config, not_finite, num_classes, with_test_pipeline
 from .models import DPT, ConfigError, DPTConfig, IMAGENET_MEAN, IMAGENET_STD, NAMED, PUBLISHED, build_head, config_for, create_model, empty_model, fill, misfits
 from .patch_embed import prefix_tokens, resample_positions, resize_places
 
@@ -106,21 +108,26 @@ def why_unreadable(
     return f"{path} is no checkpoint: it starts with {start!r}. Expected a PyTorch file (.pt, .pth, .bin) or safetensors."
 
 # %% ../nbs/16_checkpoints.ipynb #d4a30003
+WRAPPINGS = ("state_dict", "model_state_dict", "model", "model_ema", "network", "net", "weights")  # keys under which training scripts put the weights
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")  # DistributedDataParallel, torch.compile, Lightning and habits
+
+
 def unwrap(
     loaded: dict,  # of `read_file`
     source: str,  # what to call it in a message
 ) -> dict[str, torch.Tensor]:  # name → tensor
     "The weights without their wrapping. Raises `CheckpointError` when what is left are not tensors."
-    while isinstance(loaded, dict) and (inner := next((key for key in ("state_dict", "model") if isinstance(loaded.get(key), dict)), None)):
+    while isinstance(loaded, dict) and (inner := next((key for key in WRAPPINGS if isinstance(loaded.get(key), dict)), None)):
         loaded = loaded[inner]
     if not isinstance(loaded, dict) or not loaded:
         found = "dict without entries" if isinstance(loaded, dict) else type(loaded).__name__
-        raise CheckpointError(f"{source} holds a {found} and no named weights. Expected what torch.save(model.state_dict(), …) writes, or that under 'state_dict' or 'model'.")
+        raise CheckpointError(f"{source} holds a {found} and no named weights. Expected what torch.save(model.state_dict(), …) writes, or that under {', '.join(WRAPPINGS)}.")
     other = [key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if other:
-        raise CheckpointError(f"{source} holds more than named tensors: {', '.join(map(repr, other[:3]))}. Expected names with tensors, or these under 'state_dict' or 'model'.")
-    if all(key.startswith("module.") for key in loaded):
-        loaded = {key.removeprefix("module."): value for key, value in loaded.items()}
+        raise CheckpointError(f"{source} holds more than named tensors: {', '.join(map(repr, other[:3]))}. Expected names with tensors, or these under {', '.join(WRAPPINGS)}.")
+    loaded = {key: value for key, value in loaded.items() if key != "n_averaged"}  # torch's AveragedModel counts in it
+    while prefix := next((prefix for prefix in PREFIXES if loaded and all(key.startswith(prefix) for key in loaded)), None):
+        loaded = {key.removeprefix(prefix): value for key, value in loaded.items()}
     return dict(loaded)
 
 # %% ../nbs/16_checkpoints.ipynb #2ac7893b
@@ -426,6 +433,24 @@ DIALECTS = {
     "timm": Dialect("timm", ("blocks.0.", "patch_embed."), (CLASSIFIER, r"mask_token", TABLES)),
 }
 
+# %% ../nbs/16_checkpoints.ipynb #e1926800
+NOT_OPENED = {  # a pattern of a name that only this model has → what it is
+    r"pretrained\.model\..*attention_biases": "MiDaS 3.1's LeViT (dpt_levit_224)",
+    r"pretrained\.model\.features\.0\..*": "MiDaS 3.1's Next-ViT (dpt_next_vit_large_384)",
+    r"pretrained\.layer1\.0\..*": "MiDaS 2 (midas_v21, on a convolutional network)",
+    r"pretrained\.blocks\.0\.mlp\.w12\.weight": "Depth Anything V2 Giant (vitg)",
+    r"core\.core\.pretrained\..*": "ZoeDepth",
+    r"(depth_)?head\.(scratch\.)?sky_output_conv2\..*|.*\.sky_output_conv2\..*": "Depth Anything 3",
+    r".*\.motion_modules\..*": "Video Depth Anything",
+}
+
+
+def not_opened(
+    state: dict,  # name → tensor
+) -> str:  # what it is; empty when it is none of these
+    "A model of a family that is known here, for which there is no network."
+    return next((what for pattern, what in NOT_OPENED.items() if any(re.fullmatch(pattern, key) for key in state)), "")
+
 # %% ../nbs/16_checkpoints.ipynb #d985273d
 KNOWN = "isl-org/DPT and MiDaS, Depth Anything, transformers, mmsegmentation and the Toolbox, timm's vision transformers, and dpt_nb"
 
@@ -438,6 +463,8 @@ def recognise(
     "Raises `CheckpointError` for names of no project known here, or of two."
     if config is not None and "taps" in config:
         return "dpt_nb"
+    if what := not_opened(state):
+        raise CheckpointError(f"{source} is {what}, which is not opened here: it is whole, but there is no network for it. Known are {KNOWN}.")
     prefixes = {key: tuple(sign for dialect in DIALECTS.values() for sign in dialect.signs if key.startswith(sign)) for key in state}
     found = [name for name, dialect in DIALECTS.items() if all(any(sign in signs for signs in prefixes.values()) for sign in dialect.signs)]
     some = ", ".join(list(state)[:3])
@@ -477,12 +504,59 @@ def named_or_measured(
     known = next((name for name in candidates if timm.is_model(name)), None)
     return dict(backbone=known, backbone_arguments={}) if known and standard else dict(backbone=fallback, backbone_arguments=measures)
 
+# %% ../nbs/16_checkpoints.ipynb #fe20822f
+class GridError(ValueError):
+    "Positions that lie in no grid that is known, said in one sentence."
+
+
+def roughness(
+    positions: torch.Tensor,  # `(1, rows·columns, D)`
+    grid: tuple[int, int],  # rows and columns
+) -> float:  # 0 and more; about 2 where neighbours have nothing in common
+    "How different positions are that would lie above or beside each other, in units of their variance."
+    laid = positions.float().reshape(*grid, -1)
+    steps = [(laid[1:] - laid[:-1]).square().mean(), (laid[:, 1:] - laid[:, :-1]).square().mean()]
+    return (sum(step for step in steps if step.isfinite()) / 2 / laid.flatten(0, 1).var(0).mean().clamp(min=1e-12)).item()
+
+
+def position_grid(
+    positions: torch.Tensor,  # `(1, count, D)`, without prefix tokens
+    wanted: tuple[int, int] | None = None,  # rows and columns that it may be
+) -> tuple[int, int]:  # rows and columns
+    "How positions lie: in the grid that is wanted where that fits, unless they show that it is a square. Raises `GridError`."
+    count, side = positions.shape[1], math.isqrt(positions.shape[1])
+    square = (side, side) if side * side == count else None
+    fits = wanted is not None and wanted[0] * wanted[1] == count
+    if not fits and square is None:
+        asked = f", nor {wanted[0]}×{wanted[1]}" if wanted else ""
+        raise GridError(f"it has {count} positions, which are no square{asked}. Say image_size=(height, width), the size that it was trained at.")
+    if not fits or square in (None, wanted):
+        return tuple(wanted) if fits else square
+    as_square, as_wanted = roughness(positions, square), roughness(positions, wanted)
+    if 0.9 < as_square / max(as_wanted, 1e-12) < 1.1:
+        warnings.warn(f"{count} positions fit a grid of {side}×{side} and of {wanted[0]}×{wanted[1]}, and do not show which it is: they are taken as {wanted[0]}×{wanted[1]}, as they are.", CheckpointWarning, stacklevel=2)
+    return square if as_square < 0.9 * as_wanted else tuple(wanted)
+
+
+def grid_size(
+    positions: torch.Tensor,  # `(1, count, D)`, without prefix tokens
+    patch: int,  # pixels
+    wanted: tuple[int, int] | None,  # height and width that it may be, pixels
+) -> list[int]:  # height and width, pixels
+    "`position_grid` in pixels."
+    return [side * patch for side in position_grid(positions, wanted and tuple(side // patch for side in wanted))]
+
 # %% ../nbs/16_checkpoints.ipynb #36584064
-def describe_vit(vit: dict) -> dict:  # names within the backbone → fields of a config
+def describe_vit(
+    vit: dict,  # names within the backbone → tensor
+    wanted: tuple[int, int] | None = None,  # height and width that its grid may have, pixels
+) -> dict:  # fields of a config
     "A plain ViT, a distilled one, or a DINOv2, by its shapes."
     dim, depth, patch = extent(vit, "cls_token", -1), count(vit, "blocks."), extent(vit, "patch_embed.proj.weight", 3)
     dinov2, registers, distilled = "blocks.0.ls1.gamma" in vit, "reg_token" in vit, "dist_token" in vit
-    side = round((extent(vit, "pos_embed", 1) - (0 if registers else 1 + distilled)) ** 0.5) * patch
+    extent(vit, "pos_embed", 2)
+    size_in_file = grid_size(vit["pos_embed"][:, 0 if registers else 1 + distilled :], patch, wanted)
+    side = size_in_file[0]
     hidden, size = extent(vit, "blocks.0.mlp.fc1.weight", 0), SIZES.get(dim)
     measures = dict(embed_dim=dim, depth=depth, num_heads={1280: 16, 1408: 16}.get(dim, max(1, dim // 64)), patch_size=patch) | ({} if hidden == 4 * dim else dict(mlp_ratio=hidden / dim))
     if dinov2:
@@ -494,10 +568,10 @@ def describe_vit(vit: dict) -> dict:  # names within the backbone → fields of 
         candidates, fallback = [f"vit_{size}_patch{patch}_{pixels}" for pixels in (side, 384, 224)], "vit_base_patch16_224"
     standard = depth == (24 if size == "large" else 12) and hidden == 4 * dim and (patch == 14 or not dinov2)
     taps = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
-    return dict(image_size=[side, side], taps=taps, **named_or_measured(candidates, standard, fallback, **measures))
+    return dict(image_size=size_in_file, taps=taps, **named_or_measured(candidates, standard, fallback, **measures))
 
 # %% ../nbs/16_checkpoints.ipynb #eae140c8
-def describe_hybrid(vit: dict) -> dict:
+def describe_hybrid(vit: dict, wanted: tuple[int, int] | None = None) -> dict:
     "A ViT behind a ResNet, by its shapes."
     dim, depth, stages = extent(vit, "cls_token", -1), count(vit, "blocks."), "patch_embed.backbone.stages."
     layers = [count(vit, f"{stages}{stage}.blocks.") for stage in range(count(vit, stages))]
@@ -506,21 +580,24 @@ def describe_hybrid(vit: dict) -> dict:
     resnet = dict(layers=layers, channels=widths, stem=stem, squeeze=extent(vit, f"{stages}0.blocks.0.conv1.weight", 0) / widths[0], groups=32)
     standard = (dim, depth, layers, widths) == (768, 12, [3, 4, 9], [256, 512, 1024])
     measures = dict(embed_dim=dim, depth=depth, num_heads=max(1, dim // 64), resnet=resnet)
-    side = round((extent(vit, "pos_embed", 1) - 1) ** 0.5) * 16
+    extent(vit, "pos_embed", 2)
     taps = ["stages.0", "stages.1", depth * 3 // 4 - 1, depth - 1]
-    return dict(image_size=[side, side], taps=taps, **named_or_measured(["vit_base_r50_s16_384"], standard, "vit_base_patch16_224", **measures))
+    return dict(image_size=grid_size(vit["pos_embed"][:, 1:], 16, wanted), taps=taps, **named_or_measured(["vit_base_r50_s16_384"], standard, "vit_base_patch16_224", **measures))
 
 
-def describe_beit(vit: dict) -> dict:
+def describe_beit(vit: dict, wanted: tuple[int, int] | None = None) -> dict:
     "A BEiT, by its shapes."
     table, dim, depth = "blocks.0.attn.relative_position_bias_table", extent(vit, "cls_token", -1), count(vit, "blocks.")
-    side = (round((extent(vit, table, 0) - 3) ** 0.5) + 1) // 2 * extent(vit, "patch_embed.proj.weight", 3)
+    patch, offsets = extent(vit, "patch_embed.proj.weight", 3), extent(vit, table, 0) - 3
+    side = (round(offsets**0.5) + 1) // 2 * patch
+    # A table has no layout of its own to show, so a size that is asked for and fits is believed
+    fits = wanted is not None and math.prod(2 * (length // patch) - 1 for length in wanted) == offsets
     size = SIZES.get(dim)
     measures = dict(embed_dim=dim, depth=depth, num_heads=extent(vit, table, 1))
     candidates = [f"beit_{size}_patch16_{pixels}" for pixels in (side, 384, 224)]
     taps = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
     standard = depth == (24 if size == "large" else 12)
-    return dict(image_size=[side, side], taps=taps, **named_or_measured(candidates, standard, "beit_base_patch16_224", **measures))
+    return dict(image_size=list(wanted) if fits else [side, side], taps=taps, **named_or_measured(candidates, standard, "beit_base_patch16_224", **measures))
 
 # %% ../nbs/16_checkpoints.ipynb #4fe589ff
 def describe_swin(vit: dict, tables: dict) -> dict:
@@ -546,14 +623,15 @@ def describe_swin(vit: dict, tables: dict) -> dict:
 def describe_backbone(
     vit: dict,  # names within the backbone (timm's) → tensor
     tables: dict = {},  # what the file held besides, by its name there
+    wanted: tuple[int, int] | None = None,  # height and width that its grid may have, pixels
 ) -> dict:  # `backbone`, `backbone_arguments`, `image_size`, `taps`
     "Which timm model these tensors are. Raises `KeyError` with our name of a tensor that is missing or has too few dimensions."
     try:
         if "layers.0.blocks.0.norm1.weight" in vit:
             return describe_swin(vit, tables)
         if "blocks.0.attn.relative_position_bias_table" in vit:
-            return describe_beit(vit)
-        return describe_hybrid(vit) if "patch_embed.backbone.stem.conv.weight" in vit else describe_vit(vit)
+            return describe_beit(vit, wanted)
+        return (describe_hybrid if "patch_embed.backbone.stem.conv.weight" in vit else describe_vit)(vit, wanted)
     except KeyError as error:
         raise KeyError(f"backbone.vit.{error.args[0]}") from None
 
@@ -566,6 +644,7 @@ def backbone_part(state: dict) -> dict:
 def describe(
     state: dict,  # our name → tensor
     tables: dict = {},  # what the file held besides
+    wanted: tuple[int, int] | None = None,  # height and width that its grid may have, pixels
 ) -> dict:  # fields of `DPTConfig`
     "All of a config that shapes can tell. Raises `KeyError` with our name of a tensor that is missing or has too few dimensions."
     heads = {}
@@ -578,7 +657,7 @@ def describe(
     if not heads:
         raise KeyError("heads.inverse_depth.convolution1.weight")
     normed, biased = "decoder.steps.0.unit.norm1.weight" in state, "decoder.steps.0.unit.convolution1.bias" in state
-    return describe_backbone(backbone_part(state), tables) | dict(
+    return describe_backbone(backbone_part(state), tables, wanted) | dict(
         channels=[extent(state, f"reassemble.{level}.widen.weight", 1) for level in range(4)], features=extent(state, "reassemble.0.widen.weight", 0),
         readout="project" if "reassemble.3.read.project.weight" in state else "ignore", heads=heads, batch_norm=normed,
         residual_bias=None if biased != normed else biased,
@@ -596,6 +675,25 @@ def twins(
     hybrid_depth = "backbone.vit.patch_embed.backbone.stem.conv.weight" in state and "heads.label.classify.weight" not in state
     return ["dpt_hybrid", "dpt_hybrid_kitti", "dpt_hybrid_nyu"] if dialect == "isl-org" and hybrid_depth else []
 
+# %% ../nbs/16_checkpoints.ipynb #fb96a07c
+def depth_anything_by_name(
+    source: Source,
+    state: dict,  # our name → tensor
+) -> str | None:  # a name of `list_models()`; None where the words do not tell
+    "Which of Depth Anything's models a file is, by the words in its name and its folder's."
+    words = f"{source.path.parent.name}/{source.path.name}/{source.name}".lower().replace("-", "_")
+    size = SIZES.get(state["backbone.vit.cls_token"].shape[-1], "small")
+    if "depth_anything" not in words and "depthanything" not in words:
+        return None
+    for place, marks in (("indoor", ("hypersim", "indoor")), ("outdoor", ("vkitti", "outdoor"))):
+        if any(mark in words for mark in marks):
+            return f"depth_anything_v2_{place}_{size}"
+    if "metric" in words:
+        return None
+    second = re.search(r"(^|[^a-z])v2([^a-z]|$)", words) is not None
+    first = re.search(r"depth_?anything_vit[sbl]14", words) is not None
+    return f"depth_anything_v2_{size}" if second else f"depth_anything_{size}" if first else None
+
 # %% ../nbs/16_checkpoints.ipynb #5be4bbea
 def find_twin(
     dialect: str,
@@ -610,10 +708,41 @@ def find_twin(
     for name, published in PUBLISHED.items():
         if source.name in published.also or stem in {Path(file).stem for file in (published.weights, *published.also)}:
             return name
+    if dialect == "depth-anything" and (named := depth_anything_by_name(source, state)):
+        return named
     if family := twins(dialect, state):
         others = " or ".join(f"like={name!r}" for name in family[1:])
-        warnings.warn(f"{source.name} has the names and shapes of {len(family)} published models, and its file name does not tell which. It is opened as {family[0]}; say {others} for another.", CheckpointWarning, stacklevel=4)
+        warnings.warn(f"{source.name} has the names and shapes of {len(family)} published models, and its file name does not tell which. It is opened as {family[0]}; say {others} (--like NAME) for another.", CheckpointWarning, stacklevel=4)
     return None
+
+# %% ../nbs/16_checkpoints.ipynb #42dc7494
+PATCH_CONVOLUTION = "backbone.vit.patch_embed.proj"
+
+
+def three_numbers(
+    text: str,  # of a config
+    name: str,  # "mean" or "std"
+) -> list[float] | None:  # of values in [0, 1]
+    "The first list of that name, as mmsegmentation writes it: of values in [0, 255]."
+    found = re.search(rf"\b{name}\s*=\s*[\[(]\s*([\d.]+)\s*,\s*([\d.]+)\s*,\s*([\d.]+)", text)
+    return None if found is None else [float(number) / 255 for number in found.groups()]
+
+
+def mmseg_notes(
+    loaded: dict,  # of `read_file`
+) -> dict:  # fields of `DPTConfig`
+    "What stands beside the weights under \"meta\": names of the classes, mean and std, the size at which images are tested."
+    meta = loaded.get("meta") if isinstance(loaded, dict) else None
+    if not isinstance(meta, dict):
+        return {}
+    about = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), dict) else {}
+    names = meta.get("CLASSES") or about.get("classes") or about.get("CLASSES") or ()
+    text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")
+    numbers = {name: values for name in ("mean", "std") if (values := three_numbers(text, name)) is not None}
+    test = text[text.find("test_pipeline") :] if "test_pipeline" in text else ""
+    scale = re.search(r"(?:img_scale|scale)\s*=\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)", test)
+    tested = dict(input_size=sorted(int(side) for side in scale.groups())) if scale and "keep_ratio=True" in test else {}
+    return dict(class_names=[str(name) for name in names]) | (numbers if len(numbers) == 2 else {}) | tested
 
 # %% ../nbs/16_checkpoints.ipynb #4272646e
 def habits(
@@ -624,17 +753,22 @@ def habits(
     "What came with the weights and is in no shape."
     if twin is not None:
         known = asdict(config_for(twin))
-        return {key: known[key] for key in ("heads", "taps", "mean", "std", "positions", "normed_taps", "readout", "standardised_eps")}
-    if dialect == "isl-org" and "backbone.vit.patch_embed.backbone.stem.conv.weight" in state:
-        return dict(standardised_eps=1e-5)
+        return {key: known[key] for key in ("heads", "taps", "mean", "std", "positions", "normed_taps", "readout", "standardised_eps", "class_names", *FEEDING)}
+    if dialect == "isl-org":
+        hybrid, swin = (name in state for name in ("backbone.vit.patch_embed.backbone.stem.conv.weight", "backbone.vit.layers.0.blocks.0.norm1.weight"))
+        fed = dict(input_size=[480, 480]) if "heads.label.classify.weight" in state else dict(input_method="exact") if swin else {}
+        return TEST_PIPELINES["isl-org"] | fed | (dict(standardised_eps=1e-5) if hybrid else {})
     if dialect == "depth-anything":
         depth = count(state, "backbone.vit.blocks.")
         taps = [4, 11, 17, 23] if depth == 24 else [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
-        return dict(positions="dinov2", normed_taps=True, mean=IMAGENET_MEAN, std=IMAGENET_STD, taps=taps)
+        return dict(positions="dinov2", normed_taps=True, mean=IMAGENET_MEAN, std=IMAGENET_STD, taps=taps) | TEST_PIPELINES["depth-anything"]
     if dialect == "mmseg":
-        heads = {"label": dict(classes=state["heads.label.classify.weight"].shape[0], align_corners=False)} if "heads.label.classify.weight" in state else None
-        depth = {"depth": dict(output="relu_above", min_depth=1e-3, projection=True)}
-        return dict(positions="bicubic", layer_norm_eps=1e-5, heads=heads or depth)
+        same = dict(positions="bicubic", layer_norm_eps=1e-5)
+        if "heads.label.classify.weight" in state:
+            heads = {"label": dict(classes=state["heads.label.classify.weight"].shape[0], align_corners=False)}
+            return same | dict(heads=heads, mean=IMAGENET_MEAN, std=IMAGENET_STD) | TEST_PIPELINES["mmseg"]
+        heads = {"depth": dict(output="relu_above", min_depth=1e-3, projection=True)}
+        return same | dict(heads=heads, mean=[0.5] * 3, std=[0.5] * 3) | TEST_PIPELINES["toolbox"]
     return {}
 
 # %% ../nbs/16_checkpoints.ipynb #09394efb
@@ -656,6 +790,35 @@ def transformers_kind(config: dict) -> str:
     if kind not in ("vit", "beit", "dinov2", "swinv2"):
         raise CheckpointError(f"This folder's backbone is a {kind!r}. Known are a ViT of its own, hybrid, beit, dinov2 and swinv2.")
     return kind
+
+# %% ../nbs/16_checkpoints.ipynb #ad14a865
+RESAMPLES = {2: "transformers-bilinear", 3: "transformers"}  # PIL's numbers
+
+
+def transformers_feeding(
+    preprocessor: dict,  # of preprocessor_config.json, empty when there is none
+) -> dict:  # fields of `DPTConfig`
+    "How its image processor feeds an image. Raises `CheckpointError` for an interpolation that is none here."
+    if not preprocessor.get("do_resize", True):
+        return dict(input_method="original", resizing="transformers")
+    size, number = preprocessor.get("size"), preprocessor.get("resample", 3)
+    if number not in RESAMPLES:
+        raise CheckpointError(f"its preprocessor_config.json has resample = {number}, and 2 (bilinear) or 3 (bicubic) was expected")
+    if isinstance(size, dict) and {"height", "width"} <= set(size):
+        size = [size["height"], size["width"]]
+    method = "minimal" if preprocessor.get("keep_aspect_ratio") else "exact"
+    multiple = preprocessor.get("ensure_multiple_of", 1)
+    fed = dict(input_size=[size, size] if isinstance(size, int) else size) if size else {}
+    rounded = dict(input_multiple=multiple) if method == "minimal" and multiple > 1 else {}
+    return dict(resizing=RESAMPLES[number]) | (dict(input_method=method) if size else {}) | fed | rounded
+
+
+def transformers_names(config: dict) -> list[str]:  # empty where they are only numbers
+    "The names of the classes, in order."
+    names = {int(number): name for number, name in (config.get("id2label") or {}).items()}
+    ordered = [str(names[number]) for number in sorted(names)]
+    placeholders = all(re.fullmatch(r"LABEL_\d+", name) for name in ordered)
+    return [] if placeholders or sorted(names) != list(range(len(names))) else ordered
 
 # %% ../nbs/16_checkpoints.ipynb #9a74ac95
 def transformers_normalisation(preprocessor: dict) -> dict:  # `mean` and `std` of values in [0, 1], or nothing
@@ -697,7 +860,8 @@ def transformers_fields(
     elif inner["num_attention_heads"] != config_heads(described):
         arguments["num_heads"] = inner["num_attention_heads"]
     imagenet = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD) if kind == "dinov2" else {}
-    return imagenet | transformers_normalisation(preprocessor) | dict(
+    return imagenet | transformers_normalisation(preprocessor) | transformers_feeding(preprocessor) | dict(
+        class_names=transformers_names(config) if "label" in described["heads"] else [],
         backbone_arguments=arguments, taps=transformers_taps(config, kind), image_size=[side, side] if isinstance(side, int) else list(side),
         layer_norm_eps=inner["layer_norm_eps"], positions="bicubic" if kind in ("dinov2", "beit") else "bilinear",
         normed_taps=kind == "dinov2" and inner["apply_layernorm"],
@@ -740,6 +904,8 @@ class Opened:
         "What `describing` gives. Raises `CheckpointError` with the file's name of a tensor it misses."
         try:
             return describing()
+        except GridError as error:
+            raise CheckpointError(f"{self.source.path} was taken for {self.dialect}: {error}") from None
         except KeyError as error:
             name = self.called(error.args[0])
             raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and lacks {name}, or holds it in another shape. Copy or download it again, or give the whole model if it is a part of one.") from None
@@ -796,7 +962,7 @@ def own_folder(source: Source, state: dict) -> Opened:
     if source.config is None:
         raise CheckpointError(f"{source.path} has this library's names and no config.json beside it. Open the folder that save_pretrained wrote.")
     try:
-        return Opened(source, "dpt_nb", state, DPTConfig(**source.config), [])
+        return Opened(source, "dpt_nb", state, DPTConfig(**with_test_pipeline(source.config)), [])
     except TypeError as error:
         raise CheckpointError(f"The config.json beside {source.path} does not describe a model of this version: {error}.") from None
 
@@ -814,13 +980,15 @@ def preprocessor_beside(source: Source) -> dict:
 def open_checkpoint(
     source: str | Path,  # see `locate`
     like: str | None = None,  # a name of `list_models()`, for a file that does not tell which of several twins it is
+    image_size: tuple[int, int] | None = None,  # height and width, pixels, that the position grid in the file may have
     **hub,  # of `hf_hub_download`
 ) -> Opened:
     "Everything about a checkpoint, without building its network. Raises `CheckpointError`."
     if like is not None and like not in NAMED:
         raise CheckpointError(f"There is no model called {like!r} to be like; list_models() has the names.")
     found = locate(source, **hub)
-    state = unwrap(read_file(found.path), str(found.path))
+    loaded = read_file(found.path)
+    state = unwrap(loaded, str(found.path))
     dialect = recognise(state, found.config, str(found.path))
     if dialect == "dpt_nb":
         return own_folder(found, state)
@@ -831,22 +999,26 @@ def open_checkpoint(
     kept = {key: tensor for key, tensor in state.items() if key not in tables}
     rows = rows_of(dialect, state, found.config)
     renamed, unknown = into_ours(kept, rows)
+    if dialect.startswith("mmseg") and (weight := renamed.get(f"{PATCH_CONVOLUTION}.weight")) is not None:
+        renamed.setdefault(f"{PATCH_CONVOLUTION}.bias", torch.zeros(len(weight), dtype=weight.dtype))  # mmsegmentation ≥ 1.2: patch_bias=False
     if unknown:
         some = ", ".join(sorted(unknown)[:3])
         raise CheckpointError(f"{found.path} was taken for {dialect}, and {len(unknown)} of its names are not that project's: {some}. If no prediction needs them, take them out of the file; else it is another model.")
     if dialect in ("timm", "mmseg backbone"):
         return Opened(found, dialect, renamed, None, dropped, rows)
-    return describe_opened(Opened(found, dialect, renamed, None, dropped, rows), tables, like)
+    return describe_opened(Opened(found, dialect, renamed, None, dropped, rows), tables, like, image_size, mmseg_notes(loaded))
 
 # %% ../nbs/16_checkpoints.ipynb #8b3897c5
 def describe_opened(
     opened: Opened,  # without config
     tables: dict,  # what was dropped
     like: str | None,
+    image_size: tuple[int, int] | None,  # height and width that its grid may have, pixels
+    notes: dict,  # of `mmseg_notes`
 ) -> Opened:  # with it
     "Find out the config: shapes, twin, habits, config.json. Raises `CheckpointError`."
     dialect, state, source = opened.dialect, opened.state, opened.source
-    fields = opened.told_by_shapes(lambda: describe(state, tables))
+    fields = opened.told_by_shapes(lambda: describe(state, tables, image_size))
     if dialect == "transformers":
         try:
             fields |= transformers_fields(source.config, fields, preprocessor_beside(source))
@@ -854,7 +1026,9 @@ def describe_opened(
             reason = f"its config.json lacks {error}" if isinstance(error, KeyError) else error
             raise CheckpointError(f"{source.path.parent} was taken for {dialect}: {reason}.") from None
     twin = find_twin(dialect, state, source, like) if dialect != "mmseg" or like else None
-    fields |= habits(dialect, state, twin if dialect != "transformers" else None)
+    fields |= habits(dialect, state, twin if dialect != "transformers" else None) | (notes if dialect == "mmseg" else {})
+    if len(fields.get("class_names", ())) != num_classes(fields["heads"]):
+        fields["class_names"] = []  # of other classes than this head's
     if dialect == "transformers" and twin:
         (head, arguments), (found, own) = next(iter(config_for(twin).heads.items())), next(iter(fields["heads"].items()))
         if arguments.get("output") != own.get("output") or (head == "label") != (found == "label"):
@@ -893,11 +1067,25 @@ def resample_state(
             resampled[key] = torch.cat([offsets.permute(0, 2, 3, 1).flatten(0, 2), table[-3:]])
     return resampled
 
+# %% ../nbs/16_checkpoints.ipynb #9f2db60f
+def warn_of_other_outputs(
+    wanted: dict,  # head → its arguments
+    trained: dict,  # head → its arguments, as the file's were trained
+    source: str,  # what to call the file in a message
+) -> None:
+    "A `CheckpointWarning` for each head whose last number meant something else when it was trained."
+    meaning = lambda arguments: {"output": "relu"} | {key: value for key, value in arguments.items() if key in ("output", "min_depth", "max_depth", "scale", "shift")}
+    for head in wanted:
+        if head != "label" and head in trained and meaning(wanted[head]) != meaning(trained[head]):
+            before, after = (", ".join(f"{key}={value}" for key, value in meaning(each[head]).items()) for each in (trained, wanted))
+            warnings.warn(f"The last layer of the head {head} of {source} was trained for {before}, and ends in {after} now: its numbers mean nothing until it has been trained.", CheckpointWarning, stacklevel=5)
+
 # %% ../nbs/16_checkpoints.ipynb #89fd2574
 def swap_heads(
     state: dict,  # our name → tensor
     config: DPTConfig,  # with the heads wanted
     source: str,  # what to call the file in a message
+    trained: dict = {},  # head → its arguments, as the file's were trained
 ) -> dict:  # our name → tensor
     "The file's heads where name and shapes are those wanted, and random weights for the others, which a warning names."
     wanted = {f"heads.{name}.": build_head(name, config.features, arguments) for name, arguments in config.heads.items()}
@@ -909,6 +1097,7 @@ def swap_heads(
         found = {key: tensor for key, tensor in state.items() if key.startswith(prefix)}
         fresh += [prefix.split(".")[-2]] if misfits(random, found) else []
         swapped |= random if misfits(random, found) else found
+    warn_of_other_outputs({name: arguments for name, arguments in config.heads.items() if name not in fresh}, trained, source)
     if fresh:
         warnings.warn(f"{source} has no such {' and '.join(fresh)}: random weights were put there, to be trained.", CheckpointWarning, stacklevel=4)
     return swapped
@@ -934,13 +1123,13 @@ def load_checkpoint(
     unknown = set(changes) - {item.name for item in fields(DPTConfig)}
     if unknown:
         raise CheckpointError(f"A DPT has no {', '.join(sorted(unknown))}. Its fields are {', '.join(item.name for item in fields(DPTConfig))}.")
-    opened = open_checkpoint(source, like)
+    opened = open_checkpoint(source, like, image_size)
     if opened.config is None:
         return on_backbone(opened, heads, image_size, changes).to(device).eval()
     config, state = replace(opened.config, **changes), opened.state
     if heads is not None:
-        config = replace(config, heads=heads)
-        state = swap_heads(state, config, opened.source.name)
+        config = changed_config(asdict(config), dict(heads=heads))
+        state = swap_heads(state, config, opened.source.name, opened.config.heads)
     if image_size is not None:
         if "backbone.vit.layers.0.blocks.0.norm1.weight" in state:
             raise CheckpointError("A Swin has nothing to resample and takes pictures of any size as it is: leave out image_size.")
@@ -949,6 +1138,8 @@ def load_checkpoint(
         state = resample_state(state, *[tuple(side // patch for side in size) for size in (config.image_size, image_size)], config.positions)
         config = replace(config, image_size=list(image_size))
     opened = replace(opened, state=state)
+    if broken := not_finite(state):
+        raise CheckpointError(f"{opened.source.path} holds NaN or infinite values: {broken}. Nothing was loaded. Train or download it again.")
     return fill(opened.network(config), state, str(opened.source.path)).to(device).eval()
 
 # %% ../nbs/16_checkpoints.ipynb #29feb3c4
@@ -959,7 +1150,7 @@ def on_backbone(
     changes: dict,  # other fields of `DPTConfig`
 ) -> DPT:
     "A DPT around a backbone: everything else has random weights, and a warning says so."
-    fields = opened.told_by_shapes(lambda: describe_backbone(backbone_part(opened.state)))
+    fields = opened.told_by_shapes(lambda: describe_backbone(backbone_part(opened.state), wanted=image_size))
     fields |= dict(image_size=list(image_size or fields["image_size"])) | ({} if heads is None else dict(heads=heads)) | changes
     model = create_model(fields.pop("backbone"), **fields)
     load_backbone(model, opened)
@@ -972,15 +1163,18 @@ def load_backbone(
     source: str | Path | Opened,  # a checkpoint of any dialect, a backbone alone or a whole model
 ) -> DPT:  # the same model
     "The backbone of a checkpoint into a model, positions resampled to its grid. Raises `CheckpointError`; nothing is loaded by halves."
-    opened = source if isinstance(source, Opened) else open_checkpoint(source)
+    size = tuple(model.config.image_size)
+    opened = source if isinstance(source, Opened) else open_checkpoint(source, image_size=size)
     wanted = {f"backbone.{key}": tensor for key, tensor in model.backbone.state_dict().items()}
     unheard = re.compile(r"backbone\.vit\.(norm\.|blocks\.(\d+)\.)")
     state = {key: tensor for key, tensor in opened.state.items() if key.startswith("backbone.") and (key in wanted or not unheard.match(key))}
-    sizes = opened.config.image_size if opened.config else opened.told_by_shapes(lambda: describe_backbone(backbone_part(opened.state)))["image_size"]
+    sizes = opened.config.image_size if opened.config else opened.told_by_shapes(lambda: describe_backbone(backbone_part(opened.state), wanted=size))["image_size"]
     resampled = re.compile(r".*(pos_embed|relative_position_bias_table)")
     if not misfits(*({key: tensor for key, tensor in each.items() if not resampled.fullmatch(key)} for each in (wanted, state))):
         grids = [tuple(side // model.backbone.patch for side in size) for size in (sizes, model.config.image_size)]
         state = resample_state(state, *grids, model.config.positions)
+    if broken := not_finite(state):
+        raise CheckpointError(f"{opened.source.path} holds NaN or infinite values: {broken}. Nothing was loaded.")
     if found := misfits(wanted, state, opened.called):
         raise CheckpointError(f"The backbone of {opened.source.path} ({opened.dialect}) does not fit {model.config.backbone}: {found}. Nothing was loaded.")
     model.backbone.load_state_dict({key.removeprefix("backbone."): tensor for key, tensor in state.items()})
@@ -1192,6 +1386,30 @@ def standardisation(eps: float | None) -> str:
     "A config's `standardised_eps` in words."
     return "1e-08 beside their variance" if eps is None else f"{eps} beside their deviation"
 
+# %% ../nbs/16_checkpoints.ipynb #332b75e4
+def feeding_lost(
+    dialect: str,  # "isl-org", "depth-anything", "transformers" or "mmseg"
+    config: DPTConfig,
+    kind: str,  # of its backbone
+) -> list[str]:  # sentences
+    "What the file cannot say of how images are fed, and of the classes' names."
+    words = lambda fields: f"{fields['input_method'].replace('_', ' ')} {fields['input_size'][0]}×{fields['input_size'][1]} by {fields['resizing']}"
+    own = {key: getattr(config, key) for key in FEEDING} | dict(input_size=list(config.input_size or config.image_size))
+    if dialect == "transformers":
+        usual = own | dict(input_method="exact" if own["input_method"] == "exact" else "minimal")
+        usual["resizing"] = "transformers-bilinear" if own["resizing"] in ("mmseg", "transformers-bilinear") else "transformers"
+    else:
+        label = "heads.label.classify.weight" if "label" in config.heads else ""
+        marks = [label, "backbone.vit.layers.0.blocks.0.norm1.weight" if kind.startswith("swin") else ""]
+        project = dict(mmseg="mmseg" if label else "toolbox").get(dialect, dialect)
+        usual = TEST_PIPELINES[project] | (habits(dialect, dict.fromkeys(filter(None, marks)), None) if dialect == "isl-org" else {})
+        usual = dict(input_size=config.image_size, input_method="minimal") | usual
+        usual = {key: list(usual[key]) if key == "input_size" else usual.get(key) for key in FEEDING}
+    differs = words(own) != words(usual)
+    names = config.class_names and dialect in ("isl-org", "depth-anything")
+    told = [f"images are fed {words(own)} here and {words(usual)} there"] if differs else []
+    return told + (["the names of its classes are not in the file"] if names else [])
+
 # %% ../nbs/16_checkpoints.ipynb #104fa75d
 def unsaid(
     dialect: str,  # "isl-org", "depth-anything", "transformers" or "mmseg"
@@ -1203,7 +1421,8 @@ def unsaid(
     positions = {"isl-org": "bilinear", "depth-anything": "dinov2", "mmseg": "bicubic", "transformers": "bicubic" if kind == "dinov2" else "bilinear"}[dialect]
     timms = 1e-5 if model.backbone.windowed else 1e-6
     eps, usual_eps = config.layer_norm_eps or timms, 1e-5 if dialect == "mmseg" else timms
-    mean = config.mean if dialect == "transformers" else IMAGENET_MEAN if dialect == "depth-anything" else [0.5] * 3
+    imagenet = dialect == "depth-anything" or (dialect == "mmseg" and head == "label")
+    mean = config.mean if dialect == "transformers" else IMAGENET_MEAN if imagenet else [0.5] * 3
     output = arguments.get("output", "relu")
     constants = {key: value for key, value in arguments.items() if key in ("scale", "shift", "max_depth", "min_depth")}
     sentences = []
@@ -1213,6 +1432,7 @@ def unsaid(
         sentences.append(f"layer norms have an epsilon of {eps} here and {usual_eps} there")
     if kind == "hybrid" and config.standardised_eps != (usual := 1e-5 if dialect == "isl-org" else None):
         sentences.append(f"the ResNet's weights are standardised with {standardisation(config.standardised_eps)} here and {standardisation(usual)} there")
+    sentences += feeding_lost(dialect, config, kind)
     if list(config.mean) != list(mean):
         sentences.append(f"pictures are normalised with mean {config.mean} and std {config.std}")
     if dialect != "transformers":
@@ -1275,7 +1495,8 @@ def transformers_config(config: DPTConfig) -> dict:
     )
     if head == "label":
         classes = model.heads["label"].classify.out_channels
-        common |= dict(id2label={str(index): f"LABEL_{index}" for index in range(classes)}, use_auxiliary_head=model.auxiliary is not None, semantic_classifier_dropout=model.heads["label"].dropout.p)
+        names = config.class_names or [f"LABEL_{index}" for index in range(classes)]
+        common |= dict(id2label={str(index): name for index, name in enumerate(names)}, use_auxiliary_head=model.auxiliary is not None, semantic_classifier_dropout=model.heads["label"].dropout.p)
     if kind in ("vit", "hybrid"):
         vit, blocks = model.backbone.vit, [tap for tap in config.taps if isinstance(tap, int)]
         common |= dict(hidden_size=vit.embed_dim, num_hidden_layers=len(vit.blocks), num_attention_heads=vit.blocks[0].attn.num_heads, intermediate_size=vit.blocks[0].mlp.fc1.out_features)
@@ -1389,7 +1610,8 @@ def convert_model(opened: Opened, destination: Path, to: str) -> Conversion:
         write_transformers(config, theirs | filled, destination)
     else:
         wrapped = to == "mmseg" and destination.suffix != ".safetensors"
-        write_tensors(dict(meta={}, state_dict=theirs | filled) if wrapped else theirs | filled, destination)
+        meta = dict(CLASSES=tuple(config.class_names)) if config.class_names else {}
+        write_tensors(dict(meta=meta, state_dict=theirs | filled) if wrapped else theirs | filled, destination)
     return Conversion(opened.dialect, to, "model", destination, len(theirs | filled), opened.dropped, list(filled), told)
 
 # %% ../nbs/16_checkpoints.ipynb #1c020939
@@ -1427,10 +1649,12 @@ def write_own(config: DPTConfig, state: dict, destination: Path) -> None:
 
 def write_transformers(config: DPTConfig, state: dict, destination: Path) -> None:
     "A folder of transformers: weights first, the config that makes it a model last."
-    multiple = 14 if is_depth_anything(config, kind_of(blueprint(config))) else 32
+    multiple = config.input_multiple or blueprint(config).backbone.patch
+    height, width = config.input_size or config.image_size
     preprocessor = dict(
-        image_processor_type="DPTImageProcessor", do_resize=True, do_rescale=True, do_normalize=True, rescale_factor=1 / 255, resample=3, keep_aspect_ratio=True,
-        ensure_multiple_of=multiple, size=dict(height=config.image_size[0], width=config.image_size[1]), image_mean=config.mean, image_std=config.std,
+        image_processor_type="DPTImageProcessor", do_resize=True, do_rescale=True, do_normalize=True, rescale_factor=1 / 255,
+        resample=2 if config.resizing in ("mmseg", "transformers-bilinear") else 3, keep_aspect_ratio=config.input_method != "exact",
+        ensure_multiple_of=multiple, size=dict(height=height, width=width), image_mean=config.mean, image_std=config.std,
     )
     clear_folder(destination)
     write_tensors(state, destination / "model.safetensors")

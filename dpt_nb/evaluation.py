@@ -10,6 +10,7 @@ __all__ = ['CROPS', 'PROTOCOLS', 'DEFAULT_PROTOCOLS', 'TRUTHS', 'PUBLISHED_FIGUR
            'SharesPredictor', 'metric_table', 'depth_table', 'label_table', 'panel', 'write_report']
 
 # %% ../nbs/41_evaluation.ipynb #5ce179e3
+import copy
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from .images import depth_panel, whole_file
-from .inference import Predictor
+from .inference import PredictionError, Predictor
 from .metrics import DEPTH_METRICS, DepthMetrics, SegmentationMetrics
 from .transforms import KBCrop
 
@@ -270,7 +271,15 @@ def predicted(
     "What a predictor says of a batch."
     if hasattr(predictor, "predict_samples"):
         return predictor.predict_samples(batch)
-    return predictor.predict(torch.stack([sample["image"] for sample in batch]))
+    try:
+        return predictor.predict(torch.stack([sample["image"] for sample in batch]))
+    except PredictionError:
+        for sample in batch:  # which one it is
+            try:
+                predictor.predict(sample["image"][None])
+            except PredictionError as error:
+                raise EvaluationError(f"{sample['path']} cannot be judged: {error}") from None
+        raise
 
 
 def figures_of_each(
@@ -334,6 +343,18 @@ def collected(
     # both count images: depth comes last, so that its count, which knows of images without truth, is the one reported
     return {key: value for numbers in said.values() for key, value in numbers.items()}
 
+# %% ../nbs/41_evaluation.ipynb #0a2ddc4d
+def within_range(
+    predictor,  # a `Predictor`, or anything else that predicts
+    protocol: Protocol,
+):  # a copy whose views are clamped to the protocol's range before they are averaged; others as they are
+    "What is averaged are depths that the protocol knows."
+    if not isinstance(predictor, Predictor) or predictor.depth_range is not None or protocol.align:
+        return predictor
+    clamping = copy.copy(predictor)
+    clamping.depth_range = (protocol.min_depth, protocol.max_depth)
+    return clamping
+
 # %% ../nbs/41_evaluation.ipynb #441030dd
 def evaluate(
     predictor: Predictor,  # or anything with `predict(image) -> dict` of maps at the image's size
@@ -348,6 +369,7 @@ def evaluate(
     """Judge a predictor; every process of a share gets the numbers of all. Raises `EvaluationError` for what `check_judging` and
     `judged_heads` find, for a prediction or truth that does not fit, and when no picture has ground truth."""
     check_judging(dataset, batch_size, share)
+    predictor = within_range(predictor, protocol)
     options, judges = dict(sync_on_compute=share[1] > 1), {}
     count, classes = len(range(share[0], len(dataset), share[1])), class_count(dataset)
     with tqdm(total=count, desc="judging", unit="image", disable=not progress, leave=False) as bar:

@@ -60,7 +60,7 @@ def fed(
     flip, share = FEEDINGS[feeding]
     if share == 1:
         return said_of(model, image, flip=flip)
-    usual, patch = Predictor(model, device=next(model.parameters()).device).seen_size(*image.shape[-2:]), model.backbone.patch
+    usual, patch = Predictor(model, device=next(model.parameters()).device).input_size(*image.shape[-2:]), model.backbone.patch
     return said_of(model, image, flip=flip, size=tuple(max(patch, round(side * share / patch) * patch) for side in usual))
 
 # %% ../nbs/60_explore.ipynb #cefb8484

@@ -28,7 +28,7 @@ from torch.export import Dim, ExportedProgram
 
 from . import __version__
 from .images import whole_file
-from .inference import official_sizing
+from .inference import resize_policy
 from .models import DPT, DeviationConv
 
 # %% ../nbs/61_export.ipynb #524aa791
@@ -114,14 +114,14 @@ def facts_of(
     batch: int | None,  # None: any number
 ) -> dict:  # what JSON can say
     "What to feed and what comes out."
-    sizing = official_sizing(model.config, model.backbone.patch)
+    policy = resize_policy(model.config, model.backbone.patch)
     heads = {name: dict(shape=f"B,{arguments.get('classes', 150) if name == 'label' else 1},H,W", unit=HEAD_UNITS[name]) for name, arguments in model.config.heads.items()}
     heads = {name: facts | (dict(classes=model.config.heads[name].get("classes", 150)) if name == "label" else {}) for name, facts in heads.items()}
     return dict(
         made_by=f"dpt_nb {__version__}", backbone=model.config.backbone, form=form, torch=torch.__version__.split("+")[0],
         input=dict(name="image", shape="B,3,H,W", type="float32", values="RGB in [0, 1] as stored in the file; mean and std are inside"),
         multiple=model.backbone.patch, smallest=LEAST_PATCHES * model.backbone.patch if sizes == "any" else min(sizes), sizes=sizes if sizes == "any" else list(sizes), batch=batch or "any",
-        sizing=dict(native=list(sizing.native), multiple=sizing.multiple, method=sizing.method), heads=heads,
+        sizing=dict(native=list(policy.size), multiple=policy.multiple, method=policy.method, resizing=model.config.resizing), heads=heads,
     )
 
 # %% ../nbs/61_export.ipynb #6536d4d0
@@ -319,6 +319,7 @@ def sizes_to_check(
     if facts["sizes"] != "any":
         return [tuple(facts["sizes"])]
     patch, native = facts["multiple"], facts["sizing"]["native"]
+    native = [min(native)] * 2 if facts["sizing"]["method"] == "short_side" else native
     rows, columns = (max(LEAST_PATCHES, side // patch) for side in native)
     return [(height * patch, width * patch) for height, width in [(rows, columns), (rows, 2 * columns + 1), (rows + 3, max(LEAST_PATCHES, columns // 2)), (2 * rows - 1, 2 * columns)]]
 

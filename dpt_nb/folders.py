@@ -88,7 +88,7 @@ def fingerprint(
 ) -> str:  # 16 characters
     "Says whether two runs would write the same."
     digest = hashlib.sha256(json.dumps([asdict(predictor.model.config), settings], sort_keys=True, default=str).encode())
-    chosen = predictor.flip, predictor.size, predictor.scales, predictor.precision, predictor.classes, predictor.sizing
+    chosen = predictor.flip, predictor.size, predictor.scales, predictor.precision, predictor.classes, predictor.policy, predictor.resizing
     digest.update(repr(chosen).encode())
     for name, tensor in predictor.model.state_dict().items():
         values = tensor.detach().flatten()
@@ -143,7 +143,7 @@ def group_pictures(
     "Group neighbours that fit into one pass."
     group, group_size = [], None
     for place, picture in decoded:
-        size = predictor.seen_size(*picture.shape[-2:]) if isinstance(picture, torch.Tensor) else None
+        size = predictor.input_size(*picture.shape[-2:]) if isinstance(picture, torch.Tensor) else None
         if group and (size != group_size or len(group) == batch):
             yield group
             group = []
@@ -192,7 +192,8 @@ def predictions(
             yield group[0]
             continue
         places = [place for place, _ in group]
-        yield from zip(places, predictor.predict_list([picture for _, picture in group], [names[place] for place in places], len(group)))
+        found = predictor.predict_list([picture for _, picture in group], [names[place] for place in places], len(group), keep_errors=True)
+        yield from zip(places, found)
 
 # %% ../nbs/45_folders.ipynb #de55fba0
 def open_folder(

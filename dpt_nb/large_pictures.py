@@ -208,13 +208,13 @@ def window_size(
     overlap: float,  # share of a window
 ) -> tuple[int, int]:  # height and width, not larger than the picture
     "Raises `WindowError` for a window or an overlap that is none."
-    height, width = (window, window) if isinstance(window, int) else window or predictor.sizing.native
+    height, width = (window, window) if isinstance(window, int) else window or predictor.policy.window
     if min(height, width) < 1 or not 0 <= overlap < 0.9:
         raise WindowError(f"Found a window of {height}×{width} pixels and an overlap of {overlap}; expected at least 1 pixel, and an overlap from 0 to below 0.9.")
     return min(height, source.height), min(width, source.width)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def window_maps(
     predictor: Predictor,  # looks through the windows
     source: LargePicture,  # the picture
@@ -270,7 +270,7 @@ def windows(
         if out is not None and several:
             Path(out).mkdir(parents=True, exist_ok=True)
             source.spool(files.enter_context(tempfile.TemporaryDirectory(dir=out, prefix=".windows-")))
-        small = self.predict(source.shrunk(self.seen_size(*size))) if align and several else {}
+        small = self.predict(source.shrunk(self.input_size(*size))) if align and several else {}
         guides = {head: values for head, values in small.items() if head != "label"}
         maps = window_maps(self, source, places, guides, batch or (1 if self.device.type == "cpu" else 8))
         results = map_files(heads, size, out, name, files)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from .images import ImageError, colour_depth, colour_label, depth_range, label_palette, label_patches, map_array
 from .images import open_picture, read_label, whole_file, write_label
-from .inference import Prediction, draw_map, resize_image, thinned
+from .inference import Prediction, check_finite, draw_map, resize_image, thinned
 
 # %% ../nbs/43_outputs.ipynb #4fd70266
 def row_strips(
@@ -46,13 +46,14 @@ def as_16_bits(
     values: torch.Tensor,  # `(1, H, W)` or `(H, W)`, not negative
     scale: float,  # stored units per unit of the map
     path: str | Path,  # for the error
+    below_zero: bool = False,  # what is below 0 becomes 0
 ) -> Iterator[np.ndarray]:  # `(rows, W)` uint16, strip by strip; what was above 0 is at least 1
     "Raises `ImageError` for values that 16 bits at this scale do not hold."
     plane = map_array(values, "map")
     for rows in row_strips(len(plane)):
         part = plane[rows].astype(np.float64)
-        if not np.isfinite(part).all() or part.min() < 0:
-            raise ImageError(f"The map for {path} has negative, NaN or infinite values, and 0 or more was expected: write npy or pfm to keep them.")
+        if not np.isfinite(part).all() or (part.min() < 0 and not below_zero):
+            raise ImageError(f"The map for {path} has negative, NaN or infinite values, and 0 or more was expected: write npy or pfm to keep negative ones.")
         part = np.where(part > 0, np.maximum(np.round(part * scale), 1), 0)
         if part.max() > 65535:
             raise ImageError(f"The largest value for {path} is {part.max() / scale:g}, and 16 bits at scale={scale:g} end at {65535 / scale:g}: write npy or pfm to keep it.")
@@ -101,7 +102,8 @@ def write_scaled(
     "Write a 16-bit PNG that says its scale, whole or not at all. Raises `ImageError` for values that no such file holds."
     scale = scale or map_scale(head, float(values.max()))
     words = dict(quantity=head, unit=UNITS[head], scale=repr(scale), Description=f"{head} = value / {scale!r}; 0 = nothing")
-    write_png(path, tuple(values.shape[-2:]), as_16_bits(values, scale, path), words)
+    # A cubic on the way back overshoots: relative inverse depth dips below 0, which is the farthest there is
+    write_png(path, tuple(values.shape[-2:]), as_16_bits(values, scale, path, below_zero=head == "inverse_depth"), words)
     return scale
 
 
@@ -268,6 +270,8 @@ def write_numbers(
         write_label(f"{stem}.png", values, palette_for(prediction))
     elif "png" in outputs:
         facts["scale"] = write_scaled(f"{stem}.png", head, values)
+        if below := int((values < 0).sum()):
+            facts["below_zero"] = below  # pixels that the 16-bit file holds as 0
     if "npy" in outputs:
         write_npy(f"{stem}.npy", values.byte() if head == "label" else values)
     if f"{stem.name}.pfm" in files:
@@ -302,6 +306,7 @@ def save(
 ) -> dict:  # what was written: for each head file, scale, smallest and largest value, pictures
     "Write every map as numbers and as pictures. Raises `OutputError` for an output that is none, and `ImageError` for values that no file can hold."
     outputs = check_outputs(tuple(outputs))
+    check_finite({head: values for head, values in self.maps.items() if values.is_floating_point()}, self.name)
     height, width = next(iter(self.maps.values())).shape[-2:]
     written = dict(source=self.name, height=height, width=width) | (dict(note=self.note) if self.note else {})
     for head in self.maps:
