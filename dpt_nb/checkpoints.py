@@ -740,9 +740,9 @@ def mmseg_notes(
     text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")
     numbers = {name: values for name in ("mean", "std") if (values := three_numbers(text, name)) is not None}
     test = text[text.find("test_pipeline") :] if "test_pipeline" in text else ""
-    scale = re.search(r"(?:img_scale|scale)\s*=\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)", test)
+    scale = re.search(r"(?:img_scale|scale)\s*=\s*\(\s*(\d+)\s*,\s*(\d+)\s*,?\s*\)", test)
     tested = dict(input_size=sorted(int(side) for side in scale.groups())) if scale and "keep_ratio=True" in test else {}
-    return dict(class_names=[str(name) for name in names]) | (numbers if len(numbers) == 2 else {}) | tested
+    return dict(class_names=[str(name).strip() for name in names]) | (numbers if len(numbers) == 2 else {}) | tested
 
 # %% ../nbs/16_checkpoints.ipynb #4272646e
 def habits(
@@ -861,7 +861,7 @@ def transformers_fields(
         arguments["num_heads"] = inner["num_attention_heads"]
     imagenet = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD) if kind == "dinov2" else {}
     return imagenet | transformers_normalisation(preprocessor) | transformers_feeding(preprocessor) | dict(
-        class_names=transformers_names(config) if "label" in described["heads"] else [],
+        class_names=transformers_names(config) if "label" in described["heads"] else [], fusion_doubles=config["model_type"] == "dpt",
         backbone_arguments=arguments, taps=transformers_taps(config, kind), image_size=[side, side] if isinstance(side, int) else list(side),
         layer_norm_eps=inner["layer_norm_eps"], positions="bicubic" if kind in ("dinov2", "beit") else "bilinear",
         normed_taps=kind == "dinov2" and inner["apply_layernorm"],

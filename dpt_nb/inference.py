@@ -32,7 +32,7 @@ def fit_size(
     width: int,  # of the picture, pixels
     native: tuple[int, int],  # height and width the network was trained at
     multiple: int,  # both sides become multiples of this, pixels
-    area: float = 4.0,  # at most this many times the native area
+    area: float = 8.0,  # at most this many times the native area
     method: str = "minimal",  # one of `INPUT_METHODS`
 ) -> tuple[int, int]:  # height and width for the network; of "short_side" and "original" before padding
     """The size at which an image is fed (isl-org/DPT and Depth Anything `transforms.py`, `Resize`; mmcv `imrescale`; the bound is ours).
@@ -72,6 +72,36 @@ def resize_policy(
     "How the images of a network are fed, as its config says."
     return ResizePolicy(tuple(config.input_size or config.image_size), config.input_multiple or patch, config.input_method)
 
+# %% ../nbs/40_inference.ipynb #9aaba42f
+def linear_weights(
+    length: int,  # of the side that is resized, pixels
+    wanted: int,  # pixels
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # `(wanted,)` each: first and second neighbour, and their weights in 2048ths
+    "OpenCV's `resize`, INTER_LINEAR."
+    places = (torch.arange(wanted, dtype=torch.float64, device=device) + 0.5) * (length / wanted) - 0.5
+    first = places.floor()
+    second_share = (places.float() - first.float()).where((first >= 0) & (first < length - 1), 0.0)
+    first = first.long().clamp(0, length - 1)
+    shares = [(share * 2048).round().int() for share in (1 - second_share, second_share)]
+    return first, (first + 1).clamp(max=length - 1), *shares
+
+
+def resize_bytes(
+    image: torch.Tensor,  # `(B, 3, H, W)` in [0, 1]
+    size: tuple[int, int],  # height and width
+) -> torch.Tensor:  # `(B, 3, *size)` in [0, 1], each value one of 256 levels
+    "As OpenCV resizes an image of bytes linearly."
+    levels, (height, width) = (image * 255).round().int(), image.shape[-2:]
+    if (height, width) == (2 * size[0], 2 * size[1]):
+        fours = levels.unflatten(-1, (-1, 2)).sum(-1).unflatten(-2, (-1, 2)).sum(-2)
+        return ((fours + 2) >> 2).to(image.dtype) / 255
+    left, right, left_share, right_share = linear_weights(width, size[1], image.device)
+    across = levels[..., left] * left_share + levels[..., right] * right_share
+    above, below, above_share, below_share = linear_weights(height, size[0], image.device)
+    parts = [(share[:, None] * (across[..., rows, :] >> 4)) >> 16 for rows, share in ((above, above_share), (below, below_share))]
+    return ((sum(parts) + 2) >> 2).to(image.dtype) / 255
+
 # %% ../nbs/40_inference.ipynb #bdd3201d
 class Resizing(NamedTuple):
     "By which interpolation an image comes to the network's size, and an answer back: arguments of `F.interpolate`."
@@ -79,6 +109,7 @@ class Resizing(NamedTuple):
     prediction: dict  # depth and inverse depth
     label: dict  # logits
     clamp: bool = False  # what overshoots [0, 1] on the way in is cut off
+    levels: bool = False  # what comes in is rounded to one of 256 levels, as a byte is
 
 
 CUBIC, LINEAR, ALIGNED = dict(mode="bicubic"), dict(mode="bilinear"), dict(mode="bilinear", align_corners=True)
@@ -87,9 +118,9 @@ RESIZINGS = {
     "isl-org": Resizing(CUBIC, CUBIC, CUBIC),
     "depth-anything": Resizing(CUBIC, ALIGNED, ALIGNED),
     "depth-anything-v1": Resizing(CUBIC, LINEAR, LINEAR),
-    "mmseg": Resizing(LINEAR, ALIGNED, LINEAR),
-    "transformers": Resizing(dict(mode="bicubic", antialias=True), CUBIC, LINEAR, clamp=True),
-    "transformers-bilinear": Resizing(dict(mode="bilinear", antialias=True), CUBIC, LINEAR, clamp=True),
+    "mmseg": Resizing(LINEAR, LINEAR, LINEAR, levels=True),
+    "transformers": Resizing(dict(mode="bicubic", antialias=True), CUBIC, LINEAR, clamp=True, levels=True),
+    "transformers-bilinear": Resizing(dict(mode="bilinear", antialias=True), CUBIC, LINEAR, clamp=True, levels=True),
 }
 
 
@@ -102,8 +133,11 @@ def resize_image(
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     way = RESIZINGS[resizing]
+    if resizing == "mmseg":
+        return resize_bytes(image, size)
     resized = F.interpolate(image, size=size, **way.image)
-    return resized.clamp(0, 1) if way.clamp else resized
+    resized = resized.clamp(0, 1) if way.clamp else resized
+    return (resized * 255).round() / 255 if way.levels else resized
 
 
 def resize_prediction(
@@ -327,11 +361,10 @@ def pass_through(
     fed = self.padded(seen)
     fed = fed.contiguous(memory_format=self.memory_format) if self.memory_format == torch.channels_last else fed
     with torch.autocast(self.device.type, half) if half else nullcontext():
-        maps = self.network(fed)
-    maps = {head: resize_prediction(values.float(), size, head, self.resizing) for head, values in maps.items()}
+        maps = self.network(fed) if fed.shape == seen.shape else self.network(fed, size)
     if self.depth_range is not None and "depth" in maps:
         maps["depth"] = maps["depth"].clamp(*self.depth_range)
-    return maps
+    return {head: resize_prediction(values.float(), size, head, self.resizing) for head, values in maps.items()}
 
 
 @patch

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .images import ImageError, array_to_image, open_picture, picture_colours, tensor_to_image, to_image, whole_file
-from .inference import Prediction, Predictor, aligned_to, line_onto, resize_image
+from .inference import Prediction, PredictionError, Predictor, aligned_to, line_onto, resize_image
 
 # %% ../nbs/42_large_pictures.ipynb #d1ce9bca
 class WindowError(ValueError):
@@ -221,11 +221,15 @@ def window_maps(
     places: list[tuple[int, int, int, int]],  # top, left, height, width of each window, pixels
     guides: dict[str, torch.Tensor],  # head → the small prediction of the whole; empty: no alignment
     batch: int,  # windows that pass through the network together
+    name: str,  # of the image, for the error
 ) -> Iterator[dict[str, torch.Tensor]]:  # head → `(C, h, w)` of one window after the other, aligned
     "What the network says of each window."
     for start in range(0, len(places), batch):
         chosen = places[start : start + batch]
-        maps = predictor.predict(torch.stack([source.crop(*place) for place in chosen]))
+        try:
+            maps = predictor.predict(torch.stack([source.crop(*place) for place in chosen]))
+        except PredictionError as error:
+            raise PredictionError(f"{name}, window at row {chosen[0][0]} and column {chosen[0][1]}: {error}") from None
         for index, place in enumerate(chosen):
             points = tuple(min(32, side) for side in place[2:])
             guide = {head: guide_for(whole, (source.height, source.width), place, points) for head, whole in guides.items()}
@@ -272,7 +276,7 @@ def windows(
             source.spool(files.enter_context(tempfile.TemporaryDirectory(dir=out, prefix=".windows-")))
         small = self.predict(source.shrunk(self.input_size(*size))) if align and several else {}
         guides = {head: values for head, values in small.items() if head != "label"}
-        maps = window_maps(self, source, places, guides, batch or (1 if self.device.type == "cpu" else 8))
+        maps = window_maps(self, source, places, guides, batch or (1 if self.device.type == "cpu" else 8), name)
         results = map_files(heads, size, out, name, files)
         bar = files.enter_context(tqdm(total=len(places), unit="window", disable=not progress or not several))
         for head, top, left, block in blend(maps, size, shape, rows, columns):

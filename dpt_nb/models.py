@@ -103,6 +103,7 @@ class DPTConfig:
     layer_norm_eps: float | None = None  # of the backbone's blocks; None is timm's
     standardised_eps: float | None = None  # of the hybrid's ResNet, beside the deviation of its weights; None is timm's, beside their variance
     residual_bias: bool | None = None  # of the residual conv units; None: exactly where no batch norm follows
+    fusion_doubles: bool = False  # fusion steps double odd grids too, and levels are resized to them: mmsegmentation, transformers' DPT
     input_size: list | None = None  # height and width at which images are fed, pixels; None: `image_size`
     input_multiple: int | None = None  # both sides of what is fed are multiples of this, pixels; None: the patch
     input_method: str = "minimal"  # how an image comes to that size, one of `INPUT_METHODS`
@@ -134,7 +135,7 @@ class DPT(nn.Module, PyTorchModelHubMixin, library_name="dpt_nb", tags=["depth-e
             Reassemble(info["channels"], channels, config.features, factor, config.readout, info["kind"])
             for info, channels, factor in zip(infos, config.channels, factors)
         )
-        self.decoder = Decoder(config.features, config.batch_norm, bias=config.residual_bias)
+        self.decoder = Decoder(config.features, config.batch_norm, bias=config.residual_bias, doubles=config.fusion_doubles)
         self.heads = nn.ModuleDict({name: build_head(name, config.features, arguments) for name, arguments in config.heads.items()})
         label = config.heads.get("label", {})
         self.auxiliary = build_head("label", config.features, label | dict(step=-2)) if label.get("auxiliary") else None
@@ -144,9 +145,15 @@ class DPT(nn.Module, PyTorchModelHubMixin, library_name="dpt_nb", tags=["depth-e
     def forward(
         self,
         image: torch.Tensor,  # `(B, 3, H, W)` float, RGB in [0, 1]; H and W multiples of the patch
-    ) -> dict[str, torch.Tensor]:  # one entry a head at the picture's size; in training also `label_auxiliary`
-        fused = self.look(image)["fused"]
-        predictions = {name: head(fused, tuple(image.shape[-2:])) for name, head in self.heads.items()}
+        unpadded: tuple[int, int] | None = None,  # height and width before padding: labels come at that size, depth as the decoder gives it
+    ) -> dict[str, torch.Tensor]:  # one entry a head at the image's size, where nothing was padded; in training also `label_auxiliary`
+        fused, size = self.look(image)["fused"], tuple(image.shape[-2:])
+        doubled = tuple(2 * side for side in fused[-1].shape[-2:]) if self.config.fusion_doubles else size
+        predictions = {}
+        for name, head in self.heads.items():
+            values = head(fused, unpadded or size) if name == "label" else head(fused, doubled)
+            fits = name == "label" or unpadded or doubled == size
+            predictions[name] = values if fits else F.interpolate(values, size=size, mode="bilinear", align_corners=False)
         if self.training and self.auxiliary is not None:
             predictions["label_auxiliary"] = self.auxiliary(fused)
         return predictions
@@ -229,8 +236,8 @@ TEST_PIPELINES = {  # project → fields of a config: how its test script or tes
     "isl-org": dict(input_multiple=32, resizing="isl-org"),
     "depth-anything": dict(input_method="lower_bound", resizing="depth-anything"),
     "depth-anything-v1": dict(input_method="lower_bound", resizing="depth-anything-v1"),
-    "toolbox": dict(input_size=[352, 1216], input_method="original", resizing="mmseg"),
-    "mmseg": dict(input_size=[512, 2048], input_method="short_side", resizing="mmseg"),
+    "toolbox": dict(input_size=[352, 1216], input_method="original", resizing="mmseg", fusion_doubles=True),
+    "mmseg": dict(input_size=[512, 2048], input_method="short_side", resizing="mmseg", fusion_doubles=True),
 }
 INPUT_SIZES = {  # name of a model → height and width that its authors feed, where that is not its grid
     "dpt_hybrid_kitti": [352, 1216], "dpt_hybrid_nyu": [480, 640], "dpt_large_ade20k": [480, 480], "dpt_hybrid_ade20k": [480, 480],
@@ -242,13 +249,13 @@ NAMED = {
         backbone="vit_tiny_patch16_224", taps=["stages.0", "stages.1", 1, 3], channels=[64, 128, 192, 192], features=32,
         image_size=[96, 128], backbone_arguments=dict(depth=4, resnet=dict(layers=[2, 2, 2], channels=[64, 128, 256])),
     ),
-    "dpt_base": dict(backbone="vit_base_patch16_384", taps=[2, 5, 8, 11], channels=[96, 192, 384, 768]),
+    "dpt_base": dict(backbone="vit_base_patch16_384", taps=[2, 5, 8, 11], channels=[96, 192, 384, 768], input_multiple=32),
     "dpt_large": dict(backbone="vit_large_patch16_384", taps=[5, 11, 17, 23], channels=[256, 512, 1024, 1024]),
     "dpt_hybrid": dict(
         backbone="vit_base_r50_s16_384", taps=["stages.0", "stages.1", 8, 11], channels=[256, 512, 768, 768], standardised_eps=1e-5,
     ),
 }
-NAMED |= {name: NAMED[name] | TEST_PIPELINES["isl-org"] for name in ("dpt_base", "dpt_large", "dpt_hybrid")}
+NAMED |= {name: NAMED[name] | TEST_PIPELINES["isl-org"] for name in ("dpt_large", "dpt_hybrid")}  # of dpt_base nobody published weights
 NAMED["dpt_tiny_scenes"] = NAMED["dpt_tiny"] | dict(
     heads={"depth": dict(output="exp", hidden=16), "label": dict(classes=21)}, class_names=[*classes("rooms"), *classes("streets")],
 )
@@ -289,7 +296,7 @@ SWIN_TAPS = ["layers.0", "layers.1", "layers.2", "layers.3"]
 NAMED |= {
     "dpt_beit_large_512": NAMED["dpt_large"] | dict(backbone="beit_large_patch16_512", image_size=[512, 512]),
     "dpt_beit_large_384": NAMED["dpt_large"] | dict(backbone="beit_large_patch16_384"),
-    "dpt_beit_base_384": NAMED["dpt_base"] | dict(backbone="beit_base_patch16_384"),
+    "dpt_beit_base_384": NAMED["dpt_base"] | TEST_PIPELINES["isl-org"] | dict(backbone="beit_base_patch16_384"),
     "dpt_swin2_large_384": dict(backbone="swinv2_large_window12to24_192to384", channels=[192, 384, 768, 1536]),
     "dpt_swin2_base_384": dict(backbone="swinv2_base_window12to24_192to384", channels=[128, 256, 512, 1024]),
     "dpt_swin2_tiny_256": dict(backbone="swinv2_tiny_window16_256", channels=[96, 192, 384, 768], image_size=[256, 256]),
@@ -699,7 +706,7 @@ def with_test_pipeline(
         return found
     if project := mmseg_pipeline(found["heads"]):
         return TEST_PIPELINES[project] | found
-    plain = lambda config: {key: value for key, value in asdict(config).items() if key not in (*FEEDING, "class_names")}
+    plain = lambda config: {key: value for key, value in asdict(config).items() if key not in (*FEEDING, "class_names", "fusion_doubles")}
     counted = lambda fields: json.dumps(fields | dict(heads={head: kind | ({"classes": 0} if head == "label" else {}) for head, kind in fields["heads"].items()}))
     mine = counted(plain(DPTConfig(**found)))
     for name in NAMED:

@@ -16,7 +16,7 @@ from PIL import Image
 from dpt_nb.commands import main
 from dpt_nb.folders import predict_files, read_predictions
 from dpt_nb.images import read_image, write_image
-from dpt_nb.inference import Predictor, fit_size, official_sizing
+from dpt_nb.inference import Predictor, fit_size, resize_policy
 from dpt_nb.models import config_for, create_model
 from dpt_nb.outputs import read_map
 from dpt_nb.point_clouds import read_ply
@@ -62,10 +62,10 @@ def official_resize(height, width, target_height, target_width, multiple, method
 
 @pytest.mark.parametrize("name, patch", [("dpt_large", 16), ("dpt_hybrid_kitti", 16), ("dpt_hybrid_nyu", 16), ("dpt_large_ade20k", 16), ("dpt_beit_large_512", 16), ("depth_anything_v2_small", 14)])
 def test_published_networks_see_pictures_at_their_authors_sizes(name, patch):
-    native, multiple, method = official_sizing(config_for(name), patch)
+    native, multiple, method = resize_policy(config_for(name), patch)
     for height, width in [(375, 1242), (480, 640), (640, 480), (512, 683), (1080, 1920), (500, 375), (384, 384), (768, 1024), (333, 500)]:
         official = official_resize(height, width, *native, multiple, method)
-        if official[0] * official[1] <= 4 * native[0] * native[1]:  # the bound is ours
+        if official[0] * official[1] <= 8 * native[0] * native[1]:  # the bound is ours
             assert fit_size(height, width, native, multiple, method=method) == official, (name, height, width)
 
 
