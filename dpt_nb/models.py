@@ -75,6 +75,11 @@ def check_numbers(
         size = getattr(config, name)
         if not is_size(size) and not (size is None and name == "input_size"):
             raise ConfigError(f"{name} is {size}, and has to be a height and a width in pixels, such as [384, 384].")
+    for head, arguments in config.heads.items():
+        for name in ("min_depth", "max_depth", "scale", "shift"):
+            value = arguments.get(name, 1.0)
+            if not number(value) or value < 0 or (value == 0 and name in ("max_depth", "scale")):
+                raise ConfigError(f"{name} of the head {head!r} is {value}, and has to be a finite number, above 0 (a smallest depth or a shift may be 0).")
     if config.input_method not in INPUT_METHODS:
         raise ConfigError(f"input_method is {config.input_method!r}, and has to be one of {', '.join(INPUT_METHODS)}.")
     if config.input_multiple is not None and not (isinstance(config.input_multiple, int) and config.input_multiple > 0):

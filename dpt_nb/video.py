@@ -507,7 +507,7 @@ def steady(
     return torch.where(known, mean.clamp(min=0) if ends_at_zero else mean, values)
 
 # %% ../nbs/46_video.ipynb #18f0eacf
-@torch.inference_mode()
+@torch.no_grad()
 def film_maps(
     predictor: Predictor,
     frames: Iterable[FilmFrame],  # all of one size
@@ -548,7 +548,7 @@ def film_predictions(
                 f"The {broken[0]} predicted for frame {frame.number} of {film.path} holds NaN or infinite values, and "
                 "finite ones were expected: try --precision float32, and see whether the weights are damaged."
             )
-        with torch.inference_mode():
+        with torch.no_grad():
             maps = smoother(frame.image[None].to(predictor.device), maps)
         own = {head: values[0].cpu() for head, values in maps.items()}
         yield frame, predictor.prediction(frame.image, own, f"{name}-{frame.number:06d}")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from dpt_nb.inference import Predictor, fit_size, resize_policy
 from dpt_nb.models import config_for, create_model
 from dpt_nb.outputs import read_map
 from dpt_nb.point_clouds import read_ply
-from dpt_nb.scenes import random_scene, render
+from dpt_nb.scenes import classes, random_scene, render
 from dpt_nb.video import VideoWriter, read_video
 
 
@@ -29,7 +30,8 @@ def saved(tmp_path_factory):
     "A saved model with a head for metres and one for labels."
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model") / "model"
-    create_model("dpt_tiny", heads={"depth": dict(output="exp"), "label": dict(classes=12)}).save_pretrained(folder)
+    heads = {"depth": dict(output="exp"), "label": dict(classes=12)}
+    create_model("dpt_tiny", heads=heads, class_names=list(classes("rooms"))).save_pretrained(folder)
     return folder
 
 
@@ -186,3 +188,29 @@ def test_a_picture_of_12000_by_9000_in_less_than_3_gb(saved, tmp_path):
     assert Image.open(tmp_path / "predictions" / "large-depth-colour.png").size == (12000, 9000)
     assert json.loads((tmp_path / "predictions" / "predictions.json").read_text())[0]["width"] == 12000
     assert np.load(tmp_path / "predictions" / "large-depth.npy", mmap_mode="r").shape == (9000, 12000)
+
+
+def test_names_of_classes_come_with_the_weights_and_are_not_guessed(rooms, tmp_path):
+    torch.manual_seed(0)
+    nameless = create_model("dpt_tiny", heads={"label": dict(classes=12)})  # as many as a room has
+    nameless.save_pretrained(tmp_path / "nameless")
+    for model, names in [(tmp_path / "nameless", []), ("dpt_tiny_scenes", [*classes("rooms"), *classes("streets")])]:
+        command_here("dpt_predict", rooms / "00.png", "--model", model, "--out", tmp_path / Path(model).name, folder=tmp_path, check=0)
+        entry, = read_predictions(tmp_path / Path(model).name)
+        assert entry["label"]["classes"] == names
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--size", "100x128"], "multiples of the patch, 16 pixels. The nearest is 96×128"), (["--size", "96"], "such as 384x512"), (["--resizing", "nearest"], "no resizing called 'nearest'"),
+])
+def test_a_size_that_cannot_be_is_refused_before_anything_is_written(saved, rooms, tmp_path, words, sentence):
+    done = command_here("dpt_predict", rooms / "00.png", "--model", saved, "--out", tmp_path / "out", *words, folder=tmp_path, check=1)
+    assert sentence in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_the_size_and_the_interpolation_that_are_asked_for_are_used(saved, rooms, tmp_path):
+    from dpt_nb.models import DPT
+
+    command_here("dpt_predict", rooms / "00.png", "--model", saved, "--out", tmp_path / "out", "--size", "192x256", "--resizing", "isl-org", "--outputs", "npy", folder=tmp_path, check=0)
+    wanted = Predictor(DPT.from_pretrained(saved), "cpu", size=(192, 256), resizing="isl-org").predict(read_image(rooms / "00.png")[None])["depth"][0]
+    assert torch.allclose(read_map(tmp_path / "out" / "00-depth.npy"), wanted, atol=1e-5)
