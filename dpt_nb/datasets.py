@@ -344,7 +344,7 @@ def usual_scale(
     depths: list[Path],  # the depth files of a data set
     given: float | None,  # stored units per metre, where the user says so
 ) -> float:  # stored units per metre
-    "One scale for all files: as given, else 1 for floating-point arrays, 1000 for whole numbers. Raises `DatasetError` for files of both kinds."
+    "As given, or 1 for floating-point arrays, else 1000. Raises `DatasetError` for files of both kinds."
     arrays = [path for path in depths if path.suffix.lower() == ".npy"]
     whole = [path for path in depths if path.suffix.lower() != ".npy"]
     try:  # the header alone; a file that cannot be read is named when its sample is
@@ -353,8 +353,8 @@ def usual_scale(
         floating = not whole
     if floating and whole:
         raise DatasetError(
-            f"{whole[0]} holds whole numbers and {arrays[0]} floating-point ones, so one depth scale for both cannot be "
-            f"right: {len(whole)} files against {len(arrays)}. Convert one kind into the other, or keep them in two folders."
+            f"{whole[0]} holds whole numbers and {arrays[0]} floating-point ones, so one depth scale for both "
+            f"cannot be right: {len(whole)} files against {len(arrays)}. Convert one kind, or keep them in two folders."
         )
     return float(given) if given is not None else 1.0 if floating else 1000.0
 
@@ -372,7 +372,10 @@ def label_lookup(
                 raise ValueError
             table[int(stored)] = int(index)
     except (AttributeError, TypeError, ValueError):
-        raise DatasetError(f"label_map is {label_map!r}, and pairs such as {{0: 0, 255: 1}} were expected: stored number and class index, both from 0 to 255.") from None
+        raise DatasetError(
+            f"label_map is {label_map!r}, and pairs such as {{0: 0, 255: 1}} were expected: "
+            "stored number and class index, both from 0 to 255."
+        ) from None
     return table
 
 
@@ -384,9 +387,12 @@ def map_labels(
     "Stored numbers as classes. Raises `DatasetError` for a number that the map does not name."
     mapped = table[stored]
     if (unknown := stored[mapped < 0]).numel():
+        named = [str(number) for number in range(256) if table[number] >= 0]
         raise DatasetError(
-            f"{path} holds the number {unknown[0].item()}, and label_map names {', '.join(map(str, (table >= 0).nonzero()[:, 0].tolist()))}. "
-            "Name it too, with 255 as its class if it is to be ignored.", "label out of range")
+            f"{path} holds the number {unknown[0].item()}, and label_map names {', '.join(named)}. "
+            "Name it too, with 255 as its class if it is to be ignored.",
+            "label out of range",
+        )
     return mapped
 
 # %% ../nbs/31_datasets.ipynb #a1e6c016
@@ -491,14 +497,15 @@ class Folder(FileDataset):
         self,
         root: str | Path,  # see `FOLDER_TREE`
         split: str = "train",  # "train" or "held_out"
-        depth_scale: float | None = None,  # stored units per metre, in both splits; None: 1000 in PNG, 1 in floating-point arrays
+        depth_scale: float | None = None,  # stored units per metre; None: 1000 in PNG, 1 in floating-point arrays
         inverse: bool = False,  # the depth files hold inverse depth (larger is nearer), in no unit
-        held_out: float = 0.1,  # fraction that is held out, where neither folders nor list say which; the same in both splits
-        label_map: dict | None = None,  # stored number → class index, such as {0: 0, 255: 1} for a mask; None: as they are
+        held_out: float = 0.1,  # fraction that is held out, in both splits, where neither folders nor list say which
+        label_map: dict | None = None,  # stored number → class index, as {0: 0, 255: 1} for a mask; None: as stored
     ):
         self.root, self.label_lookup = Path(root), label_lookup(label_map)
         number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
-        if split not in ("train", "held_out") or not isinstance(inverse, bool) or not number(held_out) or not 0 <= held_out <= 1 or not (depth_scale is None or number(depth_scale) and 0 < depth_scale < math.inf):
+        known = split in ("train", "held_out") and isinstance(inverse, bool) and number(held_out) and 0 <= held_out <= 1
+        if not known or not (depth_scale is None or number(depth_scale) and 0 < depth_scale < math.inf):
             raise DatasetError(f"folder: found split={split!r}, depth_scale={depth_scale!r}, inverse={inverse!r}, held_out={held_out!r}. Choose split from train, held_out; a depth_scale above 0; inverse from true, false; held_out from 0 to 1.")
         self.classes = read_names(self.need(self.root) / "classes.txt") if (self.root / "classes.txt").is_file() else ()
         entries = folder_entries(self, split, held_out)
@@ -606,7 +613,9 @@ def published_name(self: FileDataset, entry: Entry) -> str | None:
 def sample_keys(self: FileDataset) -> list[tuple[str, set]]:  # for each sample: its image's path, and keys
     "Two samples with a key in common are the same, or share a file."
     of_image, found = file_keys(entry.image for entry in self.entries), []
-    truth = {entry.depth.parent for entry in self.entries if entry.depth} | {entry.label.parent for entry in self.entries if entry.label}
+    truth = {entry.depth.parent for entry in self.entries if entry.depth} | {
+        entry.label.parent for entry in self.entries if entry.label
+    }
     place = {folder: os.path.realpath(folder) for folder in truth}
     for entry in self.entries:
         keys = {os.path.join(place[path.parent], path.name) for path in (entry.depth, entry.label) if path}
@@ -646,7 +655,9 @@ def shared_samples(
     return [(index, name, twin) for index, name, twin in found if twin is not None]
 
 
-def depth_scales(dataset: Dataset) -> dict[tuple, float]:  # (what a set is called, where it is, its kind of depth file) → scale
+def depth_scales(
+    dataset: Dataset,
+) -> dict[tuple, float]:  # (what a set is called, where it is, its kind of depth file) → scale
     "The stored units per metre of a data set, or of a mixture's parts."
     if hasattr(dataset, "datasets"):
         return {key: scale for part in dataset.datasets for key, scale in depth_scales(part).items()}
@@ -663,23 +674,37 @@ def check_splits(
     if shared := shared_samples(train, held_out):
         some = ", ".join(name if name == twin else f"{name} (there as {twin})" for _, name, twin in shared[:3])
         raise DatasetError(
-            f"{len(shared)} of the {len(held_out)} samples of the validation split are in the training split too: {some}"
-            f"{', …' if len(shared) > 3 else ''}. Give both splits the same fraction held_out, or take these out of one of them.",
-            "in both splits")
+            f"{len(shared)} of the {len(held_out)} samples of the validation split are in the training split too: "
+            f"{some}{', …' if len(shared) > 3 else ''}. "
+            "Give both splits the same fraction held_out, or take these out of one.",
+            "in both splits",
+        )
     names = [tuple(dataset.classes) for dataset in (train, held_out) if "label" in dataset.gives and dataset.classes]
     if len(set(names)) > 1:
         first = next(index for index, pair in enumerate(zip_longest(*names)) if pair[0] != pair[1])
+        there, here = (repr(each[first]) if first < len(each) else "none" for each in names)
         raise DatasetError(
-            f"The training split has {len(names[0])} classes and the validation split {len(names[1])}, and class {first} "
-            f"is {' there and '.join(repr(each[first]) if first < len(each) else 'none' for each in names)} here. Open both with the same.")
+            f"The training split has {len(names[0])} classes and the validation split {len(names[1])}, and class "
+            f"{first} is {there} there and {here} here. Open both with the same."
+        )
     scales, other = depth_scales(train), depth_scales(held_out)
     if unlike := [key for key in scales if other.get(key, scales[key]) != scales[key]]:
         raise DatasetError(
-            f"{unlike[0][1]}: depth is read with {scales[unlike[0]]:g} stored units per metre in the training split and "
-            f"{other[unlike[0]]:g} in the validation split. Give both the same depth_scale.")
+            f"{unlike[0][1]}: depth is read with {scales[unlike[0]]:g} stored units per metre in the training split "
+            f"and {other[unlike[0]]:g} in the validation split. Give both the same depth_scale."
+        )
 
 # %% ../nbs/31_datasets.ipynb #c6b369c9
-SHARED_OPTIONS = ("held_out", "depth_scale", "inverse", "label_map", "benchmark", "classes", "labels", "joint")  # the same in both splits
+SHARED_OPTIONS = (
+    "held_out",
+    "depth_scale",
+    "inverse",
+    "label_map",
+    "benchmark",
+    "classes",
+    "labels",
+    "joint",
+)  # the same in both splits
 STATED_OPTIONS = ("layout", "release", "root")  # may differ, when both are said
 
 
@@ -687,20 +712,31 @@ def shared_options(
     train: dict,  # options of the training split
     held_out: dict,  # options of the validation split
 ) -> tuple[dict, dict]:  # the same, completed
-    "Options of two splits of one data set. Raises `DatasetError` for two values of what has to be one, and for a layout that only one split states."
-    if "sets" in train or "sets" in held_out:  # a mixture: its own options belong to each split, those of its sets are shared
+    "Options of a set's two splits. Raises `DatasetError` for two values where one is needed, and for a layout said once."
+    if (
+        "sets" in train or "sets" in held_out
+    ):  # a mixture: its own options belong to each split, those of its sets are shared
         pair = [dict(options.get("sets") or {}) for options in (train, held_out)]
         for name in pair[0].keys() & pair[1].keys():
             pair[0][name], pair[1][name] = shared_options(pair[0][name], pair[1][name])
-        return tuple(options | dict(sets=sets) if "sets" in options else options for options, sets in zip((train, held_out), pair))
+        return tuple(
+            options | dict(sets=sets) if "sets" in options else options
+            for options, sets in zip((train, held_out), pair)
+        )
     if "root" in train and "root" in held_out and str(train["root"]) != str(held_out["root"]):
         return train, held_out  # two folders, each with ways of its own
     for name in STATED_OPTIONS:
         if (name in train) != (name in held_out):
             said, silent = ("training", "validation") if name in train else ("validation", "training")
-            raise DatasetError(f"{name}={(train | held_out)[name]!r} is given for the {said} split only. Say it for the {silent} split, too: the same, or another.")
+            raise DatasetError(
+                f"{name}={(train | held_out)[name]!r} is given for the {said} split only. "
+                f"Say it for the {silent} split, too: the same, or another."
+            )
     for name in SHARED_OPTIONS:
         if name in train and name in held_out and str(train[name]) != str(held_out[name]):
-            raise DatasetError(f"{name} is {train[name]!r} for the training split and {held_out[name]!r} for the validation split, and has to be one for both. Give it once; it holds for both.")
+            raise DatasetError(
+                f"{name} is {train[name]!r} for the training split and {held_out[name]!r} for the validation split, "
+                "and has to be one for both. Give it once; it holds for both."
+            )
     common = {name: value for name, value in (train | held_out).items() if name in SHARED_OPTIONS}
     return train | common, held_out | common

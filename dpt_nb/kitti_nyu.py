@@ -443,7 +443,9 @@ def published_name(self: NYULabeled, entry: Entry) -> str:
 def published_name(self: NYUSync, entry: Entry) -> str | None:
     "The same for a frame that was taken from there; None for frames of the films."
     number = re.fullmatch(r"rgb_(\d{5})", entry.image.stem)
-    return f"NYUv2 labeled {int(number[1]) + 1}" if number and re.fullmatch("[a-z_]+", entry.image.parent.name) else None
+    return (
+        f"NYUv2 labeled {int(number[1]) + 1}" if number and re.fullmatch("[a-z_]+", entry.image.parent.name) else None
+    )
 
 # %% ../nbs/32_kitti_nyu.ipynb #f3327976
 def make_nyu(
