@@ -354,28 +354,26 @@ def near_duplicates(
     "Validation images that are training images, compressed with loss or resized: the three most alike are compared."
     if not train.fingerprints or not held_out.fingerprints:
         return []
-    indices, thumbnails, found = list(train.fingerprints), all_thumbnails(train), []
-    squares = thumbnails.square().sum(1)
-    shape = torch.tensor([each.height / each.width for each in train.fingerprints.values()]).log()
-    for (index, image), own in zip(held_out.fingerprints.items(), all_thumbnails(held_out)):
-        apart = ((squares - 2 * thumbnails @ own + own.square().sum()).clamp(min=0) / len(own)).sqrt()
-        apart[(shape - math.log(image.height / image.width)).abs() > 0.03] = (
-            math.inf
-        )  # the proportions of another image
-        nearest = [
-            near for near in apart.topk(min(3, len(apart)), largest=False).indices.tolist() if apart[near] <= tolerance
-        ]
-        for near in (indices[place] for place in nearest):
-            if same_detail(pair[1][index]["image"], pair[0][near]["image"]):
-                found.append((index, image.path, train.fingerprints[near].path))
-                break
+    (names, of_train), (places, of_held_out), found = all_thumbnails(train), all_thumbnails(held_out), []
+    sides = ([each.height / each.width for each in check.fingerprints.values()] for check in (train, held_out))
+    slant = [torch.tensor(ratios).log() for ratios in sides]
+    for first in range(0, len(places), 64):
+        apart = torch.cdist(of_held_out[first : first + 64], of_train) / of_train.shape[1] ** 0.5
+        apart[(slant[1][first : first + 64, None] - slant[0]).abs() > 0.03] = math.inf  # an image of other proportions
+        for index, row in zip(places[first : first + 64], apart):
+            nearest = row.topk(min(3, len(names)), largest=False).indices
+            near = [names[place] for place in nearest if row[place] <= tolerance]
+            twin = next((each for each in near if same_detail(pair[1][index]["image"], pair[0][each]["image"])), None)
+            if twin is not None:
+                found.append((index, held_out.fingerprints[index].path, train.fingerprints[twin].path))
     return found
 
 
-def all_thumbnails(check: Check) -> torch.Tensor:  # `(N, 768)` float32, 0 to 255
+def all_thumbnails(check: Check) -> tuple[list[int], torch.Tensor]:  # indices of samples; `(N, 768)` float32, 0 to 255
     "The thumbnails of a split's images, one a row."
     joined = bytearray(b"".join(each.thumbnail for each in check.fingerprints.values()))
-    return torch.frombuffer(joined, dtype=torch.uint8).view(len(check.fingerprints), -1).float()
+    thumbnails = torch.frombuffer(joined, dtype=torch.uint8).view(len(check.fingerprints), -1)
+    return list(check.fingerprints), thumbnails.float()
 
 
 def compare_checks(

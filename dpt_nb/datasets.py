@@ -6,8 +6,8 @@
 __all__ = ['SPLITS', 'DEPTH_SCALE', 'COLUMNS', 'FOLDER_TREE', 'SHARED_OPTIONS', 'STATED_OPTIONS', 'DatasetError', 'write_scene',
            'draw_scenes', 'looks', 'Scenes', 'read_about', 'Entry', 'FileDataset', 'camera_matrix', 'read_metres',
            'held_out_by_name', 'usual_scale', 'label_lookup', 'map_labels', 'files_below', 'paired', 'read_text',
-           'read_names', 'read_list', 'listed', 'Folder', 'folder_entries', 'draw', 'make_folder', 'file_keys',
-           'linked_keys', 'sample_keys', 'shared_samples', 'depth_scales', 'check_splits', 'shared_options']
+           'read_names', 'read_list', 'listed', 'Folder', 'folder_entries', 'draw', 'make_folder', 'list_folder',
+           'file_keys', 'other_keys', 'sample_keys', 'shared_samples', 'depth_scales', 'check_splits', 'shared_options']
 
 # %% ../nbs/31_datasets.ipynb #69a9d5b1
 import csv
@@ -16,7 +16,6 @@ import json
 import math
 import os
 import zipfile
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -570,35 +569,43 @@ def make_folder(
     return Path(root)
 
 # %% ../nbs/31_datasets.ipynb #b1cb8a7e
+def list_folder(
+    place: str,  # a folder
+) -> tuple[str, int, dict[str, int]]:  # path with all links followed, device, and name → inode of its plain files
+    "What a folder holds, asked once. Empty for a folder that is not there; links and folders are left out."
+    real = os.path.realpath(place)
+    try:
+        with os.scandir(real) as items:
+            return real, os.stat(real).st_dev, {item.name: item.inode() for item in items if not item.is_symlink()}
+    except OSError:
+        return real, 0, {}
+
+
 def file_keys(
-    paths: Iterable[Path],  # of files, or of parts of one file, as "all.mat/0001"
-) -> dict[Path, set]:  # path → keys; two paths of the same file have one in common
+    paths: Iterable[str | Path],  # of files, or of parts of one file, as "all.mat/0001"
+) -> list[set]:  # keys for each; two paths of the same file have one in common
     "What tells whether two files are the same. A file that is not there is known by its path."
-    found, below = {}, defaultdict(list)
-    for path in paths:
-        below[path.parent].append(path)
-    for folder, inside in below.items():
-        place = os.path.realpath(folder)
-        if os.path.isfile(place):  # many samples in one file
-            stat = os.stat(place)
-            found |= {path: {(stat.st_dev, stat.st_ino, path.name)} for path in inside}
-            continue
-        try:
-            device, listing = os.stat(place).st_dev, {item.name: item for item in os.scandir(place)}
-        except OSError:  # no such folder
-            listing = {}
-        for path in inside:
-            item = listing.get(path.name)
-            plain = item is not None and not item.is_symlink()
-            found[path] = {os.path.join(place, path.name), (device, item.inode())} if plain else linked_keys(path)
+    folders, found = {}, []
+    for place, name in (os.path.split(path) for path in paths):
+        if place not in folders:
+            folders[place] = list_folder(place)
+        real, device, inodes = folders[place]
+        if name in inodes:
+            found.append({real + os.sep + name, (device, inodes[name])})
+        else:
+            found.append(other_keys(os.path.join(real, name)))
     return found
 
 
-def linked_keys(path: Path) -> set:
-    "The keys of one file by itself: a link, or a name that the folder does not list in this case."
+def other_keys(
+    path: str,  # in no listing
+) -> set:
+    "The keys of a link, of a file that its folder lists in another case, or of a part of a file."
     try:
-        stat = os.stat(path)
-        return {os.path.realpath(path), (stat.st_dev, stat.st_ino)}
+        whole = os.path.isfile(os.path.dirname(path))
+        stat = os.stat(os.path.dirname(path) if whole else path)
+        inside = (os.path.basename(path),) if whole else ()
+        return {os.path.realpath(path), (stat.st_dev, stat.st_ino, *inside)}
     except OSError:
         return {os.path.realpath(path)}
 
@@ -612,15 +619,18 @@ def published_name(self: FileDataset, entry: Entry) -> str | None:
 @patch
 def sample_keys(self: FileDataset) -> list[tuple[str, set]]:  # for each sample: its image's path, and keys
     "Two samples with a key in common are the same, or share a file."
-    of_image, found = file_keys(entry.image for entry in self.entries), []
-    truth = {entry.depth.parent for entry in self.entries if entry.depth} | {
-        entry.label.parent for entry in self.entries if entry.label
-    }
-    place = {folder: os.path.realpath(folder) for folder in truth}
-    for entry in self.entries:
-        keys = {os.path.join(place[path.parent], path.name) for path in (entry.depth, entry.label) if path}
+    images, folders, found = [str(entry.image) for entry in self.entries], {}, []
+
+    def truth_key(path: Path) -> str:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        return folders[folder] + os.sep + name
+
+    for entry, image, keys in zip(self.entries, images, file_keys(images)):
         name = self.published_name(entry)
-        found.append((str(entry.image), of_image[entry.image] | keys | ({name} if name else set())))
+        keys |= {truth_key(path) for path in (entry.depth, entry.label) if path} | ({name} if name else set())
+        found.append((image, keys))
     return found
 
 
@@ -628,8 +638,8 @@ def sample_keys(self: FileDataset) -> list[tuple[str, set]]:  # for each sample:
 def sample_keys(self: Scenes) -> list[tuple[str, set]]:  # as `FileDataset.sample_keys`
     "A scene is its seed, whatever its size and wherever its files are."
     images = [self.folder / "rgb" / f"{index:06d}.png" for index in range(len(self))]
-    of_image, kind, first = file_keys(images), self.about["kind"], self.about["seed"]
-    return [(str(path), of_image[path] | {(kind, first + index)}) for index, path in enumerate(images)]
+    seeds = ((self.about["kind"], self.about["seed"] + index) for index in range(len(self)))
+    return [(str(path), keys | {seed}) for path, keys, seed in zip(images, file_keys(images), seeds)]
 
 
 def sample_keys(
