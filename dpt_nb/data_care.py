@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PLAUSIBLE', 'DEPTH_UNITS', 'Problem', 'implausible_depth', 'mask_of_255', 'batch_warnings', 'Fingerprint',
-           'fingerprint', 'same_detail', 'files_of', 'examine', 'examine_values', 'examine_set', 'Check',
+           'image_fingerprint', 'same_detail', 'files_of', 'examine', 'examine_values', 'examine_set', 'Check',
            'label_shares', 'Examined', 'check_dataset', 'near_duplicates', 'all_thumbnails', 'compare_checks',
            'check_datasets', 'spread', 'show_samples', 'lay_depth', 'lay_label']
 
@@ -120,7 +120,7 @@ class Fingerprint(NamedTuple):
     width: int  # likewise
 
 
-def fingerprint(
+def image_fingerprint(
     image: torch.Tensor,  # `(3, H, W)` in [0, 1]
     path: str,  # of the image
 ) -> Fingerprint:
@@ -179,7 +179,7 @@ def examine_values(
 ) -> tuple[list[Problem], dict]:  # and facts: truth, fingerprint, labels; nearest, farthest, median in metres
     "What the numbers say."
     problems, path = [], sample["meta"]["path"]
-    facts = dict(truth=False, fingerprint=fingerprint(sample["image"], path))
+    facts = dict(truth=False, fingerprint=image_fingerprint(sample["image"], path))
     entry = dataset.entries[index] if hasattr(dataset, "entries") else None
     there = lambda part: entry is None or getattr(entry, part) is not None or not files_of(dataset, index)
     for name in ("depth", "inverse_depth"):
