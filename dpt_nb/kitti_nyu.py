@@ -10,6 +10,7 @@ __all__ = ['KITTI_TREE', 'KITTI_SOURCE', 'KITTI_CAMERAS', 'PICTURES', 'TRUTH', '
 
 # %% ../nbs/32_kitti_nyu.ipynb #9143bc51
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -185,6 +186,18 @@ def read_matrix(
     except (ValueError, AssertionError):
         raise DatasetError(f"{path} does not hold the nine numbers of a 3×3 matrix.", "impossible camera") from None
     return fx, fy, cx, cy
+
+# %% ../nbs/32_kitti_nyu.ipynb #53438e02
+@patch
+def published_name(
+    self: KITTI,
+    entry: Entry,
+) -> str | None:  # drive, camera and number of the frame; None for the anonymous test
+    "What a frame is called, in the raw data and in the official selection."
+    drive = re.search(r"\d{4}_\d\d_\d\d_drive_\d{4}_sync", str(entry.image))
+    camera = re.search(r"image_0[0-3]$", entry.image.stem) or re.search(r"image_0[0-3]", entry.image.parent.parent.name)
+    number = re.search(r"\d{10}", entry.image.stem)
+    return f"KITTI {drive[0]} {camera[0]} {number[0]}" if drive and camera and number else None
 
 # %% ../nbs/32_kitti_nyu.ipynb #93b9d44a
 def write_street(
@@ -418,6 +431,21 @@ def NYU(
     if layout not in layouts:
         raise DatasetError(f"NYUv2 has no layout {layout!r}. Choose from {', '.join(layouts)}.")
     return layouts[layout](root, split, **options)
+
+# %% ../nbs/32_kitti_nyu.ipynb #1c6ae316
+@patch
+def published_name(self: NYULabeled, entry: Entry) -> str:
+    "The picture's number in the labeled file, from 1."
+    return f"NYUv2 labeled {int(entry.image.name)}"
+
+
+@patch
+def published_name(self: NYUSync, entry: Entry) -> str | None:
+    "The same for a frame that was taken from there; None for frames of the films."
+    number = re.fullmatch(r"rgb_(\d{5})", entry.image.stem)
+    return (
+        f"NYUv2 labeled {int(number[1]) + 1}" if number and re.fullmatch("[a-z_]+", entry.image.parent.name) else None
+    )
 
 # %% ../nbs/32_kitti_nyu.ipynb #f3327976
 def make_nyu(

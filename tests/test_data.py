@@ -1,10 +1,13 @@
 "Data sets from a shell: every miniature made, checked, shown and read; every fault tried; the published lists counted where they are at hand."
 import contextlib
+import hashlib
 import io
+import os
 import re
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, command, command_here
@@ -12,9 +15,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dpt_nb.commands import main
-from dpt_nb.datasets import DatasetError, make_folder
+from dpt_nb.data_care import batch_warnings, check_datasets
+from dpt_nb.datasets import DatasetError, Folder, check_splits, make_folder, shared_options
 from dpt_nb.kitti_nyu import KITTI_CAMERAS, split_lines
 from dpt_nb.loading import DATASETS, MINIATURES, Mixture, open_dataset, training_loader
+from dpt_nb.recipes import RECIPES
 from dpt_nb.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Resize, Rotate
 
 SPLITS = REPOSITORY.parent / "shared" / "splits"
@@ -232,3 +237,300 @@ def test_a_worker_that_meets_a_bad_file_names_it(tmp_path):
     dataset.entries[1].depth.write_bytes(b"nothing")
     with pytest.raises(Exception, match="000001.png"):
         list(DataLoader(dataset, batch_size=1, num_workers=1))
+
+
+def both(name, root, train=None, held_out=None):
+    "Both splits, opened as a recipe's options say."
+    options = zip(("train", "held_out"), shared_options(train or {}, held_out or {}))
+    return [open_dataset(name, root, split, verify=False, **given) for split, given in options]
+
+
+def link_into(source, target):
+    "A symbolic link in place of a file."
+    target.unlink()
+    target.symlink_to(source)
+
+
+def hard_link_into(source, target):
+    "A second name of the same file in place of another."
+    target.unlink()
+    os.link(source, target)
+
+
+@pytest.mark.parametrize("share", [link_into, hard_link_into])
+@pytest.mark.parametrize("name", ["kitti", "nyu", "ade20k", "pascal_context"])
+def test_a_file_linked_into_the_other_split_is_refused(name, share, miniatures, tmp_path):
+    root = tmp_path / name
+    shutil.copytree(miniatures / name, root, ignore=shutil.ignore_patterns("*.mat"))
+    train, held_out = both(name, root)
+    check_splits(train, held_out)
+    share(train.entries[0].image.resolve(), held_out.entries[-1].image)
+    with pytest.raises(
+        DatasetError, match=rf"^1 of the {len(held_out)} samples .*{train.entries[0].image.name}"
+    ) as refused:
+        check_splits(*both(name, root))
+    assert refused.value.kind == "in both splits"
+
+
+def test_lists_that_overlap_are_refused_with_their_number(miniatures, tmp_path):
+    for name in ("kitti", "nyu", "pascal_context", "folder"):
+        shutil.copytree(miniatures / name, tmp_path / name, ignore=shutil.ignore_patterns("*.mat"))
+    for name, pattern in (("kitti", "kitti_eigen_{}.txt"), ("nyu", "nyu_{}.txt")):
+        first, second = (tmp_path / name / pattern.format(split) for split in ("train", "test"))
+        second.write_text(second.read_text() + first.read_text())
+    lists = tmp_path / "pascal_context" / "VOCdevkit" / "VOC2010" / "ImageSets" / "SegmentationContext"
+    (lists / "train.txt").write_text((lists / "train.txt").read_text() + (lists / "val.txt").read_text())
+    rows = [
+        "image,depth,split",
+        "rgb/000000.png,depth/000000.png,train",
+        "rgb/000001.png,depth/000001.png,train",
+        "rgb/./000001.png,depth/000001.png,held_out",
+    ]
+    (tmp_path / "folder" / "files.csv").write_text("\n".join(rows))
+    for name, sentence in (
+        ("kitti", "2 of the 4"),
+        ("nyu", "2 of the 4"),
+        ("pascal_context", "2 of the 2"),
+        ("folder", "1 of the 1"),
+    ):
+        with pytest.raises(DatasetError, match=f"^{sentence} samples"):
+            check_splits(*both(name, tmp_path / name))
+
+
+def test_sets_of_a_mixture_do_not_lend_each_other_files(miniatures, tmp_path):
+    (tmp_path / "again").symlink_to(miniatures / "folder")
+    sets = lambda root, **more: dict(inverse=False, sets=dict(folder=dict(root=str(root), held_out=0.5), **more))
+    rooms = dict(rooms=dict(count=2))
+    check_splits(*both("mixture", tmp_path, sets(miniatures / "folder", **rooms), sets(miniatures / "folder", **rooms)))
+    whole = dict(inverse=False, sets=dict(folder=dict(root=str(tmp_path / "again"), held_out=1.0)))
+    with pytest.raises(DatasetError, match="samples of the validation split .*there as "):
+        check_splits(*both("mixture", tmp_path, sets(miniatures / "folder", **rooms), whole))
+    with pytest.raises(
+        DatasetError, match="samples of the validation split"
+    ):  # the same through different kinds of set
+        check_splits(
+            open_dataset("mixture", tmp_path, "train", **sets(miniatures / "folder", **rooms)),
+            Folder(miniatures / "folder", held_out=0.5),
+        )
+
+
+def test_scenes_are_the_same_at_every_size_and_never_shared_by_the_splits(tmp_path):
+    scenes = lambda split, size: open_dataset("rooms", tmp_path, split, progress=False, count=3, size=size)
+    check_splits(scenes("train", (24, 32)), scenes("held_out", (24, 32)))
+    with pytest.raises(DatasetError, match="^3 of the 3 samples"):
+        check_splits(scenes("train", (24, 32)), scenes("train", (48, 64)))
+
+
+@pytest.mark.parametrize(
+    "train, held_out", [({}, dict(held_out=0.5)), (dict(held_out=0.5), {}), (dict(held_out=0.5), dict(held_out=0.5))]
+)
+def test_one_fraction_divides_a_folder(train, held_out, miniatures):
+    splits = both("folder", miniatures / "folder", train, held_out)
+    check_splits(*splits)
+    of_hash = [
+        int.from_bytes(hashlib.blake2b(f"{number:06d}".encode(), digest_size=8).digest(), "big") < 2**63
+        for number in range(16)
+    ]
+    assert [len(split) for split in splits] == [16 - sum(of_hash), sum(of_hash)]
+    with pytest.raises(DatasetError, match="samples of the validation split"):
+        check_splits(Folder(miniatures / "folder"), Folder(miniatures / "folder", "held_out", held_out=0.5))
+
+
+def test_options_that_differ_are_refused_and_those_that_may_differ_are_said_twice(miniatures):
+    for train, held_out, sentence in [
+        (dict(held_out=0.1), dict(held_out=0.2), "has to be one for both"),
+        (dict(depth_scale=1), dict(depth_scale=1000), "has to be one for both"),
+        (dict(classes=59), dict(classes=60), "has to be one for both"),
+        (dict(benchmark="eigen"), dict(benchmark="official"), "has to be one for both"),
+        ({}, dict(layout="labeled"), "Say it for the training split, too"),
+        (dict(release="full"), {}, "Say it for the validation split, too"),
+    ]:
+        with pytest.raises(DatasetError, match=sentence):
+            shared_options(train, held_out)
+    assert both("pascal_context", miniatures / "pascal_context", {}, dict(classes=60))[0].classes[0] == "background"
+    check_splits(*both("nyu", miniatures / "nyu", dict(layout="sync"), dict(layout="labeled")))
+    for name, recipe in RECIPES.items():  # all recipes are as they were
+        assert shared_options(recipe.data.train, recipe.data.held_out) == (recipe.data.train, recipe.data.held_out), (
+            name
+        )
+
+
+@pytest.mark.skipif(not SPLITS.is_dir(), reason="the published lists are not beside this checkout")
+def test_published_lists_against_themselves(tmp_path):
+    for name, file, shared in (
+        ("kitti", "kitti_eigen_test.txt", 652),
+        ("nyu", "nyu_test.txt", 654),
+    ):  # what has no ground truth is not trained on
+        lines = (SPLITS / file).read_text().splitlines()
+        for half, part in (("first", lines[::2]), ("second", lines[1::2])):
+            (tmp_path / f"{half}.txt").write_text("\n".join(part))
+        open_list = lambda path, split: open_dataset(name, tmp_path, split, verify=False, split_file=str(path))
+        check_splits(open_list(tmp_path / "first.txt", "train"), open_list(tmp_path / "second.txt", "held_out"))
+        with pytest.raises(DatasetError, match=f"^{shared} of the {len(lines)} samples"):
+            check_splits(open_list(SPLITS / file, "train"), open_list(SPLITS / file, "held_out"))
+
+
+def photographs(folder, count, seed, size=(60, 80)):
+    "Images, depth in metres and labels, written by hand: blobs of color that differ from image to image."
+    numbers = np.random.default_rng(seed)
+    for part in ("rgb", "depth", "label"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        image = Image.fromarray(numbers.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
+            size[::-1], Image.Resampling.BICUBIC
+        )
+        Image.fromarray((np.asarray(image) * 0.8 + numbers.integers(0, 50, (*size, 3))).astype(np.uint8)).save(
+            folder / "rgb" / f"{index}.png"
+        )
+        np.save(folder / "depth" / f"{index}.npy", numbers.uniform(1.0, 4.0, size).astype(np.float32))
+        Image.fromarray(numbers.integers(0, 2, size, dtype=np.uint8)).save(folder / "label" / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "unit, given, likely",
+    [
+        (1, None, None),
+        (1, 1, None),
+        (1000, 1000, None),
+        (256, 256, None),  # right
+        (1, 1000, "depth_scale=1 (metres: 2.5"),
+        (1000, 1, "depth_scale=1000 (millimetres: 2.5"),
+        (1000, None, "depth_scale=1000 (millimetres: 2.5"),
+        (100, 1, "depth_scale=100 (centimetres: 2.5"),
+        (256, 1, "depth_scale=256 (as in KITTI: 2.5"),
+        (0.001, None, "depth_scale=0.001 (kilometres: 2.5"),
+    ],
+)
+def test_a_wrong_unit_is_said_with_the_likely_scale(unit, given, likely, tmp_path):
+    root = photographs(tmp_path / "own", 3, seed=0)
+    for file in (root / "depth").iterdir():
+        np.save(file, np.load(file) * unit)
+    options = [] if given is None else ["--set", f"depth_scale={given}"]
+    done = typed(
+        "check",
+        "folder",
+        root,
+        "--set",
+        "held_out=0",
+        "--split",
+        "train",
+        "--workers",
+        0,
+        *options,
+        check=int(likely is not None),
+    )
+    assert ("nothing wrong" in done.stdout) == (likely is None) and (
+        likely is None or likely in done.stdout and "implausible depth: 1" in done.stdout
+    ), done.stdout
+    sample = open_dataset("folder", root, "train", held_out=0.0, **({} if given is None else dict(depth_scale=given)))
+    batch = next(iter(DataLoader(sample, batch_size=3)))
+    assert [likely in sentence for sentence in batch_warnings(batch, sample)] == ([] if likely is None else [True])
+
+
+def test_files_of_two_kinds_have_no_common_scale(tmp_path):
+    root = photographs(tmp_path / "own", 3, seed=0)
+    stored = np.load(root / "depth" / "2.npy")
+    (root / "depth" / "2.npy").unlink()
+    Image.fromarray((stored * 1000).round().astype(np.uint16)).save(root / "depth" / "2.png")
+    for options in ([], ["--set", "depth_scale=1"], ["--set", "depth_scale=1000"]):
+        done = typed("check", "folder", root, "--split", "train", "--set", "held_out=0", *options, check=1)
+        assert (
+            "2.png holds whole numbers" in done.stderr
+            and "one depth scale for both cannot be right" in done.stderr
+            and done.stderr.count("\n") == 1
+        )
+    for file in (root / "depth").glob("*.npy"):
+        np.save(file, (np.load(file) * 1000).round().astype(np.uint16))
+    dataset = open_dataset("folder", root, "train", held_out=0.0)  # whole numbers throughout
+    assert dataset.depth_scale == 1000 and abs(dataset[2]["depth"][0] - torch.from_numpy(stored)).max() <= 0.0005001
+
+
+def test_a_mask_of_0_and_255_is_found_out(tmp_path):
+    root = photographs(tmp_path / "own", 4, seed=1)
+    (root / "classes.txt").write_text("road\ncrack\n")
+    for file in (root / "label").iterdir():
+        Image.fromarray(np.asarray(Image.open(file)) * 255).save(file)
+    stored = np.stack([np.asarray(Image.open(root / "label" / f"{index}.png")) for index in range(4)])
+    words = ["check", "folder", root, "--split", "train", "--set", "held_out=0", "--workers", 0]
+    done = typed(*words, check=1)
+    assert (
+        "mask: 1" in done.stdout
+        and 'label_map={"0": 0, "255": 1}' in done.stdout
+        and f"{(stored == 255).mean():.2%} of the pixels ignored" in done.stdout
+    )
+    dataset = open_dataset("folder", root, "train", held_out=0.0)
+    assert any(
+        "label_map" in sentence for sentence in batch_warnings(next(iter(DataLoader(dataset, batch_size=4))), dataset)
+    )
+    done = typed(*words, "--set", 'label_map={"0": 0, "255": 1}', check=0)
+    shares = [
+        re.search(rf"{index} {name} +([\d.]+)% in 4 of 4 samples", done.stdout)
+        for index, name in enumerate(("road", "crack"))
+    ]
+    assert [float(found[1]) for found in shares] == [
+        round(100 * (stored == number).mean(), 3) for number in (0, 255)
+    ] and "0.00% of the pixels ignored" in done.stdout
+    mapped = open_dataset("folder", root, "train", held_out=0.0, label_map={"0": 0, "255": 1})
+    assert all(torch.equal(mapped[index]["label"], torch.from_numpy(stored[index] // 255).long()) for index in range(4))
+    assert batch_warnings(next(iter(DataLoader(mapped, batch_size=4))), mapped) == []
+    done = typed(*words, "--set", 'label_map={"0": 0}', check=1)
+    assert "holds the number 255, and label_map names 0" in done.stdout
+
+
+def test_images_that_are_there_twice_are_found_by_content(tmp_path):
+    first, second = (
+        photographs(tmp_path / split, count, seed) for split, count, seed in (("train", 6, 2), ("held_out", 6, 3))
+    )
+    image = lambda folder, index: folder / "rgb" / f"{index}.png"
+    shutil.copy(image(first, 0), image(first, 1))  # byte for byte, within a split
+    Image.open(image(first, 2)).save(image(second, 2), compress_level=1)  # other bytes, the same pixels
+    for index, save in (
+        (3, lambda picture: picture.save(second / "rgb" / "3.jpg", quality=70)),
+        (4, lambda picture: picture.resize((40, 30), Image.Resampling.LANCZOS).save(second / "rgb" / "4.png")),
+    ):
+        image(second, index).unlink()
+        save(Image.open(image(first, index)))
+    np.save(second / "depth" / "4.npy", np.full((30, 40), 2.0, np.float32))
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(second / "label" / "4.png")
+    train, held_out = check_datasets(
+        [open_dataset("folder", tmp_path, split) for split in ("train", "held_out")], progress=False
+    )
+    assert [(problem.index, problem.kind) for problem in train.problems] == [(1, "duplicate")]
+    assert [(problem.index, problem.kind) for problem in held_out.problems] == [
+        (2, "in both splits"),
+        (3, "near duplicate"),
+        (4, "near duplicate"),
+    ]
+    for problem, names in zip(
+        [*train.problems, *held_out.problems],
+        [
+            ("0.png", "1.png"),
+            ("train/rgb/2.png", "held_out/rgb/2.png"),
+            ("3.jpg", "3.png"),
+            ("train/rgb/4.png", "held_out/rgb/4.png"),
+        ],
+    ):
+        assert all(name in problem.sentence for name in names), problem.sentence
+
+
+def test_no_two_scenes_pass_for_one(tmp_path):
+    rooms = [open_dataset("rooms", tmp_path, split, progress=False, count=60) for split in ("train", "held_out")]
+    streets = [open_dataset("streets", tmp_path, split, progress=False, count=20) for split in ("train", "held_out")]
+    for pair in (rooms, streets, [rooms[0], streets[1]]):
+        assert [check.problems for check in check_datasets(pair, progress=False)] == [[], []]
+
+
+def test_classes_that_training_never_sees_are_listed(tmp_path):
+    for split, seed in (("train", 4), ("held_out", 5)):
+        photographs(tmp_path / split, 2, seed)
+    stored = np.asarray(Image.open(tmp_path / "held_out" / "label" / "0.png")).copy()
+    stored[:10] = 7
+    Image.fromarray(stored).save(tmp_path / "held_out" / "label" / "0.png")
+    train, held_out = check_datasets(
+        [open_dataset("folder", tmp_path, split) for split in ("train", "held_out")], progress=False
+    )
+    assert (
+        held_out.labels[7] == 10 * 80 and held_out.having[7] == 1 and "in no training sample: class 7" in str(held_out)
+    )
+    assert train.problems == held_out.problems == [] and "nothing wrong" in str(held_out)
