@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OptionError', 'dpt_predict', 'is_video', 'numbers', 'check_films', 'predict_videos', 'report_predictions',
-           'dpt_train', 'dpt_eval', 'check_judged', 'open_predictor', 'open_held_out', 'judge_files', 'submit',
-           'judged', 'dpt_data', 'assigned', 'show', 'dpt_convert', 'dpt_export', 'sides', 'dpt_demo', 'build_parser',
-           'main', 'foreseen']
+           'dpt_train', 'dpt_eval', 'check_judged', 'open_predictor', 'open_held_out', 'refuse_training_images',
+           'judge_files', 'submit', 'judged', 'dpt_data', 'assigned', 'show', 'dpt_convert', 'dpt_export', 'sides',
+           'dpt_demo', 'build_parser', 'main', 'foreseen']
 
 # %% ../nbs/65_commands.ipynb #b3c01205
 import json
@@ -247,6 +247,7 @@ def dpt_eval(
         if submission:
             return submit(predictor, data_root, options, submission)
         held_out = open_held_out(predictor, data, data_root, options, count)
+        refuse_training_images(held_out, data, data_root, options)
         report = evaluate(predictor, held_out, PROTOCOLS[protocol], batch_size, each=figures.append)
     judged(report | asked, predictor, held_out, out, figures)
 
@@ -286,6 +287,20 @@ def open_held_out(predictor, data: str, data_root: str, options: dict, count: in
         both = len(classes("rooms")) + len(classes("streets"))
         drawn = dict(count=count, size=predictor.policy.window, joint=config.heads.get("label", {}).get("classes") == both)
     return open_dataset(data, data_root, "held_out", **drawn | options)
+
+
+def refuse_training_images(held_out, data: str, data_root: str, options: dict) -> None:
+    "Raises `DatasetError` where the training split is here too and shares a file with what is to be judged."
+    from dpt_nb.datasets import DatasetError, check_splits
+    from dpt_nb.loading import DRAWN, open_dataset
+
+    if data in DRAWN or options.get("split_file"):
+        return
+    try:
+        train = open_dataset(data, data_root, "train", verify=False, **options)
+    except DatasetError:  # only the validation split is here
+        return
+    check_splits(train, held_out)
 
 # %% ../nbs/65_commands.ipynb #d0dafee2
 def judge_files(
@@ -363,13 +378,14 @@ def dpt_data(
 
         print(f"{make_miniature(name, root, count=count, seed=seed, **options)} holds a miniature of {name}.")
         return 0
-    from dpt_nb.data_care import check_dataset
+    from dpt_nb.data_care import check_datasets
     from dpt_nb.loading import open_dataset
 
     if action == "show":
         show(open_dataset(name, root, split or "train", verify=False, **options), count, seed, out or f"{name}-{split or 'train'}.png")
         return 0
-    checks = [check_dataset(open_dataset(name, root, each, verify=False, **options), workers) for each in ([split] if split else ["train", "held_out"])]
+    splits = [open_dataset(name, root, each, verify=False, **options) for each in ([split] if split else ["train", "held_out"])]
+    checks = check_datasets(splits, workers)
     print(*checks, sep="\n")
     if complete and not all(check.complete for check in checks):
         print("The counts are not those of the published set.", file=sys.stderr)
