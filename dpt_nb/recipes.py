@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['KINDS_OF_FIELD', 'LIMITS', 'FLIP_AND_COLOUR', 'TINY_DEPTH', 'rooms_tiny', 'streets_tiny', 'rooms_joint',
-           'rooms_labels', 'scenes_tiny', 'JX_VIT_BASE', 'TOOLBOX', 'kitti_vitb_config', 'nyu_vitb_config',
-           'TOOLBOX_RUN', 'kitti_vitb', 'nyu_vitb', 'kitti_hybrid', 'nyu_hybrid', 'PAPER', 'mix_relative',
-           'ade20k_hybrid', 'ade20k_large', 'pascal_context_hybrid', 'depth_anything_metric', 'folder_depth',
-           'folder_labels', 'RECIPES', 'TRANSFORMS', 'LOSSES', 'RecipeError', 'ModelGroup', 'DataGroup',
+           'rooms_labels', 'scenes_tiny', 'JX_VIT_BASE', 'TOOLBOX', 'TOOLBOX_KITTI', 'TOOLBOX_NYU', 'TOOLBOX_POINTS',
+           'kitti_vitb', 'kitti_vitb_config', 'nyu_vitb', 'nyu_vitb_config', 'kitti_hybrid', 'nyu_hybrid', 'PAPER',
+           'mix_relative', 'ade20k_hybrid', 'ade20k_large', 'pascal_context_hybrid', 'depth_anything_metric',
+           'folder_depth', 'folder_labels', 'RECIPES', 'TRANSFORMS', 'LOSSES', 'RecipeError', 'ModelGroup', 'DataGroup',
            'OptimizerGroup', 'ScheduleGroup', 'LoopGroup', 'KeepGroup', 'Recipe', 'check_types', 'value_at',
            'check_recipe', 'check_groups', 'RecipeWarning', 'is_default', 'settings_without_effect', 'changed',
-           'nearest_path', 'change_recipe', 'get_recipe', 'toolbox', 'as_it_ran', 'hybrid', 'ade20k', 'recipe_rows',
-           'recipe_table', 'flat_rows', 'source_of', 'recipe_differences', 'difference_table', 'build_transforms',
+           'nearest_path', 'change_recipe', 'get_recipe', 'toolbox', 'toolbox_recipe', 'hybrid', 'ade20k', 'flat_rows',
+           'source_of', 'recipe_rows', 'recipe_table', 'recipe_differences', 'difference_table', 'build_transforms',
            'build_losses', 'loss_weights', 'build']
 
 # %% ../nbs/50_recipes.ipynb #b4ebc4fc
@@ -362,69 +362,85 @@ def toolbox(
     crop: tuple[int, int],  # rows and columns of the random crop
     colour: dict,  # ranges that differ from `Colour`'s
 ) -> Recipe:
-    "The Toolbox's DPT on ViT-B, as its config reads."
-    source, silent = TOOLBOX.format(name), "not in the config"
+    "What the Toolbox's config says of DPT on ViT-B, but for the seven points of `TOOLBOX_POINTS`."
+    source = TOOLBOX.format(name)
     head = dict(output="relu_above", min_depth=1e-3, projection=True)
     return Recipe(
-        name=f"{name}_vitb_config",
+        name=name,
         model=ModelGroup("dpt_base", backbone=JX_VIT_BASE, changes=dict(heads={"depth": head}, residual_bias=False, positions="bicubic", image_size=[224, 224])),
         data=DataGroup(name, batch_size=16, transforms=[window, ["Rotate", {}], ["Flip", {}], ["Crop", dict(height=crop[0], width=crop[1])], ["Colour", colour]]),
         losses={"depth": dict(loss="silog", variance_focus=0.85, eps=1e-3, warm_up=100)},
-        optimizer=OptimizerGroup(lr=1e-4, backbone=0.1, weight_decay=0.01, no_weight_decay="norms", betas=(0.9, 0.999), clip=35.0),
+        optimizer=OptimizerGroup(lr=1e-4, backbone=0.1, weight_decay=0.01, betas=(0.9, 0.999), clip=35.0),
         schedule=ScheduleGroup(warm_up=0.3, start=25.0, end=100.0),
         loop=LoopGroup(epochs=24.0),
         keep=KeepGroup(validate_every=4000, validate_on=256, flip=True, every=1000),
         sources={key: source for key in ("model.changes", "model.backbone", "losses", "optimizer.lr", "optimizer.backbone", "optimizer.weight_decay", "optimizer.clip", "schedule.end", "loop.epochs")}
-        | {
-            "data.batch_size": f"{source}: 8 GPUs of 2", "data.transforms": f"{source}; exponents on 0…1, as in BTS, which it follows", "schedule.warm_up": "mmcv's OneCycle, by default",
-            "schedule.cycle_momentum": f"{source}: momentum_config", "optimizer.no_weight_decay": f"{source}: decay_mult 0 for pos_embed, cls_token, norm",
-            "model.decoder_init": f"{silent}: PyTorch's", "data.drop_last": silent, "losses.depth": f"{source}; over which images, {silent}: the batch", "model.changes": f"{source}; eps of the norms {silent}: as the weights were trained, 1e-6",
-        },
+        | {"data.batch_size": f"{source}: 8 GPUs of 2", "data.transforms": source, "schedule.warm_up": "mmcv's OneCycle, by default", "schedule.cycle_momentum": f"{source}: momentum_config"},
     )
 
 
-kitti_vitb_config = toolbox("kitti", ["KBCrop", {}], (352, 704), {})
-nyu_vitb_config = toolbox("nyu", ["Window", dict(top=45, bottom=472, left=43, right=608)], (416, 544), dict(brightness=[0.75, 1.25]))
+TOOLBOX_KITTI = toolbox("kitti", ["KBCrop", {}], (352, 704), {})
+TOOLBOX_NYU = toolbox("nyu", ["Window", dict(top=45, bottom=472, left=43, right=608)], (416, 544), dict(brightness=[0.75, 1.25]))
 
 # %% ../nbs/50_recipes.ipynb #8fbbd102
-TOOLBOX_RUN = {  # field → what made it so in the run
-    "optimizer.backbone": "mmcv 1.3.13 hooks/lr_updater.py: OneCycle's one max_lr goes to every group, over lr_mult; with it the rates of the published log come out, line by line",
-    "optimizer.no_weight_decay": "mmcv 1.3.13 optimizer/default_constructor.py looks for the text norm in names, and the Toolbox's ViT calls its norms ln1 and ln2; biases have no rule",
-    "losses.depth.images_per_group": "Toolbox apis/train.py: sigloss.py sees one GPU's two images, and MMDistributedDataParallel averages the gradients of 8 GPUs",
-    "model.decoder_init": "mmcv 1.3.13 bricks/conv_module.py: kaiming_init, normal, fan_out, biases 0, for the decoder's ConvModules; the others as PyTorch's",
-    "model.changes.layer_norm_eps": "mmcv 1.3.13 bricks/norm.py: eps 1e-5 where the config gives none",
-    "data.drop_last": "Toolbox apis/train.py: drop_last=True; the published log has {} steps an epoch, {} in all",
-    "data.transforms.Colour.white": "Toolbox pipelines/transforms.py: ColorAug raises values from 0 to 255 to its exponent",
+TOOLBOX_POINTS = {  # field → value and source in the run, value and source by the config
+    "optimizer.backbone": (
+        1.0, "mmcv 1.3.13 hooks/lr_updater.py: OneCycle's one max_lr goes to every group, over lr_mult; with it the rates of the published log come out, line by line",
+        0.1, "the config: lr_mult 0.1 for backbone",
+    ),
+    "optimizer.no_weight_decay": (
+        "embeddings", "mmcv 1.3.13 optimizer/default_constructor.py looks for the text norm in names, and the Toolbox's ViT calls its norms ln1 and ln2; biases have no rule",
+        "norms", "the config: decay_mult 0 for pos_embed, cls_token and norm",
+    ),
+    "losses.depth.images_per_group": (
+        2, "Toolbox models/losses/sigloss.py sees one GPU's two images, and MMDistributedDataParallel averages the gradients of eight GPUs",
+        0, "not in the config: one loss a batch, as BTS's and AdaBins' formula reads",
+    ),
+    "model.decoder_init": (
+        "kaiming_fan_out", "mmcv 1.3.13 bricks/conv_module.py: kaiming_init, normal, fan_out, biases 0, for the decoder's ConvModules; the others as PyTorch's",
+        "", "not in the config: PyTorch's",
+    ),
+    "model.changes.layer_norm_eps": (
+        1e-5, "mmcv 1.3.13 bricks/norm.py: 1e-5 where the config gives none",
+        1e-6, "not in the config: what the ImageNet weights were trained with (timm)",
+    ),
+    "data.drop_last": (
+        True, "Toolbox apis/train.py: drop_last=True; the published logs count 1447 (KITTI) and 1514 (NYU) steps an epoch, 34 728 and 36 336 in all",
+        False, "not in the config: PyTorch's DataLoader by default",
+    ),
+    "data.transforms.Colour.white": (
+        255.0, "Toolbox pipelines/transforms.py: ColorAug raises values from 0 to 255 to its exponent",
+        1.0, "not in the config: BTS and AdaBins, whose ranges these are, raise values from 0 to 1",
+    ),
 }
 
 
-def as_it_ran(
-    config: Recipe,  # of `toolbox`
-    steps: int,  # an epoch, in the published log
+def toolbox_recipe(
+    base: Recipe,  # of `toolbox`
+    name: str,  # what the recipe is called
+    as_it_ran: bool,  # the seven points as in the published run; else as the config reads
 ) -> Recipe:
-    "What became of the Toolbox's config on its eight GPUs."
-    white = [[name, arguments | dict(white=255.0) if name == "Colour" else arguments] for name, arguments in config.data.transforms]
-    sources = {field: text.format(f"{steps:,}", f"{24 * steps:,}") for field, text in TOOLBOX_RUN.items()}
-    return replace(
-        config, name=config.name.removesuffix("_config"),
-        model=replace(config.model, decoder_init="kaiming_fan_out", changes=config.model.changes | dict(layer_norm_eps=1e-5)),
-        data=replace(config.data, transforms=white, drop_last=True),
-        losses={"depth": config.losses["depth"] | dict(images_per_group=2)},
-        optimizer=replace(config.optimizer, backbone=1.0, no_weight_decay="embeddings"),
-        sources=config.sources | sources,
-    )
+    "The Toolbox's recipe with each of the seven points settled, and its source."
+    settled = {field: points[:2] if as_it_ran else points[2:] for field, points in TOOLBOX_POINTS.items()}
+    recipe = replace(base, name=name, sources=base.sources | {field: source for field, (_, source) in settled.items()})
+    for field, (value, _) in settled.items():
+        if field == "data.transforms.Colour.white":
+            colours = [[kind, arguments | dict(white=value) if kind == "Colour" else arguments] for kind, arguments in base.data.transforms]
+            field, value = "data.transforms", colours
+        recipe = changed(recipe, field.split("."), value, field)
+    return recipe
 
 
-kitti_vitb, nyu_vitb = as_it_ran(kitti_vitb_config, 1447), as_it_ran(nyu_vitb_config, 1514)
+kitti_vitb, kitti_vitb_config = (toolbox_recipe(TOOLBOX_KITTI, name, name == "kitti_vitb") for name in ("kitti_vitb", "kitti_vitb_config"))
+nyu_vitb, nyu_vitb_config = (toolbox_recipe(TOOLBOX_NYU, name, name == "nyu_vitb") for name in ("nyu_vitb", "nyu_vitb_config"))
 
 # %% ../nbs/50_recipes.ipynb #54ddc75d
 def hybrid(name: str) -> Recipe:
     "DPT-Hybrid from MiDaS weights on `kitti` or `nyu`."
-    base = {"kitti": kitti_vitb_config, "nyu": nyu_vitb_config}[name]
-    own = {key: text for key, text in base.sources.items() if key not in ("optimizer.no_weight_decay", "model.decoder_init")}
+    base = {"kitti": TOOLBOX_KITTI, "nyu": TOOLBOX_NYU}[name]
     return replace(
-        base, name=f"{name}_hybrid", model=ModelGroup(f"dpt_hybrid_{name}", weights="dpt_hybrid"), optimizer=replace(base.optimizer, lr=1e-5, backbone=1.0, no_weight_decay="vectors"),
-        sources=own | {
+        base, name=f"{name}_hybrid", model=ModelGroup(f"dpt_hybrid_{name}", weights="dpt_hybrid"), optimizer=replace(base.optimizer, lr=1e-5, backbone=1.0),
+        sources=base.sources | {
             "model.weights": "the paper, section 4.1: fine-tuned from the MiDaS model; isl-org/DPT dpt_hybrid-midas-501f0c75.pt", "optimizer.lr": "the paper's backbone rate for MIX 6, for lack of a published one",
             "optimizer.backbone": "all weights are trained ones already",
         },
@@ -510,31 +526,7 @@ RECIPES = {
     )
 }
 
-# %% ../nbs/50_recipes.ipynb #0222b525
-def recipe_rows(
-    group,  # a recipe or one of its groups
-    path: str = "",  # before its fields' names
-) -> list[tuple[str, object]]:  # (field or group.field, value)
-    "All values, by their full names."
-    rows = []
-    for item in fields(group):
-        value = getattr(group, item.name)
-        rows += recipe_rows(value, f"{item.name}.") if is_dataclass(value) else [(path + item.name, value)]
-    return rows
-
-
-def recipe_table(recipe: Recipe) -> str:
-    "Field, value, source; one line each."
-    lines = []
-    for key, value in recipe_rows(recipe):
-        source = recipe.sources.get(key, "")
-        if key != "sources":
-            lines.append(f"{key:24} {json.dumps(value)}" + (f"   ← {source}" if source else ""))
-            inner = dict(flat_rows(value, key))
-            lines += [f"  {name:22} {json.dumps(inner[name])}   ← {text}" for name, text in recipe.sources.items() if name.startswith(f"{key}.") and name in inner]
-    return "\n".join(lines)
-
-# %% ../nbs/50_recipes.ipynb #b8e06cd6
+# %% ../nbs/50_recipes.ipynb #2941d57f
 def flat_rows(
     value,  # a recipe, a group, or what stands in a field
     path: str = "",  # its full name
@@ -560,7 +552,31 @@ def source_of(
     parts = path.split(".")
     return next((recipe.sources[key] for length in range(len(parts), 0, -1) if (key := ".".join(parts[:length])) in recipe.sources), "")
 
+# %% ../nbs/50_recipes.ipynb #0222b525
+def recipe_rows(
+    group,  # a recipe or one of its groups
+    path: str = "",  # before its fields' names
+) -> list[tuple[str, object]]:  # (field or group.field, value)
+    "All values, by their full names."
+    rows = []
+    for item in fields(group):
+        value = getattr(group, item.name)
+        rows += recipe_rows(value, f"{item.name}.") if is_dataclass(value) else [(path + item.name, value)]
+    return rows
 
+
+def recipe_table(recipe: Recipe) -> str:
+    "Field, value, source; one line each."
+    lines = []
+    for key, value in recipe_rows(recipe):
+        source = recipe.sources.get(key, "")
+        if key != "sources":
+            lines.append(f"{key:24} {json.dumps(value)}" + (f"   ← {source}" if source else ""))
+            inner = dict(flat_rows(value, key))
+            lines += [f"  {name:22} {json.dumps(inner[name])}   ← {text}" for name, text in recipe.sources.items() if name.startswith(f"{key}.") and name in inner]
+    return "\n".join(lines)
+
+# %% ../nbs/50_recipes.ipynb #b8e06cd6
 def recipe_differences(
     one: Recipe,
     other: Recipe,
