@@ -199,6 +199,7 @@ def training_loader(
     share: tuple[int, int] = (0, 1),  # number of this process, and how many share a batch
     worker_init_fn: Callable[[int], None] | None = None,  # called in each worker with its number
     per_epoch: int | None = None,  # samples drawn of each epoch, the rest of which is left out; None: all
+    ahead: int = 2,  # batches that each worker reads before they are asked for
 ) -> DataLoader:  # of batches, from `start` to `stop`; `loader.dataset.reading` holds what the workers read
     "Batches in an order that the seed settles, whatever the number of workers. Raises `DatasetError` when the processes cannot share a batch evenly, and for a mixture's epochs."
     if batch_size % share[1]:
@@ -214,7 +215,7 @@ def training_loader(
     # A generator of its own: the loader must not draw from the random state that dropout uses
     return DataLoader(
         Augmented(dataset, transform, seed, reading), batch_size // share[1], sampler=order, num_workers=workers,
-        pin_memory=pinned, generator=torch.Generator(), worker_init_fn=worker_init_fn,
+        pin_memory=pinned, generator=torch.Generator(), worker_init_fn=worker_init_fn, prefetch_factor=ahead if workers else None,
     )
 
 # %% ../nbs/34_loading.ipynb #cd50f743

@@ -385,7 +385,7 @@ TOOLBOX_NYU = toolbox("nyu", ["Window", dict(top=45, bottom=472, left=43, right=
 # %% ../nbs/50_recipes.ipynb #8fbbd102
 TOOLBOX_POINTS = {  # field → value and source in the run, value and source by the config
     "optimizer.backbone": (
-        1.0, "mmcv 1.3.13 hooks/lr_updater.py: OneCycle's one max_lr goes to every group, over lr_mult; with it the rates of the published log come out, line by line",
+        1.0, "mmcv 1.3.13 hooks/lr_updater.py: OneCycle's one max_lr goes to every group, over lr_mult (the published log prints the first group's rate alone)",
         0.1, "the config: lr_mult 0.1 for backbone",
     ),
     "optimizer.no_weight_decay": (
