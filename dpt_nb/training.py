@@ -57,7 +57,7 @@ from tqdm.auto import tqdm
 from .backbone import Backbone
 from .checkpoints import load_backbone, load_checkpoint
 from .datasets import DatasetError
-from .evaluation import PROTOCOLS, ConstantPredictor, Protocol, evaluate, median_depth, panel, protocol_for, write_report
+from .evaluation import PROTOCOLS, ConstantPredictor, EvaluationError, Protocol, evaluate, median_depth, panel, protocol_for, write_report
 from .images import ImageError, colour_depth, colour_label, depth_range, label_palette, label_patches, whole_file
 from .inference import Predictor
 from .loading import DRAWN, Mixture, names_digest, open_dataset, sample_names, spread_indices, training_loader
@@ -1274,29 +1274,34 @@ def validate(
     accelerator: Accelerator,  # knows the device
     count: int | None = None,  # how many held-out samples; None for all
     progress: bool = False,  # show a bar
-) -> dict:  # metrics that are single numbers, and finite
-    "Judge a model by the protocol of its data; each process judges its share, all get the numbers of all. Warns of predictions that are not finite."
+) -> dict:  # metrics that are single numbers, and finite; none where predictions are not finite, which is warned of
+    "Judge a model by the protocol of its data; each process judges its share, all get the numbers of all. Raises `TrainingError` for predictions that cannot be judged because they are not finite."
     indices = spread_indices(parts["held_out"], len(parts["held_out"]) if count is None else count)
     held_out, of_sets = Subset(parts["held_out"], indices), []
     model, processes = model.to(accelerator.device), accelerator.num_processes
     if processes > 1:
         for buffer in model.buffers():  # running means of batch norms that are not shared
             dist.broadcast(buffer, 0)
-    with watched(model) as broken:
+    with watched(model, recipe.optimizer.lr) as broken:
         judged = evaluate(
             Predictor(model, accelerator.device, recipe.keep.flip), held_out, protocol_of(recipe), recipe.data.batch_size,
             progress=progress and accelerator.is_main_process, share=(accelerator.process_index, processes),
             each=of_sets.append if isinstance(parts["held_out"], Mixture) else None,
         )
-    if any_process(bool(broken), accelerator.device) and accelerator.is_main_process:
-        warnings.warn(f"Predictions on held-out samples are not finite ({', '.join(sorted(broken)) or 'in another process'}): their metrics are left out, and the network is not called good.", TrainingWarning, stacklevel=2)
+    if any_process(bool(broken), accelerator.device):
+        if accelerator.is_main_process:
+            warnings.warn(f"Predictions on held-out samples are not finite ({', '.join(sorted(broken)) or 'in another process'}), so there are no metrics this time and the network is not called good.", TrainingWarning, stacklevel=2)
+        return {}
     numbers = {key: value for key, value in judged.items() if isinstance(value, (int, float))}
     return finite(numbers | of_each_set(parts["held_out"], indices, of_sets, accelerator))
 
 
 @contextmanager
-def watched(model: DPT):
-    "Gives a set that collects the heads whose predictions hold NaN or an infinity while the model is used."
+def watched(
+    model: DPT,
+    lr: float,  # the recipe's, for the message
+):
+    "Gives a set that collects the heads whose predictions hold NaN or an infinity while the model is used. Raises `TrainingError` where the evaluation stumbles over them."
     broken = set()
 
     def look_at(module, inputs, outputs):
@@ -1305,6 +1310,10 @@ def watched(model: DPT):
     hook = model.register_forward_hook(look_at)
     try:
         yield broken
+    except EvaluationError as error:
+        if broken:
+            raise TrainingError(f"Predictions on held-out samples are not finite ({', '.join(sorted(broken))}): {error} {way_out(lr)}") from None
+        raise
     finally:
         hook.remove()
 

@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import pkgutil
 import re
 import resource
 import shutil
@@ -9,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import dpt_nb.heads
 import dpt_nb.training
 from dpt_nb.datasets import make_folder
-from dpt_nb.evaluation import EvaluationError, evaluate
+from dpt_nb.evaluation import evaluate
 from dpt_nb.images import write_depth
 from dpt_nb.loading import Order, open_dataset
 from dpt_nb.losses import DepthLoss
@@ -203,6 +203,7 @@ def rewound(run, out, step):
     for path in (out / "checkpoints").glob("step-*.pt"):
         if int(path.stem.split("-")[1]) > step:
             path.unlink()
+    assert (out / "checkpoints" / f"step-{step:08d}.pt").exists()
     return out
 
 
@@ -224,34 +225,26 @@ def test_the_rate_that_is_logged_is_the_one_that_was_used(straight, tmp_path):
 
 
 def test_after_a_loss_that_is_not_a_number_the_way_that_is_named_leads_out(straight, tmp_path):
-    out, data = rewound(straight / "runs" / "rooms_tiny", tmp_path / "run", 8), straight / "data"
-    recipe, lowered = change_recipe(get_recipe("rooms_tiny"), LONGER), []
+    out, data = rewound(straight / "runs" / "rooms_tiny", tmp_path / "run", 12), straight / "data"
+    recipe, piece_loss = change_recipe(get_recipe("rooms_tiny"), LONGER), dpt_nb.training.piece_loss
 
-    def fails_above(rate):
-        def loss(self, *tensors, step=None):
-            value = forward(self, *tensors, step=step)
-            return value * torch.nan if step == 10 and rate_now() > rate else value
-        return loss
+    def breaks_when_fast(recipe, parts, accelerator, inputs, step, share):
+        backward, shown = piece_loss(recipe, parts, accelerator, inputs, step, share)
+        return backward, shown * torch.nan if step == 13 and parts["optimiser"].param_groups[0]["lr"] > 2e-5 else shown
 
-    forward, rate_now = DepthLoss.forward, lambda: lowered[-1]
-    move = dpt_nb.training.move
-    def noting(recipe, parts, accelerator, step):
-        lowered.append(parts["optimiser"].param_groups[0]["lr"])
-        return move(recipe, parts, accelerator, step)
-
-    with mock.patch.object(DepthLoss, "forward", fails_above(9e-4)), mock.patch("dpt_nb.training.move", noting):
+    with mock.patch("dpt_nb.training.piece_loss", breaks_when_fast):
         with pytest.raises(TrainingError) as said:
             train(recipe, out, data, resume=True, cpu=True, workers=0, progress=False)
         words = str(said.value)
-        assert "The loss is nan at step 11 of rooms_tiny" in words and "resume (--resume)" in words and "rgb" in words
+        assert "The loss is nan at step 13 of rooms_tiny" in words and "resume (--resume)" in words and "rgb" in words
         assignment = re.search(r"--set (optimizer\.lr=\S+?):", words)[1]
-        assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["step-00000008.pt"]
+        assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["step-00000012.pt"]
         with pytest.warns(TrainingWarning, match="optimizer.lr: 0.0015 there, 0.00075 asked"):
             train(change_recipe(recipe, [assignment]), out, data, resume=True, cpu=True, workers=0, progress=False)
     found = rows(out)
     assert [row["step"] for row in found] == list(range(1, 15))
     for row in found:
-        largest = 1.5e-3 if row["step"] <= 8 else 7.5e-4
+        largest = 1.5e-3 if row["step"] <= 12 else 7.5e-4
         assert row["learning_rate"] == pytest.approx(one_cycle(row["step"] - 1, 14, largest), rel=1e-9)
     assert json.loads((out / "config.json").read_text())["recipe"]["optimizer"]["lr"] == 7.5e-4
 
@@ -302,22 +295,38 @@ def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight,
     assert math.isfinite(report["abs_rel"]) and report["steps"] == 6
 
 
-def test_predictions_that_are_not_numbers_are_said_and_never_best(straight, tmp_path):
-    recipe, to_depth, calls = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.validate_every=2", "keep.pictures=0"]), dpt_nb.heads.to_depth, []
+def unwell_until(step, function, value):
+    "A part of the network that gives a value in places of pictures that are not trained on, until so many steps have been made."
+    steps = []
 
-    def unwell(raw, *how, **constants):
-        depth = to_depth(raw, *how, **constants)
-        calls.append(torch.is_grad_enabled())
-        return depth if torch.is_grad_enabled() or sum(calls) > 2 else torch.where(torch.rand_like(depth) < 0.5, depth, torch.nan)
+    def unwell(*inputs, **options):
+        found = function(*inputs, **options)
+        steps.append(torch.is_grad_enabled() and found.ndim == 4)
+        return found if torch.is_grad_enabled() or sum(steps) > step else torch.where(torch.rand_like(found) < 0.5, found, value)
 
-    with mock.patch("dpt_nb.heads.to_depth", unwell), pytest.warns(TrainingWarning, match=r"Predictions on held-out samples are not finite \(depth\)"):
-        try:
+    return unwell
+
+
+@pytest.mark.parametrize("name, part", [("rooms_tiny", "to_depth"), ("rooms_labels", "SegmentationHead.forward")])
+def test_predictions_that_are_not_numbers_are_said_and_never_best(straight, tmp_path, name, part):
+    recipe = change_recipe(get_recipe(name), [*SHORT, "keep.validate_every=2", "keep.pictures=0"])
+    owner, _, own = f"dpt_nb.heads.{part}".rpartition(".")
+    function = getattr(pkgutil.resolve_name(owner.replace("heads.", "heads:")), own)
+    with mock.patch(f"dpt_nb.heads.{part}", unwell_until(100, function, torch.nan)):
+        with pytest.raises(TrainingError, match=r"(?s)Predictions on held-out samples are not finite \((depth|label)\).*try a lower learning rate"):
             train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
-        except EvaluationError as error:  # an evaluation may refuse such predictions by itself, naming them
-            warnings.warn(f"Predictions on held-out samples are not finite (depth): {error}", TrainingWarning)
-            return
-    found = rows(tmp_path / "run")
-    assert "abs_rel" not in found[1] and all(math.isfinite(found[place]["abs_rel"]) for place in (3, 5))
+    assert not (tmp_path / "run" / "best").exists() and len(rows(tmp_path / "run")) == 1
+
+
+def test_infinite_predictions_which_can_be_judged_are_said_and_never_best(straight, tmp_path):
+    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.validate_every=2", "keep.pictures=0"])
+    kept, save_model = [], dpt_nb.training.save_model
+    note = lambda model, folder: kept.append((folder.name, len(rows(tmp_path / "run")))) or save_model(model, folder)
+    with mock.patch("dpt_nb.heads.to_depth", unwell_until(3, dpt_nb.heads.to_depth, torch.inf)), mock.patch("dpt_nb.training.save_model", note):
+        with pytest.warns(TrainingWarning, match=r"Predictions on held-out samples are not finite \(depth\), so there are no metrics"):
+            train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
+    assert [row["step"] for row in rows(tmp_path / "run") if "abs_rel" in row] == [4, 6]
+    assert kept[0] == ("best", 3) and kept[-1][0] == "model"
 
 
 def test_other_data_is_found_out_before_a_run_goes_on(tmp_path):
@@ -347,14 +356,14 @@ def test_other_data_is_found_out_before_a_run_goes_on(tmp_path):
 
 
 def test_a_run_that_was_begun_before_it_noted_its_samples_goes_on(straight, tmp_path):
-    out = rewound(straight / "runs" / "rooms_tiny", tmp_path / "run", 8)
+    out = rewound(straight / "runs" / "rooms_tiny", tmp_path / "run", 12)
     (out / "samples.json.gz").unlink()
     config = json.loads((out / "config.json").read_text())
     del config["data"], config["recipe"]["data"]["drop_last"], config["recipe"]["optimizer"]["no_weight_decay"], config["recipe"]["schedule"]["cycle_momentum"], config["recipe"]["model"]["decoder_init"]
     (out / "config.json").write_text(json.dumps(config))
-    state = torch.load(out / "checkpoints" / "step-00000008.pt", weights_only=True)
+    state = torch.load(out / "checkpoints" / "step-00000012.pt", weights_only=True)
     del state["without_truth"]
-    torch.save(state, out / "checkpoints" / "step-00000008.pt")
+    torch.save(state, out / "checkpoints" / "step-00000012.pt")
     train(change_recipe(get_recipe("rooms_tiny"), LONGER), out, straight / "data", resume=True, cpu=True, workers=0, progress=False)
     assert same(weights(straight / "runs" / "rooms_tiny"), weights(out))
     assert json.loads((out / "config.json").read_text())["data"]["train"]["samples"] == 12
@@ -370,7 +379,7 @@ def test_images_without_truth_are_counted_over_all_sittings(tmp_path):
     count, samples = len(open_dataset("folder", tmp_path / "own", "train")), 14 * 4
     order = [index for _, index in Order(count, 0, stop=samples)]
     assert straight["without_truth"] == {"depth": sum(index % 3 == 0 for index in order)} and straight["without_truth"]["depth"] > 5
-    out = rewound(tmp_path / "straight", tmp_path / "run", 8 if (tmp_path / "straight" / "checkpoints" / "step-00000008.pt").exists() else 12)
+    out = rewound(tmp_path / "straight", tmp_path / "run", 12)
     assert train(recipe, out, tmp_path / "own", resume=True, cpu=True, workers=0, progress=False)["without_truth"] == straight["without_truth"]
 
 
@@ -448,14 +457,15 @@ def test_a_batch_in_parts_with_unequal_labels_has_the_gradient_of_the_whole():
         pieces = [{"label": part} for part in labels.chunk(parts)]
         total = 0.0
         for image, piece, share in zip(images.chunk(parts), pieces, batch_shares(pieces, losses)):
-            backward, shown = batch_loss(model(image), piece, losses, shares=share)
+            predictions = {name: logits.double() for name, logits in model(image).items()}
+            backward, shown = batch_loss(predictions, piece, losses, shares=share)
             backward.backward()
             total += shown.item()
         return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     def by_hand():
         model.zero_grad()
-        predictions, weight = model(images), torch.tensor([1, 2, 3, 4, 5], dtype=torch.float64)
+        predictions, weight = {name: logits.double() for name, logits in model(images).items()}, torch.tensor([1, 2, 3, 4, 5], dtype=torch.float64)
         resized = torch.nn.functional.interpolate(predictions["label_auxiliary"], (96, 128), mode="bilinear")
         loss = sum(share * torch.nn.functional.cross_entropy(logits, labels, weight, ignore_index=255) for share, logits in ((1, predictions["label"]), (0.4, resized)))
         loss.backward()
