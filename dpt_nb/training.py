@@ -1131,19 +1131,21 @@ def network_without_effect(recipe: Recipe, model: DPT) -> list[str]:  # a senten
 
 
 def go_on(out: Path, parts: dict, accelerator: Accelerator) -> tuple[int, float]:  # steps done, seconds spent
-    "Restore the last checkpoint. The recipe's learning rates count, also where the checkpoint's were others."
+    "Restore the last checkpoint. The recipe's learning rates and the length of the run as it is now count, also where the checkpoint's were others."
     optimiser, schedule = parts["optimiser"].optimizer, parts["schedule"]
+    plan = {name: getattr(schedule, name) for name in ("total_steps", "_schedule_phases") if hasattr(schedule, name)}
     rates = [{key: group[key] for key in ("initial_lr", "max_lr", "min_lr") if key in group} for group in optimiser.param_groups]
     done, spent = load_checkpoint_into(out / "checkpoints", kept_parts(parts, accelerator))
-    if [group["initial_lr"] for group in optimiser.param_groups] != [fresh["initial_lr"] for fresh in rates]:
-        for group, fresh in zip(optimiser.param_groups, rates):
-            group.update(fresh)
-        schedule.base_lrs = [fresh["initial_lr"] for fresh in rates]
-        with warnings.catch_warnings():  # PyTorch means this call for its own use
-            warnings.simplefilter("ignore")
-            schedule._last_lr = schedule.get_lr()
-        for group, lr in zip(optimiser.param_groups, schedule._last_lr):
-            group["lr"] = lr
+    if done >= plan.get("total_steps", done + 1):  # every step has been made
+        return done, spent
+    vars(schedule).update(plan, base_lrs=[fresh["initial_lr"] for fresh in rates])
+    for group, fresh in zip(optimiser.param_groups, rates):
+        group.update(fresh)
+    with warnings.catch_warnings():  # PyTorch means this call for its own use
+        warnings.simplefilter("ignore")
+        schedule._last_lr = schedule.get_lr()
+    for group, lr in zip(optimiser.param_groups, schedule._last_lr):
+        group["lr"] = lr
     return done, spent
 
 # %% ../nbs/51_training.ipynb #16512f13

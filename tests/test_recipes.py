@@ -52,7 +52,7 @@ def rates_and_betas(recipe, steps):
     return found
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["kitti", pytest.param("nyu", marks=pytest.mark.slow)])
 def test_every_rate_of_the_published_run(name):
     images, per_epoch, steps = PUBLISHED[name]
     recipe = get_recipe(f"{name}_vitb")

@@ -274,7 +274,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_moves_nothing(straight, tmp_p
     assert state["step"] == 2 and all(value.isfinite().all() for value in state["model"].values())
 
 
-@pytest.mark.parametrize("spoil, words", [("weights", "in model."), ("moments", "in optimiser.")])
+@pytest.mark.parametrize("spoil, words", [pytest.param("weights", "in model.", marks=pytest.mark.slow), ("moments", "in optimiser.")])
 def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight, tmp_path, spoil, words):
     recipe, move = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.every=2", "keep.validate_every=2"]), dpt_nb.training.move
 
@@ -307,7 +307,7 @@ def unwell_until(step, function, value):
     return unwell
 
 
-@pytest.mark.parametrize("name, part", [("rooms_tiny", "to_depth"), ("rooms_labels", "SegmentationHead.forward")])
+@pytest.mark.parametrize("name, part", [("rooms_tiny", "to_depth"), pytest.param("rooms_labels", "SegmentationHead.forward", marks=pytest.mark.slow)])
 def test_predictions_that_are_not_numbers_are_said_and_never_best(straight, tmp_path, name, part):
     recipe = change_recipe(get_recipe(name), [*SHORT, "keep.validate_every=2", "keep.pictures=0"])
     owner, _, own = f"dpt_nb.heads.{part}".rpartition(".")
