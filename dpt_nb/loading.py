@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'DATASETS', 'DRAWN', 'MINIATURES', 'chance', 'Order', 'Augmented', 'Mixture', 'drawn_sets', 'MixedOrder',
-           'Share', 'training_loader', 'open_mixture', 'open_dataset', 'make_miniature']
+           'Share', 'training_loader', 'even_parts', 'spread_indices', 'sample_names', 'names_digest', 'open_mixture',
+           'open_dataset', 'make_miniature']
 
 # %% ../nbs/34_loading.ipynb #bb4baef8
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -42,16 +44,19 @@ class Order(Sampler):
         seed: int,  # of the shuffling
         start: int = 0,  # samples already drawn
         stop: int | None = None,  # samples drawn at the end; None is one epoch
+        per_epoch: int | None = None,  # samples drawn of each epoch's shuffling, the rest of which is left out; None: all
     ):
-        self.count, self.seed, self.start, self.stop = count, seed, start, count if stop is None else stop
+        self.count, self.seed, self.start = count, seed, start
+        self.per_epoch = count if per_epoch is None else per_epoch
+        self.stop = self.per_epoch if stop is None else stop
 
     def __len__(self) -> int:
         return max(0, self.stop - self.start)
 
     def __iter__(self):
-        for epoch in range(self.start // self.count, -(-self.stop // self.count)):
+        for epoch in range(self.start // self.per_epoch, -(-self.stop // self.per_epoch)):
             order = torch.randperm(self.count, generator=chance(self.seed, epoch)).tolist()
-            first, last = epoch * self.count, (epoch + 1) * self.count
+            first, last = epoch * self.per_epoch, (epoch + 1) * self.per_epoch
             for place in range(max(self.start, first), min(self.stop, last)):
                 yield epoch, order[place - first]
 
@@ -194,21 +199,77 @@ def training_loader(
     pinned: bool = False,  # page-locked memory, for CUDA
     share: tuple[int, int] = (0, 1),  # number of this process, and how many share a batch
     worker_init_fn: Callable[[int], None] | None = None,  # called in each worker with its number
+    per_epoch: int | None = None,  # samples drawn of each epoch, the rest of which is left out; None: all
+    ahead: int = 2,  # batches that each worker reads before they are asked for
 ) -> DataLoader:  # of batches, from `start` to `stop`; `loader.dataset.reading` holds what the workers read
-    "Batches in an order that the seed settles, whatever the number of workers. Raises `DatasetError` when the processes cannot share a batch evenly."
+    "Batches in an order that the seed settles, whatever the number of workers. Raises `DatasetError` when the processes cannot share a batch evenly, and for a mixture's epochs."
     if batch_size % share[1]:
         raise DatasetError(f"A batch of {batch_size} samples cannot be shared evenly by {share[1]} processes: choose a multiple of {share[1]}.")
     if isinstance(dataset, Mixture):
+        if per_epoch is not None:
+            raise DatasetError("A mixture draws from each of its sets without an end, so there is no last batch of an epoch to leave out: leave per_epoch (data.drop_last) out.")
         order = MixedOrder(dataset.counts, dataset.weights, seed, start, stop)
     else:
-        order = Order(len(dataset), seed, start, stop)
+        order = Order(len(dataset), seed, start, stop, per_epoch)
     order = order if share[1] == 1 else Share(order, batch_size, share)
     reading = torch.full((max(workers, 1),), -1).share_memory_()
     # A generator of its own: the loader must not draw from the random state that dropout uses
     return DataLoader(
         Augmented(dataset, transform, seed, reading), batch_size // share[1], sampler=order, num_workers=workers,
-        pin_memory=pinned, generator=torch.Generator(), worker_init_fn=worker_init_fn,
+        pin_memory=pinned, generator=torch.Generator(), worker_init_fn=worker_init_fn, prefetch_factor=ahead if workers else None,
     )
+
+# %% ../nbs/34_loading.ipynb #cd50f743
+def even_parts(
+    count: int,  # to be shared out
+    limits: list[int],  # the most that each can take
+) -> list[int]:  # how many each takes; together `count`, or the sum of the limits where that is less
+    "Share out a number as evenly as the limits allow; what does not divide goes to the first."
+    parts = [0] * len(limits)
+    while (left := min(count, sum(limits)) - sum(parts)) > 0:
+        able = [place for place, limit in enumerate(limits) if parts[place] < limit]
+        for rank, place in enumerate(able):
+            share = left // len(able) + (rank < left % len(able))
+            parts[place] = min(limits[place], parts[place] + share)
+    return parts
+
+
+def spread_indices(
+    dataset: Dataset,  # a `Mixture` counts set by set
+    count: int,  # how many at most
+) -> list[int]:  # rising
+    "Which samples stand for all: at even distances along the list, and as many of each set of a mixture."
+    if not isinstance(dataset, Mixture):
+        taken = min(count, len(dataset))
+        return [place * len(dataset) // taken for place in range(taken)]
+    found, first = [], 0
+    for part, inner, size in zip(even_parts(count, dataset.counts), dataset.datasets, dataset.counts):
+        found += [first + index for index in spread_indices(inner, part)]
+        first += size
+    return found
+
+# %% ../nbs/34_loading.ipynb #abf235a9
+def sample_names(
+    dataset: Dataset,
+) -> list[str]:  # one a sample, in order
+    "What identifies each sample, independent of where the set lies: its files relative to the set's folder, or the place in a rendered set."
+    if isinstance(dataset, Mixture):
+        return [f"{number}/{name}" for number, inner in enumerate(dataset.datasets) for name in sample_names(inner)]
+    if isinstance(dataset, FileDataset):
+        above = f"{dataset.root}{os.sep}"  # texts: a list of a million files is done in seconds
+        within = lambda path: "-" if path is None else str(path).removeprefix(above).replace(os.sep, "/")
+        return [" ".join(map(within, (entry.image, entry.depth, entry.label))) for entry in dataset.entries]
+    return [f"{getattr(getattr(dataset, 'folder', None), 'name', 'sample')}/{index}" for index in range(len(dataset))]
+
+
+def names_digest(
+    names: list[str],  # of `sample_names`
+) -> str:  # 16 hexadecimal digits
+    "A fingerprint of names in their order."
+    digest = hashlib.blake2b(digest_size=8)
+    for name in names:
+        digest.update(name.encode() + b"\n")
+    return digest.hexdigest()
 
 # %% ../nbs/34_loading.ipynb #44cd0602
 DATASETS = {

@@ -93,6 +93,14 @@ class CountingLoss(nn.Module):
         empty = ~self.has_answer(target).flatten(1).any(1)
         self.empty_images = self.empty_images.to(target.device) + empty.sum()
 
+    def part_weight(
+        self,
+        target: torch.Tensor,  # `(B, ...)`, as for `has_answer`: one part of a batch
+    ) -> torch.Tensor:  # scalar, float64, not negative
+        """What this part's loss counts in the mean over all parts of a batch. A loss that is no mean over pixels or images is another number for the whole
+        than for its parts, whatever they count: there a part counts 1, and 0 when nothing in it has an answer."""
+        return self.has_answer(target).any().double()
+
     def reset_empty_images(self) -> None:
         "Set the count to 0, here and in every loss inside this one."
         for module in self.modules():
@@ -109,11 +117,15 @@ class SILogLoss(CountingLoss):
         eps: float = 1e-3,  # metres added to both before the logarithm
         mean_only: bool = False,  # only the scale term, at every step; may be switched between iterations
         warm_up: int = 0,  # optimiser steps with only the scale term; the Toolbox's recipe has 100
+        images_per_group: int = 0,  # the loss is the mean over groups of so many neighbours in the batch; 0: the whole batch is one group
     ):
         super().__init__()
         if not 0 <= variance_focus <= 1:
             raise ValueError(f"variance_focus is {variance_focus}, expected a number from 0 to 1.")
+        if images_per_group < 0:
+            raise ValueError(f"images_per_group is {images_per_group}, expected 0 for the whole batch, or a number of images.")
         self.variance_focus, self.eps, self.mean_only, self.warm_up = variance_focus, eps, mean_only, warm_up
+        self.images_per_group = images_per_group
 
     def forward(
         self,
@@ -122,13 +134,34 @@ class SILogLoss(CountingLoss):
         *,
         step: int | None = None,  # of the optimiser, from 0; None: no warm-up
     ) -> torch.Tensor:  # scalar
-        "Count the empty images and return `silog_loss`: of the mean alone while `step` is below `warm_up`."
+        "Count the empty images and return `silog_loss`: of the mean alone while `step` is below `warm_up`. Raises `ValueError` for a batch that is not made of whole groups."
         self.count_empty(target)
         mean_only = self.mean_only or (step is not None and step < self.warm_up)
-        return silog_loss(prediction, target, self.variance_focus, self.eps, mean_only)
+        if not self.images_per_group:
+            return silog_loss(prediction, target, self.variance_focus, self.eps, mean_only)
+        groups = self.answered_groups(target).sum().clamp_min(1)
+        pairs = zip(prediction.split(self.images_per_group), target.split(self.images_per_group))
+        return sum(silog_loss(*pair, self.variance_focus, self.eps, mean_only) for pair in pairs) / groups
+
+    def answered_groups(
+        self,
+        target: torch.Tensor,  # `(B, 1, H, W)` metres, 0 = not measured
+    ) -> torch.Tensor:  # `(groups,)` bool
+        "Which groups have a measured pixel."
+        if len(target) % self.images_per_group:
+            raise ValueError(f"{len(target)} images cannot be cut into groups of images_per_group={self.images_per_group}: choose a number that divides them.")
+        return self.has_answer(target).flatten(1).any(1).view(-1, self.images_per_group).any(1)
+
+    def part_weight(
+        self,
+        target: torch.Tensor,  # `(B, 1, H, W)` metres, 0 = not measured
+    ) -> torch.Tensor:  # scalar, float64
+        "The number of groups with a measured pixel; without groups, whether there is one."
+        return self.answered_groups(target).sum().double() if self.images_per_group else super().part_weight(target)
 
     def extra_repr(self) -> str:
-        return f"variance_focus={self.variance_focus}, eps={self.eps}, mean_only={self.mean_only}, warm_up={self.warm_up}"
+        grouped = f", images_per_group={self.images_per_group}" if self.images_per_group else ""
+        return f"variance_focus={self.variance_focus}, eps={self.eps}, mean_only={self.mean_only}, warm_up={self.warm_up}{grouped}"
 
 # %% ../nbs/20_losses.ipynb #3c0dab6c
 def _neighbour_steps(
@@ -266,6 +299,13 @@ class DepthRegressionLoss(CountingLoss):
         "Count the empty images and return `depth_regression_loss`."
         self.count_empty(target)
         return depth_regression_loss(prediction, target, self.kind)
+
+    def part_weight(
+        self,
+        target: torch.Tensor,  # `(B, 1, H, W)` metres, 0 = not measured
+    ) -> torch.Tensor:  # scalar, float64
+        "The number of measured pixels. (BerHu's bend follows the largest error of the part, so for it the whole stays another number.)"
+        return self.has_answer(target).sum().double()
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}"
@@ -411,6 +451,13 @@ class SSILoss(CountingLoss):
         self.count_empty(target)
         return ssi_loss(prediction, target, self.alignment, self.trim, self.gradient, self.scales)
 
+    def part_weight(
+        self,
+        target: torch.Tensor,  # `(B, 1, H, W)` inverse depth, 0 = not measured
+    ) -> torch.Tensor:  # scalar, float64
+        "The number of images with a measured pixel."
+        return self.has_answer(target).flatten(1).any(1).sum().double()
+
     def extra_repr(self) -> str:
         return f"alignment={self.alignment!r}, trim={self.trim}, gradient={self.gradient}, scales={self.scales}"
 
@@ -513,6 +560,16 @@ class SegmentationLoss(CountingLoss):
         self.count_empty(label)
         return segmentation_loss(logits, label, auxiliary_logits, self.auxiliary_weight, self.ignore, self.class_weights)
 
+    def part_weight(
+        self,
+        target: torch.Tensor,  # `(B, H, W)` int64, a class or `ignore`
+    ) -> torch.Tensor:  # scalar, float64
+        "The sum of the class weights of all pixels that have a class; without weights, their number. The auxiliary term has the same pixels."
+        answered = self.has_answer(target)
+        if self.class_weights is None:
+            return answered.sum().double()
+        return (self.class_weights.to(target.device).double()[torch.where(answered, target, 0)] * answered).sum()
+
     def extra_repr(self) -> str:
         return f"auxiliary_weight={self.auxiliary_weight}, ignore={self.ignore}"
 
@@ -542,6 +599,10 @@ class CompositeLoss(CountingLoss):
     def has_answer(self, target: torch.Tensor) -> torch.Tensor:  # as for the first loss → bool, the shape of `target`
         "Where the first loss has an answer."
         return next(iter(self.losses.values())).has_answer(target)
+
+    def part_weight(self, target: torch.Tensor) -> torch.Tensor:  # as for the first loss → scalar, float64
+        "What a part counts to the first loss."
+        return next(iter(self.losses.values())).part_weight(target)
 
     def parts(
         self,

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['KINDS_OF_FIELD', 'LIMITS', 'FLIP_AND_COLOUR', 'TINY_DEPTH', 'rooms_tiny', 'streets_tiny', 'rooms_joint',
-           'rooms_labels', 'scenes_tiny', 'JX_VIT_BASE', 'TOOLBOX', 'kitti_vitb', 'nyu_vitb', 'kitti_hybrid',
-           'nyu_hybrid', 'PAPER', 'mix_relative', 'ade20k_hybrid', 'ade20k_large', 'pascal_context_hybrid',
-           'depth_anything_metric', 'folder_depth', 'folder_labels', 'RECIPES', 'TRANSFORMS', 'LOSSES', 'RecipeError',
-           'ModelGroup', 'DataGroup', 'OptimizerGroup', 'ScheduleGroup', 'LoopGroup', 'KeepGroup', 'Recipe',
-           'check_types', 'value_at', 'check_recipe', 'changed', 'nearest_path', 'change_recipe', 'get_recipe',
-           'toolbox', 'hybrid', 'ade20k', 'recipe_rows', 'recipe_table', 'build_transforms', 'build_losses',
-           'loss_weights', 'build']
+           'rooms_labels', 'scenes_tiny', 'JX_VIT_BASE', 'TOOLBOX', 'TOOLBOX_KITTI', 'TOOLBOX_NYU', 'TOOLBOX_POINTS',
+           'kitti_vitb', 'kitti_vitb_config', 'nyu_vitb', 'nyu_vitb_config', 'kitti_hybrid', 'nyu_hybrid', 'PAPER',
+           'mix_relative', 'ade20k_hybrid', 'ade20k_large', 'pascal_context_hybrid', 'depth_anything_metric',
+           'folder_depth', 'folder_labels', 'RECIPES', 'TRANSFORMS', 'LOSSES', 'RecipeError', 'ModelGroup', 'DataGroup',
+           'OptimizerGroup', 'ScheduleGroup', 'LoopGroup', 'KeepGroup', 'Recipe', 'check_types', 'value_at',
+           'check_recipe', 'check_groups', 'RecipeWarning', 'is_default', 'settings_without_effect', 'changed',
+           'nearest_path', 'change_recipe', 'get_recipe', 'toolbox', 'toolbox_recipe', 'hybrid', 'ade20k', 'flat_rows',
+           'source_of', 'recipe_rows', 'recipe_table', 'recipe_differences', 'difference_table', 'build_transforms',
+           'build_losses', 'loss_weights', 'build']
 
 # %% ../nbs/50_recipes.ipynb #b4ebc4fc
 import difflib
@@ -34,6 +36,7 @@ class ModelGroup:
     changes: dict = field(default_factory=dict)  # fields of `DPTConfig`
     weights: str = ""  # a checkpoint for the whole network, as `load_checkpoint` takes it; empty: none
     backbone: str = ""  # a checkpoint for the backbone alone, or "pretrained" for timm's; empty: random
+    decoder_init: str = ""  # "kaiming_fan_out": the decoder starts as mmcv's ConvModule does; empty: as PyTorch's layers do
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class DataGroup:
     train: dict = field(default_factory=dict)  # options of the training split
     held_out: dict = field(default_factory=dict)  # options of the held-out split
     transforms: list = field(default_factory=list)  # [name, arguments] in order
+    drop_last: bool = False  # leave the incomplete batch at the end of each epoch out
+    may_change: bool = False  # a run that is resumed may go on with other samples than it began with
 
 # %% ../nbs/50_recipes.ipynb #eab13af3
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class OptimizerGroup:
     name: str = "adamw"  # "adamw", "adam" or "sgd"
     backbone: float = 1.0  # the backbone's learning rate, times `lr`
     layer_decay: float = 1.0  # each block's learning rate, times that of the block above it
-    weight_decay: float = 0.01  # on matrices and convolutions only
+    weight_decay: float = 0.01  # of what `no_weight_decay` does not exempt
+    no_weight_decay: str = "vectors"  # exempt are positions and class tokens ("embeddings"), also norms ("norms"), also all biases ("vectors")
     betas: tuple = (0.9, 0.999)  # of Adam; the first is SGD's momentum
     clip: float = 1.0  # largest norm of the gradient
     frozen: int = 0  # steps during which the backbone does not move
@@ -71,6 +77,7 @@ class ScheduleGroup:
     start: float = 25.0  # the first learning rate is the largest divided by this (one_cycle)
     end: float = 1e4  # the last one is the first divided by this (one_cycle)
     power: float = 0.9  # of the polynomial
+    cycle_momentum: bool = True  # the first beta (SGD's momentum) goes from 0.95 down to 0.85 and back, against the rate (one_cycle)
 
 # %% ../nbs/50_recipes.ipynb #009dca7f
 @dataclass(frozen=True)
@@ -143,6 +150,8 @@ LIMITS = {  # field → whether a value is possible, and the words for what is
     **dict.fromkeys(("optimizer.weight_decay", "optimizer.backbone", "optimizer.frozen", "keep.pictures"), (lambda value: value >= 0, "0 or more")),
     "optimizer.betas": (lambda value: len(value) == 2 and all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in value), "two numbers from 0 to below 1"),
     "optimizer.name": (lambda value: value in ("adamw", "adam", "sgd"), "adamw, adam or sgd"),
+    "optimizer.no_weight_decay": (lambda value: value in ("vectors", "norms", "embeddings"), "vectors, norms or embeddings"),
+    "model.decoder_init": (lambda value: value in ("", "kaiming_fan_out"), "kaiming_fan_out or empty"),
     "schedule.name": (lambda value: value in ("one_cycle", "polynomial", "cosine", "constant"), "one_cycle, polynomial, cosine or constant"),
     "schedule.warm_up": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
     "loop.ema": (lambda value: 0 <= value < 1, "from 0 to below 1"),
@@ -174,7 +183,55 @@ def check_recipe(recipe: Recipe) -> Recipe:
         raise RecipeError(f"loop.sharded does not go together with {' and '.join(apart)}. Leave out one or the other.")
     if recipe.data.batch_size % recipe.loop.accumulate:
         raise RecipeError(f"data.batch_size is {recipe.data.batch_size}, which loop.accumulate={recipe.loop.accumulate} does not divide.")
+    check_groups(recipe)
     return recipe
+
+
+def check_groups(recipe: Recipe) -> None:
+    "Raises `RecipeError` where the images that go through the network at once are not whole groups of a loss."
+    at_once = recipe.data.batch_size // recipe.loop.accumulate
+    for head, arguments in recipe.losses.items():
+        group = arguments.get("images_per_group", 0) if isinstance(arguments, dict) else 0
+        if isinstance(group, int) and group > 0 and at_once % group:
+            raise RecipeError(f"losses.{head}.images_per_group is {group}, and {at_once} images go through the network at once: choose a number that divides them.")
+
+# %% ../nbs/50_recipes.ipynb #94cbd15a
+class RecipeWarning(UserWarning):
+    "A setting that has no effect, or another one than its name lets expect."
+
+
+def is_default(recipe: Recipe, path: str) -> bool:  # path: `group.field`
+    "Whether a field that has a default has it."
+    group, name = path.split(".")
+    default = next(item.default for item in fields(getattr(recipe, group)) if item.name == name)
+    value = value_at(recipe, path)
+    return value == (tuple(default) if isinstance(default, tuple) and isinstance(value, tuple) else default) or (isinstance(default, tuple) and list(value) == list(default))
+
+
+def settings_without_effect(
+    recipe: Recipe,
+    steps: int = 0,  # of the run; 0: not known
+    processes: int = 1,
+) -> list[str]:  # a sentence each
+    "What was set and does nothing, or not what it says."
+    said, schedule, optimizer, chosen, loop = [], recipe.schedule, recipe.optimizer, recipe.model, recipe.loop
+    for name, owner in (("power", "polynomial"), ("start", "one_cycle"), ("end", "one_cycle")):
+        if schedule.name != owner and not is_default(recipe, f"schedule.{name}"):
+            said.append(f"schedule.{name} has no effect: it belongs to the schedule {owner}, and this one is {schedule.name}.")
+    if schedule.name == "one_cycle" and schedule.cycle_momentum and optimizer.betas[0] != 0.9:
+        said.append("The first of optimizer.betas has no effect: one_cycle moves it between 0.95 and 0.85. Keep it by schedule.cycle_momentum=false.")
+    if optimizer.name == "sgd" and optimizer.betas[1] != 0.999:
+        said.append("The second of optimizer.betas has no effect: SGD has one momentum, the first.")
+    if not optimizer.weight_decay and not is_default(recipe, "optimizer.no_weight_decay"):
+        said.append("optimizer.no_weight_decay has no effect: optimizer.weight_decay is 0.")
+    said += [f"model.{name} has no effect: model.weights fills the whole network." for name in ("backbone", "decoder_init") if chosen.weights and getattr(chosen, name)]
+    if steps and optimizer.frozen >= steps:
+        said.append(f"The backbone does not move at all: optimizer.frozen is {optimizer.frozen}, and the run has {steps} steps.")
+    if loop.sharded and processes == 1:
+        said.append("loop.sharded has no effect in one process, which keeps everything.")
+    if loop.synchronised and loop.accumulate > 1:
+        said.append(f"loop.synchronised does not reach the whole batch: with loop.accumulate={loop.accumulate} a batch norm sees one of its {loop.accumulate} parts at a time, of all processes.")
+    return said
 
 # %% ../nbs/50_recipes.ipynb #6583f6c3
 def changed(
@@ -305,11 +362,11 @@ def toolbox(
     crop: tuple[int, int],  # rows and columns of the random crop
     colour: dict,  # ranges that differ from `Colour`'s
 ) -> Recipe:
-    "The Toolbox's DPT on ViT-B."
+    "What the Toolbox's config says of DPT on ViT-B, but for the seven points of `TOOLBOX_POINTS`."
     source = TOOLBOX.format(name)
     head = dict(output="relu_above", min_depth=1e-3, projection=True)
     return Recipe(
-        name=f"{name}_vitb",
+        name=name,
         model=ModelGroup("dpt_base", backbone=JX_VIT_BASE, changes=dict(heads={"depth": head}, residual_bias=False, positions="bicubic", image_size=[224, 224])),
         data=DataGroup(name, batch_size=16, transforms=[window, ["Rotate", {}], ["Flip", {}], ["Crop", dict(height=crop[0], width=crop[1])], ["Colour", colour]]),
         losses={"depth": dict(loss="silog", variance_focus=0.85, eps=1e-3, warm_up=100)},
@@ -318,17 +375,69 @@ def toolbox(
         loop=LoopGroup(epochs=24.0),
         keep=KeepGroup(validate_every=4000, validate_on=256, flip=True, every=1000),
         sources={key: source for key in ("model.changes", "model.backbone", "losses", "optimizer.lr", "optimizer.backbone", "optimizer.weight_decay", "optimizer.clip", "schedule.end", "loop.epochs")}
-        | {"data.batch_size": f"{source}: 8 GPUs of 2", "data.transforms": f"{source}; its gamma acts on 0…255, BTS's, which it follows, on 0…1, as here", "schedule.warm_up": "mmcv's OneCycle, by default"},
+        | {"data.batch_size": f"{source}: 8 GPUs of 2", "data.transforms": source, "schedule.warm_up": "mmcv's OneCycle, by default", "schedule.cycle_momentum": f"{source}: momentum_config"},
     )
 
 
-kitti_vitb = toolbox("kitti", ["KBCrop", {}], (352, 704), {})
-nyu_vitb = toolbox("nyu", ["Window", dict(top=45, bottom=472, left=43, right=608)], (416, 544), dict(brightness=[0.75, 1.25]))
+TOOLBOX_KITTI = toolbox("kitti", ["KBCrop", {}], (352, 704), {})
+TOOLBOX_NYU = toolbox("nyu", ["Window", dict(top=45, bottom=472, left=43, right=608)], (416, 544), dict(brightness=[0.75, 1.25]))
+
+# %% ../nbs/50_recipes.ipynb #8fbbd102
+TOOLBOX_POINTS = {  # field → value and source in the run, value and source by the config
+    "optimizer.backbone": (
+        1.0, "mmcv 1.3.13 hooks/lr_updater.py: OneCycle's one max_lr goes to every group, over lr_mult (the published log prints the first group's rate alone)",
+        0.1, "the config: lr_mult 0.1 for backbone",
+    ),
+    "optimizer.no_weight_decay": (
+        "embeddings", "mmcv 1.3.13 optimizer/default_constructor.py looks for the text norm in names, and the Toolbox's ViT calls its norms ln1 and ln2; biases have no rule",
+        "norms", "the config: decay_mult 0 for pos_embed, cls_token and norm",
+    ),
+    "losses.depth.images_per_group": (
+        2, "Toolbox models/losses/sigloss.py sees one GPU's two images, and MMDistributedDataParallel averages the gradients of eight GPUs",
+        0, "not in the config: one loss a batch, as BTS's and AdaBins' formula reads",
+    ),
+    "model.decoder_init": (
+        "kaiming_fan_out", "mmcv 1.3.13 bricks/conv_module.py: kaiming_init, normal, fan_out, biases 0, for the decoder's ConvModules; the others as PyTorch's",
+        "", "not in the config: PyTorch's",
+    ),
+    "model.changes.layer_norm_eps": (
+        1e-5, "mmcv 1.3.13 bricks/norm.py: 1e-5 where the config gives none",
+        1e-6, "not in the config: what the ImageNet weights were trained with (timm)",
+    ),
+    "data.drop_last": (
+        True, "Toolbox apis/train.py: drop_last=True; the published logs count 1447 (KITTI) and 1514 (NYU) steps an epoch, 34 728 and 36 336 in all",
+        False, "not in the config: PyTorch's DataLoader by default",
+    ),
+    "data.transforms.Colour.white": (
+        255.0, "Toolbox pipelines/transforms.py: ColorAug raises values from 0 to 255 to its exponent",
+        1.0, "not in the config: BTS and AdaBins, whose ranges these are, raise values from 0 to 1",
+    ),
+}
+
+
+def toolbox_recipe(
+    base: Recipe,  # of `toolbox`
+    name: str,  # what the recipe is called
+    as_it_ran: bool,  # the seven points as in the published run; else as the config reads
+) -> Recipe:
+    "The Toolbox's recipe with each of the seven points settled, and its source."
+    settled = {field: points[:2] if as_it_ran else points[2:] for field, points in TOOLBOX_POINTS.items()}
+    recipe = replace(base, name=name, sources=base.sources | {field: source for field, (_, source) in settled.items()})
+    for field, (value, _) in settled.items():
+        if field == "data.transforms.Colour.white":
+            colours = [[kind, arguments | dict(white=value) if kind == "Colour" else arguments] for kind, arguments in base.data.transforms]
+            field, value = "data.transforms", colours
+        recipe = changed(recipe, field.split("."), value, field)
+    return recipe
+
+
+kitti_vitb, kitti_vitb_config = (toolbox_recipe(TOOLBOX_KITTI, name, name == "kitti_vitb") for name in ("kitti_vitb", "kitti_vitb_config"))
+nyu_vitb, nyu_vitb_config = (toolbox_recipe(TOOLBOX_NYU, name, name == "nyu_vitb") for name in ("nyu_vitb", "nyu_vitb_config"))
 
 # %% ../nbs/50_recipes.ipynb #54ddc75d
 def hybrid(name: str) -> Recipe:
     "DPT-Hybrid from MiDaS weights on `kitti` or `nyu`."
-    base = {"kitti": kitti_vitb, "nyu": nyu_vitb}[name]
+    base = {"kitti": TOOLBOX_KITTI, "nyu": TOOLBOX_NYU}[name]
     return replace(
         base, name=f"{name}_hybrid", model=ModelGroup(f"dpt_hybrid_{name}", weights="dpt_hybrid"), optimizer=replace(base.optimizer, lr=1e-5, backbone=1.0),
         sources=base.sources | {
@@ -412,10 +521,36 @@ folder_labels = replace(
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        rooms_tiny, rooms_joint, rooms_labels, streets_tiny, scenes_tiny, kitti_vitb, nyu_vitb, kitti_hybrid, nyu_hybrid, mix_relative, ade20k_hybrid, ade20k_large, pascal_context_hybrid,
+        rooms_tiny, rooms_joint, rooms_labels, streets_tiny, scenes_tiny, kitti_vitb, kitti_vitb_config, nyu_vitb, nyu_vitb_config, kitti_hybrid, nyu_hybrid, mix_relative, ade20k_hybrid, ade20k_large, pascal_context_hybrid,
         depth_anything_metric, folder_depth, folder_labels,
     )
 }
+
+# %% ../nbs/50_recipes.ipynb #2941d57f
+def flat_rows(
+    value,  # a recipe, a group, or what stands in a field
+    path: str = "",  # its full name
+) -> list[tuple[str, object]]:  # (full name, value that cannot be taken apart)
+    "All values down to the last; of a list of [name, arguments] the names, and then each name's arguments."
+    rows = []
+    if is_dataclass(value):
+        inner = [(item.name, getattr(value, item.name)) for item in fields(value) if item.name != "sources"]
+    elif isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list) and all(isinstance(part, list) and len(part) == 2 and isinstance(part[1], dict) for part in value):
+        rows, inner = [(path, [name for name, _ in value])], value
+    else:
+        return [(path, value)]
+    return rows + [row for name, part in inner for row in flat_rows(part, f"{path}.{name}" if path else str(name))]
+
+
+def source_of(
+    recipe: Recipe,
+    path: str,  # full name of a value
+) -> str:  # empty where nobody says so
+    "Where a value comes from: what is said of it, or of the nearest thing that holds it."
+    parts = path.split(".")
+    return next((recipe.sources[key] for length in range(len(parts), 0, -1) if (key := ".".join(parts[:length])) in recipe.sources), "")
 
 # %% ../nbs/50_recipes.ipynb #0222b525
 def recipe_rows(
@@ -437,6 +572,30 @@ def recipe_table(recipe: Recipe) -> str:
         source = recipe.sources.get(key, "")
         if key != "sources":
             lines.append(f"{key:24} {json.dumps(value)}" + (f"   ← {source}" if source else ""))
+            inner = dict(flat_rows(value, key))
+            lines += [f"  {name:22} {json.dumps(inner[name])}   ← {text}" for name, text in recipe.sources.items() if name.startswith(f"{key}.") and name in inner]
+    return "\n".join(lines)
+
+# %% ../nbs/50_recipes.ipynb #b8e06cd6
+def recipe_differences(
+    one: Recipe,
+    other: Recipe,
+) -> list[dict]:  # `field`, and for `one` and `other` a pair of value (None: not set) and source
+    "Where two recipes differ, by the full names of the values."
+    rows, others = dict(flat_rows(one)), dict(flat_rows(other))
+    names = [name for name in [*rows, *(name for name in others if name not in rows)] if name != "name" and rows.get(name) != others.get(name)]
+    return [dict(field=name, one=(rows.get(name), source_of(one, name)), other=(others.get(name), source_of(other, name))) for name in names]
+
+
+def difference_table(
+    one: Recipe,
+    other: Recipe,
+) -> str:
+    "Every difference as three lines: its name, then value and source in the one and in the other."
+    width, shown = max(len(one.name), len(other.name)), lambda value: "not set" if value is None else json.dumps(value)
+    lines = []
+    for row in recipe_differences(one, other):
+        lines += [row["field"]] + [f"  {recipe.name:{width}}  {shown(value):18} ← {source or 'not said'}" for recipe, (value, source) in ((one, row["one"]), (other, row["other"]))]
     return "\n".join(lines)
 
 # %% ../nbs/50_recipes.ipynb #1ce2fdc8

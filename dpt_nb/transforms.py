@@ -362,15 +362,18 @@ class Pad:
 @dataclass(frozen=True)
 class Colour:
     """Gamma, brightness and a factor per channel, as BTS `bts_dataloader.py` does on images in [0, 1]; only the image changes, and it ends clamped to [0, 1].
-    Raises `ValueError` for an image outside [0, 1]."""
+    Raises `ValueError` for an image outside [0, 1], an impossible range or probability, and a `white` that is not above 0."""
 
     probability: float = 0.5  # of changing the colours
     gamma: tuple[float, float] = (0.9, 1.1)  # range of the exponent
     brightness: tuple[float, float] = (0.9, 1.1)  # range of the common factor
     colour: tuple[float, float] = (0.9, 1.1)  # range of each channel's own factor
+    white: float = 1.0  # the value of white while the exponent is applied; 255: as the Toolbox's `ColorAug`
 
     def __post_init__(self):
         _check_probability(self.probability)
+        if not 0 < self.white < math.inf:
+            raise ValueError(f"white is {self.white}, expected a number above 0: 1, or 255 as in the Toolbox.")
         for name in ("gamma", "brightness", "colour"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
@@ -389,6 +392,8 @@ class Colour:
             raise ValueError(f"the image holds values from {lowest.item():.4g} to {highest.item():.4g}, expected 0 to 1. Divide 8-bit values by 255.")
         gamma = _uniform(generator, *self.gamma).item()
         factor = _uniform(generator, *self.brightness) * _uniform(generator, *self.colour, count=3)
+        if self.white != 1:  # (white·x)^γ / white = x^γ · white^(γ−1)
+            factor = factor * self.white ** (gamma - 1)
         return sample | dict(image=(image**gamma).mul_(factor.to(image)[:, None, None]).clamp_(0, 1))
 
 # %% ../nbs/30_transforms.ipynb #fd308641

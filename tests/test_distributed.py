@@ -13,6 +13,10 @@ import torch
 from conftest import changes, command_here
 from safetensors.torch import load_file
 
+from dpt_nb.datasets import make_folder
+from dpt_nb.images import write_label
+from dpt_nb.loading import Order, open_dataset
+
 TWENTY = ["loop.steps=20", "data.batch_size=8", "data.train.count=16", "data.held_out.count=3", "keep.validate_every=20", "keep.every=5", "optimizer.lr=2e-4"]
 QUIET = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -66,6 +70,70 @@ def test_two_processes_that_share_their_batch_norms_follow_one(tmp_path):
     for processes in (1, 2):
         run(processes, "rooms_joint", tmp_path / f"with{processes}", tmp_path / "data", "loop.synchronised=true", "model.changes.heads.label.dropout=0")
     follow(tmp_path)
+
+
+UNEQUAL = """
+import sys, torch, torch.distributed as dist
+from dpt_nb.models import create_model
+from dpt_nb.recipes import build_losses, get_recipe
+from dpt_nb.training import batch_loss, batch_shares, synchronise
+
+dist.init_process_group("gloo")
+rank, out = dist.get_rank(), sys.argv[1]
+torch.manual_seed(0)
+model = create_model("dpt_tiny", heads={"label": dict(classes=5, auxiliary=True, dropout=0.0)}, batch_norm=True).double().train()
+images, labels = torch.rand(4, 3, 96, 128, dtype=torch.float64), torch.randint(5, (4, 96, 128))
+labels[2:][torch.rand(2, 96, 128) < 7 / 8] = 255  # the second process has an eighth of its labels
+losses = build_losses(get_recipe("rooms_labels", losses={"label": dict(auxiliary_weight=0.4, class_weights=[1, 2, 3, 4, 5])}))
+if rank == 0:  # alone, by the formula
+    predictions = {name: logits.double() for name, logits in model(images).items()}
+    weight = torch.tensor([1, 2, 3, 4, 5], dtype=torch.float64)
+    resized = torch.nn.functional.interpolate(predictions["label_auxiliary"], (96, 128), mode="bilinear")
+    expected = sum(share * torch.nn.functional.cross_entropy(logits, labels, weight, ignore_index=255) for share, logits in ((1, predictions["label"]), (0.4, resized)))
+    expected.backward()
+    by_hand = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+halves = torch.nn.parallel.DistributedDataParallel(synchronise(model, torch.device("cpu")))
+own = [{"label": labels[2 * rank : 2 * rank + 2]}]
+predictions = {name: logits.double() for name, logits in halves(images[2 * rank : 2 * rank + 2]).items()}
+backward, shown = batch_loss(predictions, own[0], losses, shares=batch_shares(own, losses)[0])
+backward.backward()
+if rank == 0:
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    largest = max(value.abs().max() for value in by_hand.values())
+    apart = max((found[name] - by_hand[name]).abs().max() for name in by_hand)
+    torch.save(dict(loss=expected.item(), shown=shown.item(), apart=(apart / largest).item(), same=found.keys() == by_hand.keys()), out)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_with_unequal_labels_have_the_gradient_of_one(tmp_path):
+    "In double precision, with the auxiliary head and shared batch norms, beside PyTorch's cross-entropy of the whole batch."
+    (tmp_path / "unequal.py").write_text(UNEQUAL)
+    done = subprocess.run([Path(sys.executable).parent / "torchrun", "--standalone", "--nproc-per-node", "2", tmp_path / "unequal.py", tmp_path / "found.pt"], capture_output=True, text=True, timeout=300, env=QUIET)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert found["same"] and found["shown"] == pytest.approx(found["loss"], rel=1e-6) and found["apart"] <= 1e-6, found
+
+
+def test_a_head_without_a_loss_does_not_stop_two_processes(tmp_path):
+    "And labels of which one process sees none: what had no truth is counted over both."
+    make_folder(tmp_path / "own", count=12)
+    entries = open_dataset("folder", tmp_path / "own", "train").entries
+    for entry in entries[::2]:
+        write_label(entry.label, torch.full((96, 128), 255))
+    untaught = ["loop.steps=4", "keep.validate_every=4", "data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms", 'losses={"label": {}}', "model.changes.heads.label.dropout=0", "loop.synchronised=true"]
+    for processes in (1, 2):
+        run(processes, "rooms_joint", tmp_path / f"with{processes}", tmp_path / "own", *untaught)
+    one, two = (rows(tmp_path / f"with{processes}") for processes in (1, 2))
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], abs=1e-5)
+    reports = [json.loads((tmp_path / f"with{processes}" / "report.json").read_text()) for processes in (1, 2)]
+    order = [index for _, index in Order(len(entries), 0, stop=4 * 8)]
+    assert [report["without_truth"] for report in reports] == [{"label": sum(index % 2 == 0 for index in order)}] * 2
+    first, second = weights(tmp_path / "with1"), weights(tmp_path / "with2")
+    assert all(torch.allclose(first[name], second[name], rtol=1e-3, atol=5e-4) for name in first)
+    depth = [name for name in first if name.startswith("heads.depth")]
+    assert depth and all(torch.equal(first[name], second[name]) for name in depth), "a head without a loss has moved"
 
 
 def descendants(pid):
