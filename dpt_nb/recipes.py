@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 from .losses import DepthLoss, DepthRegressionLoss, SegmentationLoss, SILogLoss, SSILoss
+from .models import TEST_PIPELINES
 from .transforms import Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window
 
 # %% ../nbs/50_recipes.ipynb #9d2806be
@@ -361,13 +362,17 @@ def toolbox(
     window: list,  # the crop that comes first, [name, arguments]
     crop: tuple[int, int],  # rows and columns of the random crop
     colour: dict,  # ranges that differ from `Colour`'s
+    tested: tuple[int, int],  # height and width at which images are judged, pixels
 ) -> Recipe:
     "What the Toolbox's config says of DPT on ViT-B, but for the seven points of `TOOLBOX_POINTS`."
     source = TOOLBOX.format(name)
     head = dict(output="relu_above", min_depth=1e-3, projection=True)
+    same = dict(residual_bias=False, positions="bicubic", image_size=[224, 224])
+    # Its test pipelines resize nothing: KITTI is judged at 352×1216 after the crop, NYUv2 at 480×640
+    fed = TEST_PIPELINES["toolbox"] | dict(input_size=list(tested), input_multiple=None)
     return Recipe(
         name=name,
-        model=ModelGroup("dpt_base", backbone=JX_VIT_BASE, changes=dict(heads={"depth": head}, residual_bias=False, positions="bicubic", image_size=[224, 224])),
+        model=ModelGroup("dpt_base", backbone=JX_VIT_BASE, changes=dict(heads={"depth": head}, **same, **fed)),
         data=DataGroup(name, batch_size=16, transforms=[window, ["Rotate", {}], ["Flip", {}], ["Crop", dict(height=crop[0], width=crop[1])], ["Colour", colour]]),
         losses={"depth": dict(loss="silog", variance_focus=0.85, eps=1e-3, warm_up=100)},
         optimizer=OptimizerGroup(lr=1e-4, backbone=0.1, weight_decay=0.01, betas=(0.9, 0.999), clip=35.0),
@@ -379,8 +384,8 @@ def toolbox(
     )
 
 
-TOOLBOX_KITTI = toolbox("kitti", ["KBCrop", {}], (352, 704), {})
-TOOLBOX_NYU = toolbox("nyu", ["Window", dict(top=45, bottom=472, left=43, right=608)], (416, 544), dict(brightness=[0.75, 1.25]))
+TOOLBOX_KITTI = toolbox("kitti", ["KBCrop", {}], (352, 704), {}, (352, 1216))
+TOOLBOX_NYU = toolbox("nyu", ["Window", dict(top=45, bottom=472, left=43, right=608)], (416, 544), dict(brightness=[0.75, 1.25]), (480, 640))
 
 # %% ../nbs/50_recipes.ipynb #8fbbd102
 TOOLBOX_POINTS = {  # field → value and source in the run, value and source by the config

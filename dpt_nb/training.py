@@ -56,7 +56,8 @@ from tqdm.auto import tqdm
 # %% ../nbs/51_training.ipynb #d5f23d0b
 from .backbone import Backbone
 from .checkpoints import load_backbone, load_checkpoint
-from .datasets import DatasetError
+from .data_care import batch_warnings
+from .datasets import DatasetError, check_splits, shared_options
 from .evaluation import PROTOCOLS, ConstantPredictor, EvaluationError, Protocol, evaluate, median_depth, panel, protocol_for, write_report
 from .images import ImageError, colour_depth, colour_label, depth_range, label_palette, label_patches, whole_file
 from .inference import Predictor
@@ -870,8 +871,10 @@ def open_data(
 ) -> dict:  # `train`, `held_out`
     "Both splits. Raises `DatasetError`, and `RecipeError` when they lack what a loss is to teach."
     with accelerator.main_process_first():
-        train = open_dataset(recipe.data.name, data_root, "train", progress=progress, **recipe.data.train)
-        held_out = open_dataset(recipe.data.name, data_root, "held_out", progress=progress, **recipe.data.held_out)
+        own, other = shared_options(recipe.data.train, recipe.data.held_out)
+        train = open_dataset(recipe.data.name, data_root, "train", progress=progress, **own)
+        held_out = open_dataset(recipe.data.name, data_root, "held_out", progress=progress, **other)
+    check_splits(train, held_out)
     if missing := set(recipe.losses) - set(train.gives):
         raise RecipeError(f"The recipe has a loss for {', '.join(sorted(missing))}, and the samples of {recipe.data.name} hold {', '.join(train.gives)}. Every head needs its truth.")
     return dict(train=train, held_out=held_out)
@@ -902,8 +905,8 @@ def name_classes(
     if len(names) > outputs:
         raise RecipeError(f"The data has {len(names)} classes and the head has {outputs} outputs, so some labels have none. Set model.changes.heads.label.classes={len(names)}.")
     for model in (trained_model, getattr(parts["ema"], "module", None), parts["whole"]):
-        if model is not None and hasattr(model.config, "class_names"):
-            model.config.class_names = names
+        if model is not None:
+            model.config.class_names = names if len(names) == outputs else []
 
 # %% ../nbs/51_training.ipynb #a09de96c
 def defer_signals(
@@ -961,6 +964,9 @@ def train_steps(
         for step in range(first + 1, steps + 1):
             model.train()
             whole_batch, total = [next(stream) for _ in range(pieces)], 0.0
+            if step == first + 1:
+                for sentence in batch_warnings({name: whole_batch[0][name] for name in parts["losses"]}, parts["train"]):
+                    warnings.warn(sentence)
             inputs = [to_device(recipe, parts, accelerator, batch) for batch in whole_batch]
             for piece, share in enumerate(batch_shares(inputs, parts["losses"])):
                 with nullcontext() if piece == pieces - 1 else accelerator.no_sync(model):

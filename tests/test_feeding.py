@@ -162,3 +162,19 @@ def test_a_label_file_of_mmsegmentation_is_normalised_like_imagenet_and_needs_no
         opened = load_checkpoint(tmp_path / file)
         assert replace(opened.config, backbone_arguments=model.config.backbone_arguments) == model.config
         assert torch.allclose(Predictor(opened, "cpu").predict(image)["label"], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe, image, fed", [
+    ("kitti_vitb", (352, 1216), (352, 1216)), ("kitti_vitb_config", (352, 1216), (352, 1216)), ("nyu_vitb", (480, 640), (480, 640)), ("nyu_vitb_config", (480, 640), (480, 640)),
+    ("kitti_hybrid", (352, 1216), (352, 1216)), ("nyu_hybrid", (480, 640), (480, 640)), ("mix_relative", (480, 640), (384, 512)), ("ade20k_hybrid", (512, 683), (480, 640)),
+    ("ade20k_large", (512, 683), (480, 640)), ("pascal_context_hybrid", (375, 500), (352, 480)), ("depth_anything_metric", (480, 640), (518, 686)), ("folder_depth", (480, 640), (518, 686)),
+    ("rooms_tiny", (96, 128), (96, 128)),
+])
+def test_a_recipe_validates_at_the_size_of_its_source(recipe, image, fed):
+    from dpt_nb.models import empty_model
+
+    chosen = RECIPES[recipe].model
+    model = empty_model(config_for(chosen.name, **chosen.changes))
+    policy = resize_policy(model.config, model.backbone.patch)
+    assert fit_size(*image, *policy[:2], method=policy.method) == fed
+    assert model.config.input_size is None or model.config.image_size != model.config.input_size
