@@ -343,6 +343,7 @@ def judged(
     from dpt_nb.evaluation import PROTOCOLS, depth_table, label_table, panel, write_report
     from dpt_nb.gallery import MAIN_METRICS, gallery
     from dpt_nb.images import whole_file
+    from dpt_nb.loading import spread_indices
 
     name = f"{report.get('model') or report['predictions']}{' +flip' if report.get('flip') else ''}{' at ' + report['scales'] if report.get('scales', '1') != '1' else ''}{' seen at ' + report['size'] if report.get('size') else ''}"
     print(*(table({name: report}, report["protocol"]) for key, table in (("abs_rel", depth_table), ("miou", label_table)) if key in report), sep="\n")
@@ -354,7 +355,7 @@ def judged(
                 gallery(predictor, held_out, PROTOCOLS[report["protocol"]], figures, truth).savefig(temporary, dpi=130)
         if "model" in report and "depth" in predictor.model.heads and "depth" in held_out.gives:
             with whole_file(f"{out}/panel.png") as temporary:
-                panel(predictor, held_out, [*range(min(6, len(held_out)))]).savefig(temporary, dpi=110)
+                panel(predictor, held_out, spread_indices(held_out, 6)).savefig(temporary, dpi=110)
 
 # %% ../nbs/65_commands.ipynb #62acf502
 def dpt_data(

@@ -897,16 +897,16 @@ def name_classes(
     parts: dict,  # of `prepare` and `open_data`
     accelerator: Accelerator,
 ) -> None:
-    "The network takes the names of its classes from the data, and is saved with them. Raises `RecipeError` for more classes than it has outputs."
+    "The network takes the names of its classes from the data, and is saved with them. Raises `RecipeError` where it has not as many outputs."
     names, trained_model = list(getattr(parts["train"], "classes", ())), unwrapped(parts, accelerator)
     if "label" not in parts["losses"] or not names:
         return
     outputs = trained_model.heads["label"].classify.out_channels
-    if len(names) > outputs:
-        raise RecipeError(f"The data has {len(names)} classes and the head has {outputs} outputs, so some labels have none. Set model.changes.heads.label.classes={len(names)}.")
+    if len(names) != outputs:
+        raise RecipeError(f"The data has {len(names)} classes and the head has {outputs} outputs, and there has to be one for each. Set model.changes.heads.label.classes={len(names)}.")
     for model in (trained_model, getattr(parts["ema"], "module", None), parts["whole"]):
         if model is not None:
-            model.config.class_names = names if len(names) == outputs else []
+            model.config.class_names = names
 
 # %% ../nbs/51_training.ipynb #a09de96c
 def defer_signals(
