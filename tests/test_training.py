@@ -430,15 +430,15 @@ def test_a_setting_without_effect_is_said_before_the_first_step(straight, tmp_pa
         assert f"Note: {words}" in done.stderr
 
 
-def test_more_classes_than_outputs_are_refused_and_their_names_are_kept(straight, tmp_path):
+def test_other_classes_than_outputs_are_refused_and_their_names_are_kept(straight, tmp_path):
     recipe = change_recipe(get_recipe("rooms_labels"), SHORT)
-    with pytest.raises(RecipeError, match="The data has 12 classes and the head has 7 outputs.*classes=12"):
-        train(change_recipe(recipe, ["model.changes.heads.label.classes=7"]), tmp_path / "few", straight / "data", cpu=True, workers=0, progress=False)
-    assert not (tmp_path / "few").exists()
+    for outputs in (7, 20):
+        with pytest.raises(RecipeError, match=f"The data has 12 classes and the head has {outputs} outputs.*classes=12"):
+            train(change_recipe(recipe, [f"model.changes.heads.label.classes={outputs}"]), tmp_path / "other", straight / "data", cpu=True, workers=0, progress=False)
+    assert not (tmp_path / "other").exists()
     train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
-    if "class_names" in config:
-        assert config["class_names"] == list(open_dataset("rooms", straight / "data", "train", count=12, progress=False).classes)
+    assert config["class_names"] == list(open_dataset("rooms", straight / "data", "train", count=12, progress=False).classes)
 
 
 def test_a_batch_in_parts_with_unequal_labels_has_the_gradient_of_the_whole():
