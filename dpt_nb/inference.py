@@ -119,8 +119,8 @@ RESIZINGS = {
     "depth-anything": Resizing(CUBIC, ALIGNED, ALIGNED),
     "depth-anything-v1": Resizing(CUBIC, LINEAR, LINEAR),
     "mmseg": Resizing(LINEAR, LINEAR, LINEAR, levels=True),
-    "transformers": Resizing(dict(mode="bicubic", antialias=True), CUBIC, LINEAR, clamp=True, levels=True),
-    "transformers-bilinear": Resizing(dict(mode="bilinear", antialias=True), CUBIC, LINEAR, clamp=True, levels=True),
+    "transformers": Resizing(dict(mode="bicubic", antialias=True), CUBIC, LINEAR, levels=True),
+    "transformers-bilinear": Resizing(dict(mode="bilinear", antialias=True), CUBIC, LINEAR, levels=True),
 }
 
 
@@ -135,9 +135,11 @@ def resize_image(
     way = RESIZINGS[resizing]
     if resizing == "mmseg":
         return resize_bytes(image, size)
+    if way.levels:  # torch resizes bytes on a CPU alone, and in two steps, each of them rounded
+        levels = (image * 255).round().byte().cpu()
+        return F.interpolate(levels, size=size, **way.image).to(image) / 255
     resized = F.interpolate(image, size=size, **way.image)
-    resized = resized.clamp(0, 1) if way.clamp else resized
-    return (resized * 255).round() / 255 if way.levels else resized
+    return resized.clamp(0, 1) if way.clamp else resized
 
 
 def resize_prediction(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .images import ImageError, show_images, whole_file
-from .inference import Prediction, resize_image
+from .inference import Prediction, check_finite, resize_image
 from .scenes import pinhole, unproject
 
 # %% ../nbs/44_point_clouds.ipynb #e4f60819
@@ -144,7 +144,8 @@ def point_cloud(
     path: str | Path,  # ends in .ply
     **camera,  # of `prediction_points`: `intrinsics` or `field_of_view`, `edge`, `near`, `far`, `most`
 ) -> int:  # how many points
-    "Write the points as a PLY. Raises `PointError`."
+    "Write the points as a PLY. Raises `PointError`, and `PredictionError` for a depth that holds NaN or infinite values."
+    check_finite({head: values for head, values in self.maps.items() if values.is_floating_point()}, self.name)
     points, colours = prediction_points(self, **camera)
     write_ply(path, points, colours)
     return len(points)

@@ -178,3 +178,46 @@ def test_a_recipe_validates_at_the_size_of_its_source(recipe, image, fed):
     policy = resize_policy(model.config, model.backbone.patch)
     assert fit_size(*image, *policy[:2], method=policy.method) == fed
     assert model.config.input_size is None or model.config.image_size != model.config.input_size
+
+
+TRANSFORMERS = {  # what preprocessor_config.json says → images of these sizes
+    "squeezed, bilinear": dict(size=dict(height=96, width=96), keep_aspect_ratio=False, ensure_multiple_of=1, resample=2),
+    "squeezed, cubic": dict(size=dict(height=96, width=128), keep_aspect_ratio=False, ensure_multiple_of=1, resample=3),
+    "aspect ratio kept": dict(size=dict(height=96, width=96), keep_aspect_ratio=True, ensure_multiple_of=32, resample=3),
+}
+
+
+@pytest.fixture(scope="module")
+def segmentation_folder(tmp_path_factory):
+    "A small segmentation DPT that transformers saved, with names for its classes."
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    own = dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=1, intermediate_size=256, backbone_out_indices=[0, 1, 2, 3], image_size=96, fusion_hidden_size=32, neck_hidden_sizes=[16, 32, 64, 96])
+    peer = transformers.DPTForSemanticSegmentation(transformers.DPTConfig(**own, id2label={0: "sky", 1: "road", 2: "tree"})).eval()
+    folder = tmp_path_factory.mktemp("transformers") / "model"
+    peer.save_pretrained(folder)
+    return folder, peer
+
+
+@pytest.mark.parametrize("said", TRANSFORMERS)
+@pytest.mark.parametrize("size", [(97, 131), (240, 320), (131, 97)])
+def test_a_folder_of_transformers_is_fed_as_its_image_processor_says(segmentation_folder, said, size):
+    from transformers import DPTImageProcessor
+
+    folder, peer = segmentation_folder
+    processor = DPTImageProcessor(**TRANSFORMERS[said], do_rescale=True, do_normalize=True, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4])
+    processor.save_pretrained(folder)
+    model = load_checkpoint(folder)
+    assert model.config.class_names == ["sky", "road", "tree"] and model.config.mean == [0.4, 0.5, 0.6]
+    image = photograph(*size)
+    fed = processor(images=torch.tensor(image.transpose(2, 0, 1)), return_tensors="pt")["pixel_values"]
+    predictor = Predictor(model, "cpu")
+    seen = resize_image(tensor(image), predictor.input_size(*size), predictor.resizing)
+    normalised = (seen - model.mean) / model.std
+    assert normalised.shape == fed.shape
+    assert (normalised - fed).abs().max() < 1e-5
+    if fed.shape[-2] == fed.shape[-1]:  # the peer lays out its tokens as a square
+        with torch.no_grad():
+            logits = peer(fed).logits
+        theirs = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)[0]
+        assert (predictor(image)["label"] == theirs).float().mean() > 0.9999
