@@ -518,7 +518,7 @@ def roughness(
     steps = [(laid[1:] - laid[:-1]).square().mean(), (laid[:, 1:] - laid[:, :-1]).square().mean()]
     return (sum(step for step in steps if step.isfinite()) / 2 / laid.flatten(0, 1).var(0).mean().clamp(min=1e-12)).item()
 
-
+# %% ../nbs/16_checkpoints.ipynb #265df9e0
 def position_grid(
     positions: torch.Tensor,  # `(1, count, D)`, without prefix tokens
     wanted: tuple[int, int] | None = None,  # rows and columns that it may be

@@ -123,7 +123,7 @@ RESIZINGS = {
     "transformers-bilinear": Resizing(dict(mode="bilinear", antialias=True), CUBIC, LINEAR, levels=True),
 }
 
-
+# %% ../nbs/40_inference.ipynb #83dddbae
 def resize_image(
     image: torch.Tensor,  # `(B, 3, H, W)` in [0, 1]
     size: tuple[int, int],  # height and width
@@ -141,7 +141,7 @@ def resize_image(
     resized = F.interpolate(image, size=size, **way.image)
     return resized.clamp(0, 1) if way.clamp else resized
 
-
+# %% ../nbs/40_inference.ipynb #0b015bed
 def resize_prediction(
     prediction: torch.Tensor,  # `(B, C, h, w)` depth, inverse depth or logits
     size: tuple[int, int],  # height and width
@@ -442,7 +442,7 @@ def predict_list(
                 found[index] = self.finish(images[index].cpu(), own, names[index], keep_errors)
     return [found[index] for index in range(len(images))]
 
-
+# %% ../nbs/40_inference.ipynb #82077b46
 @patch
 def finish(
     self: Predictor,
@@ -461,7 +461,6 @@ def finish(
     size = tuple(image.shape[-2:])
     own = {head: resize_prediction(values, size, head, self.resizing)[0].cpu() for head, values in maps.items()}
     return self.prediction(image, own, name)
-
 
 # %% ../nbs/40_inference.ipynb #5dd60296
 @patch

@@ -56,7 +56,7 @@ def num_classes(heads: dict) -> int:  # heads: of a config; 0 where there is no 
     "How many classes the label head tells apart."
     return heads["label"].get("classes", 150) if "label" in heads else 0
 
-
+# %% ../nbs/15_models.ipynb #26b473ed
 def check_numbers(
     config: "DPTConfig",
 ) -> None:
