@@ -28,6 +28,7 @@ import pickle
 import re
 import shutil
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -304,12 +305,14 @@ def build_schedule(
     optimiser: torch.optim.Optimizer,
     steps: int,  # in all
 ) -> torch.optim.lr_scheduler.LRScheduler:  # stepped once an optimiser step
-    "The recipe's learning rates."
+    "The recipe's learning rates. Raises `RecipeError` for a rise of a single step, which PyTorch's cycle cannot make."
     chosen = recipe.schedule
     if chosen.name == "one_cycle":
-        rates = [group["lr"] for group in optimiser.param_groups]
+        rates, rise = [group["lr"] for group in optimiser.param_groups], float(chosen.warm_up)  # PyTorch takes no whole number
+        if rise * steps == 1:
+            raise RecipeError(f"schedule.warm_up is {rise} of {steps} steps, which is one single step. Try schedule.warm_up=0.")
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, rates, total_steps=steps, pct_start=chosen.warm_up, div_factor=chosen.start, final_div_factor=chosen.end, cycle_momentum=chosen.cycle_momentum,
+            optimiser, rates, total_steps=steps, pct_start=rise, div_factor=chosen.start, final_div_factor=chosen.end, cycle_momentum=chosen.cycle_momentum,
         )
     falling = {"polynomial": lambda done: (1 - done) ** chosen.power, "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2, "constant": lambda done: 1.0}[chosen.name]
     rising = round(chosen.warm_up * steps)
@@ -1407,7 +1410,8 @@ def rehearse(
     parts["schedule"], times = build_schedule(recipe, parts["optimiser"].optimizer, steps), [time.perf_counter()]
     for _ in train_steps(recipe, parts, accelerator, 0, min(steps, tried + 2), workers):
         times.append(time.perf_counter())
-    a_step = sorted(later - earlier for earlier, later in zip(times[-tried - 1 :], times[-tried:]))[min(tried, len(times) - 1) // 2]
+    timed = times[-tried - 1 :]  # of a short run all its steps
+    a_step = statistics.median(later - earlier for earlier, later in zip(timed, timed[1:]))
     groups = [f"{sum(p.numel() for p in group['params']):,} values at {group['lr'] / recipe.optimizer.lr:.3g} of the largest rate, decay {group['weight_decay']:g}" for group in parameter_groups(trained(parts, accelerator), recipe.optimizer.weight_decay, recipe.optimizer.lr, recipe.optimizer.backbone, recipe.optimizer.layer_decay, recipe.optimizer.no_weight_decay)]
     groups += settings_without_effect(recipe, steps) + network_without_effect(recipe, unwrapped(parts, accelerator))
     memory = torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -477,3 +477,19 @@ def test_a_batch_in_parts_with_unequal_labels_has_the_gradient_of_the_whole():
         found_loss, found = gradient_of(parts)
         assert found_loss == pytest.approx(loss, rel=1e-6) and found.keys() == expected.keys()
         assert max((found[name] - expected[name]).abs().max() for name in expected) <= 1e-6 * largest
+
+
+def test_a_dry_run_of_few_steps_says_how_long_a_step_takes(straight, tmp_path):
+    done = command_here("dpt_train", "rooms_tiny", "--cpu", "--workers", 0, "--data-root", straight / "data", "--dry-run", *changes(*SHORT, "loop.steps=3", "schedule.warm_up=0"), folder=tmp_path, check=0)
+    seconds = float(done.stdout.split("time: ")[1].split(" s a step")[0])
+    assert seconds > 0 and "steps: 3 of" in done.stdout
+
+
+def test_a_rise_of_one_step_is_refused_where_epochs_come_to_it(straight, tmp_path):
+    from dpt_nb.training import build_optimiser, build_schedule
+
+    recipe = get_recipe("rooms_tiny", schedule=dict(warm_up=0.25))
+    optimiser = build_optimiser(recipe, torch.nn.ModuleDict(dict(heads=torch.nn.Linear(2, 2))))
+    with pytest.raises(RecipeError, match="0.25 of 4 steps, which is one single step"):
+        build_schedule(recipe, optimiser, 4)
+    build_schedule(change_recipe(recipe, ["schedule.warm_up=0"]), optimiser, 4)  # a whole number
