@@ -1119,7 +1119,7 @@ def load_checkpoint(
     device: str | torch.device = "cpu",  # where the model goes
     **changes,  # other fields of `DPTConfig`: `readout=`, `positions=`, …
 ) -> DPT:  # in evaluation mode
-    "A ready model from any file this library knows. Raises `CheckpointError`; nothing is loaded by halves."
+    "A ready model from any file this library knows. Raises `CheckpointError`, and `ConfigError` for NaN among the weights; nothing is loaded by halves."
     unknown = set(changes) - {item.name for item in fields(DPTConfig)}
     if unknown:
         raise CheckpointError(f"A DPT has no {', '.join(sorted(unknown))}. Its fields are {', '.join(item.name for item in fields(DPTConfig))}.")
@@ -1138,8 +1138,6 @@ def load_checkpoint(
         state = resample_state(state, *[tuple(side // patch for side in size) for size in (config.image_size, image_size)], config.positions)
         config = replace(config, image_size=list(image_size))
     opened = replace(opened, state=state)
-    if broken := not_finite(state):
-        raise CheckpointError(f"{opened.source.path} holds NaN or infinite values: {broken}. Nothing was loaded. Train or download it again.")
     return fill(opened.network(config), state, str(opened.source.path)).to(device).eval()
 
 # %% ../nbs/16_checkpoints.ipynb #29feb3c4
