@@ -376,7 +376,7 @@ def all_thumbnails(check: Check) -> tuple[list[int], torch.Tensor]:  # indices o
     thumbnails = torch.frombuffer(joined, dtype=torch.uint8).view(len(check.fingerprints), -1)
     return list(check.fingerprints), thumbnails.float()
 
-
+# %% ../nbs/35_data_care.ipynb #9fb4837a
 def compare_checks(
     train: Check,  # of the training split
     held_out: Check,  # of the validation split; gets the problems
@@ -403,7 +403,7 @@ def compare_checks(
             f"in no training sample: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
         )
 
-
+# %% ../nbs/35_data_care.ipynb #56842d80
 def check_datasets(
     datasets: Sequence[Dataset],  # splits of one set; of two, the training split comes first
     workers: int = 0,  # processes that read

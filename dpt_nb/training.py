@@ -1328,7 +1328,7 @@ def watched(
     finally:
         hook.remove()
 
-
+# %% ../nbs/51_training.ipynb #e30ff4ef
 def of_each_set(
     held_out,  # a `Mixture`, or anything else, which has no sets
     indices: list[int],  # what was judged
@@ -1348,7 +1348,7 @@ def of_each_set(
         sums |= {f"abs_rel_{name}": sum(values) / len(values)} if values else {}
     return sums
 
-
+# %% ../nbs/51_training.ipynb #7f152183
 def protocol_of(recipe: Recipe) -> Protocol:
     "How the recipe's held-out samples are judged. Raises `RecipeError` for a protocol that does not exist."
     name = recipe.data.protocol

@@ -209,7 +209,7 @@ def cut_short(
         "what came before was read."
     )
 
-
+# %% ../nbs/46_video.ipynb #612b7ce2
 def read_video(
     path: str | Path,
     every: int = 1,  # only each n-th frame
@@ -530,7 +530,7 @@ def film_maps(
         for place, frame in enumerate(group):
             yield frame, {head: values[place : place + 1] for head, values in maps.items()}
 
-
+# %% ../nbs/46_video.ipynb #83ea2ac1
 def film_predictions(
     predictor: Predictor,
     film: FilmReader,
