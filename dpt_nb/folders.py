@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -451,6 +452,15 @@ def making(
 
 
 @patch
+def outside(
+    self: ResultFolder,
+    sentence: str,  # about a file, maybe where it was made
+) -> str:  # about the file in its place
+    "What a reader should know of the hidden folder: nothing."
+    return re.sub(re.escape(str(self.work) + os.sep) + r"[^/\\]+[/\\]", lambda _: f"{self.path}{os.sep}", sentence)
+
+
+@patch
 def place(
     self: ResultFolder,
     made: Path,  # folder with the results of a picture
@@ -754,7 +764,7 @@ def keep(
         if is_full(error):
             said = f"{not_written(folder.path, error)} What was finished is listed there, and the same call goes on."
             raise FolderError(said) from error
-        return in_words(about["source"], error).replace(str(folder.work) + "/", "")
+        return folder.outside(in_words(about["source"], error))
 
 # %% ../nbs/45_folders.ipynb #5b8b57d5
 def predict_todo(
