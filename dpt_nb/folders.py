@@ -507,13 +507,15 @@ def group_pictures(
     batch: int,  # at most so many together
 ) -> Iterator[list[tuple]]:  # neighbours of equal network size, in order
     "Group neighbours that fit into one pass."
-    group, group_size = [], None
+    group, group_size, taken = [], None, 0
     for place, picture in decoded:
-        size = predictor.input_size(*picture.shape[-2:]) if isinstance(picture, torch.Tensor) else None
-        if group and (size != group_size or len(group) == batch):
+        whole = isinstance(picture, torch.Tensor)
+        size = predictor.input_size(*picture.shape[-2:]) if whole else None
+        needed = predictor.memory_needed(*picture.shape[-2:]) if whole else 0
+        if group and (size != group_size or len(group) == batch or taken + needed > predictor.max_memory):
             yield group
-            group = []
-        group, group_size = [*group, (place, picture)], size
+            group, taken = [], 0
+        group, group_size, taken = [*group, (place, picture)], size, taken + needed
     if group:
         yield group
 
@@ -525,7 +527,6 @@ def through_window(
     window: int | tuple[int, int],  # pixels
     overlap: float,  # of windows
     out: Path | None,  # where maps are kept meanwhile, in files without a name; None: in memory
-    max_pixels: int | None = None,  # of a picture
 ) -> Iterator[tuple[int, Prediction | Exception]]:  # place in the list, and what came of it
     "Predict large pictures one after the other."
     for place, (file, name) in enumerate(zip(files, names)):
@@ -549,13 +550,12 @@ def predictions(
     overlap: float = 0.25,  # of windows
     batch: int | None = None,  # pictures that pass together; None: 1 on a CPU, 8 on a GPU
     out: Path | None = None,  # where windows keep their maps meanwhile; None: in memory
-    max_pixels: int | None = None,  # of a picture; None: as `read_image` has it
 ) -> Iterator[tuple[int, Prediction | Exception]]:  # place in the list, and what came of it
     "Predict files in order, the next ones being decoded meanwhile."
     if window is not None:
-        yield from through_window(predictor, files, names, window, overlap, out, max_pixels)
+        yield from through_window(predictor, files, names, window, overlap, out)
         return
-    decoding = ahead(partial(read_image, max_pixels=max_pixels), files)
+    decoding = ahead(partial(read_image, max_pixels=predictor.max_pixels, keep_bytes=True), files)
     decoded = ((place, future.exception() or future.result()) for place, future in enumerate(decoding))
     for group in group_pictures(predictor, decoded, batch or (1 if predictor.device.type == "cpu" else 8)):
         places = [place for place, _ in group]
@@ -778,12 +778,11 @@ def predict_todo(
     overlap: float,  # of windows
     batch: int | None,  # pictures together
     field_of_view: float,  # of points
-    max_pixels: int | None,  # of a picture
 ) -> tuple[list[dict], list[str]]:  # entries, and a sentence for each picture without one
     "Predict and save; what is finished is listed, whatever ends the run."
     record, bad = Record(folder), []
     files, names = [Path(each["source"]) for each in todo], [each["name"] for each in todo]
-    found = predictions(predictor, files, names, window, overlap, batch, folder.work, max_pixels)
+    found = predictions(predictor, files, names, window, overlap, batch, folder.work)
     saved = ahead(lambda pair: keep(pair[1], folder, record, outputs, field_of_view, todo[pair[0]]), found, waiting=3, finish=True)
     bar = tqdm(saved, total=earlier + len(todo), initial=earlier, unit="picture", disable=not progress or earlier + len(todo) < 2)
     try:
@@ -847,7 +846,6 @@ def predict_files(
     again: bool = False,  # predict also what is there already
     field_of_view: float = 60.0,  # of points: degrees across the picture's longer side
     recursive: bool = False,  # also pictures in folders inside folders
-    max_pixels: int | None = None,  # of a picture; None: as `read_image` has it
     left: list[str] | None = None,  # gets a sentence for what folders hold and was not used; None: they are warnings
 ) -> tuple[list[dict], list[str]]:  # what is there, `earlier` where it was there before; a sentence for each picture that is not
     """Predict every picture that can be read, write its maps, and list the others. A picture whose result is there, made from the same file by the same
@@ -872,7 +870,7 @@ def predict_files(
         done = [None if again else finished(folder.path, made_by, each, folder.entries_of(each)) for each in abouts]
         todo = [about for about, entry in zip(abouts, done) if entry is None]
         folder.plan(todo, files_for)
-        new, bad = predict_todo(predictor, folder, todo, len(done) - len(todo), progress, outputs, window, overlap, batch, field_of_view, max_pixels)
+        new, bad = predict_todo(predictor, folder, todo, len(done) - len(todo), progress, outputs, window, overlap, batch, field_of_view)
     there = [dict(entry, earlier=True) | {key: about[key] for key in ("source", "path")} for about, entry in zip(abouts, done) if entry]
     order = {about["path"]: place for place, about in enumerate(abouts)}
     return sorted(there + new, key=lambda entry: order[entry["path"]]), listing.bad + bad

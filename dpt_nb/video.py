@@ -611,7 +611,7 @@ def frames(
     batch: int | None = None,  # frames that pass through the network together
 ) -> Iterator[Prediction]:
     "Predict a video frame by frame. Raises `VideoError`, for a damaged film after its last frame."
-    film = FilmReader(path, every)
+    film = FilmReader(path, every, self.max_pixels)
     yield from (found for _, found in film_predictions(self, film, smooth, window, overlap, batch))
     if film.damage:
         raise VideoError(film.damage)
@@ -861,11 +861,10 @@ def predict_video(
     overlap: float = 0.25,  # of windows
     batch: int | None = None,  # frames that pass through the network together; None: 1 on a CPU, 8 on a GPU
     again: bool = False,  # predict also what is there already
-    max_pixels: int | None = None,  # of a frame; None: `MOST_PIXELS`
 ) -> dict:  # `source`, `frames`, files of each head; `earlier`: were there before; `damage` of a film that breaks off
     """Predict a video, whole or not at all. Raises what `check_film_settings` does, `VideoError`, and `FolderError` for a folder in which a run
     cannot go on."""
-    outputs, film = check_film_settings(outputs, smooth, every, window, overlap, batch), FilmReader(path, every, max_pixels)
+    outputs, film = check_film_settings(outputs, smooth, every, window, overlap, batch), FilmReader(path, every, predictor.max_pixels)
     how, heads = dict(smooth=smooth, window=window, overlap=overlap), list(predictor.model.config.heads)
     made_by = fingerprint(predictor, film=True, outputs=outputs, every=every, ends=ends, **how)
     files_for = lambda name: {file.name for of in film_files(heads, Path(name), outputs).values() for file in of.values()}
