@@ -142,6 +142,8 @@ def check_types(
             raise RecipeError(f"{item.name} is {value!r}, and is a group of fields: {', '.join(part.name for part in fields(item.type))}. Write {item.name}.FIELD=….")
         elif not isinstance(value, KINDS_OF_FIELD[kind]) or (isinstance(value, bool) and kind != "bool"):
             raise RecipeError(f"{path}{item.name} is {value!r}, and has to be of type {kind}.")
+        elif isinstance(value, (int, float)) and not abs(value) < 2**53:  # NaN is below nothing
+            raise RecipeError(f"{path}{item.name} is {value!r}, and has to be a finite number below 2**53.")
 
 # %% ../nbs/50_recipes.ipynb #0cd35b4c
 LIMITS = {  # field → whether a value is possible, and the words for what is
@@ -614,7 +616,7 @@ LOSSES = {  # head → name → class; the first is meant when none is named
 
 def build_transforms(recipe: Recipe) -> Compose:
     "The recipe's augmentation. Raises `RecipeError` for a transform that does not exist or does not take its arguments."
-    if any(len(entry) != 2 for entry in recipe.data.transforms):
+    if any(not isinstance(entry, (list, tuple)) or len(entry) != 2 for entry in recipe.data.transforms):
         raise RecipeError(f"data.transforms is {recipe.data.transforms}, and has to be a list of [name, arguments].")
     return Compose(*(build("transform", TRANSFORMS, name, arguments) for name, arguments in recipe.data.transforms))
 
@@ -625,6 +627,8 @@ def build_losses(recipe: Recipe) -> dict:  # head → loss
     for head, arguments in recipe.losses.items():
         if head not in LOSSES:
             raise RecipeError(f"There is no loss for a head called {head!r}. {nearest(head, LOSSES)}")
+        if not isinstance(arguments, dict):
+            raise RecipeError(f"losses.{head} is {arguments!r}, and has to hold the arguments of a loss, such as {{}}.")
         own = {key: value for key, value in arguments.items() if key not in ("loss", "weight")}
         losses[head] = build(f"loss for the head {head!r}", LOSSES[head], arguments.get("loss", next(iter(LOSSES[head]))), own)
     return losses
@@ -632,7 +636,7 @@ def build_losses(recipe: Recipe) -> dict:  # head → loss
 
 def loss_weights(recipe: Recipe) -> dict:  # head → weight of its loss in the sum
     "How much each head's loss counts. Raises `RecipeError` for a weight that is no number of 0 or more."
-    weights = {head: arguments.get("weight", 1.0) for head, arguments in recipe.losses.items()}
+    weights = {head: arguments["weight"] if isinstance(arguments, dict) and "weight" in arguments else 1.0 for head, arguments in recipe.losses.items()}
     for head, weight in weights.items():
         if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
             raise RecipeError(f"losses.{head}.weight is {weight!r}, and has to be a number of 0 or more.")
@@ -646,8 +650,10 @@ def build(
     arguments: dict,  # of the class
 ):
     "An object by name. Raises `RecipeError` when the name or an argument is not known."
-    if name not in known:
-        raise RecipeError(f"There is no {what} {name!r}. {nearest(name, known)}")
+    if not isinstance(name, str) or name not in known:
+        raise RecipeError(f"There is no {what} {name!r}. {nearest(str(name), known)}")
+    if not isinstance(arguments, dict):
+        raise RecipeError(f"The {what} {name!r} has the arguments {arguments!r}, and a dictionary of them was expected.")
     try:
         return known[name](**arguments)
     except (TypeError, ValueError) as error:
