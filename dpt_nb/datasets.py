@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ class DatasetError(ValueError):
         sentence: str,  # what was found, what was expected, what to do
         kind: str = "unusable",  # what is wrong, in a word or two; chapter 35 counts by it
     ):
+        if sentence.startswith(f"Caught {type(self).__name__} in "):  # a loader's: the worker's traceback, then the sentence
+            sentence = re.split(rf"\n(?:\w+\.)*{type(self).__name__}: ", sentence)[-1].strip()
         super().__init__(sentence)
         self.kind = kind
 
