@@ -12,6 +12,7 @@ __all__ = ['KINDS', 'PLAUSIBLE', 'DEPTH_UNITS', 'FAULT_CURES', 'Problem', 'impla
 # %% ../nbs/35_data_care.ipynb #db8291fe
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -233,7 +234,7 @@ def files_of(
     "The files of a sample that lies in files of its own."
     entry = dataset.entries[index] if hasattr(dataset, "entries") else None
     parts = {part: getattr(entry, part, None) for part in ("image", "depth", "label")}
-    return {part: path for part, path in parts.items() if path is not None and not path.parent.is_file()}
+    return {part: path for part, path in parts.items() if path is not None and not os.path.isfile(path.parent)}
 
 
 def examine(
@@ -241,14 +242,15 @@ def examine(
     index: int,  # 0 … len - 1
 ) -> tuple[list[Problem], dict]:  # what is wrong, and facts, see `examine_values`
     "Look at one sample."
-    missing = [Problem(index, "missing", f"There is no {path}.") for path in files_of(dataset, index).values() if not path.exists()]
+    missing = [Problem(index, "missing", f"There is no {path}.") for path in files_of(dataset, index).values() if not os.path.exists(path)]
     if missing:
         return missing, {}
     try:
         sample = dataset[index]
-    except (ImageError, DatasetError) as error:
-        return [Problem(index, getattr(error, "kind", "unreadable"), str(error).split("\n")[0])], {}
-    return examine_values(dataset, index, sample)
+        return examine_values(dataset, index, sample)
+    except Exception as error:
+        unusable = unusable_sample(dataset, index, error)
+        return [Problem(index, unusable.kind, str(unusable).split("\n")[0])], {}
 
 # %% ../nbs/35_data_care.ipynb #2b4dc705
 def examine_values(
@@ -272,6 +274,8 @@ def examine_values(
                 problems.append(Problem(index, "no depth", f"The depth map of {path} has no measured pixel."))
     if "label" in sample and there("label"):
         judged = sample["label"][sample["label"] != 255]
+        if len(judged) and not 0 <= judged.min() <= judged.max() < 2**16:
+            raise DatasetError(f"The label map of {path} has numbers from {judged.min()} to {judged.max()}, and classes from 0 were expected.", "label out of range")
         counts = torch.bincount(sample["label"].flatten()).tolist()
         facts |= dict(truth=True, labels={label: pixels for label, pixels in enumerate(counts) if pixels})
         if not len(judged):
@@ -353,7 +357,8 @@ class Check:
         for kind, count in Counter(problem.kind for problem in self.problems).items():
             some = [problem.sentence for problem in self.problems if problem.kind == kind]
             lines += [f"  {kind}: {count}"] + [f"    {sentence}" for sentence in some[:3]] + ([f"    … and {count - 3} more"] if count > 3 else [])
-        return "\n".join(lines + ([] if self.problems else ["  nothing wrong" + ("" if self.complete else " with what is there")]))
+        text = "\n".join(lines + ([] if self.problems else ["  nothing wrong" + ("" if self.complete else " with what is there")]))
+        return text.encode("utf-8", "backslashreplace").decode()  # a file's name may be of bytes that are no characters
 
 # %% ../nbs/35_data_care.ipynb #4c85ba33
 def label_shares(
@@ -420,6 +425,7 @@ def check_dataset(
             check.medians[index] = facts["median"]
         check.labels.update(facts.get("labels", {}))
         check.having.update(list(facts.get("labels", {})))
+    check.notes += dataset.left_out() if hasattr(dataset, "left_out") else []
     examine_set(check, dataset)
     return check
 
