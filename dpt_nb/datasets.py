@@ -24,7 +24,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -189,6 +189,8 @@ def only_drawer(
             print(f"Waits for {holder(lock)}, which draws {folder}.", file=sys.stderr, flush=True)
             held.enter_context(one_writer(lock, folder, -1))
         yield
+        with suppress(OSError):  # a process that waits for it finds the set finished
+            lock.unlink()
 
 
 def draw_missing(

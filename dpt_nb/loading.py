@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from .datasets import DatasetError, FileDataset, Folder, Scenes, make_folder
+from .images import not_written
 from .kitti_nyu import KITTI, NYU, make_kitti, make_nyu
 from .label_sets import ADE20K, PascalContext, make_ade20k, make_pascal_context
 from .losses import inverse_depth_of
@@ -343,7 +344,7 @@ def names_digest(
     "A fingerprint of names in their order."
     digest = hashlib.blake2b(digest_size=8)
     for name in names:
-        digest.update(name.encode() + b"\n")
+        digest.update(os.fsencode(name) + b"\n")
     return digest.hexdigest()
 
 # %% ../nbs/34_loading.ipynb #44cd0602
@@ -416,7 +417,13 @@ def make_miniature(
     except TypeError as error:
         raise DatasetError(f"A miniature of {name!r} cannot be made with {options}: {error}.") from None
     except OSError as error:
-        raise DatasetError(f"A miniature cannot be written to {root}: {error.strerror}.") from None
+        raise DatasetError(not_written(root, error)) from error
+    except (ValueError, LookupError, OverflowError, MemoryError, RuntimeError) as error:
+        if isinstance(error.__cause__, OSError):  # a maker's own sentence would name the temporary folder
+            raise DatasetError(not_written(root, error.__cause__)) from error
+        if type(error).__module__.startswith("dpt_nb."):
+            raise
+        raise DatasetError(f"A miniature of {name!r} cannot be made with {str(options)[:200]}: {type(error).__name__}, {str(error)[:200]}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return root
