@@ -4,14 +4,19 @@
 
 # %% auto #0
 __all__ = ['KITTI_TREE', 'KITTI_SOURCE', 'KITTI_CAMERAS', 'PICTURES', 'TRUTH', 'MINI_DRIVES', 'NYU_TREE', 'NYU_SOURCE',
-           'NYU_CAMERA', 'NYU_PLACES', 'NYU_CLASSES', 'RAW_NUMBERS', 'read_calibration', 'split_lines', 'first_with',
-           'KITTI', 'read_matrix', 'write_street', 'write_text', 'make_kitti', 'make_kitti_selection', 'NYUSync',
-           'extra', 'read_mat', 'nyu_label', 'NYULabeled', 'NYU', 'make_nyu', 'make_nyu_labeled']
+           'NYU_CAMERA', 'NYU_PLACES', 'LARGEST_MAT', 'MOST_NUMBERS', 'MOST_VALUES', 'NYU_CLASSES', 'RAW_NUMBERS',
+           'read_calibration', 'split_lines', 'first_with', 'KITTI', 'read_matrix', 'write_street', 'write_text',
+           'make_kitti', 'make_kitti_selection', 'NYUSync', 'extra', 'check_mat', 'read_mat', 'nyu_label', 'NYULabeled',
+           'NYU', 'make_nyu', 'make_nyu_labeled']
 
 # %% ../nbs/32_kitti_nyu.ipynb #9143bc51
+import math
 import os
 import re
+import struct
+import zlib
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +64,8 @@ def read_calibration(
         lines = dict(line.split(":", 1) for line in read_text(path).splitlines() if ":" in line)
         matrix = [float(number) for number in lines[f"P_rect_{camera}"].split()]
         return matrix[0], matrix[5], matrix[2], matrix[6]
+    except DatasetError:
+        raise
     except (KeyError, ValueError, IndexError):
         raise DatasetError(f"{path} has no line P_rect_{camera} with twelve numbers. Copy it again from KITTI's calibration files, or delete it: the known values are used then.", "impossible camera") from None
 
@@ -71,7 +78,7 @@ def split_lines(
     for number, line in enumerate(read_text(path).splitlines(), 1):
         words = line.split()
         if words and len(words) not in (2, 3):
-            raise DatasetError(f"{path}, line {number}: found {line!r}, expected a picture, its depth or None, and a focal length, with spaces between.")
+            raise DatasetError(f"{path}, line {number}: found {line[:200]!r}, expected a picture, its depth or None, and a focal length, with spaces between.")
         if words:
             pairs.append((words[0].lstrip("/"), None if words[1] == "None" else words[1].lstrip("/")))
     return pairs
@@ -181,8 +188,10 @@ def read_matrix(
 ) -> tuple[float, float, float, float]:  # fx, fy, cx, cy in pixels
     "A 3×3 matrix of intrinsics. Raises `DatasetError` for anything else."
     try:
-        fx, _, cx, _, fy, cy, *_ = numbers = [float(word) for word in path.read_text(encoding="utf-8").split()]
+        fx, _, cx, _, fy, cy, *_ = numbers = [float(word) for word in read_text(path).split()]
         assert len(numbers) == 9
+    except DatasetError:
+        raise
     except (ValueError, AssertionError):
         raise DatasetError(f"{path} does not hold the nine numbers of a 3×3 matrix.", "impossible camera") from None
     return fx, fy, cx, cy
@@ -324,19 +333,51 @@ def extra(name: str):  # the module
     except ImportError:
         raise DatasetError(f"Reading NYUv2's MATLAB files needs {name.split('.')[0]}, which is not installed. Install it with: pip install 'dpt_nb[nyu]'.") from None
 
+# %% ../nbs/32_kitti_nyu.ipynb #736ec66b
+LARGEST_MAT, MOST_NUMBERS, MOST_VALUES = 2**26, 2**20, 2**26  # bytes, unpacked; of a variable; of a picture
+
+
+def check_mat(
+    path: Path,  # a MATLAB file before format 7.3
+) -> None:
+    "Raises `DatasetError` for a file that is larger, unpacked, than any list of numbers."
+    if not path.is_file() or path.stat().st_size > LARGEST_MAT:
+        raise DatasetError(f"{path} is {'larger than' if path.is_file() else 'not a file, and'} a MATLAB file of at most {LARGEST_MAT:,} bytes{'' if path.is_file() else ' was expected'}. Is it the right one?")
+    content = path.read_bytes()
+    order, place, room = "<" if content[126:128] == b"IM" else ">", 128, LARGEST_MAT
+    while place + 8 <= len(content) and content[124:128] in (b"\x00\x01IM", b"\x01\x00MI"):  # format 5
+        kind, length = struct.unpack_from(f"{order}II", content, place)
+        if kind == 15:  # compressed
+            try:
+                unpacker = zlib.decompressobj()
+                room -= len(unpacker.decompress(content[place + 8 : place + 8 + length], max(1, room)))
+            except zlib.error as error:
+                raise DatasetError(f"{path} is no readable MATLAB file ({error}).") from None
+            if room <= 0 or unpacker.unconsumed_tail:
+                raise DatasetError(f"{path} unpacks to more than {LARGEST_MAT:,} bytes, and a list of numbers was expected. Is it the file of this name from NYUv2?")
+        place += 8 + length
+
 
 def read_mat(
     path: Path,  # a MATLAB file before format 7.3
     key: str,  # of a variable
-) -> np.ndarray:  # flattened, int64
-    "The whole numbers of one variable. Raises `DatasetError` for a file that is no MATLAB file or lacks it."
-    loadmat = extra("scipy.io").loadmat
+) -> np.ndarray:  # flattened, int64, 0 or more
+    "The whole numbers of one variable. Raises `DatasetError` for a file that is no MATLAB file, or lacks it, or has something else under its name."
+    check_mat(path)
+    scipy_io = extra("scipy.io")
     try:
-        return loadmat(path)[key].ravel().astype(np.int64)
-    except KeyError:
-        raise DatasetError(f"{path} has no variable {key}. Is it the file of this name from NYUv2?") from None
+        found = [(shape, kind) for name, shape, kind in scipy_io.whosmat(path) if name == key]
+        if found and all(re.fullmatch("u?int(8|16|32|64)|single|double", kind) and math.prod(shape) <= MOST_NUMBERS for shape, kind in found):
+            numbers = np.asarray(scipy_io.loadmat(path, variable_names=[key])[key]).ravel()
+        else:
+            numbers = np.array(["something else"])
     except Exception as error:  # scipy raises whatever the damage leads to
-        raise DatasetError(f"{path} is no readable MATLAB file ({error}).") from None
+        raise DatasetError(f"{path} is no readable MATLAB file ({str(error)[:200]}).") from None
+    if not found:
+        raise DatasetError(f"{path} has no variable {key}. Is it the file of this name from NYUv2?")
+    if numbers.dtype.kind not in "fiu" or not ((numbers >= 0) & (numbers < 2**31) & (numbers == np.floor(numbers))).all():
+        raise DatasetError(f"{path} has something else than a list of whole numbers in its variable {key}. Is it the file of this name from NYUv2?")
+    return numbers.astype(np.int64)
 
 # %% ../nbs/32_kitti_nyu.ipynb #8855d24c
 NYU_CLASSES = tuple(
@@ -352,8 +393,8 @@ def nyu_label(
 ) -> torch.Tensor:  # `(H, W)` int64, 255 = ignore
     "Labels from the labeled file."
     numbers = stored.astype(np.int64)
-    if mapping is not None:
-        return torch.from_numpy(np.concatenate([[256], mapping])[numbers] - 1)
+    if mapping is not None:  # a name without a class is ignored
+        return torch.from_numpy(np.concatenate([[256], np.where(mapping < 1, 256, mapping)])[numbers] - 1)
     return torch.from_numpy(np.where(numbers == 0, 255, numbers - (numbers <= 255)))
 
 # %% ../nbs/32_kitti_nyu.ipynb #762a0b4b
@@ -375,6 +416,8 @@ class NYULabeled(FileDataset):
             raise DatasetError(f"NYUv2 labeled has no split {split!r} with labels {labels!r}. Choose split from {', '.join(self.expected)}, and labels from 40, raw, none.")
         self.path = self.need(self.need(self.root) / "nyu_depth_v2_labeled.mat")
         self.numbers = read_mat(self.need(self.root / "splits.mat"), "trainNdxs" if split == "train" else "testNdxs") - 1
+        if self.numbers.min(initial=0) < 0:
+            raise DatasetError(f"{self.root / 'splits.mat'} lists a picture 0, and they are counted from 1. Is it the file of this name from NYUv2?")
         self.mapping = read_mat(self.need(self.root / "classMapping40.mat"), "mapClass") if labels == "40" else None
         self.gives = ("depth", "intrinsics") + (() if labels is None else ("label",))
         self.classes = NYU_CLASSES if labels == "40" else ()
@@ -385,26 +428,54 @@ class NYULabeled(FileDataset):
 def file(self: NYULabeled):  # an `h5py.File`
     "The file, opened once in each process. Raises `DatasetError` for a file that is no HDF5."
     if self.open_in[0] != os.getpid():
+        if not self.path.is_file():
+            raise DatasetError(f"{self.path} is not a file. Copy or download it again.", "unreadable")
         try:
             self.open_in = os.getpid(), extra("h5py").File(self.path, "r")
-        except OSError as error:
-            raise DatasetError(f"{self.path} is no whole HDF5 file ({error}). Copy or download it again.", "unreadable") from None
+        except DatasetError:
+            raise
+        except Exception as error:  # OSError, and what else the damage leads to
+            raise DatasetError(f"{self.path} is no whole HDF5 file ({str(error)[:200]}). Copy or download it again.", "unreadable") from None
     return self.open_in[1]
 
 
 @patch
+def slice_of(
+    self: NYULabeled,
+    name: str,  # of a data set in the file
+    number: int,  # of the picture, from 0
+) -> np.ndarray:  # columns first, as MATLAB stores them
+    "One picture's part. Raises `DatasetError` for anything but an array of pictures that lies in this very file."
+    file, rank = self.file(), 4 if name == "images" else 3
+    stored = file[name] if isinstance(file.get(name, getlink=True), extra("h5py").HardLink) else None
+    shape, kind = getattr(stored, "shape", None) or (), getattr(getattr(stored, "dtype", None), "kind", "O")
+    outside = getattr(stored, "is_virtual", False) or getattr(stored, "external", None)  # the bytes are in other files
+    block = math.prod(getattr(stored, "chunks", None) or ()) * getattr(getattr(stored, "dtype", None), "itemsize", 0)
+    right = len(shape) == rank and 0 < math.prod(shape[1:]) <= MOST_VALUES and kind in "fiu" and not outside and block <= MOST_VALUES * 8
+    if not right or name == "images" and (stored.dtype != np.uint8 or shape[1] != 3):
+        found = f"{stored.dtype} of shape {shape}" if shape else "nothing that could be one"
+        raise DatasetError(f"{self.path}: under the name {name} there is {found}, and an array of pictures was expected. Is it the file of this name from NYUv2?", "unreadable")
+    if number >= shape[0]:
+        raise DatasetError(f"{self.path} lacks picture {number + 1}: there are {shape[0]} {name}. Is it the whole file?", "unreadable")
+    return stored[number]
+
+# %% ../nbs/32_kitti_nyu.ipynb #233ac22e
+@patch
 def read_parts(self: NYULabeled, entry: Entry) -> dict[str, torch.Tensor]:
     "The slices of one picture. Raises `DatasetError` when the file lacks them."
-    file, number = self.file(), int(entry.image.name) - 1
+    number = int(entry.image.name) - 1
     try:
+        depth = torch.from_numpy(self.slice_of("depths", number).astype(np.float32)).T.contiguous()[None]
         parts = dict(
-            image=torch.from_numpy(file["images"][number]).mT.contiguous().float() / 255,
-            depth=torch.from_numpy(file["depths"][number].astype(np.float32)).T.contiguous()[None],
+            image=torch.from_numpy(self.slice_of("images", number)).mT.contiguous().float() / 255,
+            depth=torch.where(depth.isfinite() & (depth > 0), depth, 0.0),
         )
         if "label" in self.gives:
-            parts["label"] = nyu_label(file["labels"][number].T, self.mapping)
-    except (KeyError, IndexError, ValueError, OSError) as error:
-        raise DatasetError(f"{self.path} lacks picture {number + 1}, or a part of it ({error}). Is it the whole file?", "unreadable") from None
+            parts["label"] = nyu_label(self.slice_of("labels", number).T, self.mapping)
+    except (KeyError, IndexError, ValueError, OSError, RuntimeError, TypeError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{self.path} lacks picture {number + 1}, or a part of it ({str(error)[:200]}). Is it the whole file?", "unreadable") from None
     return parts
 
 
@@ -482,10 +553,13 @@ def make_nyu_labeled(
     h5py, savemat = extra("h5py"), extra("scipy.io").savemat
     labels = np.stack([RAW_NUMBERS[sample["label"].numpy()] for sample in drawn]).astype(np.uint16)
     labels[:, :3] = 0
-    with whole_file(root / "nyu_depth_v2_labeled.mat") as temporary, h5py.File(temporary, "w") as file:
+    built = BytesIO()  # HDF5's own writer does not recover from a full disk; a write of bytes does
+    with h5py.File(built, "w") as file:
         file["images"] = np.stack([(sample["image"] * 255).round().byte().mT.numpy() for sample in drawn])
         file["depths"] = np.stack([sample["depth"][0].T.numpy() for sample in drawn])
         file["labels"] = labels.transpose(0, 2, 1)
+    with whole_file(root / "nyu_depth_v2_labeled.mat") as temporary:
+        temporary.write_bytes(built.getbuffer())
     numbers = np.arange(1, len(drawn) + 1)
     contents = {"splits.mat": dict(trainNdxs=numbers[::2, None], testNdxs=numbers[1::2, None]), "classMapping40.mat": dict(mapClass=(np.arange(894) % 40 + 1)[None])}
     for name, variables in contents.items():
