@@ -78,7 +78,7 @@ def choice(*values: str) -> dict:
 
 def listed(item: dict, least: int, most: int, words: str) -> dict:  # item: the schema of each
     "The schema of a list."
-    return dict(type="array", items=item, minItems=least, maxItems=most, description=words)
+    return dict(type="array", maxItems=most, minItems=least, items=item, description=words)  # the length first
 
 
 def either(*schemas: dict, none: str = "") -> dict:  # none: what null stands for; empty: it is refused
@@ -170,12 +170,31 @@ TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many({
 Schema = extend(Draft202012Validator, type_checker=TYPES)
 
 
+MOST_VALUES = 10_000
+
+
+def more_values(
+    found: object,  # dicts and lists within each other, and anything else
+    most: int,
+) -> bool:
+    "Whether there are more values than so many, also where something holds itself."
+    waiting, count = [found], 0
+    while waiting and count <= most:
+        value = waiting.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        count += 1 + len(inner)
+        waiting += inner[: most + 1]
+    return count > most
+
+
 def violation(
     validator: Schema,  # of one of the schemas here
     found: object,  # anything
 ) -> str:  # a sentence without its subject and full stop; empty when everything is as it has to be
     "The first thing that is not as a schema wants it."
-    error = next(iter(sorted(validator.iter_errors(found), key=lambda error: len(error.absolute_path))), None)
+    if more_values(found, MOST_VALUES):
+        return f"it has more than {MOST_VALUES:,} values, and a description has some hundred"
+    error = next(validator.iter_errors(found), None)
     if error is None:
         return ""
     node, value, place = validator.schema, found, []
