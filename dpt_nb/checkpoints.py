@@ -12,26 +12,33 @@ import difflib
 import hashlib
 import json
 import math
+import os
+import pickletools
 import re
+import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, NamedTuple
-from urllib.error import URLError
-from zipfile import ZipFile, is_zipfile
+from http.client import HTTPException
+from typing import BinaryIO, Callable, NamedTuple
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, url2pathname, urlopen
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import tqdm
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from .backbone import is_convolutional, relative_index
-from .images import whole_file
-from .models import FEEDING, TEST_PIPELINES, changed_config, not_finite, num_classes, with_test_pipeline
+from .images import not_written, set_room_aside, whole_file
+from .models import FEEDING, FLOATS, SHORT, SIDES, TEST_PIPELINES, YES_NO, Schema, changed_config, check_tensors, choice, config_from, either, listed, local_path
+from .models import move_model, not_finite, num_classes, read_json, read_safetensors, real, save_tensors, violation, whole
 from .models import DPT, ConfigError, DPTConfig, IMAGENET_MEAN, IMAGENET_STD, NAMED, PUBLISHED, build_head, config_for, create_model, empty_model, fill, misfits
 from .patch_embed import prefix_tokens, resample_positions, resize_places
 
@@ -51,37 +58,211 @@ def numpy_numbers() -> tuple:  # what `safe_globals` takes
     kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
     return (np.dtype, *kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")))
 
-# %% ../nbs/16_checkpoints.ipynb #121edb8f
+# %% ../nbs/16_checkpoints.ipynb #9e15f7db
+MOST_STEPS, MOST_LEAVES, MOST_TENSORS = 2_000_000, 1_000_000, 20_000  # of a pickle; of a tuple in it; of a checkpoint
+LARGEST_PICKLE = 64 * 2**20  # bytes
+REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter", "_rebuild_parameter_with_state")
+CALLED = {"collections.OrderedDict", "torch.Size", "torch.device", "torch._tensor._rebuild_from_type_v2", *(f"torch._utils.{name}" for name in REBUILD)}
+NUMPY = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
+NAMED_ONLY = re.compile(r"torch\.(cuda\.)?\w+Storage|torch\.storage\.(Untyped|Typed)Storage|torch\.nn\.parameter\.Parameter|torch\.(b?float|u?int|complex|bool|bits|quint|qint)\w*")
+BYTES = dict(Double=8, Long=8, ComplexFloat=8, ComplexDouble=16, Float=4, Int=4, Half=2, BFloat16=2, Short=2)  # of a value, by the name of its storage
+
+
+class Refused(ValueError):
+    "What a pickle may not ask for."
+
+
+@dataclass
+class PickleScan:
+    "What a pickle would build, without building it: a stack of (number of leaves, value where it matters)."
+    stack: list = field(default_factory=list)
+    marks: list = field(default_factory=list)  # heights of the stack
+    memo: dict = field(default_factory=dict)
+    storages: dict = field(default_factory=dict)  # key → bytes that it claims
+
+    def push(self, value=None, leaves: int = 1) -> None:
+        if leaves > MOST_LEAVES:
+            raise Refused("it nests tuples in tuples without end")
+        self.stack.append((leaves, value))
+
+    def pop(self, count: int) -> list:
+        "The last items. Raises `IndexError` where there are fewer."
+        if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
+            raise IndexError("the stack is empty")
+        taken = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return taken
+
+    def pop_to_mark(self) -> list:
+        height = self.marks.pop()
+        taken = self.stack[height:]
+        del self.stack[height:]
+        return taken
+
+    def push_tuple(self, items: list) -> None:
+        self.push(tuple(value for _, value in items), 1 + sum(leaves for leaves, _ in items))
+
+# %% ../nbs/16_checkpoints.ipynb #73a1e8a4
+def scan_call(scan: PickleScan) -> None:
+    "REDUCE. Raises `Refused` for a call that no tensor needs."
+    (_, called), (_, arguments) = scan.pop(2)
+    name = getattr(called, "name", None)
+    arguments = arguments if isinstance(arguments, tuple) else ()
+    number = name in NUMPY or (name == "numpy.dtype" and arguments and isinstance(arguments[0], str) and re.fullmatch(r"[<>=|]?[bBiufc?][0-9]{0,2}", arguments[0]))
+    text = name == "_codecs.encode" and arguments[1:] in (("latin1",), ("latin-1",), ("utf-8",))
+    if not (name in CALLED or number or text):
+        raise Refused(f"GLOBAL {name or 'something'}")
+    scan.push()
+
+
+class Name(NamedTuple):
+    "A global that a pickle mentions."
+    name: str  # "module.attribute"
+
+
+def scan_global(scan: PickleScan, written: str) -> None:  # written: "module attribute"
+    "GLOBAL. Raises `Refused` for one that no tensor needs."
+    name = written.replace(" ", ".")
+    if not (name in CALLED or name in NUMPY or name in ("numpy.dtype", "_codecs.encode") or re.fullmatch(r"numpy\.dtypes\.\w+", name) or NAMED_ONLY.fullmatch(name)):
+        raise Refused(f"GLOBAL {name}")
+    scan.push(Name(name))
+
+
+def scan_storage(scan: PickleScan) -> None:
+    "BINPERSID: a storage by its key, with the number of its values. Raises `Refused` for anything else."
+    [(_, stated)] = scan.pop(1)
+    if not (isinstance(stated, tuple) and len(stated) >= 5 and stated[0] == "storage" and isinstance(stated[1], Name) and isinstance(stated[2], str) and isinstance(stated[4], int) and stated[4] >= 0):
+        raise Refused("it describes a storage as nobody does")
+    kind = stated[1].name.split(".")[-1].removesuffix("Storage")
+    scan.storages[stated[2]] = max(scan.storages.get(stated[2], 0), stated[4] * BYTES.get(kind, 1))
+    scan.push()
+
+# %% ../nbs/16_checkpoints.ipynb #a849f470
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "EMPTY_LIST": None, "EMPTY_DICT": None, "EMPTY_SET": None}
+WRITTEN = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING")
+STEPS = {
+    "MARK": lambda scan, _: scan.marks.append(len(scan.stack)), "TUPLE": lambda scan, _: scan.push_tuple(scan.pop_to_mark()),
+    "TUPLE1": lambda scan, _: scan.push_tuple(scan.pop(1)), "TUPLE2": lambda scan, _: scan.push_tuple(scan.pop(2)), "TUPLE3": lambda scan, _: scan.push_tuple(scan.pop(3)),
+    "APPEND": lambda scan, _: scan.pop(1), "SETITEM": lambda scan, _: scan.pop(2), "BUILD": lambda scan, _: scan.pop(1),
+    "APPENDS": lambda scan, _: scan.pop_to_mark(), "SETITEMS": lambda scan, _: scan.pop_to_mark(),
+    "GLOBAL": scan_global, "REDUCE": lambda scan, _: scan_call(scan), "BINPERSID": lambda scan, _: scan_storage(scan),
+    "BINGET": lambda scan, key: scan.stack.append(scan.memo[key]), "LONG_BINGET": lambda scan, key: scan.stack.append(scan.memo[key]),
+    "BINPUT": lambda scan, key: scan.memo.__setitem__(key, scan.stack[-1]), "LONG_BINPUT": lambda scan, key: scan.memo.__setitem__(key, scan.stack[-1]),
+    **{name: lambda scan, _, value=value: scan.push(value) for name, value in CONSTANTS.items()}, **{name: lambda scan, value: scan.push(value) for name in WRITTEN},
+}
+
+
+def scan_pickle(
+    file: BinaryIO,  # at the pickle's first byte; afterwards behind its last
+) -> PickleScan:
+    "Raises `Refused` for what no checkpoint of weights holds, and `ValueError`, `KeyError` or `IndexError` for a damaged one."
+    scan = PickleScan()
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
+        if count > MOST_STEPS:
+            raise Refused(f"it has more than {MOST_STEPS:,} steps")
+        if instruction.name == "STOP":
+            return scan
+        if instruction.name == "PROTO":
+            if argument > 3:
+                raise Refused("PROTOCOL")
+        elif instruction.name not in STEPS:
+            raise Refused("PROTOCOL")
+        else:
+            STEPS[instruction.name](scan, argument)
+    raise ValueError("it has no end")
+
+# %% ../nbs/16_checkpoints.ipynb #b812b2db
+LARGEST_TABLE = 32 * 2**20  # bytes of a zip's table of members
+
+
+def table_size(path: Path) -> int:  # bytes, as the archive claims
+    "Raises `BadZipFile` where an archive has no end."
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 2**16 - 22 - 76))
+        tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    if end < 0 or len(tail) < end + 16:
+        raise BadZipFile("it has no end")
+    size = int.from_bytes(tail[end + 12 : end + 16], "little")
+    larger = tail.rfind(b"PK\6\6", 0, end)
+    return int.from_bytes(tail[larger + 40 : larger + 48], "little") if size == 2**32 - 1 and larger >= 0 else size
+
+
+def check_archive(path: Path) -> None:
+    "Raises `CheckpointError` for a zip archive that is larger inside than outside, `Refused` for a pickle in it that asks for more than tensors."
+    if table_size(path) > LARGEST_TABLE:
+        raise CheckpointError(f"{path} is a zip archive with a table of more than {LARGEST_TABLE // 2**20} MB, and a checkpoint has some thousand members: it was not opened.")
+    with ZipFile(path) as archive:
+        members, names = archive.infolist(), [member.filename.lower() for member in archive.infolist()]
+        packed = next((member for member in members if member.compress_type != ZIP_STORED or member.file_size != member.compress_size), None)
+        pickles = [member for member in members if member.filename.lower().endswith("data.pkl")]
+        if packed and pickles:
+            raise CheckpointError(f"{path} holds {SHORT.repr(packed.filename)} compressed, {packed.compress_size:,} bytes for {packed.file_size:,}, and PyTorch stores its members as they are: it was not unpacked.")
+        if len(set(names)) < len(names) or sum(member.file_size for member in members) > path.stat().st_size:
+            raise CheckpointError(f"{path} is an archive whose members have the same name or lie in each other: it was not opened.")
+        for member in pickles:
+            if member.file_size > LARGEST_PICKLE:
+                raise CheckpointError(f"{path} describes its tensors in {member.file_size:,} bytes, and {LARGEST_PICKLE:,} are the most: it was not opened.")
+            with archive.open(member) as file:
+                check_claims(path, scan_pickle(file))
+
+
+def check_claims(path: Path, scan: PickleScan) -> None:
+    "Raises `CheckpointError` for storages that are larger than their file."
+    claimed, there = sum(scan.storages.values()), path.stat().st_size
+    if claimed > there:
+        raise CheckpointError(f"{path} claims {claimed:,} bytes of values and has {there:,} in all: it is cut short or damaged. Copy or download it again.")
+
+
+def check_stream(path: Path) -> None:
+    "The same for PyTorch's format of before 1.6: five pickles, then the values."
+    with open(path, "rb") as file:
+        scan_pickle(file)  # the magic number; of another pickle PyTorch reads no further
+        with contextlib.suppress(EOFError):
+            for _ in range(4):
+                if not file.peek(1):
+                    return
+                check_claims(path, scan_pickle(file))
+
+# %% ../nbs/16_checkpoints.ipynb #e1fc00b2
 def read_file(
     path: Path,  # safetensors, or any PyTorch file
 ) -> dict:  # what is in it; tensors are still on disk where the format allows
-    "Raises `CheckpointError` for a file that is missing, cut short, of another kind, or that would run code."
+    "Raises `CheckpointError` for a file that is missing, cut short, of another kind, that would run code, or that claims more than it holds."
     if not path.is_file():
         raise CheckpointError(f"There is no file at {path}.")
     start = b""
     try:
         with open(path, "rb") as file:
-            start = file.read(9)
+            start = file.read(265)
         if start[8:9] == b"{":
-            return load_file(path)
+            return read_safetensors(path)
+        archive = start[:2] == b"PK"
+        if start[257:262] == b"ustar":
+            raise CheckpointError(f"{path} is a tar archive, as PyTorch wrote them before 0.4, and those are not opened. Open it with a PyTorch of that time and save it again.")
+        if archive or start[:1] == b"\x80":
+            check_archive(path) if archive else check_stream(path)
         with torch.serialization.safe_globals(numpy_numbers()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # what comes of it is said below
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=start[:2] == b"PK")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except CheckpointError:
+        raise
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
     except PermissionError:
         raise CheckpointError(f"{path} may not be read: its permissions forbid it.") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}). Copy or download it again.") from None
-    except MemoryError:
-        raise
     except Exception as error:  # what a damaged pickle raises depends on where the damage is
-        raise CheckpointError(why_unreadable(path, start, str(error))) from None
+        raise CheckpointError(why_unreadable(path, start[:9], str(error))) from None
 
 # %% ../nbs/16_checkpoints.ipynb #ca00cf62
 def protocol_inside(path: Path) -> bytes | None:  # one byte, or none
     "Which version of pickle a zip archive of PyTorch's was written in; None for an archive of another kind."
     with contextlib.suppress(Exception), ZipFile(path) as archive:  # a damaged one gets its own sentence
         name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-        return None if name is None else archive.read(name)[1:2]
+        if name is None:
+            return None
+        with archive.open(name) as file:
+            return file.read(2)[1:]
     return b""
 
 
@@ -90,10 +271,10 @@ def why_unreadable(
     start: bytes,  # the file's first bytes
     words: str,  # PyTorch's
 ) -> str:
-    "One sentence for whatever PyTorch said of a file."
+    "One sentence for whatever PyTorch, or the look before it, said of a file."
     ask = "Ask its author for the weights alone, torch.save(model.state_dict(), …), or for safetensors."
     if unsafe := re.search(r"GLOBAL (\S+)", words) or re.search(r"global: (\S+)", words):
-        return f"{path} wants to load {unsafe[1]}, which is no tensor: opening it could run code, so it was refused. {ask}"
+        return f"{path} wants to load {SHORT.repr(unsafe[1])[1:-1]}, which is no tensor: opening it could run code, so it was refused. {ask}"
     protocol, archive = start[1:2] if start[:1] == b"\x80" else b"", start[:2] == b"PK" and is_zipfile(path)
     if archive:
         if "TorchScript" in words:
@@ -101,8 +282,10 @@ def why_unreadable(
         protocol = protocol_inside(path)
         if protocol is None:
             return f"{path} is a zip archive and no PyTorch checkpoint. If it was downloaded as an archive, unpack it and open the file inside."
-    if protocol > b"\x03" or (not archive and "magic number" in words and protocol):
+    if words == "PROTOCOL" or protocol > b"\x03" or (not archive and "magic number" in words and protocol):
         return f"{path} is a pickle of a kind that PyTorch reads only by running what is in it, so it was refused. {ask}"
+    if words.startswith("it ") and (archive or protocol):
+        return f"{path} is a pickle that no checkpoint of weights needs, so it was refused: {words}. {ask}"
     if archive or start[:2] == b"PK" or protocol:
         return f"{path} is a PyTorch checkpoint that is cut short or damaged. Copy or download it again."
     return f"{path} is no checkpoint: it starts with {start!r}. Expected a PyTorch file (.pt, .pth, .bin) or safetensors."
@@ -117,14 +300,22 @@ def unwrap(
     source: str,  # what to call it in a message
 ) -> dict[str, torch.Tensor]:  # name → tensor
     "The weights without their wrapping. Raises `CheckpointError` when what is left are not tensors."
-    while isinstance(loaded, dict) and (inner := next((key for key in WRAPPINGS if isinstance(loaded.get(key), dict)), None)):
-        loaded = loaded[inner]
+    for _ in range(8):  # a dict can hold itself
+        inner = next((key for key in WRAPPINGS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)), None)
+        loaded = loaded if inner is None else loaded[inner]
     if not isinstance(loaded, dict) or not loaded:
         found = "dict without entries" if isinstance(loaded, dict) else type(loaded).__name__
         raise CheckpointError(f"{source} holds a {found} and no named weights. Expected what torch.save(model.state_dict(), …) writes, or that under {', '.join(WRAPPINGS)}.")
     other = [key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if other:
-        raise CheckpointError(f"{source} holds more than named tensors: {', '.join(map(repr, other[:3]))}. Expected names with tensors, or these under {', '.join(WRAPPINGS)}.")
+        raise CheckpointError(f"{source} holds more than named tensors: {SHORT.repr(other[:3])[1:-1]}. Expected names with tensors, or these under {', '.join(WRAPPINGS)}.")
+    odd = [key for key in loaded if len(key) > 300 or not key.isprintable()]
+    if odd or len(loaded) > MOST_TENSORS:
+        raise CheckpointError(f"{source} holds {len(loaded)} tensors, {SHORT.repr((odd or list(loaded))[0])} among them. Expected at most {MOST_TENSORS} with names of at most 300 letters.")
+    try:
+        check_tensors(loaded, source)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
     loaded = {key: value for key, value in loaded.items() if key != "n_averaged"}  # torch's AveragedModel counts in it
     while prefix := next((prefix for prefix in PREFIXES if loaded and all(key.startswith(prefix) for key in loaded)), None):
         loaded = {key.removeprefix(prefix): value for key, value in loaded.items()}
@@ -138,19 +329,22 @@ class Source(NamedTuple):
     name: str  # what it is called: the file's, the folder's or the Hub's name
 
 # %% ../nbs/16_checkpoints.ipynb #9f7d3ae1
+def json_beside(path: Path) -> dict:
+    "A JSON object. Raises `CheckpointError` for anything else."
+    try:
+        return read_json(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
 def from_folder(
     folder: Path,
     name: str,
 ) -> Source:
     "A folder with config.json and weights. Raises `CheckpointError` when one of them is missing or unreadable."
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no config.json. Give the file with the weights itself, or a folder written by save_pretrained.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not readable as JSON ({error}).") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'} holds a {type(config).__name__} and no description of a model.")
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder} holds no config.json. Give the file with the weights itself, or a folder written by save_pretrained.")
+    config = json_beside(folder / "config.json")
     if (folder / "model.safetensors.index.json").is_file() or (folder / "pytorch_model.bin.index.json").is_file():
         raise CheckpointError(f"{folder} holds weights in several files. Open it with transformers and save it in one: model.save_pretrained(…, max_shard_size='100GB').")
     for file in ("model.safetensors", "pytorch_model.bin"):
@@ -159,17 +353,57 @@ def from_folder(
     raise CheckpointError(f"{folder} holds a config.json and neither model.safetensors nor pytorch_model.bin.")
 
 # %% ../nbs/16_checkpoints.ipynb #16216de9
+LARGEST_DOWNLOAD = 50 * 10**9  # bytes; the largest network that can be built has 40 GB of float32
+
+
+def fetch(
+    url: str,  # http or https
+    path: Path,  # where it goes, whole or not at all
+    checksum: str = "",  # SHA-256 in hexadecimal digits; empty: not known
+) -> None:
+    "Download a file with a progress bar. Raises `CheckpointError` when it does not come, comes short, is too large or another than the checksum says."
+    advice, seen = "Download it by other means and give the file's path.", hashlib.sha256()
+    try:
+        with urlopen(Request(url, headers={"User-Agent": "dpt_nb"}), timeout=60) as answer, whole_file(path) as temporary:
+            length = int(answer.headers.get("Content-Length") or 0)
+            with open(temporary, "wb") as file, tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name) as bar:
+                while length <= LARGEST_DOWNLOAD and file.tell() <= LARGEST_DOWNLOAD and (piece := answer.read(2**20)):
+                    file.write(piece)
+                    seen.update(piece)
+                    bar.update(len(piece))
+                came = file.tell()
+            if length > LARGEST_DOWNLOAD or came > LARGEST_DOWNLOAD:
+                raise CheckpointError(f"{url} is larger than {LARGEST_DOWNLOAD / 1e9:.0f} GB, and no network is. {advice}")
+            if length and came != length:
+                raise CheckpointError(f"{url} could not be downloaded: {came:,} of {length:,} bytes came. Try again.")
+            if checksum and seen.hexdigest() != checksum.lower():
+                raise CheckpointError(f"{url} is another file than was asked for: its SHA-256 is {seen.hexdigest()}, and {checksum} was expected. Nothing was kept.")
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, HTTPException) as error:
+        raise CheckpointError(f"{url} could not be downloaded: {str(error).strip() or type(error).__name__}. {advice}") from None
+
+# %% ../nbs/16_checkpoints.ipynb #a892b748
 def download(url: str) -> Path:
     "A file by its URL, kept in torch's cache. Raises `CheckpointError` when it does not come."
-    folder = Path(torch.hub.get_dir()) / "checkpoints" / hashlib.sha256(url.encode()).hexdigest()[:12]  # many files are called weights.pth
-    path = folder / url.split("?")[0].split("/")[-1]
+    address, _, stated = url.partition("#")
+    if not re.match(r"https?://[^/]", address, re.IGNORECASE):
+        raise CheckpointError(f"{SHORT.repr(url)} is no address that can be downloaded. Expected one that begins with https://, http:// or file:///.")
+    checksum = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", stated)
+    folder = Path(torch.hub.get_dir()) / "checkpoints" / hashlib.sha256(url.encode(errors="replace")).hexdigest()[:12]  # many files are called weights.pth
+    name = re.sub(r"[^\w. -]", "_", unquote(address.split("?")[0].split("/")[-1]))[-100:].lstrip(".")
+    path = folder / (name or "weights")
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), progress=True)
-        except (URLError, OSError, ValueError) as error:
-            raise CheckpointError(f"{url} could not be downloaded: {error}. Download it by other means and give the file's path.") from None
+        fetch(address, path, checksum[1] if checksum else "")
     return path
+
+
+def file_address(url: str) -> str:
+    "The path that a file: address names. Raises `CheckpointError` for one on another machine, or with more than a path."
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        raise CheckpointError(f"{SHORT.repr(url)} names more than a file of this machine. Expected file:///path/to/file, with %23 for # and %3F for ?.")
+    return url2pathname(parts.path)
 
 # %% ../nbs/16_checkpoints.ipynb #a172efb1
 def from_hub(
@@ -185,7 +419,7 @@ def from_hub(
             with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):  # says mean and std, where there is one
                 hf_hub_download(name, "preprocessor_config.json", **hub)
             return from_folder(path.parent, name)._replace(path=path)
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, json.JSONDecodeError) as error:
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             wrong = wrong or str(error).splitlines()[0]
     raise CheckpointError(f"{name} is no file or folder here, and the Hub did not give it: {wrong}")
 
@@ -195,21 +429,28 @@ def locate(
     **hub,  # of `hf_hub_download`
 ) -> Source:
     "Find a checkpoint, downloading it where that is asked for. Raises `CheckpointError` when there is none."
-    text, path = str(source), Path(source).expanduser()
+    text = str(source)
+    if local := re.match(r"file:", text, re.IGNORECASE):
+        text = file_address(text)
+    try:
+        path = local_path(text)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
     if path.is_dir():
         return from_folder(path, path.name)
     if path.is_file():
         beside = path.name in ("model.safetensors", "pytorch_model.bin") and (path.parent / "config.json").is_file()
         return from_folder(path.parent, path.parent.name)._replace(path=path) if beside else Source(path, None, path.name)
-    if re.match(r"\w+://", text):
+    if re.match(r"\w+://", text) and not local:
         path = download(text)
         return Source(path, None, path.name)
     if text in PUBLISHED:
         return locate(PUBLISHED[text].weights)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not path.parent.is_dir() and not re.search(r"\.(pt|pth|bin|ckpt|safetensors)$|/model$", text):
+    if not local and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not path.parent.is_dir() and not re.search(r"\.(pt|pth|bin|ckpt|safetensors)$|/model$", text):
         return from_hub(text, **hub)
     close = difflib.get_close_matches(text, PUBLISHED, n=1)
-    raise CheckpointError(f"There is no checkpoint at {text}. Expected a file, a folder, a Hub id such as Intel/dpt-large, a URL, or a name of list_models(){f': did you mean {close[0]}?' if close else ', such as dpt_large.'}")
+    shown = text if text.isprintable() and len(text) < 300 else SHORT.repr(text)
+    raise CheckpointError(f"There is no checkpoint at {shown}. Expected a file, a folder, a Hub id such as Intel/dpt-large, a URL, or a name of list_models(){f': did you mean {close[0]}?' if close else ', such as dpt_large.'}")
 
 # %% ../nbs/16_checkpoints.ipynb #b8a08ae2
 class Row(NamedTuple):
@@ -480,11 +721,16 @@ def recognise(
 
 # %% ../nbs/16_checkpoints.ipynb #2b6dcc47
 SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
+MOST_PARTS = 200  # blocks or stages; the deepest published has 48
 
 
 def count(state: dict, prefix: str) -> int:
-    "How many numbered parts come after a prefix, the missing ones included."
-    return 1 + max((int(number) for key in state if key.startswith(prefix) and (number := key[len(prefix):].split(".")[0]).isdigit()), default=-1)
+    "How many numbered parts come after a prefix, the missing ones included. Raises `ValueError` for more than any network has."
+    written = (key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix))
+    numbers = [number for number in written if re.fullmatch("[0-9]+", number)]
+    if longest := next((number for number in numbers if len(number) > 6 or int(number) >= MOST_PARTS), None):
+        raise ValueError(f"it has a part called {prefix}{longest[:20]}, and {MOST_PARTS} are the most")
+    return 1 + max(map(int, numbers), default=-1)
 
 
 def extent(state: dict, name: str, axis: int) -> int:
@@ -724,7 +970,8 @@ def three_numbers(
     name: str,  # "mean" or "std"
 ) -> list[float] | None:  # of values in [0, 1]
     "The first list of that name, as mmsegmentation writes it: of values in [0, 255]."
-    found = re.search(rf"\b{name}\s*=\s*[\[(]\s*([\d.]+)\s*,\s*([\d.]+)\s*,\s*([\d.]+)", text)
+    number = r"([0-9]{1,6}(?:\.[0-9]{0,20})?)"
+    found = re.search(rf"\b{name}\s*=\s*[\[(]\s*{number}\s*,\s*{number}\s*,\s*{number}(?![0-9.])", text)
     return None if found is None else [float(number) / 255 for number in found.groups()]
 
 
@@ -737,10 +984,12 @@ def mmseg_notes(
         return {}
     about = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), dict) else {}
     names = meta.get("CLASSES") or about.get("classes") or about.get("CLASSES") or ()
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"the names of its classes are {SHORT.repr(names)}, and a list of words was expected")
     text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")
     numbers = {name: values for name in ("mean", "std") if (values := three_numbers(text, name)) is not None}
     test = text[text.find("test_pipeline") :] if "test_pipeline" in text else ""
-    scale = re.search(r"(?:img_scale|scale)\s*=\s*\(\s*(\d+)\s*,\s*(\d+)\s*,?\s*\)", test)
+    scale = re.search(r"(?:img_scale|scale)\s*=\s*\(\s*([0-9]{1,6})\s*,\s*([0-9]{1,6})\s*,?\s*\)", test)
     tested = dict(input_size=sorted(int(side) for side in scale.groups())) if scale and "keep_ratio=True" in test else {}
     return dict(class_names=[str(name).strip() for name in names]) | (numbers if len(numbers) == 2 else {}) | tested
 
@@ -771,6 +1020,41 @@ def habits(
         return same | dict(heads=heads, mean=[0.5] * 3, std=[0.5] * 3) | TEST_PIPELINES["toolbox"]
     return {}
 
+# %% ../nbs/16_checkpoints.ipynb #a4e30be2
+PLACES = dict(type="array", items=dict(anyOf=[whole(0, 127), dict(type="string", pattern="^(stem|stage[0-9]{1,3})$")]), minItems=4, maxItems=4, description="four places")
+SIDE = either(whole(1, 8192, " pixels"), SIDES)
+NORM = either(real(0, 1, above=True), none="the usual")
+FLAG = either(YES_NO, none="no")
+MENTIONED = either(dict(type="string", maxLength=100, description="a word"), none="the usual")
+FACTOR = either(real(0, 16, above=True), listed(dict(), 2, 2, "two of these"))
+INNER = dict(
+    model_type=MENTIONED, num_attention_heads=either(whole(1, 512, " heads"), none="the usual"), image_size=SIDE, layer_norm_eps=NORM, apply_layernorm=FLAG,
+    window_size=whole(1, 64, " tokens"), pretrained_window_sizes=listed(whole(0, 64), 4, 4, "four whole numbers from 0 to 64"), out_features=either(PLACES, none="out_indices"), out_indices=either(PLACES, none="out_features"),
+)
+CLASS_NAMES = dict(type="object", maxProperties=4096, propertyNames=dict(pattern="^[0-9]{1,6}$"), additionalProperties=dict(type=["string", "number"], maxLength=200), description="numbers of classes with their names")
+OUTER = dict(
+    is_hybrid=FLAG, backbone_config=either(dict(type="object", properties=INNER, description="a dict of a backbone"), none="no backbone of its own"), backbone_out_indices=either(PLACES, none="the usual"),
+    reassemble_factors=either(listed(dict(), 4, 4, "four factors"), none="the usual"), readout_type=choice("ignore", "add", "project"), semantic_classifier_dropout=either(real(0, 0.99), none="the usual"),
+    depth_estimation_type=MENTIONED, max_depth=either(real(0, 1e9), none="1"), id2label=either(CLASS_NAMES, none="no names"), hidden_act=MENTIONED,
+)
+COLOUR = either(listed(real(-1e6, 1e6), 3, 3, "three numbers"), none="the usual")
+PREPROCESSOR = dict(
+    do_resize=FLAG, do_rescale=FLAG, do_normalize=FLAG, keep_aspect_ratio=FLAG, rescale_factor=either(real(0, 1e6, above=True), none="1/255"), ensure_multiple_of=either(whole(1, 8192, " pixels"), none="1"),
+    size=either(dict(type="object", description="a dict of height and width"), whole(1, 8192, " pixels"), SIDES, none="no size"), image_mean=COLOUR, image_std=COLOUR,
+)
+TRANSFORMERS = Schema(dict(type="object", properties=INNER | OUTER, description="a dict"))
+PROCESSOR = Schema(dict(type="object", properties=PREPROCESSOR, description="a dict"))
+
+
+def check_transformers(
+    validator: Schema,  # `TRANSFORMERS` or `PROCESSOR`
+    found: dict,
+    path: Path,  # of the file
+) -> None:
+    "Raises `CheckpointError` for a field that cannot be."
+    if wrong := violation(validator, found):
+        raise CheckpointError(f"{path} cannot be used: {wrong}.")
+
 # %% ../nbs/16_checkpoints.ipynb #09394efb
 # What transformers leaves out of a backbone_config, because it is the class's default.
 NOT_WRITTEN = {
@@ -799,11 +1083,12 @@ def transformers_feeding(
     preprocessor: dict,  # of preprocessor_config.json, empty when there is none
 ) -> dict:  # fields of `DPTConfig`
     "How its image processor feeds an image. Raises `CheckpointError` for an interpolation that is none here."
+    preprocessor = {key: value for key, value in preprocessor.items() if value is not None}
     if not preprocessor.get("do_resize", True):
         return dict(input_method="original", resizing="transformers")
     size, number = preprocessor.get("size"), preprocessor.get("resample", 3)
-    if number not in RESAMPLES:
-        raise CheckpointError(f"its preprocessor_config.json has resample = {number}, and 2 (bilinear) or 3 (bicubic) was expected")
+    if not isinstance(number, int) or number not in RESAMPLES:
+        raise CheckpointError(f"its preprocessor_config.json has resample = {SHORT.repr(number)}, and 2 (bilinear) or 3 (bicubic) was expected")
     if isinstance(size, dict) and {"height", "width"} <= set(size):
         size = [size["height"], size["width"]]
     method = "minimal" if preprocessor.get("keep_aspect_ratio") else "exact"
@@ -823,6 +1108,7 @@ def transformers_names(config: dict) -> list[str]:  # empty where they are only 
 # %% ../nbs/16_checkpoints.ipynb #9a74ac95
 def transformers_normalisation(preprocessor: dict) -> dict:  # `mean` and `std` of values in [0, 1], or nothing
     "What preprocessor_config.json says; some folders normalise values to 255."
+    preprocessor = {key: value for key, value in preprocessor.items() if value is not None}
     if not preprocessor.get("do_normalize", True):
         return dict(mean=[0.0] * 3, std=[1.0] * 3)
     largest = 255 * preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 255
@@ -906,15 +1192,19 @@ class Opened:
             return describing()
         except GridError as error:
             raise CheckpointError(f"{self.source.path} was taken for {self.dialect}: {error}") from None
+        except CheckpointError:
+            raise
         except KeyError as error:
-            name = self.called(error.args[0])
+            name = self.called(str(error.args[0]))
             raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and lacks {name}, or holds it in another shape. Copy or download it again, or give the whole model if it is a part of one.") from None
+        except (ArithmeticError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and its shapes do not go together: {str(error).splitlines()[0] if str(error) else type(error).__name__}. Copy or download it again.") from None
 
     def network(self, config: DPTConfig) -> DPT:
         "The network that waits for these weights. Raises `CheckpointError` when none can be built, or the weights do not fit."
         try:
             model = empty_model(config)
-        except (ValueError, TypeError, AssertionError) as error:
+        except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and describes no network that can be built: {error}") from None
         if found := misfits(model.state_dict(), self.state, self.called):
             advice = "Copy or download it again; if it is a changed model, open it with load_checkpoint and the fields of DPTConfig that differ."
@@ -962,19 +1252,17 @@ def own_folder(source: Source, state: dict) -> Opened:
     if source.config is None:
         raise CheckpointError(f"{source.path} has this library's names and no config.json beside it. Open the folder that save_pretrained wrote.")
     try:
-        return Opened(source, "dpt_nb", state, DPTConfig(**with_test_pipeline(source.config)), [])
-    except TypeError as error:
-        raise CheckpointError(f"The config.json beside {source.path} does not describe a model of this version: {error}.") from None
+        return Opened(source, "dpt_nb", state, config_from(source.config, f"The config.json beside {source.path}"), [])
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
 
 # %% ../nbs/16_checkpoints.ipynb #f9a4e9de
 def preprocessor_beside(source: Source) -> dict:
     "preprocessor_config.json of a transformers folder, where there is one."
     path = source.path.parent / "preprocessor_config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return dict(found)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not readable as a JSON object ({error}).") from None
+    found = json_beside(path) if path.exists() else {}
+    check_transformers(PROCESSOR, found, path)
+    return found
 
 # %% ../nbs/16_checkpoints.ipynb #83100c60
 def open_checkpoint(
@@ -994,6 +1282,8 @@ def open_checkpoint(
         return own_folder(found, state)
     if dialect == "transformers" and found.config is None:
         raise CheckpointError(f"{found.path} has transformers' names and no config.json beside it, which says what it is. Open the folder they came in.")
+    if dialect == "transformers":
+        check_transformers(TRANSFORMERS, found.config, found.path.parent / "config.json")
     dropped = unused_names(dialect, state, found.config)
     tables = {key: state[key] for key in dropped}
     kept = {key: tensor for key, tensor in state.items() if key not in tables}
@@ -1006,7 +1296,11 @@ def open_checkpoint(
         raise CheckpointError(f"{found.path} was taken for {dialect}, and {len(unknown)} of its names are not that project's: {some}. If no prediction needs them, take them out of the file; else it is another model.")
     if dialect in ("timm", "mmseg backbone"):
         return Opened(found, dialect, renamed, None, dropped, rows)
-    return describe_opened(Opened(found, dialect, renamed, None, dropped, rows), tables, like, image_size, mmseg_notes(loaded))
+    try:
+        notes = mmseg_notes(loaded)
+    except CheckpointError as error:
+        raise CheckpointError(f"{found.path} was taken for {dialect}, and {error}.") from None
+    return describe_opened(Opened(found, dialect, renamed, None, dropped, rows), tables, like, image_size, notes)
 
 # %% ../nbs/16_checkpoints.ipynb #8b3897c5
 def describe_opened(
@@ -1024,6 +1318,9 @@ def describe_opened(
             fields |= transformers_fields(source.config, fields, preprocessor_beside(source))
         except (KeyError, CheckpointError) as error:
             reason = f"its config.json lacks {error}" if isinstance(error, KeyError) else error
+            raise CheckpointError(f"{source.path.parent} was taken for {dialect}: {reason}.") from None
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            reason = f"its config.json does not go together ({error})"
             raise CheckpointError(f"{source.path.parent} was taken for {dialect}: {reason}.") from None
     twin = find_twin(dialect, state, source, like) if dialect != "mmseg" or like else None
     fields |= habits(dialect, state, twin if dialect != "transformers" else None) | (notes if dialect == "mmseg" else {})
@@ -1526,6 +1823,54 @@ class Conversion:
         lines += [f"to be told to whoever opens it: {'; '.join(self.unsaid)}"] if self.unsaid else []
         return "\n".join(lines)
 
+# %% ../nbs/16_checkpoints.ipynb #1b339f15
+MODEL_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "preprocessor_config.json")
+
+
+def holds_model(folder: Path) -> bool:
+    "Whether a folder is a model's, ours or transformers', or empty."
+    if not any(folder.iterdir()):
+        return True
+    try:
+        config = read_json(folder / "config.json")
+    except ConfigError:
+        return False
+    whole_weights = any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
+    return whole_weights and ("taps" in config or "model_type" in config) and not any(folder.glob("*.index.json"))
+
+
+def check_destination(
+    destination: str | Path,
+    to: str,  # one of `FORMS`
+    folder: bool,  # whether that is written as one
+    force: bool,
+) -> Path:
+    "Raises `CheckpointError` for a place that holds something which is not to be replaced."
+    try:
+        destination = local_path(destination)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    there = os.path.lexists(destination)
+    if there and destination.is_dir() != folder:
+        raise CheckpointError(f"{destination} is a {'folder' if destination.is_dir() else 'file'}, and {to} is written as a {'folder' if folder else 'file'}: choose another name.")
+    if there and not force:
+        raise CheckpointError(f"{destination} exists and was left as it is. Choose another name, or force (--force) to replace it.")
+    if there and folder and not holds_model(destination):
+        raise CheckpointError(f"{destination} holds other things than a model and was left as it is: choose another name.")
+    if there and not folder and not destination.is_file() and not destination.is_symlink():
+        raise CheckpointError(f"{destination} is no regular file and was left as it is: choose another name.")
+    return destination
+
+
+def check_apart(
+    source: Path,  # the file with the weights
+    destination: Path,  # a file or a folder
+) -> None:
+    "Raises `CheckpointError` where the destination is the source, or a part of it."
+    own = [source] if source.name not in MODEL_FILES else [source, source.parent, *(source.parent / name for name in MODEL_FILES)]
+    if any(path.exists() and destination.exists() and path.samefile(destination) for path in own):
+        raise CheckpointError(f"{destination} is what is to be converted, and would be replaced by what is made of it: choose another name.")
+
 # %% ../nbs/16_checkpoints.ipynb #3d765d3e
 def convert(
     source: str | Path,  # see `locate`
@@ -1535,38 +1880,43 @@ def convert(
     like: str | None = None,  # a name of `list_models()`, see `load_checkpoint`
     force: bool = False,  # replace a destination that exists
 ) -> Conversion:
-    "Say a checkpoint in another dialect. Raises `CheckpointError` before anything is written."
-    destination = Path(destination).expanduser()
+    "Say a checkpoint in another dialect. Raises `CheckpointError` before anything is written, and for a disk that has no room."
     if to not in FORMS or what not in (None, "model", "backbone"):
         raise CheckpointError(f"Cannot write {what or 'anything'} as {to!r}. Choose to={', '.join(FORMS)}, and what=model or backbone.")
     if to == "timm" and what == "model":
         raise CheckpointError("timm has no DPT, so a whole model has no form there. Say what=backbone (--what backbone), or leave it out.")
     folder = to in ("dpt_nb", "transformers") and what != "backbone"
-    if destination.exists() and destination.is_dir() != folder:
-        raise CheckpointError(f"{destination} is a {'folder' if destination.is_dir() else 'file'}, and {to} is written as a {'folder' if folder else 'file'}: choose another name.")
-    if destination.exists() and not force:
-        raise CheckpointError(f"{destination} exists and was left as it is. Choose another name, or force (--force) to replace it.")
+    destination = check_destination(destination, to, folder, force)
     with warnings.catch_warnings():
         if to in ("isl-org", "depth-anything", "timm", "mmseg"):
             warnings.simplefilter("ignore", CheckpointWarning)  # what a twin's number means is not part of these files
         opened = open_checkpoint(source, like)
+    check_apart(opened.source.path, destination)
     what = what or ("backbone" if opened.config is None or to == "timm" else "model")
-    if what == "backbone":
-        return convert_backbone(opened, destination, to)
-    return convert_model(opened, destination, to)
+    try:
+        return (convert_backbone if what == "backbone" else convert_model)(opened, destination, to)
+    except OSError as error:
+        raise CheckpointError(not_written(destination, error)) from error
 
 # %% ../nbs/16_checkpoints.ipynb #6ff688bd
 def write_tensors(
-    state: dict,  # name → tensor
+    state: dict,  # name → tensor; what is no tensor goes along
     destination: Path,  # `.safetensors`, or any other suffix for PyTorch's format
 ) -> None:
-    "Under a temporary name first."
-    with whole_file(destination, durable=False) as temporary:
-        if destination.suffix == ".safetensors":
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata={"format": "pt"})
-        else:
-            with open(temporary, "wb") as file:  # by its name, torch would refuse one without a suffix
-                torch.save(state, file)
+    "Under a temporary name first. Raises `CheckpointError` where the disk has no room."
+    tensors = [tensor for tensor in (*state.values(), *state.get("state_dict", {}).values()) if isinstance(tensor, torch.Tensor)]
+    room = sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values()) + 2**10 * len(tensors) + 2**14
+    try:
+        with whole_file(destination, durable=False) as temporary:
+            if destination.suffix == ".safetensors":
+                save_tensors(state, temporary)
+            else:
+                set_room_aside(temporary, room)  # torch's writer does not say why it failed
+                with open(temporary, "r+b") as file:  # by its name, torch would refuse one without a suffix
+                    torch.save(state, file)
+                    file.truncate()
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(not_written(destination, error)) from error
 
 # %% ../nbs/16_checkpoints.ipynb #cce5a6cb
 def convert_backbone(opened: Opened, destination: Path, to: str) -> Conversion:
@@ -1631,18 +1981,35 @@ def said_in(
 
 
 def clear_folder(destination: Path) -> None:
-    "What says something of the model that was there; an interrupted replacement is then no model, rather than a mixture."
-    for name in ("config.json", "README.md", "preprocessor_config.json"):
-        if destination.is_dir():
-            (destination / name).unlink(missing_ok=True)
+    "What says something of the model that was there, a card that was written by hand excepted; an interrupted replacement is then no model, rather than a mixture."
+    card = destination / "README.md"
+    ours = card.is_file() and "library_name: dpt_nb" in card.read_text(encoding="utf-8", errors="replace")
+    for name in ("config.json", "preprocessor_config.json", *(["README.md"] if ours else [])):
+        (destination / name).unlink(missing_ok=True)
 
 # %% ../nbs/16_checkpoints.ipynb #76f12ca5
+@contextlib.contextmanager
+def replaced_model(destination: Path) -> Iterator[Path]:
+    "Yield a folder whose files become the model in `destination` when the block succeeds. Raises `CheckpointError` for a folder that cannot be written."
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=destination, prefix=".unfinished-") as folder:
+            yield Path(folder)
+            clear_folder(destination)
+            move_model(Path(folder), destination, keep_card=(destination / "README.md").exists())
+    except (OSError, ConfigError) as error:
+        raise CheckpointError(not_written(destination, error) if isinstance(error, OSError) else str(error)) from error
+    finally:
+        with contextlib.suppress(OSError):  # only where nothing is in it
+            destination.rmdir()
+
+
 def write_own(config: DPTConfig, state: dict, destination: Path) -> None:
     "A folder of this library, from tensors."
-    clear_folder(destination)
     model = empty_model(config)
     model.load_state_dict(dict(state), assign=True)
-    model.save_pretrained(destination)
+    with replaced_model(destination) as folder:
+        model.save_pretrained(folder)
 
 
 def write_transformers(config: DPTConfig, state: dict, destination: Path) -> None:
@@ -1654,8 +2021,7 @@ def write_transformers(config: DPTConfig, state: dict, destination: Path) -> Non
         resample=2 if config.resizing in ("mmseg", "transformers-bilinear") else 3, keep_aspect_ratio=config.input_method != "exact",
         ensure_multiple_of=multiple, size=dict(height=height, width=width), image_mean=config.mean, image_std=config.std,
     )
-    clear_folder(destination)
-    write_tensors(state, destination / "model.safetensors")
-    for name, content in [("preprocessor_config.json", preprocessor), ("config.json", transformers_config(config))]:
-        with whole_file(destination / name, durable=False) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with replaced_model(destination) as folder:
+        write_tensors(state, folder / "model.safetensors")
+        for name, content in [("preprocessor_config.json", preprocessor), ("config.json", transformers_config(config))]:
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -5,17 +5,23 @@
 # %% auto #0
 __all__ = ['HEADS', 'TEST_PIPELINES', 'INPUT_SIZES', 'NAMED', 'ADE20K_CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PUBLISHED',
            'ConfigError', 'DPTConfig', 'DPT', 'Published', 'config_for', 'convolutional_config', 'create_model',
-           'open_shipped', 'count_parameters', 'count_multiply_adds', 'model_facts', 'ModelNames', 'list_models']
+           'open_shipped', 'count_parameters', 'count_multiply_adds', 'model_facts', 'ModelNames', 'list_models',
+           'move_model']
 
 # %% ../nbs/15_models.ipynb #0e4c9eb4
+import contextlib
 import json
 import math
+import reprlib
+import stat
+import struct
 import tempfile
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import timm
 import torch
@@ -23,16 +29,19 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jsonschema import Draft202012Validator
+from jsonschema.validators import extend
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.layers import StdConv2dSame, pad_same
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .backbone import Backbone, ConvolutionalBackbone, is_convolutional, open_vit
+from .backbone import Backbone, BackboneError, ConvolutionalBackbone, is_convolutional, open_vit
 from .fusion import Decoder
-from .heads import DepthHead, SegmentationHead
-from .reassemble import Reassemble
+from .heads import DepthHead, HeadError, SegmentationHead
+from .images import not_written
+from .reassemble import ReadoutError, Reassemble
 from .scenes import classes
 
 # %% ../nbs/15_models.ipynb #45279c2b
@@ -46,46 +55,187 @@ HEADS = {"depth": DepthHead, "inverse_depth": DepthHead, "label": SegmentationHe
 INPUT_METHODS = ("minimal", "lower_bound", "exact", "short_side", "original")
 
 
-def is_size(size) -> bool:  # size: anything
-    "Whether these are a height and a width in pixels."
-    pair = isinstance(size, (list, tuple)) and len(size) == 2
-    return pair and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size)
-
-
 def num_classes(heads: dict) -> int:  # heads: of a config; 0 where there is no label head
     "How many classes the label head tells apart."
     return heads["label"].get("classes", 150) if "label" in heads else 0
 
-# %% ../nbs/15_models.ipynb #26b473ed
-def check_numbers(
-    config: "DPTConfig",
+# %% ../nbs/15_models.ipynb #482d805d
+def whole(low: int, high: int, words: str = "") -> dict:  # words: what it counts
+    "The schema of a whole number."
+    return dict(type="integer", minimum=low, maximum=high, description=f"a whole number from {low} to {high}{words}")
+
+
+def real(low: float, high: float, words: str = "", above: bool = False) -> dict:  # above: `low` itself is refused
+    "The schema of a number."
+    bounds = {"exclusiveMinimum" if above else "minimum": low, "maximum": high}
+    return dict(type="number", **bounds, description=f"a finite number {'above' if above else 'from'} {low:g} {'and ' if above else ''}up to {high:g}{words}")
+
+
+def choice(*values: str) -> dict:
+    "The schema of one of several words."
+    return dict(enum=list(values), description=f"one of {', '.join(map(repr, values))}")
+
+
+def listed(item: dict, least: int, most: int, words: str) -> dict:  # item: the schema of each
+    "The schema of a list."
+    return dict(type="array", maxItems=most, minItems=least, items=item, description=words)  # the length first
+
+
+def either(*schemas: dict, none: str = "") -> dict:  # none: what null stands for; empty: it is refused
+    "One of several schemas, or null."
+    words = " or ".join(schema["description"] for schema in schemas) + (f", or None for {none}" if none else "")
+    return dict(anyOf=[*schemas, *([dict(type="null")] if none else [])], description=words)
+
+
+YES_NO = dict(type="boolean", description="true or false")
+
+# %% ../nbs/15_models.ipynb #68e08a9f
+def of_stages(item: dict) -> dict:
+    "The schema of a number, or of one for each stage."
+    return either(item, listed(item, 1, 8, "a list of these, one a stage"))
+
+
+SHAPE = {  # timm's words for the size of a network → schema
+    "depth": whole(1, 128, " blocks"), "depths": of_stages(whole(1, 128, " blocks")), "layers": of_stages(whole(1, 128, " units")),
+    "embed_dim": whole(1, 16384, " channels"), "num_heads": of_stages(whole(1, 512, " heads")), "head_dim": either(whole(1, 4096, " channels"), none="timm's"),
+    "patch_size": either(whole(1, 128, " pixels"), listed(whole(1, 128), 2, 2, "two of these")), "mlp_ratio": real(0, 64, above=True),
+    "window_size": either(whole(1, 64, " tokens"), listed(whole(1, 64), 2, 2, "two of these")),
+    "pretrained_window_sizes": listed(whole(0, 64), 1, 8, "a list of whole numbers from 0 to 64"), "reg_tokens": whole(0, 64, " tokens"),
+    "channels": of_stages(whole(1, 16384, " channels")), "dims": of_stages(whole(1, 16384, " channels")), "kernel_sizes": of_stages(whole(1, 64, " pixels")),
+    "width_factor": whole(1, 16), "stem_chs": whole(1, 4096, " channels"), "stem_width": whole(1, 4096, " channels"), "base_width": whole(1, 4096, " channels"),
+    "cardinality": whole(1, 1024, " groups"), "output_stride": whole(8, 32), "bottle_ratio": real(0, 16, above=True), "block_reduce_first": whole(1, 16),
+    "down_kernel_size": whole(1, 16, " pixels"), "head_init_scale": real(-1e6, 1e6), "norm_eps": either(real(0, 1, above=True), none="timm's"),
+    "init_values": either(real(-1e6, 1e6), none="no scale"), "ls_init_value": either(real(-1e6, 1e6), none="no scale"),
+}
+SHAPE |= {f"{part}drop_rate": real(0, 0.99) for part in ("", "pos_", "patch_", "proj_", "attn_")} | {f"drop_{part}_rate": real(0, 0.99) for part in ("path", "block")}
+SHAPE |= {name: YES_NO for name in (
+    "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm", "final_norm", "pool_include_prefix",
+    "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "always_partition", "fix_init", "swiglu_mlp", "scale_mlp", "use_abs_pos_emb", "use_rel_pos_bias",
+    "use_shared_rel_pos_bias", "replace_stem_pool", "avg_down", "zero_init_last", "preact", "basic", "head_norm_first", "conv_mlp", "conv_bias", "use_grn",
+)}
+SHAPE |= {name: either(YES_NO, none="timm's") for name in ("fc_norm", "use_fc_norm")}
+WORD = dict(type="string", pattern="^[a-z0-9_]{0,40}$", description="a word of at most 40 small letters")
+SHAPE |= {name: WORD for name in ("global_pool", "pos_embed", "weight_init", "stem_type", "act_layer", "norm_layer")}
+RESNET = dict(  # of `resnet_arguments`
+    layers=listed(whole(1, 128), 1, 8, "one to eight whole numbers from 1 to 128"), channels=listed(whole(1, 16384), 1, 8, "one to eight whole numbers from 1 to 16384"),
+    stem=whole(1, 4096, " channels"), squeeze=real(0, 16, above=True), groups=whole(1, 1024), pool=YES_NO,
+)
+
+
+def fields_of(properties: dict, words: str, required: tuple = ()) -> dict:
+    "The schema of a dict of these fields alone."
+    return dict(type="object", properties=properties, additionalProperties=False, required=list(required), description=words)
+
+# %% ../nbs/15_models.ipynb #5f9efe27
+SIDES = listed(whole(1, 8192), 2, 2, "a height and a width in pixels, such as [384, 384], up to 8192")
+LENGTH = "a finite number above 0 and up to 1e+09"
+CONSTANTS = dict(
+    min_depth=real(0, 1e9), max_depth=real(0, 1e9, above=True), scale=real(0, 1e9, above=True), shift=real(0, 1e9), hidden=whole(1, 4096, " channels"),
+    output=choice("relu", "relu_above", "invert", "sigmoid", "exp"), projection=YES_NO,
+)
+LABEL = dict(classes=whole(1, 4096), dropout=real(0, 0.99), step=whole(-4, -1), align_corners=YES_NO, auxiliary=YES_NO)
+HEAD_FIELDS = {"depth": CONSTANTS, "inverse_depth": CONSTANTS, "label": LABEL}
+COLOURS = ": one each for red, green and blue in [0, 1]"
+CONFIG_FIELDS = dict(
+    backbone=dict(type="string", pattern=r"^[A-Za-z0-9_.\-]{1,100}$", description="timm's name of a network, such as vit_base_patch16_384"),
+    taps=listed(either(whole(0, 127), dict(type="string", pattern=r"^(stages|layers)\.[0-9]$", description="stages.N, layers.N")), 4, 4, "four places, shallow to deep: numbers of blocks, stages.N or layers.N"),
+    channels=listed(whole(1, 16384), 4, 4, "four whole numbers from 1 to 16384, one a level"),
+    heads=dict(type="object", minProperties=1, properties={head: fields_of(known, f"arguments of its head: {', '.join(known)}") for head, known in HEAD_FIELDS.items()}, description="a head's name, depth for one, with its arguments"),
+    features=whole(2, 8192, " channels"), readout=choice("ignore", "add", "project"), batch_norm=YES_NO, image_size=SIDES,
+    backbone_arguments=fields_of(SHAPE | dict(resnet=either(fields_of(RESNET, "a dict of " + ", ".join(RESNET)), none="no ResNet")), "a dict of timm's arguments for the shape of a network, such as depth or embed_dim"),
+    mean=listed(real(-1e6, 1e6), 3, 3, "three finite numbers" + COLOURS), std=listed(real(1e-6, 1e6), 3, 3, "three finite numbers above 0" + COLOURS),
+    positions=choice("bilinear", "bicubic", "dinov2"), normed_taps=YES_NO, layer_norm_eps=either(real(0, 1, above=True), none="timm's"),
+    standardised_eps=either(real(0, 1, above=True), none="timm's"), residual_bias=either(YES_NO, none="a bias where no batch norm follows"), fusion_doubles=YES_NO,
+    input_size=either(SIDES, none="image_size"), input_multiple=either(whole(1, 8192, " pixels"), none="the patch"), input_method=choice(*INPUT_METHODS),
+    resizing=dict(type="string", pattern=r"^[a-z0-9\-]{1,40}$", description="the name of an interpolation, such as antialiased"),
+    class_names=listed(dict(type="string", maxLength=200, description="a name of at most 200 letters"), 0, 4096, "a list of names, each of at most 200 letters"),
+)
+CONFIG_SCHEMA = fields_of(CONFIG_FIELDS, "a dict", ("backbone", "taps", "channels", "heads"))
+
+# %% ../nbs/15_models.ipynb #da735286
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
+SHORT.maxlevel = 3
+
+
+def is_number(checker, value) -> bool:
+    "Whether it is one that a float can hold."
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many({
+    "array": lambda checker, value: isinstance(value, (list, tuple)), "number": is_number,
+    "integer": lambda checker, value: isinstance(value, int) and is_number(checker, value),
+})
+Schema = extend(Draft202012Validator, type_checker=TYPES)
+
+
+MOST_VALUES = 10_000
+
+
+def more_values(
+    found: object,  # dicts and lists within each other, and anything else
+    most: int,
+) -> bool:
+    "Whether there are more values than so many, also where something holds itself."
+    waiting, count = [found], 0
+    while waiting and count <= most:
+        value = waiting.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        count += 1 + len(inner)
+        waiting += inner[: most + 1]
+    return count > most
+
+
+def violation(
+    validator: Schema,  # of one of the schemas here
+    found: object,  # anything
+) -> str:  # a sentence without its subject and full stop; empty when everything is as it has to be
+    "The first thing that is not as a schema wants it."
+    if more_values(found, MOST_VALUES):
+        return f"it has more than {MOST_VALUES:,} values, and a description has some hundred"
+    error = next(validator.iter_errors(found), None)
+    if error is None:
+        return ""
+    node, value, place = validator.schema, found, []
+    words, shown, where = node["description"], value, []
+    for step in error.absolute_path:
+        node, value, place = node.get("properties", {}).get(step) or node.get("items") or {}, value[step], [*place, step]
+        if "description" in node and not isinstance(step, int):
+            words, shown, where = node["description"], value, place
+    called = ".".join(map(str, where)) or "it"
+    if error.validator == "required":
+        return f"{called} has {SHORT.repr(sorted(shown, key=str)[:6])}, and needs {', '.join(error.validator_value)}"
+    if error.validator == "additionalProperties":
+        known = node["properties"]
+        strange = [key for key in error.instance if key not in known]
+        return f"{called} has {SHORT.repr(strange[:3])[1:-1]}, and may have {', '.join(known)}"
+    return f"{called} is {SHORT.repr(shown)}, and has to be {words}"
+
+# %% ../nbs/15_models.ipynb #866a2501
+MOST_PIXELS, MOST_MEMORY = 2**23, 16 * 2**30  # of one picture; bytes of its maps, and of the tables of a backbone
+CONFIG_VALIDATOR = Schema(CONFIG_SCHEMA)
+
+
+def check_config(
+    found: dict,  # fields of `DPTConfig`
 ) -> None:
-    "Raises `ConfigError` for a mean, deviation, epsilon or size with which no network can work."
-    number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    for name, low in (("mean", -math.inf), ("std", 0.0)):
-        values = getattr(config, name)
-        if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(number(value) and value > low for value in values):
-            words = "three finite numbers" + (" above 0" if name == "std" else "")
-            raise ConfigError(f"{name} is {values}, and has to be {words}: one each for red, green and blue in [0, 1].")
-    for name in ("layer_norm_eps", "standardised_eps"):
-        value = getattr(config, name)
-        if value is not None and not (number(value) and value > 0):
-            raise ConfigError(f"{name} is {value}, and has to be a finite number above 0, or None for timm's.")
+    "Raises `ConfigError` for a field with which no network can work, or none of a size that can be used."
+    if wrong := violation(CONFIG_VALIDATOR, found):
+        raise ConfigError(f"{wrong}.")
+    heads, size = found["heads"], found.get("input_size") or found.get("image_size") or [384, 384]
+    unknown = [name for name in heads if name not in HEADS]
+    if unknown:
+        raise ConfigError(f"Heads called {SHORT.repr(unknown)} were asked for, and a head is one of {list(HEADS)}; its name says what it predicts.")
+    names, classes = found.get("class_names") or (), num_classes(heads)
+    if names and len(names) != classes:
+        raise ConfigError(f"There are {len(names)} class names for {classes} classes: give one for each, or none.")
     for name in ("image_size", "input_size"):
-        size = getattr(config, name)
-        if not is_size(size) and not (size is None and name == "input_size"):
-            raise ConfigError(f"{name} is {size}, and has to be a height and a width in pixels, such as [384, 384].")
-    for head, arguments in config.heads.items():
-        for name in ("min_depth", "max_depth", "scale", "shift"):
-            value = arguments.get(name, 1.0)
-            if not number(value) or value < 0 or (value == 0 and name in ("max_depth", "scale")):
-                raise ConfigError(f"{name} of the head {head!r} is {value}, and has to be a finite number, above 0 (a smallest depth or a shift may be 0).")
-    if config.input_method not in INPUT_METHODS:
-        raise ConfigError(f"input_method is {config.input_method!r}, and has to be one of {', '.join(INPUT_METHODS)}.")
-    if config.input_multiple is not None and not (isinstance(config.input_multiple, int) and config.input_multiple > 0):
-        raise ConfigError(f"input_multiple is {config.input_multiple}, and has to be a number of pixels above 0, or None for the patch.")
-    if config.class_names and len(config.class_names) != num_classes(config.heads):
-        raise ConfigError(f"There are {len(config.class_names)} class names for {num_classes(config.heads)} classes: give one for each, or none.")
+        if math.prod(found.get(name) or [1]) > MOST_PIXELS:
+            raise ConfigError(f"{name} is {'×'.join(map(str, found[name]))}, and a picture may have {MOST_PIXELS:,} pixels: larger ones are looked at through windows.")
+    width = found.get("features", 256) + classes + sum(head.get("hidden", 32) for name, head in heads.items() if name != "label")
+    if (memory := 4 * math.prod(size) * width) > MOST_MEMORY:
+        raise ConfigError(f"The maps of one picture of {'×'.join(map(str, size))} would take {memory / 2**30:.0f} GB, and {MOST_MEMORY / 2**30:.0f} are the most: choose fewer features or classes, or a smaller size.")
 
 # %% ../nbs/15_models.ipynb #e66bacdf
 @dataclass
@@ -116,12 +266,7 @@ class DPTConfig:
     class_names: list = field(default_factory=list)  # of the label head, in its order; empty: not known
 
     def __post_init__(self):
-        check_numbers(self)
-        unknown = [name for name in self.heads if name not in HEADS]
-        if unknown or not self.heads:
-            raise ConfigError(f"Heads called {unknown or 'nothing'} were asked for, and a head is one of {list(HEADS)}; its name says what it predicts.")
-        if len(self.taps) != 4 or len(self.channels) != 4:
-            raise ConfigError(f"DPT reads four taps into four levels; found {len(self.taps)} taps and {len(self.channels)} channel counts.")
+        check_config(vars(self))
 
 # %% ../nbs/15_models.ipynb #6241d74f
 class DPT(nn.Module, PyTorchModelHubMixin, library_name="dpt_nb", tags=["depth-estimation", "image-segmentation", "dpt"]):
@@ -132,9 +277,11 @@ class DPT(nn.Module, PyTorchModelHubMixin, library_name="dpt_nb", tags=["depth-e
         config: DPTConfig,  # determines everything
     ):
         super().__init__()
+        check_network_size(config)
         self.config = config
         self.backbone = build_backbone(config)
         infos = self.backbone.tap_info()
+        check_maps(config, infos)
         factors = [4, 2, 1, 0.5]
         self.reassemble = nn.ModuleList(
             Reassemble(info["channels"], channels, config.features, factor, config.readout, info["kind"])
@@ -163,21 +310,73 @@ class DPT(nn.Module, PyTorchModelHubMixin, library_name="dpt_nb", tags=["depth-e
             predictions["label_auxiliary"] = self.auxiliary(fused)
         return predictions
 
+# %% ../nbs/15_models.ipynb #277ef04b
+MOST_PARAMETERS = 10**10
+
+
+def check_network_size(
+    config: DPTConfig,
+) -> None:
+    "Raises `ConfigError` for more parameters, or larger tables in its backbone, than a machine can hold."
+    on_meta = torch.empty(0).is_meta
+    usual = not config.backbone_arguments and max(config.features, *config.image_size) <= 1024
+    if on_meta or usual:
+        return
+    with torch.device("meta"):
+        check_counts(DPT(config), config)
+
+
+def check_counts(
+    model: "DPT",  # on the meta device
+    config: DPTConfig,
+) -> None:
+    "Raises `ConfigError`, see `check_network_size`."
+    parameters, tables = sum(each.numel() for each in model.parameters()), sum(each.nbytes for each in model.buffers())
+    if parameters > MOST_PARAMETERS:
+        raise ConfigError(f"This {config.backbone} would have {parameters / 1e9:.0f} billion parameters, and 10 billion are the most: choose smaller backbone_arguments, channels or features.")
+    if tables > MOST_MEMORY / 4:
+        raise ConfigError(f"The tables of this {config.backbone} would take {tables / 2**30:.0f} GB at {'×'.join(map(str, config.image_size))}, and {MOST_MEMORY / 4 / 2**30:.0f} are the most: choose a smaller image_size.")
+
+
+def check_maps(
+    config: DPTConfig,
+    infos: list[dict],  # of `tap_info`
+) -> None:
+    "Raises `ConfigError` where a level has other channels than the map that it takes, or a readout needs a class token that is not there."
+    for info, channels in zip(infos, config.channels):
+        if info["kind"] == "map" and info["channels"] != channels:
+            raise ConfigError(f"channels is {list(config.channels)}, and {info['tap']} gives {info['channels']}: a map is taken as it is, so its level has as many.")
+
+# %% ../nbs/15_models.ipynb #b519dc1b
+def open_timm(
+    build: Callable,  # takes timm's name and its arguments
+    name: str,  # timm's
+    arguments: dict,  # `backbone_arguments` of a config
+) -> nn.Module:
+    "What a builder makes. Raises `ConfigError` for arguments of which timm makes nothing."
+    try:
+        return build(name, **arguments)
+    except (BackboneError, OSError):  # a sentence already; a download that did not come
+        raise
+    except Exception as error:  # what timm raises depends on which of its lines cannot go on
+        words = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ConfigError(f"No {name} can be built of {SHORT.repr(arguments)}: {words}.") from None
+
 # %% ../nbs/15_models.ipynb #69fabefc
 def build_backbone(
     config: DPTConfig,
     pretrained: bool = False,  # timm's ImageNet weights (needs the network)
 ) -> Backbone | ConvolutionalBackbone:
-    "The backbone that a config describes. Raises `ConfigError` where a transformer's settings are asked of a convolutional network."
-    if is_convolutional(config.backbone):
-        if config.normed_taps or config.layer_norm_eps is not None:
-            raise ConfigError(f"normed_taps and layer_norm_eps concern the blocks of a transformer, and {config.backbone} has none: leave them out.")
-        backbone = ConvolutionalBackbone(config.backbone, config.taps, pretrained, **config.backbone_arguments)
+    "The backbone that a config describes. Raises `ConfigError` for settings of which timm builds nothing, or that belong to another kind of network."
+    arguments, convolutional = config.backbone_arguments, is_convolutional(config.backbone)
+    if convolutional and (config.normed_taps or config.layer_norm_eps is not None):
+        raise ConfigError(f"normed_taps and layer_norm_eps concern the blocks of a transformer, and {config.backbone} has none: leave them out.")
+    settings = dict(taps=config.taps, pretrained=pretrained)
+    if convolutional:
+        backbone = open_timm(partial(ConvolutionalBackbone, **settings), config.backbone, arguments)
     else:
-        backbone = Backbone(
-            config.backbone, config.taps, pretrained, positions=config.positions, normed=config.normed_taps,
-            layer_norm_eps=config.layer_norm_eps, img_size=tuple(config.image_size), **config.backbone_arguments,
-        )
+        settings |= dict(positions=config.positions, normed=config.normed_taps, layer_norm_eps=config.layer_norm_eps)
+        backbone = open_timm(partial(Backbone, img_size=tuple(config.image_size), **settings), config.backbone, arguments)
     if config.standardised_eps is not None:
         standardise_by_deviation(backbone, config.standardised_eps)
     return backbone
@@ -192,7 +391,9 @@ def build_head(
     known = {key: value for key, value in arguments.items() if key != "auxiliary"}
     try:
         return HEADS[name](features, **known)
-    except TypeError as error:
+    except HeadError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"The head {name!r} cannot be built with {known}: {error}.") from None
 
 # %% ../nbs/15_models.ipynb #05bfa38c
@@ -404,10 +605,12 @@ def config_for(
         return changed_config({"heads": {"inverse_depth": {}}} | NAMED[name], changes)
     if not timm.is_model(name):
         raise ConfigError(f"There is no model called {name!r}. Ours: {', '.join(NAMED)}; or the name of a timm vision transformer, such as vit_small_patch14_dinov2.")
+    trial = dict(backbone=name, taps=[0, 1, 2, 3], channels=[1, 1, 1, 1], heads={"inverse_depth": {}})
+    check_config(trial | {key: changes[key] for key in ("backbone_arguments", "image_size") if key in changes})
     if is_convolutional(name):
         return convolutional_config(name, changes)
     with torch.device("meta"):
-        vit = open_vit(name, **changes.get("backbone_arguments", {}))
+        vit = open_timm(open_vit, name, changes.get("backbone_arguments", {}))
     if hasattr(vit, "layers"):
         taps, channels = SWIN_TAPS, [info["num_chs"] for info in vit.feature_info]
     else:
@@ -425,7 +628,7 @@ def convolutional_config(
     "Four taps, one a stage, taken as they are."
     taps = [f"stages.{number}" for number in range(4)]
     with torch.device("meta"):
-        backbone = ConvolutionalBackbone(name, taps, **changes.get("backbone_arguments", {}))
+        backbone = open_timm(partial(ConvolutionalBackbone, taps=taps), name, changes.get("backbone_arguments", {}))
     channels, published = [info["channels"] for info in backbone.tap_info()], backbone.network.pretrained_cfg
     derived = dict(backbone=name, heads={"inverse_depth": {}}, taps=taps, channels=channels, image_size=list(published["input_size"][1:]))
     return DPTConfig(**(derived | dict(mean=list(published["mean"]), std=list(published["std"])) | changes))
@@ -523,16 +726,27 @@ def list_models(
     return ModelNames(name for name in NAMED if pattern in name)
 
 # %% ../nbs/15_models.ipynb #9e940788
+def save_tensors(
+    state: dict,  # name → tensor
+    path: Path,  # ends in .safetensors
+) -> None:
+    "A safetensors file with the permissions of any new file. Raises whatever the disk does."
+    path.touch()
+    permissions = stat.S_IMODE(path.stat().st_mode)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata={"format": "pt"})
+    path.chmod(permissions)
+
+
 @patch
 def _save_pretrained(self: DPT, save_directory: Path) -> None:
     "Weights and config; called by `save_pretrained`."
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
     if broken := not_finite(state):
         raise ConfigError(f"This network holds NaN or infinite values ({broken}), so it was not saved: what was there before is untouched.")
-    save_file(state, save_directory / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(state, save_directory / "model.safetensors")
     (save_directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-
+# %% ../nbs/15_models.ipynb #28399879
 @patch
 def save_pretrained(
     self: DPT,
@@ -540,19 +754,34 @@ def save_pretrained(
     figures: dict | None = None,  # for the card: what was judged → {metric: value}; a card that is there is written anew
     **arguments,  # of huggingface_hub's mixin: `push_to_hub`, `repo_id`, `model_card_kwargs`, …
 ) -> str | None:
-    "Write `config.json`, `model.safetensors` and a card. They are written beside the folder first, and moved in when complete."
+    "Write `config.json`, `model.safetensors` and a card, all or none. Raises `ConfigError` for a network with NaN, and for a folder that cannot be written."
     destination = Path(save_directory)
-    destination.parent.mkdir(parents=True, exist_ok=True)
     if figures:
         arguments["model_card_kwargs"] = (arguments.get("model_card_kwargs") or {}) | dict(figures=figures)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as folder:
-        result = PyTorchModelHubMixin.save_pretrained(self, folder, **arguments)
-        destination.mkdir(exist_ok=True)
-        (destination / "config.json").unlink(missing_ok=True)  # an interrupted replacement is no model, rather than a mixture
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == "config.json"):
-            if file.name != "README.md" or figures or not (destination / file.name).exists():
-                file.replace(destination / file.name)
-    return result
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=destination, prefix=".unfinished-") as folder:
+            result = PyTorchModelHubMixin.save_pretrained(self, folder, **arguments)
+            keep_card = (destination / "README.md").exists() and not figures
+            move_model(Path(folder), destination, keep_card)
+        return result
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(not_written(destination, error)) from error
+    finally:
+        with contextlib.suppress(OSError):  # only where nothing is in it
+            destination.rmdir()
+
+
+def move_model(
+    folder: Path,  # a complete model
+    destination: Path,  # the folder that gets its files
+    keep_card: bool,  # leave the README.md that is there
+) -> None:
+    "Replace one model by another. An interrupted replacement is no model, rather than a mixture."
+    (destination / "config.json").unlink(missing_ok=True)
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == "config.json"):
+        if file.name != "README.md" or not keep_card:
+            file.replace(destination / file.name)
 
 # %% ../nbs/15_models.ipynb #1b2d904e
 @patch
@@ -623,9 +852,11 @@ def init_non_persistent_buffers(self: DPT) -> None:
 def empty_model(
     config: DPTConfig,
 ) -> DPT:  # on the meta device: shapes without values
-    "The network that waits for weights."
+    "The network that waits for weights. Raises `ConfigError` for one that no machine can hold."
     with torch.device("meta"):
-        return DPT(config)
+        model = DPT(config)
+    check_counts(model, config)
+    return model
 
 
 def misfits(
@@ -671,6 +902,64 @@ def fill(
             module.init_non_persistent_buffers()
     return model
 
+# %% ../nbs/15_models.ipynb #343f8da5
+LARGEST_HEADER = 16 * 2**20  # bytes: some 100 000 tensors
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2}
+INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool}
+
+
+def check_tensors(
+    state: dict,  # name → tensor
+    source: str | Path,  # what to call it in a message
+) -> None:
+    "Raises `ConfigError` for tensors that are not plain numbers, or that claim more values than are there."
+    plain = lambda tensor: tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized and tensor.dtype in FLOATS | INTEGERS
+    for name, tensor in state.items():
+        if not plain(tensor):
+            kind = tensor.device.type if tensor.device.type != "cpu" else tensor.dtype if tensor.layout == torch.strided else tensor.layout
+            raise ConfigError(f"{source} holds {SHORT.repr(name)} as a tensor of kind {kind}, and weights are plain floats or integers in memory. Save it again so.")
+        if tensor.numel() == 0:
+            raise ConfigError(f"{source} holds {SHORT.repr(name)} of shape {tuple(tensor.shape)}, which has no values. Copy or download it again.")
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if claimed > 4 * sum(storages.values()) + 2**26:  # weights may be shared, and small tables repeated
+        raise ConfigError(f"{source} claims {claimed / 1e9:.1f} GB of values and holds {sum(storages.values()) / 1e9:.1f}: its tensors repeat what they have. Save them contiguous.")
+
+
+def read_safetensors(
+    path: str | Path,
+) -> dict:  # name → tensor, still on disk
+    "Raises `ConfigError` for a file that is missing, cut short, or of another kind."
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{path} is {'no regular file' if path.exists() else 'not there'}, and a safetensors file was expected.")
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8).ljust(8, b"\xff"), "little")
+        if header > min(LARGEST_HEADER, path.stat().st_size - 8):
+            raise ConfigError(f"{path} is not a whole safetensors file (its header claims {header} bytes). Copy or save it again.")
+        state = load_file(path)
+    except ConfigError:
+        raise
+    except PermissionError:
+        raise ConfigError(f"{path} may not be read: its permissions forbid it.") from None
+    except Exception as error:  # also types that torch has no name for
+        raise ConfigError(f"{path} is not a whole safetensors file ({str(error).split(chr(10))[0]}). Copy or save it again.") from None
+    check_tensors(state, path)
+    return state
+
+# %% ../nbs/15_models.ipynb #f5a86b04
+def local_path(
+    name: str | Path,  # as it was typed
+) -> Path:
+    "With `~` for the home folder. Raises `ConfigError` for what can be no path here."
+    try:
+        path = Path(name).expanduser()
+        path.is_dir()
+        return path
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(f"{SHORT.repr(str(name))} can be no path ({getattr(error, 'strerror', None) or error}): check the name.") from None
+
 # %% ../nbs/15_models.ipynb #0a468f55
 def find_file(
     name: str | Path,  # a folder, or a Hub id such as "owner/name"
@@ -678,7 +967,7 @@ def find_file(
     **hub,  # of `hf_hub_download`: `revision`, `token`, `cache_dir`, `local_files_only`
 ) -> Path:
     "One file of a saved model, downloaded when `name` is a Hub id. Raises `ConfigError` when it is not there."
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     like_an_id = str(name).count("/") == 1 and not str(name).startswith((".", "~", "/")) and not folder.parent.is_dir() and folder.name != "model"
     if not folder.is_dir() and like_an_id:
         try:
@@ -690,6 +979,47 @@ def find_file(
     if not (folder / file).is_file():
         raise ConfigError(f"{name} holds no {file}, and a dpt_nb model is a folder with config.json and model.safetensors.")
     return folder / file
+
+# %% ../nbs/15_models.ipynb #83e84c99
+LARGEST_JSON = 4 * 2**20  # bytes
+
+
+def parse_json(
+    content: bytes,
+    source: str | Path,  # what to call it in a message
+) -> dict:
+    "One JSON object. Raises `ConfigError` for anything else."
+    def unique(pairs):
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        if twice:
+            raise ValueError(f"the key {SHORT.repr(twice[0])} stands there twice")
+        return dict(pairs)
+
+    try:
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits, and bytes that are not UTF-8
+        reason = "lists within lists without end" if isinstance(error, RecursionError) else str(error).split(";")[0]
+        raise ConfigError(f"{source} is not readable as JSON ({reason}). Copy or save it again.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{source} holds a {type(found).__name__}, and a JSON object, {{…}}, was expected.")
+    return found
+
+
+def read_json(
+    path: str | Path,
+) -> dict:
+    "The JSON object in a file. Raises `ConfigError` for one that is missing, no regular file, too large, or something else."
+    path = Path(path)
+    try:
+        if not path.is_file():  # opening a pipe would wait for someone who writes
+            raise ConfigError(f"{path} is {'no regular file' if path.exists() else 'not there'}, and a JSON file was expected.")
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_JSON + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
+    if len(content) > LARGEST_JSON:
+        raise ConfigError(f"{path} is larger than {LARGEST_JSON // 2**20} MB, and describes no model: it is another file.")
+    return parse_json(content, path)
 
 # %% ../nbs/15_models.ipynb #bf6455fe
 FEEDING = ("input_size", "input_multiple", "input_method", "resizing")  # the fields that say how an image is fed
@@ -707,7 +1037,7 @@ def with_test_pipeline(
     found: dict,  # what a config.json holds
 ) -> dict:  # with the fields that say how an image is fed, where they are missing
     "A config of before, completed."
-    if "input_method" in found or not isinstance(found, dict) or not {"backbone", "heads", "image_size"} <= set(found):
+    if "input_method" in found or not {"backbone", "heads", "image_size"} <= set(found):
         return found
     if project := mmseg_pipeline(found["heads"]):
         return TEST_PIPELINES[project] | found
@@ -722,17 +1052,25 @@ def with_test_pipeline(
     return (dict(input_method="exact") if found["backbone"].startswith("swin") else {}) | found
 
 # %% ../nbs/15_models.ipynb #fa442e96
+def config_from(
+    found: dict,  # what a config.json holds
+    source: str | Path,  # what to call it in a message
+) -> DPTConfig:
+    "Raises `ConfigError`, with the source, for fields that describe no network."
+    if not {"backbone", "taps", "channels", "heads"} <= set(found):
+        raise ConfigError(f"{source} does not describe a dpt_nb model: it has {SHORT.repr(sorted(found)[:6])}, and needs backbone, taps, channels and heads.")
+    try:
+        check_config(found)
+        return DPTConfig(**with_test_pipeline(found))
+    except ConfigError as error:
+        raise ConfigError(f"{source} describes no network that can be used: {error}") from None
+
+
 def read_config(
     path: Path,  # of a config.json
 ) -> DPTConfig:
     "Raises `ConfigError` for a file that is no JSON or describes something else."
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda word: float(word))
-        return DPTConfig(**with_test_pipeline(found))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable as JSON ({error}).") from None
-    except TypeError:
-        raise ConfigError(f"{path} does not describe a dpt_nb model: it has {sorted(found)[:6]}, and needs backbone, taps, channels and heads.") from None
+    return config_from(read_json(path), path)
 
 # %% ../nbs/15_models.ipynb #2e7cf49a
 def from_pretrained(
@@ -743,11 +1081,7 @@ def from_pretrained(
 ) -> DPT:  # in evaluation mode
     "Open a saved model. Raises `ConfigError` for a folder that is missing, incomplete, damaged or of another kind."
     model = empty_model(read_config(find_file(name, "config.json", **hub)))
-    path = find_file(name, "model.safetensors", **hub)
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ConfigError(f"{path} is not a whole safetensors file ({error}). Copy or save it again.") from None
+    state = read_safetensors(find_file(name, "model.safetensors", **hub))
     return fill(model, state, str(name)).to(map_location).eval()
 
 
