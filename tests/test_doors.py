@@ -55,7 +55,7 @@ def page(tmp_path_factory):
     with open(folder / "log", "w") as log:
         running = subprocess.Popen(words, cwd=folder, stdout=log, stderr=log, env=environment)
     try:
-        printed = wait_until(lambda: re.search(r"http://\S+token=\S+\n", (folder / "log").read_text()), running, folder / "log")[0].strip()
+        printed = wait_until(lambda: re.search(r"(http://\S+token=\w+)\n", (folder / "log").read_text()), running, folder / "log")[1]
         yield folder, printed, token, running
     finally:
         stop(running)
