@@ -29,10 +29,10 @@ lab: .venv/installed
 workbench: .venv/installed
 	$(BIN)/jupyter lab nbs/62_workbench.ipynb
 
-# The workbench without JupyterLab around it, as a page for the browser.
+# The workbench without JupyterLab around it, as a page for the browser: on this machine only, at the address with the token that it prints.
 page: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[page]'
-	$(BIN)/voila nbs/62_workbench.ipynb
+	$(BIN)/python -m dpt_nb.pages nbs/62_workbench.ipynb
 
 bench: .venv/installed
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

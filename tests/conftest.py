@@ -3,10 +3,13 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import traceback
+import urllib.error
+import urllib.request
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +17,7 @@ from unittest import mock
 
 import matplotlib.cbook
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -25,7 +29,19 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+def hear_signals():
+    "What is started from here hears every signal, whatever this process was started by: `nohup` and a shell's `&` hand on ignored signals, a thread may hand on blocked ones. This process itself still survives a hangup."
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    own = {getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)}  # ignored by every Python, and given back to what it starts
+    for number in set(signal.valid_signals()) - own:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            handler = {signal.SIGINT: signal.default_int_handler, getattr(signal, "SIGCHLD", None): signal.SIG_DFL}
+            signal.signal(number, handler.get(number, lambda *_: None))  # what is caught here is at its default after exec
+
+
 def pytest_configure(config):
+    hear_signals()
     config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
 
 
@@ -124,21 +140,64 @@ def photographs(tmp_path_factory):
     return folder
 
 
+def wait_until(what, running=None, log=None, seconds=300):
+    "The first true answer of `what`; fails with the log when the process behind it has ended, or after the time a very busy machine needs."
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        ended = running is not None and running.poll() is not None
+        assert not ended and time.monotonic() < deadline, f"{what} did not come true{' while its process ran' * ended}\n{log.read_text(errors='replace') if log else ''}"
+        time.sleep(0.02)
+    return answer
+
+
+def answers(url, token=""):
+    "Whether a server answers there: a file that describes it, or a line in its log, is written before it listens."
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": f"token {token}"}), timeout=30) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def alive(processes):
+    "Those that still run: one that has ended and was not yet asked after does not."
+    def runs(process):
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return list(filter(runs, processes))
+
+
+def stop(running):
+    "End a process that was started here, by force where it does not listen."
+    running.terminate()
+    try:
+        running.wait(60)
+    except subprocess.TimeoutExpired:
+        running.kill()
+        running.wait()
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    "A JupyterLab in an empty folder: its address and token."
+    "A JupyterLab in an empty folder that answers: its folder, address and token."
     folder, token = tmp_path_factory.mktemp("lab"), uuid.uuid4().hex
     words = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
     environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", JUPYTER_RUNTIME_DIR=str(folder / "runtime"), JUPYTER_CONFIG_DIR=str(folder / "config"))
     with open(folder / "server.log", "w") as log:
         running = subprocess.Popen([sys.executable, "-m", "jupyterlab", *words], cwd=folder, stdout=log, stderr=log, env=environment)
+
+    def described():
+        try:
+            return [json.loads(path.read_text())["port"] for path in (folder / "runtime").glob("jpserver-*.json")]
+        except ValueError:  # half written
+            return []
+
     try:
-        deadline = time.monotonic() + 90
-        while not (described := [text for path in (folder / "runtime").glob("jpserver-*.json") if (text := path.read_text()).endswith("}")]):
-            assert time.monotonic() < deadline and running.poll() is None, (folder / "server.log").read_text()
-            time.sleep(0.1)
-        yield folder, f"127.0.0.1:{json.loads(described[0])['port']}", token
-        running.terminate()
-        running.wait(30)
+        address = f"127.0.0.1:{wait_until(described, running, folder / 'server.log')[0]}"
+        wait_until(lambda: answers(f"http://{address}/api/status", token), running, folder / "server.log")
+        yield folder, address, token
     finally:
-        running.kill()
+        stop(running)

@@ -1,16 +1,17 @@
 "Two processes train as one: the same losses, shared batch norms, an exact resume after any end, and no process left behind."
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from conftest import changes, command_here
+from conftest import alive, changes, command_here, wait_until
 from safetensors.torch import load_file
 
 from dpt_nb.datasets import make_folder
@@ -136,36 +137,18 @@ def test_a_head_without_a_loss_does_not_stop_two_processes(tmp_path):
     assert depth and all(torch.equal(first[name], second[name]) for name in depth), "a head without a loss has moved"
 
 
-def descendants(pid):
-    "The processes below one, by pid."
-    children = [int(child) for child in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()]
-    return [child for each in children for child in (each, *descendants(each))]
-
-
-def alive(pid):
-    "Whether a process runs; one that ended and was not yet asked after does not."
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def ended_at(step, how, out, command):
     "Start a run, end it by a signal once it has made some steps, and return what it said. Nothing is left running."
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=QUIET)
-    deadline = time.monotonic() + 120
-    while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") >= step):
-        assert time.monotonic() < deadline and running.poll() is None, f"the run did not get to step {step}"
-        time.sleep(0.01)
-    below = descendants(running.pid)
-    for pid in [running.pid] if how == signal.SIGTERM else [running.pid, *below]:
-        os.kill(pid, how)
-    said = running.communicate(timeout=120)[1]
+    wait_until(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") >= step, running)
+    below = psutil.Process(running.pid).children(recursive=True)
+    for process in [psutil.Process(running.pid)] if how == signal.SIGTERM else [psutil.Process(running.pid), *below]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended by the end of another
+            process.send_signal(how)
+    said = running.communicate(timeout=300)[1]
     assert running.returncode != 0 and not (out / "report.json").exists(), said
-    deadline = time.monotonic() + 10  # a busy machine takes its time to end what was killed
-    while any(map(alive, below)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(below) >= 2 and not any(map(alive, below)), "a process was left behind"
+    assert len(below) >= 2
+    wait_until(lambda: not alive(below), seconds=60)  # a busy machine takes its time to end what was killed
     return said
 
 
@@ -295,7 +278,7 @@ def test_halves_in_parts_of_a_batch_and_in_bfloat16(pair, tmp_path):
 
 @pytest.mark.slow
 def test_asked_for_through_the_environment_shares_are_refused(pair, tmp_path):
-    done = subprocess.run(words(1, "rooms_tiny", tmp_path / "run", pair / "data"), capture_output=True, text=True, timeout=120, env=QUIET | {"ACCELERATE_USE_FSDP": "true"})
+    done = subprocess.run(words(1, "rooms_tiny", tmp_path / "run", pair / "data"), capture_output=True, text=True, timeout=300, env=QUIET | {"ACCELERATE_USE_FSDP": "true"})
     assert done.returncode != 0 and "set loop.sharded=true" in done.stderr and not (tmp_path / "run").exists()
 
 
@@ -307,10 +290,10 @@ def test_what_two_processes_wrote_one_opens(pair, tmp_path):
 
 @pytest.mark.slow
 def test_a_mistake_is_a_sentence_and_all_processes_end(pair, tmp_path):
-    done = subprocess.run(words(2, "rooms_tiny", tmp_path / "run", pair / "data", "data.batch_size=7"), capture_output=True, text=True, timeout=120, env=QUIET)
+    done = subprocess.run(words(2, "rooms_tiny", tmp_path / "run", pair / "data", "data.batch_size=7"), capture_output=True, text=True, timeout=300, env=QUIET)
     assert done.returncode != 0 and "A batch of 7 samples cannot be shared evenly by 2 processes" in done.stderr
 
 
 def test_run_as_a_module_an_error_of_its_own_is_one_line(pair):
-    done = subprocess.run([sys.executable, "-m", "dpt_nb.training", "rooms_tiny", "--cpu", "--out", pair / "with1", "--data-root", pair / "data"], capture_output=True, text=True, timeout=120, env=QUIET)
+    done = subprocess.run([sys.executable, "-m", "dpt_nb.training", "rooms_tiny", "--cpu", "--out", pair / "with1", "--data-root", pair / "data"], capture_output=True, text=True, timeout=300, env=QUIET)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "holds a run already" in done.stderr, done.stderr

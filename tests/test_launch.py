@@ -1,24 +1,26 @@
 "Several processes: they do what one does, stop together, and leave nothing running."
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
+from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
 import torch
-from conftest import changes, command, command_here
+from conftest import alive, changes, command, command_here, wait_until
 from safetensors.torch import load_file
 
 from dpt_nb.datasets import DatasetError, make_folder
 from dpt_nb.launch import launch, recipe_words
 from dpt_nb.loading import open_dataset
 from dpt_nb.recipes import change_recipe, get_recipe
-from dpt_nb.training import TrainingError
+from dpt_nb.training import TrainingError, run_words
 from dpt_nb.training_room import Sitting
 
 SMALL = ["loop.steps=20", "data.batch_size=8", "data.train.count=16", "data.held_out.count=4", "keep.validate_every=20", "keep.every=4", "keep.best=false", "optimizer.lr=2e-4"]
@@ -90,27 +92,16 @@ def begin(recipe, folder, **options):
     return running
 
 
-def wait_for(what, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def reached(run, step, process):
     "Wait until a run has made a step; everything that the process has started by then."
     log = run / "metrics.jsonl"
-    wait_for(lambda: process.poll() is not None or log.exists() and log.read_text().count("\n") >= step)
+    wait_until(lambda: process.poll() is not None or log.exists() and log.read_text().count("\n") >= step)
     assert process.poll() is None, process.communicate()[0]
     family = psutil.Process(process.pid).children(recursive=True)
     for running, started in BEGUN:
         if running is process:
             started += family
     return family
-
-
-def alive(processes):
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 def here():
@@ -147,9 +138,9 @@ def test_a_stop_reaches_all_processes(data, tmp_path, method, how, workers):
     family = reached(tmp_path / "run", 5, running)
     assert len(family) >= 2 * (1 + workers)
     running.send_signal(how)
-    said = running.communicate(timeout=60)[0]
+    said = running.communicate(timeout=300)[0]
     assert running.returncode == 130 and "Stopped after step" in said, said
-    assert not alive(family)
+    wait_until(lambda: not alive(family), seconds=60)
     assert not (tmp_path / "run" / "report.json").exists(), "the run had ended before it was stopped"
     stopped = len(losses(tmp_path / "run"))
     assert (tmp_path / "run" / "checkpoints" / f"step-{stopped:08d}.pt").exists()
@@ -161,7 +152,7 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_weights(data, straight, tm
     family = reached(tmp_path / "run", 7, running)
     for process in (psutil.Process(running.pid), *family):
         process.kill()
-    running.communicate(timeout=30)
+    running.communicate(timeout=300)
     assert not (tmp_path / "run" / "report.json").exists() and list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
     launch(DEPTH, tmp_path / "run", data, num_processes=2, method="fork", resume=True, cpu=True, workers=0, progress=False)
     assert_same_weights(straight, tmp_path / "run")
@@ -174,13 +165,45 @@ def test_no_process_outlives_the_kernel(data, tmp_path, method):
     running = begin(change_recipe(DEPTH, ["loop.steps=2000", "keep.every=2000"]), tmp_path, out="run", data_root=data, num_processes=2, method=method, workers=1)
     family = reached(tmp_path / "run", 3, running)
     running.kill()
-    running.communicate(timeout=30)
+    running.communicate(timeout=300)
     try:
-        wait_for(lambda: not alive(family), 60)
-        assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
+        wait_until(lambda: not alive(family))
+        assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt")) and not list(tmp_path.glob("dpt_nb-*"))
     finally:
         for process in alive(family):
             process.kill()
+
+
+def listened(processes):
+    "The addresses at which any of some processes listens."
+    sockets = [socket for process in processes for socket in process.net_connections("inet")]
+    return {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+
+
+LONG = ["loop.steps=2000", "keep.every=2000", "keep.validate_every=2000"]
+
+
+def test_forks_listen_on_this_machine_only_and_one_that_is_killed_is_named(data, tmp_path):
+    running = begin(change_recipe(DEPTH, LONG), tmp_path, out="run", data_root=data, num_processes=2, method="fork", workers=1)
+    family = reached(tmp_path / "run", 3, running)
+    assert listened([psutil.Process(running.pid), *family]) == {"127.0.0.1"}  # something listens, or nobody would meet
+    psutil.Process(running.pid).children()[-1].kill()
+    said = running.communicate(timeout=300)[0]
+    assert re.search(r"TrainingError: Training process [01] was killed \(signal 9\), perhaps for lack of memory", said), said
+    wait_until(lambda: not alive(family), seconds=60)
+    assert not list(tmp_path.glob("dpt_nb-*"))
+
+
+def test_fresh_processes_listen_on_this_machine_only_and_end_with_their_launcher(data, tmp_path):
+    running = begin(change_recipe(DEPTH, LONG), tmp_path, out="run", data_root=data, num_processes=2, method="fresh", workers=1)
+    family = reached(tmp_path / "run", 3, running)
+    assert listened([psutil.Process(running.pid), *family]) == {"127.0.0.1"}
+    launcher = next(process for process in psutil.Process(running.pid).children() if "dpt_nb.launch" in process.cmdline())
+    launcher.kill()
+    said = running.communicate(timeout=300)[0]
+    assert "TrainingError: The launcher of the training processes was killed (signal 9)" in said and "Stopped after step" in said, said
+    wait_until(lambda: not alive(family), seconds=60)
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt")) and not list(tmp_path.glob("dpt_nb-*"))
 
 
 def test_an_error_of_one_process_is_told_in_its_words(data, tmp_path):
@@ -211,7 +234,7 @@ def test_two_machines(data, straight, tmp_path):
     options = dict(out="run", data_root=data, num_processes=1, num_nodes=2, main_port=29617, workers=0)
     machines = [begin(DEPTH, tmp_path, node_rank=rank, **options) for rank in (1, 0)]
     for machine in machines:
-        said = machine.communicate(timeout=120)[0]
+        said = machine.communicate(timeout=300)[0]
         assert machine.returncode == 0, said
     assert_same_weights(straight, tmp_path / "run")
     assert torch.equal(losses(tmp_path / "run"), losses(straight))
@@ -231,6 +254,36 @@ def test_a_script_for_slurm(data, tmp_path):
     assert json.dumps(asdict(recipe)) == json.dumps(asdict(change_recipe(wide, ["loop.precision=bf16"])))
     assert words[words.index("--out") + 1] == str(tmp_path / "my run") and "--cpu" not in words and "how=(--resume)" in text
     assert not (tmp_path / "my run").exists()
+
+
+@pytest.mark.parametrize("odd", ["with spaces", "it's", 'a "b"', "$(touch pwned)", "`touch pwned`", "a;touch pwned", "a&&touch pwned", "#none", "größe 雪", "--replace", "a\\b", "*", "~", "%j", "{words}", os.fsdecode(b"caf\xe9"), "two\nlines\ntouch pwned\n"])
+def test_names_reach_the_training_as_they_are(odd, tmp_path, monkeypatch):
+    "The script's body runs in bash, with commands of Slurm that note what they were given."
+    monkeypatch.chdir(tmp_path)
+    commands, name = tmp_path / "bin", odd.replace("\n", "")
+    commands.mkdir()
+    (commands / "srun").write_text(f"#!{sys.executable}\nimport json, sys\njson.dump(sys.argv[1:], open('given', 'w'))\n")
+    for stub in ("scontrol", "scancel"):
+        (commands / stub).write_text("#!/bin/sh\necho localhost\n")
+    for stub in commands.iterdir():
+        stub.chmod(0o755)
+    recipe = change_recipe(get_recipe("folder_depth"), [f"data.train.split={json.dumps(odd)}"])
+    for nodes in (1, 2):
+        script = launch(recipe, f"{name}/run", odd, num_processes=1, num_nodes=nodes, scheduler="slurm", trackers=(odd,), hours=1)
+        assert script == Path(f"{name}/run.sbatch")
+        environment = os.environ | dict(PATH=f"{commands}:{os.environ['PATH']}", SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="localhost")
+        done = subprocess.run(["bash", script.absolute()], capture_output=True, env=environment, timeout=60)
+        assert done.returncode == 0, done.stderr
+        words = json.loads((tmp_path / "given").read_text())
+        words = words[words.index("dpt_nb.training") + 1 :]
+        assert not list(tmp_path.rglob("pwned"))
+        parsed = mock.MagicMock()
+        monkeypatch.setattr("dpt_nb.training.train", parsed)
+        run_words(words)
+        (given, out, data_root, *_, trackers), _ = parsed.call_args
+        assert (out, data_root, trackers) == (f"{name}/run", odd, (odd,)) and given.data.train == recipe.data.train
+        logs = [line.removeprefix("#SBATCH ") for line in script.read_bytes().decode("utf-8", "surrogateescape").split("\n") if "--output" in line and line.startswith("#SBATCH")]
+        assert [shlex.split(line) for line in logs] == [[f"--output={name}/run".replace("%", "%%") + ".%j.log"]]
 
 
 @pytest.mark.slow
@@ -253,13 +306,14 @@ def test_the_script_stops_in_time_and_resumes(data, tmp_path, told):
     running = start("0")
     family = reached(tmp_path / "run", 5, running)
     running.send_signal(signal.SIGTERM)
-    said = running.communicate(timeout=90)[0]
-    assert running.returncode == 0 and not alive(family) and "Stopped after step" in said, said
+    said = running.communicate(timeout=300)[0]
+    wait_until(lambda: not alive(family), seconds=60)
+    assert running.returncode == 0 and "Stopped after step" in said, said
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
     stopped = len(losses(tmp_path / "run"))
     assert stopped < 60 and (tmp_path / "run" / "checkpoints" / f"step-{stopped:08d}.pt").exists()
     running = start("1")
-    said = running.communicate(timeout=180)[0]
+    said = running.communicate(timeout=300)[0]
     assert running.returncode == 0 and len(losses(tmp_path / "run")) == 60, said
 
 
