@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .images import ImageError, colour_label, find_images, label_palette, label_patches, read_image, to_image
+from .images import ImageError, colour_label, figure_text, find_images, label_palette, label_patches, read_image, to_image
 from .models import DPT, INPUT_METHODS, DPTConfig
 
 # %% ../nbs/40_inference.ipynb #82087841
@@ -205,7 +205,7 @@ class Prediction:
     def show(self) -> plt.Figure:
         "The picture and each map, with a colour bar in metres or a legend."
         figure, axes = plt.subplots(1, 1 + len(self.maps), figsize=(4.2 * (1 + len(self.maps)), 3.4), layout="constrained")
-        axes[0].imshow(thinned(self.image).permute(1, 2, 0)); axes[0].set_title(self.name)
+        axes[0].imshow(thinned(self.image).permute(1, 2, 0)); axes[0].set_title(figure_text(self.name))
         for axis, (head, values) in zip(axes[1:], self.maps.items()):
             draw_map(axis, head, values, self.classes)
         for axis in axes:
