@@ -6,13 +6,15 @@
 __all__ = ['UNITS', 'CMAPS', 'OUTPUTS', 'row_strips', 'map_scale', 'as_16_bits', 'png_chunk', 'write_png', 'write_scaled',
            'read_scaled', 'write_npy', 'write_pfm', 'read_pfm', 'coloured', 'write_figure', 'map_figure',
            'overlay_figure', 'side_by_side', 'palette_for', 'OutputError', 'check_outputs', 'write_numbers',
-           'write_pictures', 'read_map']
+           'write_pictures', 'output_paths', 'all_or_none', 'read_map']
 
 # %% ../nbs/43_outputs.ipynb #770f4e3f
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,9 +23,9 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from .images import ImageError, colour_depth, colour_label, depth_range, label_palette, label_patches, map_array
-from .images import open_picture, read_label, whole_file, write_label
-from .inference import Prediction, check_finite, draw_map, resize_image, thinned
+from .images import ImageError, check_array, check_file, colour_depth, colour_label, depth_range, label_palette
+from .images import label_patches, map_array, open_picture, read_label, whole_output, write_label
+from .inference import Prediction, check_finite, draw_map, resize_image, thinned, to_levels
 
 # %% ../nbs/43_outputs.ipynb #4fd70266
 def row_strips(
@@ -76,7 +78,7 @@ def write_png(
 ) -> None:
     "Write a 16-bit gray or 8-bit RGB PNG strip by strip, whole or not at all."
     packer, above, started = zlib.compressobj(3), None, False
-    with whole_file(path, durable=False) as temporary, open(temporary, "wb") as file:
+    with whole_output(path) as temporary, open(temporary, "wb") as file:
         for strip in strips:
             raw = strip.astype(">u2").view(np.uint8) if strip.dtype == np.uint16 else strip.reshape(len(strip), -1)
             if not started:
@@ -118,7 +120,13 @@ def read_scaled(
     said = scale or picture.info.get("scale")
     if said is None:
         raise ImageError(f"{path} does not say its scale: give it (scale=256 for KITTI, 1000 for NYUv2).")
-    return torch.tensor(np.asarray(picture).astype(np.float32))[None] / float(said), picture.info.get("quantity", "depth")
+    try:
+        units = float(said)
+    except (TypeError, ValueError):
+        units = 0.0
+    if not 0 < units < float("inf"):
+        raise ImageError(f"{path} says that its scale is {str(said)[:40]!r}, and a positive number of units was expected: give it (scale=256 for KITTI, 1000 for NYUv2).")
+    return torch.tensor(np.asarray(picture).astype(np.float32))[None] / units, picture.info.get("quantity", "depth")
 
 # %% ../nbs/43_outputs.ipynb #85450086
 def write_npy(
@@ -127,8 +135,11 @@ def write_npy(
 ) -> None:
     "The map as numpy's file, its own type kept, whole or not at all."
     plane = map_array(values, "map")
-    with whole_file(path, durable=False) as temporary:
-        np.save(temporary, plane)
+    facts = dict(descr=np.lib.format.dtype_to_descr(plane.dtype), fortran_order=False, shape=plane.shape)
+    with whole_output(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, facts)
+        for rows in row_strips(len(plane)):  # Python's own writing says why it failed, numpy's does not
+            file.write(np.ascontiguousarray(plane[rows]).tobytes())
 
 
 def write_pfm(
@@ -137,7 +148,7 @@ def write_pfm(
 ) -> None:
     "The map as a portable float map, whole or not at all."
     plane = map_array(values, "map")
-    with whole_file(path, durable=False) as temporary, open(temporary, "wb") as file:
+    with whole_output(path) as temporary, open(temporary, "wb") as file:
         file.write(f"Pf\n{plane.shape[1]} {plane.shape[0]}\n-1\n".encode())
         for rows in reversed(list(row_strips(len(plane)))):
             file.write(np.ascontiguousarray(plane[rows][::-1], "<f4").tobytes())
@@ -147,11 +158,14 @@ def read_pfm(
     path: str | Path,
 ) -> torch.Tensor:  # `(1, H, W)` float32
     "Raises `ImageError` for a file that is no gray portable float map or is cut short."
+    check_file(path)
     try:
         kind, size, scale, content = Path(path).read_bytes().split(b"\n", 3)
         width, height = map(int, size.split())
+        if min(width, height) < 1 or not float(scale):
+            raise ValueError(size)
         plane = np.frombuffer(content, "<f4" if float(scale) < 0 else ">f4").reshape(height, width)
-    except ValueError:
+    except (ValueError, OSError, OverflowError):
         raise ImageError(f"{path} is no whole portable float map.") from None
     if kind.strip() != b"Pf":
         raise ImageError(f"{path} is a {kind.decode(errors='replace')[:8]} file, and Pf, one value a pixel, was expected.")
@@ -178,7 +192,7 @@ def write_figure(
     figure: plt.Figure,
 ) -> None:
     "Whole or not at all."
-    with whole_file(path, durable=False) as temporary:
+    with whole_output(path) as temporary:
         figure.savefig(temporary, dpi=130)
 
 # %% ../nbs/43_outputs.ipynb #154f77e6
@@ -217,7 +231,7 @@ def side_by_side(
     head: str,  # "depth", "inverse_depth" or "label"
 ) -> np.ndarray:  # `(h, 2 w + gap, 3)` uint8, at the size of the prediction's image
     "The picture and a map in colours, a white gap between them."
-    image = (prediction.image * 255).round().byte().permute(1, 2, 0).numpy()
+    image = to_levels(prediction.image[None])[0].permute(1, 2, 0).numpy()
     values, size = prediction[head], image.shape[:2]
     if values.shape[-2:] != size:  # a large picture's image is a small copy
         rows, columns = (torch.arange(side) * whole // side for side, whole in zip(size, values.shape[-2:]))
@@ -298,22 +312,46 @@ def write_pictures(
     return [f"{stem.name}-{name}.png" for name in wanted]
 
 # %% ../nbs/43_outputs.ipynb #dc7fcae4
+def output_paths(
+    stem: Path,  # file name without its suffix
+) -> list[Path]:  # of every file that `save` may write for a head
+    "Where a map may go."
+    return [stem.with_name(stem.name + end) for end in (".png", ".npy", ".pfm", *(f"-{name}.png" for name in OUTPUTS if name not in ("png", "npy", "pfm")))]
+
+
+@contextmanager
+def all_or_none(
+    paths: list[Path],  # that the block may write
+) -> Iterator[None]:
+    "When the block raises, remove what it has written: half of a result would look like a whole one."
+    number = lambda path: path.stat().st_ino if os.path.exists(path) else None
+    before = {path: number(path) for path in paths}
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            if number(path) not in (None, before[path]):
+                path.unlink()
+        raise
+
+
 @patch
 def save(
     self: Prediction,
     folder: str | Path,  # made when it does not exist
     outputs: tuple[str, ...] = ("png", "colour"),  # of `OUTPUTS`
 ) -> dict:  # what was written: for each head file, scale, smallest and largest value, pictures
-    "Write every map as numbers and as pictures. Raises `OutputError` for an output that is none, and `ImageError` for values that no file can hold."
+    "Write every map as numbers and as pictures, all of them or none. Raises `OutputError` for an output that is none, and `ImageError` for values that no file can hold and for what cannot be written."
     outputs = check_outputs(tuple(outputs))
     check_finite({head: values for head, values in self.maps.items() if values.is_floating_point()}, self.name)
     height, width = next(iter(self.maps.values())).shape[-2:]
     written = dict(source=self.name, height=height, width=width) | (dict(note=self.note) if self.note else {})
-    for head in self.maps:
-        stem = Path(folder) / f"{self.name}-{head}"
-        facts = write_numbers(self, head, stem, outputs)
-        pictures = write_pictures(self, head, stem, outputs)
-        written[head] = (facts if "file" in facts else dict(file=pictures[0]) | facts) | (dict(pictures=pictures) if pictures else {})
+    with all_or_none([path for head in self.maps for path in output_paths(Path(folder) / f"{self.name}-{head}")]):
+        for head in self.maps:
+            stem = Path(folder) / f"{self.name}-{head}"
+            facts = write_numbers(self, head, stem, outputs)
+            pictures = write_pictures(self, head, stem, outputs)
+            written[head] = (facts if "file" in facts else dict(file=pictures[0]) | facts) | (dict(pictures=pictures) if pictures else {})
     return written
 
 # %% ../nbs/43_outputs.ipynb #c051314b
@@ -325,9 +363,12 @@ def read_map(
     if suffix == ".pfm":
         return read_pfm(path)
     if suffix == ".npy":
+        shape, _ = check_array(path)
+        if len(shape) != 2:
+            raise ImageError(f"{path} is an array of {'×'.join(map(str, shape)) or 'one value'}, and a map of height and width was expected.")
         try:
             plane = torch.tensor(np.load(path))
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, TypeError) as error:
             raise ImageError(f"{path} cannot be read as an array ({str(error).splitlines()[0]}).") from None
         return plane[None].float() if plane.is_floating_point() else plane.long()
     if suffix != ".png":

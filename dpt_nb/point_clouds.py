@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .images import ImageError, show_images, whole_file
+from .images import ImageError, check_file, show_images, whole_output
 from .inference import Prediction, check_finite, resize_image
 from .scenes import pinhole, unproject
 
 # %% ../nbs/44_point_clouds.ipynb #e4f60819
-class PointError(ValueError):
+class PointError(ImageError):
     "Points that cannot be made, said in one sentence."
 
 
@@ -98,20 +98,23 @@ def write_ply(
     kinds = {"<f4": "float", "|u1": "uchar"}
     properties = [f"property {kinds[POINT[name].str]} {name}" for name in POINT.names]
     header = ["ply", "format binary_little_endian 1.0", "comment camera axes: x right, y down, z forward", f"element vertex {len(table)}", *properties, "end_header", ""]
-    with whole_file(path, durable=False) as temporary, open(temporary, "wb") as file:
+    with whole_output(path) as temporary, open(temporary, "wb") as file:
         file.write("\n".join(header).encode())
-        table.tofile(file)
+        for start in range(0, len(table), 2**20):  # Python's own writing says why it failed, numpy's does not
+            file.write(table[start : start + 2**20].tobytes())
 
 # %% ../nbs/44_point_clouds.ipynb #56a93b89
 def read_ply(
     path: str | Path,  # of `write_ply`
 ) -> tuple[torch.Tensor, torch.Tensor]:  # points `(N, 3)` float32, colours `(N, 3)` uint8
     "Raises `PointError` for a file that `write_ply` did not write, or that is cut short."
+    check_file(path)
     header, end, content = Path(path).read_bytes().partition(b"end_header\n")
     words = header.decode(errors="replace").split()
-    if not end or "binary_little_endian" not in words or [words[i + 2] for i, word in enumerate(words) if word == "property"] != list(POINT.names):
+    names, counts = [words[i + 2 : i + 3] for i, word in enumerate(words) if word == "property"], [words[i + 1 : i + 2] for i, word in enumerate(words) if word == "vertex"]
+    if not end or "binary_little_endian" not in words or names != [[name] for name in POINT.names] or len(counts) != 1 or not "".join(counts[0]).isdecimal():
         raise PointError(f"{path} is no binary PLY of x, y, z, red, green, blue.")
-    count = int(words[words.index("vertex") + 1])
+    count = int(counts[0][0])
     if len(content) != count * POINT.itemsize:
         raise PointError(f"{path} announces {count} points and holds {len(content) / POINT.itemsize:g}: copy or write it again.")
     table = np.frombuffer(content, POINT)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FARTHEST_RATIO', 'prediction_name', 'prediction_names', 'check_names', 'StoredTruth', 'read_truth', 'StoredPredictor',
            'check_prediction_size', 'check_ratio', 'judge_predictions', 'submission_png', 'check_submission',
-           'write_submission']
+           'check_member', 'write_submission']
 
 # %% ../nbs/47_prediction_files.ipynb #58b3a563
 import io
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .datasets import Entry, FileDataset, read_metres
 from .evaluation import EvaluationError, Protocol, evaluate
-from .images import read_depth, read_image, whole_file
+from .images import declared_picture, not_written, read_depth, read_image, whole_file
 from .kitti_nyu import KITTI, NYUSync
 
 # %% ../nbs/47_prediction_files.ipynb #85776949
@@ -228,14 +228,34 @@ def check_submission(
     sizes: dict[str, tuple[int, int]],  # name of each PNG → height and width of its picture
 ) -> None:
     "Raises `EvaluationError` for a zip that the server would refuse: names, sizes, bits, pixels without depth."
-    with zipfile.ZipFile(path) as archive:
-        if sorted(archive.namelist()) != sorted(sizes):
-            raise EvaluationError(f"{path} holds {len(archive.namelist())} files, and exactly {len(sizes)} named as the test pictures were expected.")
-        for name, size in sizes.items():
-            picture = Image.open(io.BytesIO(archive.read(name)))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sorted(archive.namelist()) != sorted(sizes):
+                raise EvaluationError(f"{path} holds {len(archive.namelist())} files, and exactly {len(sizes)} named as the test pictures were expected.")
+            for name, size in sizes.items():
+                check_member(archive, name, size)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:  # damaged, encrypted, packed in another way, missing
+        raise EvaluationError(f"{path} cannot be read as a zip ({error}).") from None
+
+
+def check_member(
+    archive: zipfile.ZipFile,  # open
+    name: str,  # of a PNG in it
+    size: tuple[int, int],  # height and width of its picture
+) -> None:
+    "Raises `EvaluationError` for anything but 16 bits and a depth at every pixel. What a member declares is compared with what a picture can take before it is unpacked."
+    declared, most = archive.getinfo(name).file_size, 4 * size[0] * size[1] + 2**16  # two bytes a pixel, and more than enough beside them
+    if declared > most:
+        raise EvaluationError(f"{name} in {archive.filename} unpacks to {declared} bytes, and a depth map of {size[0]}×{size[1]} has at most {most}.")
+    try:
+        with declared_picture(io.BytesIO(archive.read(name)), name, max_pixels=most) as picture:
             stored = np.asarray(picture)
-            if picture.format != "PNG" or not picture.mode.startswith("I") or stored.shape != tuple(size) or not stored.min() > 0:
-                raise EvaluationError(f"{name} in {path} is a {picture.format} with {picture.mode} pixels, {stored.shape}, the smallest {stored.min()}; expected are 16 bits, {tuple(size)}, and a depth at every pixel.")
+    except (zipfile.BadZipFile, RuntimeError):
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise EvaluationError(f"{name} in {archive.filename} is not a picture of {size[0]}×{size[1]} that can be read ({str(error) or type(error).__name__}).") from None
+    if picture.format != "PNG" or not picture.mode.startswith("I") or stored.shape != tuple(size) or not stored.min() > 0:
+        raise EvaluationError(f"{name} in {archive.filename} is a {picture.format} with {picture.mode} pixels, {stored.shape}, the smallest {stored.min()}; expected are 16 bits, {tuple(size)}, and a depth at every pixel.")
 
 # %% ../nbs/47_prediction_files.ipynb #328b770c
 def write_submission(
@@ -250,14 +270,17 @@ def write_submission(
     if Path(path).suffix.lower() != ".zip":
         raise EvaluationError(f"{path} does not end in .zip, and the server takes a zip.")
     sizes = {}
-    with whole_file(path) as temporary:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for index in tqdm(range(len(dataset)), desc="predicting", unit="picture", disable=not progress, leave=False):
-                image, name = dataset[index]["image"], dataset.entries[index].image.name
-                maps = predictor.predict(image[None])
-                if "depth" not in maps:
-                    raise EvaluationError(f"The model predicts {', '.join(maps)}, and the server judges depth in metres. Choose a model of metric depth.")
-                sizes[name] = tuple(image.shape[-2:])
-                archive.writestr(name, submission_png(maps["depth"][0], name))
-        check_submission(temporary, sizes)
+    try:
+        with whole_file(path) as temporary:
+            with zipfile.ZipFile(temporary, "w") as archive:
+                for index in tqdm(range(len(dataset)), desc="predicting", unit="picture", disable=not progress, leave=False):
+                    image, name = dataset[index]["image"], dataset.entries[index].image.name
+                    maps = predictor.predict(image[None])
+                    if "depth" not in maps:
+                        raise EvaluationError(f"The model predicts {', '.join(maps)}, and the server judges depth in metres. Choose a model of metric depth.")
+                    sizes[name] = tuple(image.shape[-2:])
+                    archive.writestr(name, submission_png(maps["depth"][0], name))
+            check_submission(temporary, sizes)
+    except OSError as error:
+        raise EvaluationError(not_written(path, error)) from None
     return len(sizes)
