@@ -762,7 +762,7 @@ def keep(
     except Exception as error:
         folder.check()
         if is_full(error):
-            said = f"{not_written(folder.path, error)} What was finished is listed there, and the same call goes on."
+            said = f"{not_written(folder.path, error)} What is finished is listed in its predictions.json, and the same call goes on there."
             raise FolderError(said) from error
         return folder.outside(in_words(about["source"], error))
 
