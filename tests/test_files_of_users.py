@@ -292,7 +292,7 @@ def test_a_result_that_is_taken_away_is_named(count, predictor, tmp_path):
 
 @pytest.mark.parametrize("words", [
     ["dpt_predict", "a.png", "--model", "m", "--batch", "-1"], ["dpt_predict", "a.png", "--model", "m", "--batch", str(10**12)], ["dpt_predict", "a.png", "--model", "m", "--window", "0"],
-    ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--size", "99999x99999"], ["dpt_predict", "a.png", "--model", "m", "--max-memory", "-4G"], ["dpt_predict", "a.png", "--model", "m", "--max-pixels", "many"],
+    ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--size", "99999x99999"], ["dpt_predict", "a.png", "--model", "m", "--max-memory=-4G"], ["dpt_predict", "a.png", "--model", "m", "--max-pixels", "many"],
     ["dpt_predict", "a.png", "--model", "m", "--outputs", "ply", "--field-of-view", "nan"], ["dpt_predict", "a.png", "--model", "m", "--outputs", ""], ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--scales", "1e9"],
     ["dpt_predict", "a.png", "--model", "m", "--window", "9", "--overlap", "nan"], ["dpt_eval", "--model", "m", "--count", str(10**12)], ["dpt_eval", "--model", "m", "--batch-size", "0"],
     ["dpt_eval", "--predictions", "p", "--data", "kitti", "--scale", "nan"], ["dpt_data", "make", "kitti", "k", "--count", str(10**12)], ["dpt_data", "show", "rooms", "k", "--seed", str(10**30)],
