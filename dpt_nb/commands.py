@@ -8,13 +8,14 @@ __all__ = ['FACTORS', 'MADE_BY', 'COMMANDS', 'OptionError', 'within', 'amount', 
            'check_processes', 'refuse_foreign', 'is_our_picture', 'is_our_report', 'is_our_script', 'dpt_eval',
            'check_judged', 'open_predictor', 'check_eval_files', 'open_held_out', 'refuse_training_images',
            'judge_files', 'submit', 'judged', 'dpt_data', 'assigned', 'show', 'dpt_convert', 'dpt_export', 'sides',
-           'dpt_demo', 'build_parser', 'OutputClosed', 'printable_output', 'flush_output', 'try_flush', 'say', 'main',
-           'run_command', 'foreseen', 'out_of_memory', 'sentence']
+           'dpt_demo', 'build_parser', 'OutputClosed', 'printable_output', 'flush_output', 'nobody_reads', 'try_flush',
+           'say', 'main', 'run_command', 'foreseen', 'out_of_memory', 'sentence']
 
 # %% ../nbs/65_commands.ipynb #b3c01205
 import json
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Iterator
@@ -704,6 +705,17 @@ def flush_output() -> None:
             raise OutputClosed from error
 
 
+def nobody_reads() -> bool:
+    "Whether the reader of a pipe that is printed into has gone; where that cannot be asked, no."
+    try:
+        watched = select.poll()
+        for stream in (sys.stdout, sys.stderr):
+            watched.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in watched.poll(0))
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
 def try_flush() -> None:
     "What cannot be printed is dropped, or the interpreter would complain of it at its end."
     for stream in (sys.stdout, sys.stderr):
@@ -763,6 +775,8 @@ def run_command(
         say("Interrupted.")
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            raise OutputClosed from error
         flush_output()
         if not foreseen(error):
             raise

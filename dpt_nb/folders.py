@@ -26,7 +26,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, count
@@ -370,6 +370,9 @@ def tidy(self: ResultFolder) -> list[dict]:  # of `plan`
 def leave(self: ResultFolder) -> None:
     "Clear away lock and hidden folder. Plans stay where results of theirs are not listed yet."
     if self.number is None or not self.is_there():
+        with suppress(OSError):  # a file that was being written when the folder went away has made it anew
+            self.work.rmdir()
+            self.path.rmdir()
         return
     try:
         listed = set().union(*map(own_files, read_predictions(self.path)))
@@ -697,7 +700,8 @@ def left_sentence(
     shown: int = 5,  # at most so many are named
 ) -> str:
     "How many, why, and the first ones by name."
-    names = [str(path.relative_to(folder)) for path in paths[:shown]] + ["…"] * (len(paths) > shown)
+    inner = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths[:shown]]
+    names = [*map(str, inner)] + ["…"] * (len(paths) > shown)
     return shown_name(f"{folder}: {len(paths)} left out, {reason}: {', '.join(names)}")
 
 
@@ -762,7 +766,7 @@ def keep(
     except Exception as error:
         folder.check()
         if is_full(error):
-            said = f"{not_written(folder.path, error)} What was finished is listed there, and the same call goes on."
+            said = f"{not_written(folder.path, error)} What is finished is listed in its predictions.json, and the same call goes on there."
             raise FolderError(said) from error
         return folder.outside(in_words(about["source"], error))
 

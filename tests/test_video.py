@@ -1,6 +1,8 @@
 "Films as people have them: on their side, with times of their own, odd and broken; what options do with them; and what smoothing leaves of a moving room."
 import json
 import math
+import os
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -345,13 +347,54 @@ def test_windows_batches_flip_scales_and_precision(tmp_path, predictor, monkeypa
 
 
 def test_what_a_user_put_beside_is_not_overwritten(tmp_path, predictor):
-    film = some_film(tmp_path / "film.mp4", 2)
-    mine = tmp_path / "out" / "film-depth" / "notes.txt"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("mine")
+    film, out = some_film(tmp_path / "film.mp4", 2), tmp_path / "out"
+    mine = {out / "film-depth" / "000000.npy": b"my own numbers", out / "film-2-depth.mp4": b"my own film"}
+    for path, content in mine.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    for earlier in (False, True):  # the second run finds its result under the other name
+        entry = predict_video(predictor, film, out, outputs=("npy", "side"), progress=False)
+        assert entry["name"] == "film-3" and entry.get("earlier", False) == earlier
+    assert all(path.read_bytes() == content for path, content in mine.items())
+    assert {path.name for path in out.iterdir()} == {
+        "film-depth", "film-2-depth.mp4", "predictions.json", *(f"film-3-{head}{end}" for head in ("depth", "label") for end in ("", ".mp4"))}
+    notes = out / "film-3-depth" / "notes.txt"
+    notes.write_text("mine")
     with pytest.raises(VideoError, match="what no film wrote"):
-        predict_video(predictor, film, tmp_path / "out", outputs=("npy",), progress=False)
-    assert mine.read_text() == "mine" and {path.name for path in (tmp_path / "out").iterdir()} == {"film-depth"}
+        predict_video(predictor, film, out, outputs=("npy", "side"), again=True, progress=False)
+    assert notes.read_text() == "mine"
+
+
+# films that mean harm
+
+
+def test_a_playlist_called_a_film_opens_no_other_file(tmp_path):
+    some_film(tmp_path / "secret.mp4", 2)
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    (tmp_path / "web.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/secret.ts\n#EXT-X-ENDLIST\n")
+    for name in ("list.mp4", "web.mp4"):
+        with pytest.raises(VideoError, match="is no video that ffmpeg can open"):
+            FilmReader(tmp_path / name)
+
+
+def test_frames_that_are_too_large_are_refused_by_what_they_declare(tmp_path, predictor):
+    film = some_film(tmp_path / "film.mp4", 2, (96, 128))
+    assert [frame.image.shape for frame in FilmReader(film, max_pixels=96 * 128)] == [(3, 96, 128)] * 2
+    with pytest.raises(VideoError, match="declares frames of 96×128 pixels, .* --max-pixels"):
+        FilmReader(film, max_pixels=96 * 128 - 1)
+    header = b"YUV4MPEG2 W64 H48 F25:1 Ip A{aspect}:1 C420jpeg\n"
+    (tmp_path / "wide.avi").write_bytes(header.replace(b"{aspect}", b"65535") + (b"FRAME\n" + bytes(64 * 48 * 3 // 2)) * 2)
+    with pytest.raises(VideoError, match="declares frames of 48×4194240 pixels"):
+        predict_video(predictor, tmp_path / "wide.avi", tmp_path / "out", progress=False)
+
+
+def test_films_whose_names_are_no_text_or_hold_a_colon(tmp_path, predictor):
+    film = some_film(tmp_path / "film.mp4", 2)
+    for name, called in (("12:30.mp4", "12:30"), (os.fsdecode(b"\xff\n.mp4"), "__")):
+        shutil.copy(film, tmp_path / name)
+        entry = predict_video(predictor, tmp_path / name, tmp_path / "out", outputs=("npy",), progress=False)
+        assert entry["name"] == called and entry["frames"] == 2
+    assert [Path(entry["source"]).name for entry in read_predictions(tmp_path / "out")] == ["12:30.mp4", "\udcff\n.mp4"]
 
 
 # smoothing
