@@ -7,21 +7,21 @@ __all__ = ['RUN_PARTS', 'FREE', 'ADJUSTABLE', 'LEFTOVER', 'DIGEST', 'SINCE', 'NO
            'TrainingError', 'Stopped', 'RunInUse', 'TrainingWarning', 'read_config', 'read_run', 'with_defaults',
            'unlike', 'adjusted', 'remove', 'holds_nothing', 'check_writable', 'check_run', 'begin_run',
            'split_fingerprint', 'what_changed', 'noted_data', 'noted_names', 'check_data', 'remove_leftovers',
-           'clear_leftovers', 'RunLock', 'rate_share', 'exempt_names', 'parameter_groups', 'build_optimiser',
-           'build_schedule', 'gathered', 'takes', 'loss_value', 'counted_in_part', 'batch_loss', 'batch_shares',
-           'SharedBatchNorm', 'synchronise', 'shard', 'WholeModel', 'whole', 'share_like', 'WholeOptimiser',
-           'not_finite', 'way_out', 'DigestedFile', 'damage', 'save_checkpoint', 'checkpoint_paths', 'checkpoint_step',
-           'tensors_misfit', 'optimiser_misfit', 'part_misfit', 'misfit', 'set_aside', 'newest_whole', 'read_state',
-           'load_checkpoint_into', 'restore', 'WithoutTruth', 'said_when_full', 'stop_on_signal', 'depth_tiles',
-           'label_tiles', 'true_map', 'held_out_picture', 'keep_picture', 'LossPlot', 'any_process', 'kaiming_decoder',
-           'build_model', 'prepare', 'unwrapped', 'freeze_untaught', 'in_copies', 'in_shares', 'open_data',
-           'total_steps', 'name_classes', 'defer_signals', 'SampleError', 'NamedSamples', 'NamedTransform', 'in_words',
-           'collate_named', 'path_of', 'size_of', 'reading_error', 'readers_watched', 'batches', 'name_of',
-           'open_loader', 'check_samples', 'check_values', 'train_steps', 'to_device', 'piece_loss', 'move', 'LastRow',
-           'open_accelerator', 'check_trackers', 'train', 'open_run', 'make_steps', 'kept_parts', 'trained',
-           'say_before', 'network_without_effect', 'go_on', 'Run', 'judge_now', 'better', 'finite', 'save_model',
-           'row_of', 'sorted_rows', 'read_rows', 'RunLog', 'validate', 'watched', 'of_each_set', 'protocol_of',
-           'rehearse', 'run_words', 'main']
+           'clear_leftovers', 'RunLock', 'check_unused', 'rate_share', 'exempt_names', 'parameter_groups',
+           'build_optimiser', 'build_schedule', 'gathered', 'takes', 'loss_value', 'counted_in_part', 'batch_loss',
+           'batch_shares', 'SharedBatchNorm', 'synchronise', 'shard', 'WholeModel', 'whole', 'share_like',
+           'WholeOptimiser', 'not_finite', 'way_out', 'DigestedFile', 'damage', 'save_checkpoint', 'checkpoint_paths',
+           'checkpoint_step', 'tensors_misfit', 'optimiser_misfit', 'part_misfit', 'misfit', 'set_aside',
+           'newest_whole', 'read_state', 'load_checkpoint_into', 'restore_parts', 'WithoutTruth', 'said_when_full',
+           'stop_on_signal', 'depth_tiles', 'label_tiles', 'true_map', 'held_out_picture', 'keep_picture', 'LossPlot',
+           'any_process', 'kaiming_decoder', 'build_model', 'prepare', 'unwrapped', 'freeze_untaught', 'in_copies',
+           'in_shares', 'open_data', 'total_steps', 'name_classes', 'defer_signals', 'SampleError', 'NamedSamples',
+           'NamedTransform', 'in_words', 'collate_named', 'path_of', 'size_of', 'reading_error', 'readers_watched',
+           'batches', 'name_of', 'open_loader', 'check_samples', 'check_values', 'train_steps', 'to_device',
+           'piece_loss', 'move', 'LastRow', 'open_accelerator', 'check_trackers', 'train', 'open_run', 'make_steps',
+           'kept_parts', 'trained', 'say_before', 'network_without_effect', 'go_on', 'Run', 'judge_now', 'better',
+           'finite', 'save_model', 'row_of', 'sorted_rows', 'read_rows', 'RunLog', 'validate', 'watched', 'of_each_set',
+           'protocol_of', 'rehearse', 'run_words', 'main']
 
 # %% ../nbs/51_training.ipynb #1fec88b3
 import copy
@@ -384,6 +384,18 @@ class RunLock(ExitStack):
         said = [each for each in gather_object([wrong]) if each is not None]
         if said:
             raise said[0] from None
+
+
+def check_unused(
+    out: Path,  # folder of a run, which need not exist
+) -> None:
+    "Raises `RunInUse` where a launch writes to the folder at the moment."
+    if (out / ".lock").exists():
+        try:
+            with one_writer(out / ".lock", f"The run in {out}"):
+                pass
+        except InUse as error:
+            raise RunInUse(str(error)) from None
 
 # %% ../nbs/51_training.ipynb #ccae260d
 def rate_share(
@@ -900,7 +912,7 @@ def load_checkpoint_into(
         state = read_state(path)
         wrong = state if isinstance(state, str) else misfit(state, parts)
         if not wrong:
-            restore(state, parts)
+            restore_parts(state, parts)
             return state["step"], state["seconds"]
         if first:
             set_aside(path, f"is not a state of this run ({wrong})")
@@ -913,7 +925,7 @@ def load_checkpoint_into(
     return 0, 0.0
 
 
-def restore(
+def restore_parts(
     state: dict,  # that fits
     parts: dict,  # name → anything with `load_state_dict`
 ) -> None:
@@ -965,9 +977,9 @@ def said_when_full(
     except Exception as error:
         if isinstance(error, TrainingError) or not (reason := out_of_room(error)):
             raise
-        states = sorted((out / "checkpoints").glob("step-*.pt"))
+        states = checkpoint_paths(out / "checkpoints")
         kept = f"Nothing written before is harmed: {states[-1]} holds the last state" if states else "No state had been written yet"
-        raise TrainingError(f"{out} could not be written to: {reason}. {kept}. Make room, then go on with resume (--resume).") from None
+        raise TrainingError(f"{out} could not be written to: {reason}. {kept}. Make room, then {'go on with resume (--resume)' if (out / 'config.json').exists() else 'begin again'}.") from None
 
 
 # %% ../nbs/51_training.ipynb #419fb1bc

@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from .launch import GRACE, LAUNCHER, check_launch, end_all, free_port, shell_words
 from .pages import Explorer, Panels, sentence_of
 from .recipes import RECIPES, Recipe, change_recipe, get_recipe
-from .training import check_run, read_rows, read_run
+from .training import TrainingError, check_run, check_unused, checkpoint_paths, checkpoint_step, read_rows, read_run
 
 # %% ../nbs/59_training_room.ipynb #8e3bcb9e
 ALONE = "import ctypes, runpy, signal, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, signal.SIGINT); runpy.run_module('dpt_nb.training', run_name='__main__', alter_sys=True)"
@@ -83,8 +83,8 @@ def run_state(
 ) -> tuple[list[dict], int]:  # rows of `metrics.jsonl`, and the step of the last checkpoint, 0 where there is none
     "What a run has written so far. Raises `TrainingError` for a folder that holds something else."
     read_run(out / "config.json")
-    steps = [int(path.stem.split("-")[1]) for path in (out / "checkpoints").glob("step-*.pt")]
-    return read_rows(out / "metrics.jsonl", sys.maxsize), max(steps, default=0)
+    rows = [row for row in read_rows(out / "metrics.jsonl", sys.maxsize) if "loss" in row]
+    return rows, max(map(checkpoint_step, checkpoint_paths(out / "checkpoints")), default=0)
 
 
 def time_left(
@@ -92,8 +92,11 @@ def time_left(
     recipe: Recipe,
     steps: int,  # in all
 ) -> str:  # minutes and seconds
-    "At the rate so far."
-    seconds = round((steps - rows[-1]["step"]) * recipe.data.batch_size / rows[-1]["images_per_second"])
+    "At the rate so far; of a row that does not say it, an unknown time."
+    rate = rows[-1].get("images_per_second", 0)
+    if not 0 < rate < float("inf"):
+        return "an unknown time"
+    seconds = round((steps - rows[-1]["step"]) * recipe.data.batch_size / rate)
     return f"{seconds // 60} min {seconds % 60:02} s"
 
 # %% ../nbs/59_training_room.ipynb #ea6eef7e
@@ -183,7 +186,7 @@ def sentence(self: TrainingRoom, recipe: Recipe, out: str, rows: list[dict], kep
             return f"Starting. {self.sitting.last_line()}"
         return f"{recipe.name}: {recipe.loop.steps or 'as many as its epochs need'} steps of {recipe.data.batch_size} from {recipe.data.name}. Nothing has been trained in {out} yet."
     judged = next((f" Held out: {name} {row[name]:.3f}." for row in reversed(rows) for name in ("abs_rel", "miou") if name in row), "")
-    words = f"Step {rows[-1]['step']} of {steps or '?'}, loss {rows[-1]['loss']:.3f}, {rows[-1]['images_per_second']:.0f} images a second.{judged}"
+    words = f"Step {rows[-1]['step']} of {steps or '?'}, loss {rows[-1]['loss']:.3f}, {rows[-1].get('images_per_second', 0):.0f} images a second.{judged}"
     if self.sitting and self.sitting.running():
         return words + (" Stopping: a checkpoint is being written." if self.sitting.asked else f" {time_left(rows, recipe, steps)} left." if steps else "")
     return words + (f" The last checkpoint is of step {kept}." if kept and kept < steps else "")
@@ -200,10 +203,13 @@ def press(
             if self.sitting:
                 self.sitting.stop()
             return self.update()
+        if self.sitting and self.sitting.running():
+            raise TrainingError("The run of this page is under way: stop it first.")
         values = {key: control.value for key, control in self.controls.items() if hasattr(control, "value")}
         recipe, out = change_recipe(get_recipe(values["recipe"]), values["changes"].split()), Path(values["out"])
         check_launch(recipe, values["processes"], 1, 0, None, None)
         check_run(out, recipe, resume=name == "go on")
+        check_unused(out)  # by another page, or a shell; a launch that is faster than this look is told by the folder's lock
         options = dict(out=values["out"], data_root=values["data_root"], workers=1, cpu=not torch.cuda.is_available(), trackers=[])
         self.sitting = Sitting(shell_words(recipe, options) + ["--resume"] * (name == "go on"), values["processes"])
         self.update()

@@ -1,7 +1,9 @@
-"""Runs that are killed, at their n-th file operation or at a random moment, and pairs of launches in one folder; and what
-became of them. `python tests/faults.py FOLDER SEED OPERATIONS MOMENTS PAIRS WRITERS` tries that many of each and prints a table.
+"""Runs that are killed, at their n-th file operation or at a random moment; runs whose disk is full from their n-th file
+operation on; and pairs of launches in one folder; and what became of them.
+`python tests/faults.py FOLDER SEED OPERATIONS MOMENTS PAIRS WRITERS FULL` tries that many of each and prints a table.
 
 Everything is imported once; each try is a fork of a process that has computed nothing yet, so that it takes seconds."""
+import errno
 import json
 import os
 import random
@@ -21,21 +23,25 @@ WORDS = [
 COUNTED = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree")
 
 
-class Killer:
-    "Counts the file operations below a folder, and kills the process before the n-th."
+class Fault:
+    "Counts the file operations below a folder; kills the process before the n-th, or has the disk full from there on."
 
-    def __init__(self, folder, at=None):
-        self.folder, self.at, self.count = str(folder), at, 0
+    def __init__(self, folder, at=None, full=False):
+        self.folder, self.at, self.full, self.count = f"{folder}{os.sep}", at, full, 0
         fsync = os.fsync
-        os.fsync = lambda file: (self.note(), fsync(file))[1]  # is no audit event
-        sys.addaudithook(lambda event, words: self.note() if event in COUNTED and self.below(words) else None)
+        os.fsync = lambda file: (self.note(True), fsync(file))[1]  # is no audit event
+        sys.addaudithook(self.heard)
 
-    def below(self, words):
-        return any(isinstance(word, (str, Path)) and str(word).startswith(self.folder) for word in words)
+    def heard(self, event, words):
+        if event in COUNTED and any(isinstance(word, (str, Path)) and f"{word}{os.sep}".startswith(self.folder) for word in words):
+            writing = event == "os.mkdir" or (event == "open" and bool(words[2] & (os.O_WRONLY | os.O_RDWR)))
+            self.note(writing and not str(words[0]).endswith(".lock"))
 
-    def note(self):
+    def note(self, writing):
         self.count += 1
-        if self.count == self.at:
+        if self.at and self.full and self.count >= self.at and writing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.at and not self.full and self.count == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -46,7 +52,7 @@ def quick_figures():
     matplotlib.figure.Figure.savefig = lambda self, path, **options: Path(path).write_bytes(b"a figure")
 
 
-def run(out, end, at=None, environment=None, **options):
+def run(out, end, at=None, environment=None, full=False, **options):
     "In a fork: train, and leave in a file how it ended and how many file operations it took."
     from dpt_nb.recipes import change_recipe, get_recipe
     from dpt_nb.training import train
@@ -54,17 +60,19 @@ def run(out, end, at=None, environment=None, **options):
     child = os.fork()
     if child:
         return child
-    said = "done"
+    said, fault = "done", None
     try:
         os.environ.update(environment or {})
         warnings.simplefilter("ignore")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        killer = Killer(out, at)
+        fault = Fault(out, at, full)
         options = dict(cpu=True, workers=0, progress=False) | options
         train(change_recipe(get_recipe("rooms_tiny"), WORDS), out, out.parent / "data", **options)
     except BaseException as error:
         said = f"{type(error).__name__}: {error}"
-    end.write_text(json.dumps([said, killer.count]))
+    if fault:
+        fault.at = None  # what follows is not the run's
+    end.write_text(json.dumps([said, fault.count if fault else 0]))
     os._exit(0)
 
 
@@ -144,6 +152,18 @@ def killed(folder, name, reference, processes, kills):
     return dict(kind=f"killed, {processes} process{'es' if processes > 1 else ''}", kills=kills, ways=ways, way=way, wrong=wrong)
 
 
+def full_disk(folder, name, reference, at):
+    "A run whose disk is full from an operation on: one sentence, nothing damaged, nothing left over; then the disk has room again."
+    out = folder / name
+    said, _ = launch(out, 1, at, full=True)
+    wrong = "" if said.startswith("TrainingError: ") and "No space left on device" in said and "\n" not in said else f"it ended with {said}"
+    strange = [path.name for path in [*out.glob(".*"), *out.glob("*/.*")] if path.name != ".lock"]
+    way, ended_with = go_on(out, 1)
+    wrong += f" left over: {strange}" * bool(strange) + (compared(out, reference) if ended_with == "done" else ended_with)
+    shutil.rmtree(out, ignore_errors=True)
+    return dict(kind="full disk", kills=[dict(at=at)], ways=[said], way=way, wrong=wrong)
+
+
 def two_writers(folder, name, reference, way):
     "Two launches at once in a new folder; or one that comes while the other is at work, to resume or to replace."
     out, later = folder / name, {} if way == "both new" else {way: True}
@@ -162,7 +182,7 @@ def two_writers(folder, name, reference, way):
     return dict(kind="two writers", kills=[way], ways=ends, way="one refused", wrong=wrong)
 
 
-def try_all(folder, seed, operations, moments, pairs, writers):
+def try_all(folder, seed, operations, moments, pairs, writers, full):
     "All tries, the undisturbed runs first."
     chance, folder = random.Random(seed), Path(folder).resolve()
     launch(folder / "first", 1)  # draws the scenes
@@ -180,6 +200,8 @@ def try_all(folder, seed, operations, moments, pairs, writers):
     kills += [(2, [moment(2) if number % 2 else dict(at=chance.randrange(1, counts[2] + 1))]) for number in range(pairs)]
     for number, (processes, each) in enumerate(kills):
         yield killed(folder, f"killed{number}", references[processes], processes, each)
+    for number in range(full):
+        yield full_disk(folder, f"full{number}", references[1], 2 + number * (counts[1] - 2) // full)
     for number in range(writers):
         yield two_writers(folder, f"writers{number}", references[1], ("both new", "resume", "both new", "replace")[number % 4])
 
@@ -202,7 +224,7 @@ if __name__ == "__main__":
     import dpt_nb.training  # noqa: F401  what the forks need
 
     found = []
-    for one in try_all(sys.argv[1], *map(int, sys.argv[2:7])):
+    for one in try_all(sys.argv[1], *map(int, sys.argv[2:8])):
         found.append(one)
         print(json.dumps(one), file=sys.stderr, flush=True)
     print(table(found))

@@ -1,0 +1,278 @@
+"A run folder has one writer, survives every kill and a full disk, and says what is wrong with it in a sentence."
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from unittest import mock
+
+import psutil
+import pytest
+import torch
+from conftest import REPOSITORY, SHORT
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+import dpt_nb.training
+from dpt_nb.datasets import make_folder
+from dpt_nb.images import InUse, write_depth, write_label
+from dpt_nb.loading import open_dataset
+from dpt_nb.recipes import LOSSES, RecipeError, change_recipe, get_recipe
+from dpt_nb.training import RunInUse, TrainingError, TrainingWarning, rehearse, train
+
+OWN = [*SHORT[:4], "data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms", "keep.pictures=0"]
+QUICK = [*SHORT, "keep.pictures=0"]
+
+
+def tries(folder, *counts):
+    "What `faults.py` tried; its table is printed."
+    words = [sys.executable, REPOSITORY / "tests" / "faults.py", folder, *counts]
+    environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=str(REPOSITORY))
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment)
+    print(done.stdout)
+    found = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    wrong = [each for each in found if each["wrong"]]
+    assert done.returncode == 0 and len(found) == sum(counts[1:]) and not wrong, f"{wrong}\n{done.stderr[-3000:]}"
+    return found
+
+
+def test_kills_a_full_disk_and_a_second_writer_change_nothing(tmp_path):
+    found = tries(tmp_path, 0, 3, 0, 0, 1, 1)
+    assert {each["way"] for each in found} >= {"resumed", "started anew"}
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_one_process_and_ten_of_two_and_twenty_pairs_of_writers_change_nothing(tmp_path):
+    tries(tmp_path, 1, 25, 25, 10, 20, 12)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    "A folder with a run that was never stopped, and its data."
+    folder = tmp_path_factory.mktemp("straight")
+    train(change_recipe(get_recipe("rooms_tiny"), QUICK), folder / "run", folder / "data", cpu=True, workers=0, progress=False)
+    return folder
+
+
+def resumed(straight, out, *changes):
+    return train(change_recipe(get_recipe("rooms_tiny"), [*QUICK, *changes]), out, straight / "data", resume=True, cpu=True, workers=0, progress=False)
+
+
+def copied(straight, out):
+    "A run that was killed before it made its report."
+    shutil.copytree(straight / "run", out)
+    (out / "report.json").unlink()
+    return out
+
+
+def same_weights(one, other):
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_flipped_bit_costs_the_steps_since_the_state_before_and_nothing_else(straight, tmp_path):
+    out = copied(straight, tmp_path / "run")
+    last = sorted((out / "checkpoints").glob("step-*.pt"))[-1]
+    spoilt = bytearray(last.read_bytes())
+    spoilt[len(spoilt) * 2 // 3] ^= 1
+    last.write_bytes(spoilt)
+    with pytest.warns(TrainingWarning, match=f"{last.name} is damaged .*set aside"):
+        resumed(straight, out)
+    assert same_weights(straight / "run", out) and last.exists() and last.with_name(f"{last.name}.aside").read_bytes() == spoilt
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == list(range(1, 7))
+
+
+def test_files_of_a_run_with_any_content_are_told_in_a_sentence(straight, tmp_path):
+    contents = [b"", b"\xff\xfe\x00", b"null", b"[[[]]]", b"[" * 50_000, b'{"recipe": {"data": []}, "data": 3}', b'{"recipe": 3}']
+    out = copied(straight, tmp_path / "run")
+    config = (out / "config.json").read_bytes()
+    for content in contents:
+        (out / "config.json").write_bytes(content)
+        with pytest.raises(TrainingError):
+            resumed(straight, out)
+    (out / "config.json").write_bytes(config)
+    for name, content in (("samples.json.gz", b"null"), ("metrics.jsonl", b"\xff\n[]\n"), ("report.json", b"\xff"), ("best", b""), ("model", b"")):
+        shutil.rmtree(out / name) if (out / name).is_dir() else None
+        (out / name).write_bytes(content)
+    (out / "checkpoints" / "step-00000006.pt").unlink()  # steps to make, and a network to save
+    with pytest.warns(TrainingWarning, match="metrics.jsonl is damaged in line 1, 2"):
+        resumed(straight, out)
+    assert same_weights(straight / "run", out) and (out / "metrics.jsonl.aside").read_bytes() == b"\xff\n[]\n"
+
+
+def test_a_validation_that_was_killed_is_made_up_for(straight, tmp_path):
+    out, judge = tmp_path / "run", dpt_nb.training.judge_now
+
+    def die(run, step):
+        if step == 6:
+            raise KeyboardInterrupt
+        return judge(run, step)
+
+    recipe = change_recipe(get_recipe("rooms_tiny"), QUICK)
+    with mock.patch("dpt_nb.training.judge_now", die), pytest.raises(KeyboardInterrupt):
+        train(recipe, out, straight / "data", cpu=True, workers=0, progress=False)
+    assert (out / "checkpoints" / "step-00000006.pt").exists(), "the state was not saved before the validation"
+    with mock.patch("dpt_nb.training.move", side_effect=AssertionError("a step was made again")):
+        resumed(straight, out)
+    strip = lambda folder: [{name: value for name, value in json.loads(line).items() if name != "images_per_second"} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert strip(out) == strip(straight / "run") and same_weights(straight / "run", out)
+
+
+def test_a_living_run_is_neither_resumed_nor_replaced_nor_cleared(straight, tmp_path):
+    recipe, out, refused = change_recipe(get_recipe("rooms_tiny"), QUICK), tmp_path / "run", []
+    write = dpt_nb.training.RunLog.write
+
+    def meanwhile(self, row):
+        write(self, row)
+        if row["step"] == 3:
+            (out / ".model.new").mkdir()
+            for options in (dict(), dict(resume=True), dict(replace=True)):
+                with pytest.raises(TrainingError) as said:
+                    train(recipe, out, straight / "data", cpu=True, workers=0, progress=False, **options)
+                refused.append(said.value)
+            with pytest.raises(RunInUse):
+                dpt_nb.training.clear_leftovers(out)
+            assert (out / ".model.new").exists()
+
+    with mock.patch.object(dpt_nb.training.RunLog, "write", meanwhile):
+        train(recipe, out, straight / "data", cpu=True, workers=0, progress=False)
+    assert [isinstance(error, InUse) for error in refused] == [False, True, True], refused  # the first sees that there is a run
+    assert all(f"this process ({os.getpid()})" in str(error) for error in refused[1:])
+    assert same_weights(straight / "run", out)
+
+
+def test_a_reader_that_is_killed_is_named_also_during_a_validation(straight, tmp_path):
+    recipe = change_recipe(get_recipe("rooms_tiny"), [*QUICK, "keep.validate_every=1", "loop.steps=40"])
+    for moment in ("evaluate", "save_checkpoint", "move"):
+        original = getattr(dpt_nb.training, moment)
+
+        def kill_first(*words, **options):
+            for child in psutil.Process().children():
+                child.kill()
+            time.sleep(1)
+            return original(*words, **options)
+
+        with mock.patch(f"dpt_nb.training.{moment}", kill_first):
+            with pytest.raises(TrainingError, match=r"A process that reads samples died .*Killed.* at one of: sample \d+.*--resume"):
+                train(recipe, tmp_path / moment, straight / "data", cpu=True, workers=1, progress=False)
+
+
+@pytest.fixture
+def own(tmp_path):
+    "A folder of photographs of somebody's."
+    return make_folder(tmp_path / "own", count=30)
+
+
+def started(own, *changes, workers=0, name="run"):
+    return train(change_recipe(get_recipe("rooms_tiny"), [*OWN, *changes]), own.parent / name, own, cpu=True, workers=workers, progress=False)
+
+
+def test_what_can_be_known_is_refused_before_the_first_step_and_in_a_dry_run(own):
+    entries = open_dataset("folder", own, "train").entries
+
+    def refused(words, *changes, error=TrainingError):
+        recipe = change_recipe(get_recipe("rooms_tiny"), [*OWN, *changes])
+        for attempt in (lambda: started(own, *changes), lambda: rehearse(recipe, own, cpu=True, workers=0)):
+            with pytest.raises(error) as said:
+                attempt()
+            assert all(word in str(said.value) for word in words) and "\n" not in str(said.value), said.value
+        assert not (own.parent / "run").exists()
+
+    refused(["cannot be augmented", str(entries[0].image.parent)], 'data.transforms=[["Crop", {"height": 500, "width": 500}]]')
+    write_label(entries[0].label, torch.full((96, 128), 200))
+    labels = ['losses={"label": {}}', 'model.changes={"heads": {"label": {"classes": 12}}}', "data.transforms=[]"]
+    refused([entries[0].label.stem, "has class 200", "12 outputs"], *labels)
+    picture = Image.open(entries[0].image)
+    picture.resize((80, 64)).save(entries[0].image)
+    write_depth(entries[0].depth, torch.ones(1, 64, 80), 1000.0)
+    write_label(entries[0].label, torch.zeros(64, 80, dtype=torch.int64))
+    refused([entries[0].image.name, "(64×80)", "(96×128)", "Crop"], "data.transforms=[]")
+    for entry in entries:
+        write_depth(entry.depth, torch.zeros(1, *((64, 80) if entry is entries[0] else (96, 128))), 1000.0)
+    refused(["none has a depth above 0"], "data.batch_size=1")
+
+
+def test_trackers_and_folders_that_cannot_be_are_refused_first(straight, tmp_path):
+    recipe = change_recipe(get_recipe("rooms_tiny"), QUICK)
+    options = dict(cpu=True, workers=0, progress=False)
+    with pytest.raises(TrainingError, match="There is no tracker 'tensorbord'. There are .*tensorboard"):
+        train(recipe, tmp_path / "run", straight / "data", trackers=("tensorbord",), **options)
+    with mock.patch("dpt_nb.training.get_available_trackers", lambda: []), pytest.raises(TrainingError, match="needs a package that is not installed: pip install tensorboard"):
+        rehearse(recipe, straight / "data", cpu=True, workers=0, trackers=("tensorboard",))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(TrainingError, match="cannot be a folder"):
+            train(recipe, out, straight / "data", **options)
+        with pytest.raises(TrainingError, match="cannot be a folder"):
+            rehearse(recipe, straight / "data", cpu=True, workers=0, out=out)
+    with pytest.raises(RecipeError, match="losses.depth is 3"):
+        change = change_recipe(recipe, ["losses.depth=3"])
+        train(change, tmp_path / "run", straight / "data", **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_fails_on_the_way_names_its_file(own, workers):
+    entries = open_dataset("folder", own, "train").entries
+    picture = Image.open(entries[0].image)
+    picture.resize((80, 64)).save(entries[0].image)
+    write_depth(entries[0].depth, torch.ones(1, 64, 80), 1000.0)
+    write_label(entries[0].label, torch.zeros(64, 80, dtype=torch.int64))
+    with mock.patch("dpt_nb.training.check_samples", lambda *parts: None):  # one among many is not looked at before
+        with pytest.raises(TrainingError) as said:
+            started(own, "data.transforms=[]", workers=workers, name="sizes")
+        assert entries[0].image.name in str(said.value) and "(64×80)" in str(said.value) and "died" not in str(said.value), said.value
+        read = type(open_dataset("folder", own, "train")).__getitem__
+
+        def stumble(self, index):
+            if str(self.entries[index].image) == str(entries[3].image):
+                raise KeyError("focal length")
+            return read(self, index)
+
+        with mock.patch.object(type(open_dataset("folder", own, "train")), "__getitem__", stumble), pytest.raises(TrainingError) as said:
+            started(own, "data.transforms=[[\"Crop\", {\"height\": 64, \"width\": 64}]]", workers=workers, name="key")
+    assert entries[3].image.name in str(said.value) and "KeyError: 'focal length'" in str(said.value) and "\n" not in str(said.value)
+
+
+class Plain(nn.Module):
+    "A loss as somebody writes it who knows nothing of this library."
+
+    def forward(self, prediction, target):
+        return ((prediction - target).abs() * (target > 0)).mean()
+
+
+@pytest.mark.parametrize("changes", [[], ["loop.accumulate=2"]], ids=["whole", "in parts"])
+def test_a_plain_loss_works_from_the_first_step_to_the_report(straight, tmp_path, changes):
+    recipe = change_recipe(get_recipe("rooms_tiny"), [*QUICK, 'losses={"depth": {"loss": "plain"}}', "loop.steps=4", "keep.validate_every=2", *changes])
+    options = dict(cpu=True, workers=0, progress=False)
+    with mock.patch.dict(LOSSES["depth"], plain=Plain):
+        report = train(recipe, tmp_path / "whole", straight / "data", **options)
+        assert report["steps"] == 4 and "abs_rel" in report and report["without_truth"] == {}
+        move = dpt_nb.training.move
+        with mock.patch("dpt_nb.training.move", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt) if words[3] == 4 else move(*words)), pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "parts", straight / "data", **options)
+        train(recipe, tmp_path / "parts", straight / "data", resume=True, **options)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_an_older_run_without_digests_goes_on(straight, tmp_path):
+    out = copied(straight, tmp_path / "run")
+    for path in (out / "checkpoints").iterdir():
+        state = torch.load(path, weights_only=True)
+        del state["row"], state["without_truth"]
+        torch.save(state, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TrainingWarning)
+        resumed(straight, out)
+    assert same_weights(straight / "run", out)
+
+
+def test_folders_of_the_run_are_left_as_they_are_when_they_are_somebodys(straight, tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "mine").write_text("mine")
+    with pytest.raises(TrainingError, match="holds no run"):
+        train(change_recipe(get_recipe("rooms_tiny"), QUICK), tmp_path / "run", straight / "data", replace=True, cpu=True, workers=0, progress=False)
+    assert (tmp_path / "run" / "model" / "mine").read_text() == "mine"
