@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from .images import depth_panel, whole_file
 from .inference import PredictionError, Predictor
+from .loading import unusable_sample
 from .metrics import DEPTH_METRICS, DepthMetrics, SegmentationMetrics
 from .transforms import KBCrop
 
@@ -158,8 +159,8 @@ class ErrorsKept(Dataset):
     def __getitem__(self, index: int) -> dict | Exception:
         try:
             return self.dataset[index]
-        except (OSError, ValueError) as error:
-            return error
+        except Exception as error:  # of a data set that is not ours too
+            return error if isinstance(error, (OSError, ValueError)) else unusable_sample(self.dataset, index, error)
 
 # %% ../nbs/41_evaluation.ipynb #2f9e9ca4
 def read_share(

@@ -127,7 +127,10 @@ class Mixture(Dataset):
         weights: list[float] | None = None,  # how often each is drawn, in any unit; None: all alike
         inverse: bool = True,  # metres become inverse depth
     ):
-        weights = [1.0] * len(datasets) if weights is None else [float(weight) for weight in weights]
+        try:
+            weights = [1.0] * len(datasets) if weights is None else [float(weight) for weight in weights]
+        except (TypeError, ValueError):
+            raise DatasetError(f"The weights of a mixture are {str(weights)[:200]}, and a list of one positive number for each set was expected.") from None
         if not datasets or len(weights) != len(datasets) or not all(0 < weight < float("inf") for weight in weights):
             raise DatasetError(f"A mixture of {len(datasets)} data sets got the weights {weights}: one positive number for each of at least one set was expected.")
         self.datasets, self.weights, self.inverse = datasets, weights, inverse
@@ -365,6 +368,8 @@ def open_mixture(
 ) -> Mixture:
     "Several data sets by name, as one. Raises `DatasetError`."
     opened = []
+    if not isinstance(sets, dict) or not all(isinstance(options, dict) for options in sets.values()):
+        raise DatasetError(f'The sets of a mixture are {str(sets)[:200]}, and names with options such as {{"rooms": {{"count": 100}}}} were expected.')
     for name, options in sets.items():
         own = {key: value for key, value in options.items() if key != "root"}
         folder = Path(root) / options.get("root", "" if name in DRAWN else name)
@@ -389,8 +394,8 @@ def open_dataset(
     drawing = dict(progress=progress) if name in (*DRAWN, "mixture") else {}
     try:
         dataset = DATASETS[name](Path(root).expanduser(), split=split, **drawing, **options)
-    except TypeError as error:
-        raise DatasetError(f"The data set {name!r} cannot be opened with {options}: {error}.") from None
+    except (TypeError, RecursionError) as error:
+        raise DatasetError(f"The data set {name!r} cannot be opened with {str(options)[:200]}: {str(error)[:200]}.") from None
     return dataset.verified() if verify and isinstance(dataset, FileDataset) else dataset
 
 # %% ../nbs/34_loading.ipynb #7afcb550

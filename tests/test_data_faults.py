@@ -31,6 +31,7 @@ def begin(function, log: Path) -> int:  # number of the process
     if number := os.fork():
         return number
     code = 3
+    torch.set_num_threads(1)  # the threads of the process that was forked are not here
     try:
         with open(log, "w", errors="backslashreplace") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             try:
