@@ -266,6 +266,14 @@ def protocol_inside(path: Path) -> bytes | None:  # one byte, or none
     return b""
 
 
+def ends_like_a_zip(path: Path) -> bool:
+    "Whether the table of a zip archive can be found; what is wrong with a damaged one may be raised by the search itself."
+    try:
+        return is_zipfile(path)
+    except (BadZipFile, ValueError):
+        return False
+
+
 def why_unreadable(
     path: Path,
     start: bytes,  # the file's first bytes
@@ -275,7 +283,7 @@ def why_unreadable(
     ask = "Ask its author for the weights alone, torch.save(model.state_dict(), …), or for safetensors."
     if unsafe := re.search(r"GLOBAL (\S+)", words) or re.search(r"global: (\S+)", words):
         return f"{path} wants to load {SHORT.repr(unsafe[1])[1:-1]}, which is no tensor: opening it could run code, so it was refused. {ask}"
-    protocol, archive = start[1:2] if start[:1] == b"\x80" else b"", start[:2] == b"PK" and is_zipfile(path)
+    protocol, archive = start[1:2] if start[:1] == b"\x80" else b"", start[:2] == b"PK" and ends_like_a_zip(path)
     if archive:
         if "TorchScript" in words:
             return f"{path} is a TorchScript program and no list of weights. Look for the .pt or .pth beside it that holds a state dict."
@@ -1359,6 +1367,8 @@ def resample_state(
         resampled["backbone.vit.pos_embed"] = resample_positions(positions, found, wanted, positions.shape[1] - found[0] * found[1], mode)
     for key, table in state.items():
         if key.startswith("backbone.vit.blocks.") and key.endswith("relative_position_bias_table"):
+            if table.ndim != 2 or len(table) - 3 != (2 * found[0] - 1) * (2 * found[1] - 1):
+                raise CheckpointError(f"{key} has shape {tuple(table.shape)}, and a grid of {found[0]}×{found[1]} has {(2 * found[0] - 1) * (2 * found[1] - 1)} offsets and three more. Copy or download it again.")
             offsets = table[:-3].reshape(1, 2 * found[0] - 1, 2 * found[1] - 1, -1).permute(0, 3, 1, 2)
             offsets = resize_places(offsets, (2 * wanted[0] - 1, 2 * wanted[1] - 1), "bilinear")
             resampled[key] = torch.cat([offsets.permute(0, 2, 3, 1).flatten(0, 2), table[-3:]])

@@ -157,7 +157,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch.export, "save", full)
-    with pytest.raises(OSError):
+    with pytest.raises(ExportError, match="model.pt2 could not be written .No space left on device.: make room"):
         export(small("DPT"), tmp_path / "model.pt2", "torch_export", sizes=(96, 96))
     assert not list(tmp_path.iterdir())
 

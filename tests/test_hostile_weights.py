@@ -1,8 +1,12 @@
 "What strangers may hand over as a model: configs and weights with anything in them are opened, or refused in one sentence, soon and within memory."
 import copy
 import json
+import os
 import random
 import resource
+import stat
+import subprocess
+import sys
 import time
 import warnings
 from dataclasses import asdict, fields
@@ -11,8 +15,8 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from dpt_nb.checkpoints import CheckpointError, load_checkpoint, open_checkpoint
-from dpt_nb.models import NAMED, ConfigError, DPT, DPTConfig, config_for, config_from, count_multiply_adds, empty_model, list_models
+from dpt_nb.checkpoints import convert, load_checkpoint, open_checkpoint
+from dpt_nb.models import DPT, NAMED, DPTConfig, config_for, config_from, count_multiply_adds, create_model, empty_model, list_models
 
 SHIPPED = REPOSITORY / "dpt_nb" / "weights" / "dpt_tiny_scenes"
 ABSURD = [
@@ -138,3 +142,161 @@ def test_every_named_network_still_has_a_config_that_opens(tmp_path):
     for name in ("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "deit_base_distilled_patch16_384", "swin_large_patch4_window12_384", "beit_large_patch16_512", "convnext_large", "regnety_032", "resnetv2_50"):
         assert config_from(json.loads(json.dumps(asdict(config_for(name)))), name) == config_for(name)
     assert len(list_models()) == len(NAMED) > 25
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    "One small model as a checkpoint of each kind: path of what is opened, and the files that are changed."
+    folder = tmp_path_factory.mktemp("kinds")
+    torch.manual_seed(0)
+    shape = dict(taps=[0, 1, 2, 3], channels=[8, 8, 16, 16], features=8, image_size=[32, 32], mean=[0.5] * 3, std=[0.5] * 3)
+    create_model("vit_base_patch16_384", **shape, backbone_arguments=dict(embed_dim=64, depth=4, num_heads=1, patch_size=16)).save_pretrained(folder / "own")
+    for name, to in [("isl.pth", "isl-org"), ("isl.safetensors", "isl-org"), ("hf", "transformers")]:
+        convert(folder / "own", folder / name, to)
+    torch.save(torch.load(folder / "isl.pth", weights_only=True), folder / "old.pth", _use_new_zipfile_serialization=False)
+    inside = {"own": ["config.json", "model.safetensors"], "hf": ["config.json", "preprocessor_config.json", "model.safetensors"]}
+    return {name: (folder / name, inside.get(name, [""])) for name in ("isl.pth", "old.pth", "isl.safetensors", "own", "hf")}
+
+
+def mutated(content: bytes, generator: random.Random) -> bytes:
+    "A file that was damaged, cut, or changed on purpose: mostly where a format says what comes."
+    content, where = bytearray(content), lambda: min(int(generator.choice([200, 4000, len(content)]) * generator.random()), len(content) - 1)
+    for _ in range(generator.choice([1, 1, 1, 3, 10])):
+        place = where() if generator.random() < 0.7 else len(content) - 1 - where()
+        match generator.randrange(7):
+            case 0:
+                content[place] ^= 1 << generator.randrange(8)
+            case 1:
+                content[place] = generator.choice([0, 255, 0x7F, ord("9"), ord("{"), ord("("), ord("h"), ord("R")])
+            case 2:
+                content[place : place + 8] = generator.randbytes(8)
+            case 3:
+                content[place:place] = generator.choice([b"\0" * 100, content[: generator.randrange(1, 2000)], generator.randbytes(50), b"[" * 2000])
+            case 4:
+                del content[place : place + generator.choice([1, 8, 1000])]
+            case 5:
+                digits = [index for index in range(max(0, place - 300), min(len(content), place + 300)) if 48 <= content[index] <= 57]
+                for index in digits[: generator.choice([1, 3])]:
+                    content[index] = ord("9")
+            case 6 if len(content) > 1000:
+                del content[generator.choice([place, 8, 1000]) :]
+        content = content or bytearray(1)
+    return bytes(content)
+
+
+def try_mutations(kinds, seed: int, each: int, folder) -> dict:
+    "Each kind of checkpoint damaged and opened, every third also loaded and converted; the counts of what came of it."
+    generator, counted, before = random.Random(seed), {}, grown()
+    for kind, (source, inside) in kinds.items():
+        contents = {name: (source / name if name else source).read_bytes() for name in inside}
+        for number in range(each):
+            place = folder / f"{kind}-{number}{source.suffix}"
+            victim = generator.choice(inside)
+            for name, content in contents.items():
+                target = place / name if name else place
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(mutated(content, generator) if name == victim else content)
+            there, start = set(folder.rglob("*")), time.process_time()
+            try:
+                found = outcome(lambda: open_checkpoint(place))
+                if number % 3 == 0:
+                    outcome(lambda: load_checkpoint(place))
+                    written = folder / f"written-{kind}-{number}{'.pth' if number % 2 else ''}"
+                    done = outcome(lambda: convert(place, written, "isl-org" if number % 2 else "dpt_nb"))
+                    assert done == "opened" or not written.exists()
+                    there |= {written, *written.rglob("*")}
+            except Exception as error:
+                raise AssertionError(f"seed {seed}, {place.name}, {victim}: {type(error).__name__}: {error}") from error
+            assert time.process_time() - start < 10 and grown() - before < 2**31, place.name
+            assert set(folder.rglob("*")) <= there, place.name
+            counted[kind, found] = counted.get((kind, found), 0) + 1
+    return counted
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_checkpoints_of_every_kind_open_or_are_refused_in_a_sentence(kinds, tmp_path):
+    counted = try_mutations(kinds, 0, 12, tmp_path)
+    for kind in kinds:
+        assert sum(count for (each, found), count in counted.items() if each == kind and found != "opened") >= 3, counted
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_many_damaged_checkpoints(seed, kinds, tmp_path):
+    counted = try_mutations(kinds, seed, 80, tmp_path)
+    assert sum(counted.values()) == 80 * len(kinds)
+
+
+def test_pipes_and_endless_files_are_no_checkpoints(kinds, tmp_path):
+    for name, content in [("config.json", "{}"), ("model.safetensors", None)]:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(content) if content and name != "config.json" else None
+        os.mkfifo(folder / name)
+        for opening in (DPT.from_pretrained, load_checkpoint):
+            assert outcome(lambda: opening(folder)) != "opened"
+    os.symlink("/dev/zero", tmp_path / "zero.pth")
+    assert outcome(lambda: load_checkpoint(tmp_path / "zero.pth")) == "CheckpointError"
+
+
+def test_what_is_written_is_as_readable_as_its_neighbours(kinds, tmp_path):
+    for mask in (0o022, 0o027):
+        folder, before = tmp_path / f"{mask:o}", os.umask(mask)
+        try:
+            folder.mkdir()
+            (folder / "neighbour").write_text("a file like any other")
+            for name, to in [("isl.pth", "isl-org"), ("isl.safetensors", "isl-org"), ("hf", "transformers"), ("own", "dpt_nb")]:
+                convert(kinds["own"][0], folder / name, to)
+            DPT.from_pretrained(kinds["own"][0]).save_pretrained(folder / "saved")
+        finally:
+            os.umask(before)
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+        assert len(modes) > 5 and set(modes.values()) == {0o666 & ~mask}, modes
+        assert {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_dir()} == {0o777 & ~mask}
+
+
+def test_a_folder_that_hands_on_its_group_keeps_doing_so(kinds, tmp_path):
+    group = next((number for number in os.getgroups() if number != os.getgid()), 12345 if os.geteuid() == 0 else None)
+    if group is None:
+        pytest.skip("needs a second group")
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    os.chown(folder, -1, group)
+    folder.chmod(0o2775)
+    for _ in range(2):
+        DPT.from_pretrained(kinds["own"][0]).save_pretrained(folder)
+    convert(kinds["own"][0], folder / "hf", "transformers")
+    assert {path.stat().st_gid for path in folder.rglob("*")} == {group} and (folder / "hf").stat().st_mode & stat.S_ISGID
+
+
+FULL = """
+import resource, signal, sys
+from dpt_nb.commands import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def full_disk(*words, folder):
+    "A command whose files may not grow beyond 50 kB; the files there before and after."
+    before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    done = subprocess.run([sys.executable, "-c", FULL, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=500, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    after = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    assert done.returncode == 1 and "Traceback" not in done.stderr, f"{done.returncode}\n{done.stderr}"
+    assert "File too large" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert after == before and not [path for path in folder.rglob("*") if path.name.startswith(".")], sorted(after)
+    return done
+
+
+@pytest.mark.parametrize("name, to", [("new.pth", "isl-org"), ("new.safetensors", "isl-org"), ("new", "dpt_nb"), ("there", "transformers")])
+def test_a_conversion_on_a_full_disk_is_one_sentence_and_leaves_what_was_there(name, to, kinds, tmp_path):
+    convert(kinds["own"][0], tmp_path / "there", "dpt_nb")
+    full_disk("dpt_convert", kinds["own"][0], name, "--to", to, "--force", folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["new.onnx", "new.pt2"])
+def test_an_export_on_a_full_disk_is_one_sentence(name, kinds, tmp_path):
+    full_disk("dpt_export", kinds["own"][0], name, "--size", "32x32", folder=tmp_path)
