@@ -6,8 +6,8 @@
 __all__ = ['LOOPBACK', 'MEETING', 'HERE_ONLY', 'LAUNCHER', 'GRACE', 'SLURM', 'SEVERAL', 'ALONE', 'plain', 'recipe_words',
            'try_a_step', 'can_fork', 'take_part', 'take_part_forked', 'Growing', 'readable', 'show_rows', 'following',
            'meet_here', 'start_forks', 'started_by', 'end_all', 'start_fresh', 'killed_by', 'first_killed',
-           'last_words', 'raise_end', 'option', 'sbatch_value', 'shell_words', 'write_slurm', 'in_notebook',
-           'free_port', 'way_to_start', 'launch', 'check_launch', 'together']
+           'killed_launcher', 'last_words', 'raise_end', 'option', 'sbatch_value', 'shell_words', 'write_slurm',
+           'in_notebook', 'free_port', 'way_to_start', 'launch', 'check_launch', 'together']
 
 # %% ../nbs/52_launch.ipynb #0843bb30
 import ctypes
@@ -355,8 +355,11 @@ def first_killed(
     failures = re.findall(r"\brank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", story, re.DOTALL)
     killed = [(int(rank), -int(code)) for rank, code in [*failures[-1:], *failures[:-1]] if int(code) < 0 and int(rank) not in ends]
     killed.sort(key=lambda one: one[1] in (signal.SIGTERM, signal.SIGINT))  # those that the launcher ended come after
-    if killed:
-        return f"Training process {killed[0][0]} {killed_by(killed[0][1])}"
+    return f"Training process {killed[0][0]} {killed_by(killed[0][1])}" if killed else ""
+
+
+def killed_launcher(story: str) -> str:
+    "The same of the launcher itself."
     launcher = re.search(r"^launcher exitcode: -(\d+)", story, re.MULTILINE)
     return f"The launcher of the training processes {killed_by(int(launcher[1]))}" if launcher else ""
 
@@ -377,6 +380,8 @@ def raise_end(
     ends = {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json") if path.stem.isdigit()}
     said = sorted((end for end in ends.values() if "said" in end), key=lambda end: (not end["foreseen"], end["time"]))
     stopped = [end["said"] for end in said if end["stopped"]]
+    if not interrupted and (gone := killed_launcher(story)):  # its processes were interrupted by the system
+        raise TrainingError(" ".join([gone, *stopped[:1]]))
     if stopped:
         raise Stopped(stopped[0])
     if interrupted:
