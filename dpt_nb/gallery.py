@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 from .data_care import spread
 from .datasets import FileDataset
 from .evaluation import EvaluationError, Protocol, as_judged, predicted
-from .images import TILE_WIDTH, colour_label, depth_range, label_palette, label_patches, tile_height
+from .images import TILE_WIDTH, colour_label, depth_range, figure_text, label_palette, label_patches, tile_height
 from .metrics import aligned_by_least_squares, aligned_by_median
 from .prediction_files import StoredTruth, prediction_name
 
@@ -132,7 +132,7 @@ class Sheet:
 
     def write(self, left: float, bottom: float, text: str, **how) -> None:
         "A line of text at a place."
-        self.figure.text(left / self.width, bottom / self.height, text, fontsize=8.5, va="bottom", **how)
+        self.figure.text(left / self.width, bottom / self.height, figure_text(text), fontsize=8.5, va="bottom", **how)
 
 # %% ../nbs/48_gallery.ipynb #123fb30b
 def depth_gallery(

@@ -9,10 +9,10 @@ __all__ = ['FULL', 'IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'BUILT_IN', 'built_in', 'T
            'allowed_formats', 'pixel_limit', 'declared_picture', 'within_limit', 'turned_upright', 'check_scans',
            'decode_picture', 'open_picture', 'check_file', 'format_hint', 'picture_colours', 'picture_tensor',
            'read_image', 'tensor_to_image', 'array_to_image', 'loaded_picture', 'to_image', 'check_array',
-           'tile_height', 'show_images', 'write_image', 'why_not', 'sort_folder', 'left_out', 'find_images',
-           'check_scale', 'read_depth', 'check_png', 'map_array', 'write_depth', 'read_label', 'label_palette',
-           'full_palette', 'write_label', 'depth_range', 'colour_depth', 'colour_label', 'label_patches',
-           'label_legend', 'show_label', 'panel_scenes', 'draw_scene', 'panel_error', 'depth_panel']
+           'figure_text', 'tile_height', 'show_images', 'write_image', 'why_not', 'sort_folder', 'left_out',
+           'find_images', 'check_scale', 'read_depth', 'check_png', 'map_array', 'write_depth', 'read_label',
+           'label_palette', 'full_palette', 'write_label', 'depth_range', 'colour_depth', 'colour_label',
+           'label_patches', 'label_legend', 'show_label', 'panel_scenes', 'draw_scene', 'panel_error', 'depth_panel']
 
 # %% ../nbs/00_images.ipynb #f368a283
 import errno
@@ -527,6 +527,13 @@ def check_array(
         raise ImageError(f"{path} declares an array of {'×'.join(map(str, shape))} {kind.name}, {size} bytes, and holds {held}: copy or download it again.")
     return shape, kind
 
+# %% ../nbs/00_images.ipynb #b2cdef84
+def figure_text(
+    words: str,  # the name of a file or a class, or a sentence
+) -> str:  # for matplotlib
+    "Words that a figure shows as they are: printable, and no formula."
+    return shown_name(words).replace("$", r"\$")
+
 # %% ../nbs/00_images.ipynb #951c0b62
 TILE_WIDTH = 2.4  # inches
 
@@ -555,7 +562,7 @@ def show_images(
         place.axis("off")
     for place, picture, title in zip(axes.flat, pictures, titles):
         place.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy())
-        place.set_title(title, fontsize=9)
+        place.set_title(figure_text(title), fontsize=9)
     plt.close(figure)
     return figure
 
@@ -830,7 +837,7 @@ def label_patches(
         raise ImageError(f"The label map has class {max(known)}, and there are names for {len(names)} classes only (0 to {len(names) - 1}).")
     colours = full_palette(label_palette(255) if palette is None else palette, max(known, default=0)) / 255
     called = {index: names[index] if names is not None else f"class {index}" for index in known} | {255: "ignore"}
-    return [Patch(facecolor=colours[index].tolist(), edgecolor="gray", label=called[index]) for index in classes]
+    return [Patch(facecolor=colours[index].tolist(), edgecolor="gray", label=figure_text(called[index])) for index in classes]
 
 # %% ../nbs/00_images.ipynb #35c846fb
 def label_legend(
@@ -900,7 +907,7 @@ def draw_scene(
     "Draw one row of a depth panel, each pixel as it is, not smoothed; a prediction that is NaN or not positive is black."
     image, truth, prediction, name = scene
     axes[0].imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
-    axes[0].set_ylabel(name, fontsize=9)
+    axes[0].set_ylabel(figure_text(name), fontsize=9)
     depth_map, error_map = plt.get_cmap("Spectral").with_extremes(bad="black"), plt.get_cmap("magma").with_extremes(bad="white")
     for place, metres in zip(axes[1:3], (truth, prediction)):
         depths = place.imshow(np.where(metres > 0, metres, np.nan), cmap=depth_map, vmin=low, vmax=high, interpolation="nearest")

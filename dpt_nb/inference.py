@@ -10,6 +10,7 @@ __all__ = ['PADDED', 'CUBIC', 'LINEAR', 'ALIGNED', 'RESIZINGS', 'PRECISIONS', 'C
            'PredictionError', 'all_finite', 'check_finite', 'as_floats', 'LazyPredictions', 'several_names']
 
 # %% ../nbs/40_inference.ipynb #9ce0ed33
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .images import ImageError, colour_label, find_images, label_palette, label_patches, read_image, to_image
+from .images import ImageError, colour_label, figure_text, find_images, label_palette, label_patches, read_image, to_image
 from .models import DPT, INPUT_METHODS, DPTConfig
 
 # %% ../nbs/40_inference.ipynb #82087841
@@ -205,7 +206,7 @@ class Prediction:
     def show(self) -> plt.Figure:
         "The picture and each map, with a colour bar in metres or a legend."
         figure, axes = plt.subplots(1, 1 + len(self.maps), figsize=(4.2 * (1 + len(self.maps)), 3.4), layout="constrained")
-        axes[0].imshow(thinned(self.image).permute(1, 2, 0)); axes[0].set_title(self.name)
+        axes[0].imshow(thinned(self.image).permute(1, 2, 0)); axes[0].set_title(figure_text(self.name))
         for axis, (head, values) in zip(axes[1:], self.maps.items()):
             draw_map(axis, head, values, self.classes)
         for axis in axes:
@@ -690,8 +691,9 @@ def several_names(
     name: str | None,  # the beginning of each; None: that of its file
 ) -> list[str]:  # a distinct name for each
     "What the files of several pictures are named after, so that none replaces another's."
-    from dpt_nb.folders import name_apart  # which imports this module
-
     if name:
         return [f"{name}-{index}" for index in range(len(pictures))]
-    return name_apart([Path(one) if isinstance(one, (str, Path)) else Path(f"picture-{index}") for index, one in enumerate(pictures)])
+    stems = [Path(one).stem if isinstance(one, (str, Path)) else f"picture-{index}" for index, one in enumerate(pictures)]
+    counts = Counter(stem.casefold() for stem in stems)  # some disks do not tell A from a
+    names = [stem if counts[stem.casefold()] == 1 else f"{stem}-{index}" for index, stem in enumerate(stems)]
+    return names if len({one.casefold() for one in names}) == len(names) else [f"{stem}-{index}" for index, stem in enumerate(stems)]

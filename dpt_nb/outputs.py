@@ -23,7 +23,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from .images import ImageError, check_array, check_file, colour_depth, colour_label, depth_range, label_palette
+from .images import ImageError, check_array, check_file, colour_depth, colour_label, depth_range, figure_text, label_palette
 from .images import label_patches, map_array, open_picture, read_label, whole_output, write_label
 from .inference import Prediction, check_finite, draw_map, resize_image, thinned, to_levels
 
@@ -221,7 +221,7 @@ def overlay_figure(
     shown = axis.images[0]
     shown.set_alpha(opacity)
     axis.imshow(gray.permute(1, 2, 0), extent=shown.get_extent(), zorder=-1)
-    axis.set(xticks=[], yticks=[], title=f"{prediction.name}: {head.replace('_', ' ')}")
+    axis.set(xticks=[], yticks=[], title=figure_text(f"{prediction.name}: {head.replace('_', ' ')}"))
     plt.close(figure)
     return figure
 

@@ -243,7 +243,8 @@ import resource, sys
 from dpt_nb.all import *
 import torch
 torch.manual_seed(0)
-predictor = Predictor(create_model("dpt_tiny", heads=dict(depth=dict(output="exp"), label=dict(classes=150))), "cpu", max_memory=float(sys.argv[2]))
+model = create_model("dpt_tiny", heads=dict(depth=dict(output="exp"), label=dict(classes=150)), image_size=[384, 384])
+predictor = Predictor(model, "cpu", max_memory=float(sys.argv[2]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = predictor(sys.argv[1])
 found.save("out")
