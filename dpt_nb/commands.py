@@ -84,11 +84,11 @@ def dpt_predict(
 ):
     "Predict depth or labels for photographs: 16-bit PNGs and colour pictures, at each picture's own size."
     from dpt_nb.checkpoints import load_checkpoint
-    from dpt_nb.folders import check_run, predict_files
+    from dpt_nb.folders import check_prediction_settings, predict_files
     from dpt_nb.inference import Predictor
 
     within("--batch", batch, 1, 4096)
-    wanted = check_run(tuple(part.strip() for part in ("png,colour" if outputs is None else outputs).split(",")), window, overlap, batch, field_of_view)
+    wanted = check_prediction_settings(tuple(part.strip() for part in ("png,colour" if outputs is None else outputs).split(",")), window, overlap, batch, field_of_view)
     of_films = wanted if outputs else ("side",)
     stills, films, stems, left = sort_pictures(pictures, recursive, of_films)
     check_films(films, of_films, smooth, every, window, overlap, batch)

@@ -9,7 +9,7 @@ __all__ = ['ENTRY_KINDS', 'RESULT_ENDS', 'LOCK', 'WORK', 'PLANS', 'VIDEO_SUFFIXE
            'finished', 'result_names', 'only_frames', 'open_folder', 'ResultFolder', 'ahead', 'group_pictures',
            'through_window', 'predictions', 'predicted_group', 'Record', 'is_full', 'no_memory', 'in_words', 'Listing',
            'results_in', 'sort_inputs', 'left_sentence', 'list_files', 'written_for', 'keep', 'predict_todo', 'LeftOut',
-           'check_run', 'describe_files', 'predict_files']
+           'check_prediction_settings', 'describe_files', 'predict_files']
 
 # %% ../nbs/45_folders.ipynb #588a9d42
 import errno
@@ -804,7 +804,7 @@ class LeftOut(UserWarning):
     "What folders hold and was not used."
 
 
-def check_run(
+def check_prediction_settings(
     outputs: tuple[str, ...],  # of `OUTPUTS`, and "ply"
     window: int | tuple[int, int] | None,  # pixels
     overlap: float,  # of windows
@@ -853,8 +853,8 @@ def predict_files(
     left: list[str] | None = None,  # gets a sentence for what folders hold and was not used; None: they are warnings
 ) -> tuple[list[dict], list[str]]:  # what is there, `earlier` where it was there before; a sentence for each picture that is not
     """Predict every picture that can be read, write its maps, and list the others. A picture whose result is there, made from the same file by the same
-    network, is left alone. Raises `FolderError` for a folder in which a run cannot go on, and what `check_run` does."""
-    outputs, listing = check_run(outputs, window, overlap, batch, field_of_view), list_files(pictures, recursive)
+    network, is left alone. Raises `FolderError` for a folder in which a run cannot go on, and what `check_prediction_settings` does."""
+    outputs, listing = check_prediction_settings(outputs, window, overlap, batch, field_of_view), list_files(pictures, recursive)
     films = [left_sentence(Path(), FILM + ", which predict_video predicts", listing.films)] if listing.films else []
     if left is None:
         for sentence in listing.left + films:

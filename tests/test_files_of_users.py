@@ -162,8 +162,9 @@ def test_what_a_folder_holds_is_used_or_named(tmp_path):
     with av.open(str(box / "film.MTS"), "w", format="mpegts") as container:
         stream = container.add_stream("mpeg2video", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        for seed in range(3):
+            frame = np.random.default_rng(seed).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     (box / "notes.txt").write_text("notes")
     os.mkfifo(box / "pipe.png")

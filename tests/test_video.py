@@ -380,7 +380,7 @@ def test_a_playlist_called_a_film_opens_no_other_file(tmp_path):
 def test_frames_that_are_too_large_are_refused_by_what_they_declare(tmp_path, predictor):
     film = some_film(tmp_path / "film.mp4", 2, (96, 128))
     assert [frame.image.shape for frame in FilmReader(film, max_pixels=96 * 128)] == [(3, 96, 128)] * 2
-    with pytest.raises(VideoError, match="declares frames of 96×128 pixels, .* --max-pixels"):
+    with pytest.raises(VideoError, match="declares frames of 96×128 pixels, .*--max-pixels"):
         FilmReader(film, max_pixels=96 * 128 - 1)
     header = b"YUV4MPEG2 W64 H48 F25:1 Ip A{aspect}:1 C420jpeg\n"
     (tmp_path / "wide.avi").write_bytes(header.replace(b"{aspect}", b"65535") + (b"FRAME\n" + bytes(64 * 48 * 3 // 2)) * 2)
