@@ -64,13 +64,13 @@ def hostile_configs(seed: int, each: int, mutations: int):
         for value in generator.sample(ABSURD, each):
             yield own | {item.name: value}
     vit = asdict(config_for("vit_tiny_patch16_224"))
-    chosen = FOR_TIMM if each > 3 else generator.sample(FOR_TIMM, 30)
-    for arguments in chosen:
+    some = lambda cases, count: cases if each > 3 else generator.sample(cases, count)
+    for arguments in some(FOR_TIMM, 14):
         yield vit | dict(backbone_arguments=arguments)
         yield own | dict(backbone_arguments=own["backbone_arguments"] | arguments)
-    for name in BACKBONES:
+    for name in some(BACKBONES, 10):
         yield vit | dict(backbone=name)
-    for size in ([8192, 1024], [1, 8192], [16, 16], [2048, 4096]):
+    for size in some([[8192, 1024], [1, 8192], [16, 16], [2048, 4096]], 1):
         for name in ("vit_tiny_patch16_224", "beit_base_patch16_224", "swinv2_tiny_window8_256", "resnet50"):
             yield vit | dict(backbone=name, image_size=size)
     for _ in range(mutations):
@@ -124,8 +124,8 @@ def try_configs(configs, folder) -> dict:
 
 
 def test_hostile_configs_are_refused_in_a_sentence(tmp_path):
-    counted = try_configs(hostile_configs(0, 1, 20), tmp_path)
-    assert sum(counted.values()) >= 95 and sum(count for (_, found), count in counted.items() if found != "opened") > 85, counted
+    counted = try_configs(hostile_configs(0, 2, 20), tmp_path)
+    assert sum(counted.values()) >= 95 and sum(count for (_, found), count in counted.items() if found != "opened") > 70, counted
 
 
 @pytest.mark.slow
