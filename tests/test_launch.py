@@ -82,12 +82,12 @@ def nothing_left():
     BEGUN.clear()
 
 
-def begin(recipe, folder, **options):
-    "A process like a kernel, in which a cell launches."
+def begin(recipe, folder, before=None, **options):
+    "A process like a kernel, in which a cell launches; `before` is called in it first."
     name, assignments = recipe_words(recipe)
     words = json.dumps(dict(recipe=name, assignments=assignments) | options, default=str)
     environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", TMPDIR=str(folder))
-    running = subprocess.Popen([sys.executable, "-c", SCRIPT, words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    running = subprocess.Popen([sys.executable, "-c", SCRIPT, words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, preexec_fn=before)
     BEGUN.append((running, []))
     return running
 
@@ -204,6 +204,16 @@ def test_fresh_processes_listen_on_this_machine_only_and_end_with_their_launcher
     assert "TrainingError: The launcher of the training processes was killed (signal 9)" in said and "Stopped after step" in said, said
     wait_until(lambda: not alive(family), seconds=60)
     assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt")) and not list(tmp_path.glob("dpt_nb-*"))
+
+
+@pytest.mark.slow
+def test_a_hangup_does_not_end_what_runs_under_nohup(data, tmp_path):
+    deaf = lambda: (os.setsid(), signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    running = begin(DEPTH, tmp_path, deaf, out="run", data_root=data, num_processes=2, method="fork", workers=1)
+    reached(tmp_path / "run", 3, running)
+    os.killpg(running.pid, signal.SIGHUP)  # as the end of a terminal does
+    said = running.communicate(timeout=300)[0]
+    assert running.returncode == 0 and len(losses(tmp_path / "run")) == 20, said
 
 
 def test_an_error_of_one_process_is_told_in_its_words(data, tmp_path):
