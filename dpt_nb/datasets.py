@@ -285,6 +285,8 @@ class Scenes(Dataset):
         if split not in SPLITS:
             raise DatasetError(f"There is no split {split!r} of the scenes. Choose from {', '.join(SPLITS)}.")
         check_scene_options(kind, count, size)
+        if not isinstance(sparse, bool) or not isinstance(joint, bool):
+            raise DatasetError(f"Found sparse={sparse!r} and joint={joint!r}; choose true or false for both.")
         self.title, self.split = kind, split
         self.classes = classes("rooms") + classes("streets") if joint else classes(kind)
         self.first_class = len(classes("rooms")) if joint and kind == "streets" else 0
