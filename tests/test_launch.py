@@ -25,6 +25,7 @@ from dpt_nb.training_room import Sitting
 
 SMALL = ["loop.steps=20", "data.batch_size=8", "data.train.count=16", "data.held_out.count=4", "keep.validate_every=20", "keep.every=4", "keep.best=false", "optimizer.lr=2e-4"]
 DEPTH = change_recipe(get_recipe("rooms_tiny"), SMALL)
+LONG = ["loop.steps=2000", "keep.every=2000", "keep.validate_every=2000"]  # on a busy machine a short run ends before it is stopped
 SCRIPT = """
 import json, sys
 from dpt_nb.launch import launch
@@ -134,7 +135,7 @@ def test_two_processes_that_share_batch_norms_follow_one(data, tmp_path):
 
 @pytest.mark.parametrize("method, how, workers", [("fork", signal.SIGINT, 1), pytest.param("fresh", signal.SIGTERM, 1, marks=pytest.mark.slow)], ids=["fork interrupted", "fresh terminated"])
 def test_a_stop_reaches_all_processes(data, tmp_path, method, how, workers):
-    running = begin(DEPTH, tmp_path, out="run", data_root=data, num_processes=2, method=method, workers=workers)
+    running = begin(change_recipe(DEPTH, LONG), tmp_path, out="run", data_root=data, num_processes=2, method=method, workers=workers)
     family = reached(tmp_path / "run", 5, running)
     assert len(family) >= 2 * (1 + workers)
     running.send_signal(how)
@@ -178,9 +179,6 @@ def listened(processes):
     "The addresses at which any of some processes listens."
     sockets = [socket for process in processes for socket in process.net_connections("inet")]
     return {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
-
-
-LONG = ["loop.steps=2000", "keep.every=2000", "keep.validate_every=2000"]
 
 
 def test_forks_listen_on_this_machine_only_and_one_that_is_killed_is_named(data, tmp_path):
