@@ -1402,7 +1402,7 @@ def reading_error(
     if starved:
         full = "open files (ulimit -n)" if re.search("ancdata|open files", words) else "memory shared between processes (/dev/shm)"
         return TrainingError(
-            f"The processes that read samples are out of {full}{at} ({words.splitlines()[0][:200]}). {kept}: set workers=0 "
+            f"The processes that read samples are out of {full}{at} ({words.strip().splitlines()[-1][:200]}). {kept}: set workers=0 "
             f"(--workers 0), or give more{' (docker run --shm-size=8g)' if 'shm' in full else ''}, and go on with resume (--resume)."
         )
     return TrainingError(
