@@ -271,13 +271,12 @@ def dpt_train(
     from dpt_nb.launch import launch
     from dpt_nb.training import rehearse
 
+    out, trackers = out or f"runs/{recipe}", tuple(dict.fromkeys((tracker or []) + ["tensorboard"] * tensorboard))
     if dry_run:
-        print(rehearse(chosen, data_root, cpu, workers))
+        print(rehearse(chosen, data_root, cpu, workers, out=out, trackers=trackers))
         return
-    out = out or f"runs/{recipe}"
     if slurm:
         refuse_foreign(f"{out}.sbatch", is_our_script)
-    trackers = tuple(dict.fromkeys((tracker or []) + ["tensorboard"] * tensorboard))
     report = launch(
         chosen, out, data_root, num_processes, num_nodes, node_rank, main_address, main_port,
         resume=resume, cpu=cpu, workers=workers, trackers=trackers, scheduler="slurm" if slurm else None,
@@ -611,7 +610,7 @@ def dpt_export(
     from dpt_nb.export import check_export, export
 
     within("--batch", batch, 1, 4096)
-    if Path(out).exists() and not force:
+    if os.path.lexists(out) and not force:
         raise OptionError(f"{out} exists and was left as it is: choose another name, or --force replaces it.")
     form = form or ("torch_export" if out.endswith(".pt2") else "onnx")
     network = load_checkpoint(model, like)

@@ -7,7 +7,7 @@ __all__ = ['LOOPBACK', 'MEETING', 'HERE_ONLY', 'LAUNCHER', 'GRACE', 'SLURM', 'SE
            'recipe_words', 'try_a_step', 'can_fork', 'take_part', 'take_part_forked', 'Growing', 'readable_row',
            'show_rows', 'following', 'meet_here', 'start_forks', 'started_by', 'end_all', 'start_fresh', 'killed_by',
            'first_killed', 'killed_launcher', 'last_words', 'raise_end', 'option_words', 'sbatch_value', 'shell_words',
-           'write_slurm', 'in_notebook', 'free_port', 'way_to_start', 'launch', 'check_launch', 'together']
+           'write_slurm', 'in_notebook', 'way_to_start', 'launch', 'check_launch', 'together']
 
 # %% ../nbs/52_launch.ipynb #0843bb30
 import ctypes
@@ -21,7 +21,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -494,13 +493,6 @@ def in_notebook() -> bool:
     "Whether this runs in a notebook's kernel, where a picture can be shown."
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return hasattr(shell, "kernel")
-
-
-def free_port() -> int:
-    "A port that nobody listens on at the moment."
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def way_to_start(num_processes: int, num_nodes: int, cpu: bool) -> str:  # "kernel", "fork" or "fresh"

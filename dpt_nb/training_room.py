@@ -20,13 +20,13 @@ import ipywidgets as widgets
 import torch
 from fastcore.basics import patch
 
-from .launch import GRACE, LAUNCHER, check_launch, end_all, free_port, shell_words
+from .launch import GRACE, LAUNCHER, check_launch, end_all, shell_words
 from .pages import Explorer, Panels, sentence_of
 from .recipes import RECIPES, Recipe, change_recipe, get_recipe
 from .training import TrainingError, check_run, check_unused, checkpoint_paths, checkpoint_step, read_rows, read_run
 
 # %% ../nbs/59_training_room.ipynb #8e3bcb9e
-ALONE = "import ctypes, runpy, signal, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, signal.SIGINT); runpy.run_module('dpt_nb.training', run_name='__main__', alter_sys=True)"
+ALONE = "import ctypes, runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, signal.SIGINT); runpy.run_module('dpt_nb.training', run_name='__main__', alter_sys=True)"
 
 
 class Sitting:
@@ -38,7 +38,7 @@ class Sitting:
         processes: int = 1,  # one for each GPU
     ):
         self.story = tempfile.TemporaryFile()  # what it says
-        launcher = ["--nproc-per-node", str(processes), "--master-port", str(free_port()), "-m", "dpt_nb.training"]
+        launcher = ["--nproc-per-node", str(processes), "-m", "dpt_nb.training"]
         command = [sys.executable, "-c", *([ALONE] if processes == 1 else [LAUNCHER, *launcher]), *words]
         root = str(Path(__file__).parent.parent) if "__file__" in globals() else ""
         environment = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])), TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(GRACE))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-OTHERS = ("home/.cache/Microsoft", "home/.cache/matplotlib", "home/.config/matplotlib")  # what other libraries keep for themselves: onnxruntime a note of the machine, matplotlib a list of fonts
+OTHERS = ("home/.cache/Microsoft", "home/.cache/matplotlib", "home/.config/matplotlib", "tmp/.ses")  # what other libraries keep for themselves: onnxruntime notes of the machine, matplotlib a list of fonts
 SECONDS, BYTES = 30, 4 << 30  # of one try; memory of all its processes beyond what the fork began with
 SHORT = ["loop.steps=4", "data.batch_size=2", "data.train.count=4", "data.held_out.count=2", "keep.validate_every=4", "keep.every=2"]
 SETS = [word for assignment in SHORT for word in ("--set", assignment)]
@@ -268,7 +268,8 @@ def work(subjects: Path, home: Path) -> None:
             run_forked(words, place, log)
         end, seconds, most = follow(pid, log)
         after = listing(place)
-        strays = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path) and not path.startswith(OTHERS))
+        changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+        strays = [path for path in changed if not path.startswith(OTHERS) and path not in ("home", "tmp")]  # which were empty folders
         said = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
         print(json.dumps(dict(number=number, kind=KINDS[chosen][0], command=words[0], how=how, end=end, seconds=seconds, most=most, strays=strays, said=said)), flush=True)
         if end in ("said", "worked") and not strays:
