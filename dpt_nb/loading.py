@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from .datasets import DatasetError, FileDataset, Folder, Scenes, make_folder
-from .images import not_written
+from .images import WriteError, not_written
 from .kitti_nyu import KITTI, NYU, make_kitti, make_nyu
 from .label_sets import ADE20K, PascalContext, make_ade20k, make_pascal_context
 from .losses import inverse_depth_of
@@ -87,7 +87,8 @@ def unusable_sample(
 ) -> DatasetError:  # to be raised
     "The error with the file's name in its sentence."
     place, ours = sample_place(dataset, index), type(error).__module__.startswith("dpt_nb.") or isinstance(error, ValueError)
-    words = str(error) if ours else f"it cannot be used ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})."
+    lines = str(error).strip().splitlines() or [""]
+    words = " ".join(lines) if ours else f"it cannot be used ({type(error).__name__}: {lines[0]})."
     return DatasetError(words if place in words else f"{place}: {words}", getattr(error, "kind", "unreadable"))
 
 # %% ../nbs/34_loading.ipynb #511ef877
@@ -424,8 +425,9 @@ def make_miniature(
     except OSError as error:
         raise DatasetError(not_written(root, error)) from error
     except (ValueError, LookupError, OverflowError, MemoryError, RuntimeError) as error:
-        if isinstance(error.__cause__, OSError):  # a maker's own sentence would name the temporary folder
-            raise DatasetError(not_written(root, error.__cause__)) from error
+        met = error.__context__ if isinstance(error, WriteError) else error.__cause__
+        if isinstance(met, OSError):  # a maker's own sentence would name the temporary folder
+            raise DatasetError(not_written(root, met)) from error
         if type(error).__module__.startswith("dpt_nb."):
             raise
         raise DatasetError(f"A miniature of {name!r} cannot be made with {str(options)[:200]}: {type(error).__name__}, {str(error)[:200]}.") from error

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dpt_nb.training
+from dpt_nb.data_care import looked_at
 from dpt_nb.datasets import make_folder
 from dpt_nb.images import InUse, write_depth, write_label
 from dpt_nb.loading import open_dataset
@@ -156,7 +157,7 @@ def test_a_reader_that_is_killed_is_named_also_during_a_validation(straight, tmp
             return original(*words, **options)
 
         with mock.patch(f"dpt_nb.training.{moment}", kill_first):
-            with pytest.raises(TrainingError, match=r"A process that reads samples died .*Killed.* at one of: sample \d+.*--resume"):
+            with pytest.raises(TrainingError, match=r"A process that reads samples died .*Killed.* at one of: \S+/rgb/\d{6}\.png.*--resume"):
                 train(recipe, tmp_path / moment, straight / "data", cpu=True, workers=1, progress=False)
 
 
@@ -171,7 +172,9 @@ def started(own, *changes, workers=0, name="run"):
 
 
 def test_what_can_be_known_is_refused_before_the_first_step_and_in_a_dry_run(own):
-    entries = open_dataset("folder", own, "train").entries
+    dataset = open_dataset("folder", own, "train")
+    entries, first = dataset.entries, looked_at(dataset, 16, get_recipe("rooms_tiny").seed)[0]
+    spoilt = entries[first]
 
     def refused(words, *changes, error=TrainingError):
         recipe = change_recipe(get_recipe("rooms_tiny"), [*OWN, *changes])
@@ -181,18 +184,27 @@ def test_what_can_be_known_is_refused_before_the_first_step_and_in_a_dry_run(own
             assert all(word in str(said.value) for word in words) and "\n" not in str(said.value), said.value
         assert not (own.parent / "run").exists()
 
-    refused(["cannot be augmented", str(entries[0].image.parent)], 'data.transforms=[["Crop", {"height": 500, "width": 500}]]')
-    write_label(entries[0].label, torch.full((96, 128), 200))
+    crop = 'data.transforms=[["Crop", {"height": 500, "width": 500}]]'
+    refused([str(spoilt.image), "smaller than the crop of 500x500", "16 of the 16", "dpt_data check"], crop)
+    write_label(spoilt.label, torch.full((96, 128), 200))
     labels = ['losses={"label": {}}', 'model.changes={"heads": {"label": {"classes": 12}}}', "data.transforms=[]"]
-    refused([entries[0].label.stem, "has class 200", "12 outputs"], *labels)
-    picture = Image.open(entries[0].image)
-    picture.resize((80, 64)).save(entries[0].image)
-    write_depth(entries[0].depth, torch.ones(1, 64, 80), 1000.0)
-    write_label(entries[0].label, torch.zeros(64, 80, dtype=torch.int64))
-    refused([entries[0].image.name, "(64×80)", "(96×128)", "Crop"], "data.transforms=[]")
+    refused([spoilt.image.name, "labels from 200 to 200", "12 classes", "1 of the 16"], *labels)
+    picture = Image.open(spoilt.image)
+    picture.resize((80, 64)).save(spoilt.image)
+    write_depth(spoilt.depth, torch.ones(1, 64, 80), 1000.0)
+    write_label(spoilt.label, torch.zeros(64, 80, dtype=torch.int64))
+    refused([spoilt.image.name, "64x80", "96x128", "Crop"], "data.transforms=[]")
+    read = type(dataset).__getitem__
+    for wrong, words in ((None, "has no depth"), (torch.ones(1, 64, 81), "is 64x80 and its depth 64x81"), (torch.full((1, 64, 80), torch.inf), "is not finite everywhere")):
+        def other(self, index):
+            sample = read(self, index)
+            return {name: value for name, value in (sample | dict(depth=wrong)).items() if value is not None} if index == first else sample
+
+        with mock.patch.object(type(dataset), "__getitem__", other):
+            refused([spoilt.image.name, words, "1 of the 16"], "data.transforms=[]", "data.batch_size=1")
     for entry in entries:
-        write_depth(entry.depth, torch.zeros(1, *((64, 80) if entry is entries[0] else (96, 128))), 1000.0)
-    refused(["none has a depth above 0"], "data.batch_size=1")
+        write_depth(entry.depth, torch.zeros(1, *((64, 80) if entry is spoilt else (96, 128))), 1000.0)
+    refused(["no pixel with depth above 0", "16 of the 16"], "data.batch_size=1")
 
 
 def test_trackers_and_folders_that_cannot_be_are_refused_first(straight, tmp_path):
@@ -221,10 +233,10 @@ def test_a_sample_that_fails_on_the_way_names_its_file(own, workers):
     picture.resize((80, 64)).save(entries[0].image)
     write_depth(entries[0].depth, torch.ones(1, 64, 80), 1000.0)
     write_label(entries[0].label, torch.zeros(64, 80, dtype=torch.int64))
-    with mock.patch("dpt_nb.training.check_samples", lambda *parts: None):  # one among many is not looked at before
+    with mock.patch("dpt_nb.training.check_before_training", lambda *parts: []):  # one among many is not looked at before
         with pytest.raises(TrainingError) as said:
             started(own, "data.transforms=[]", workers=workers, name="sizes")
-        assert entries[0].image.name in str(said.value) and "(64×80)" in str(said.value) and "died" not in str(said.value), said.value
+        assert entries[0].image.name in str(said.value) and "64x80" in str(said.value) and "died" not in str(said.value), said.value
         read = type(open_dataset("folder", own, "train")).__getitem__
 
         def stumble(self, index):
