@@ -213,7 +213,7 @@ def violation(
     return f"{called} is {SHORT.repr(shown)}, and has to be {words}"
 
 # %% ../nbs/15_models.ipynb #866a2501
-MOST_PIXELS, MOST_MEMORY = 2**23, 16 * 2**30  # of one picture; bytes of its maps, and of the tables of a backbone
+MOST_INPUT_PIXELS, MOST_MEMORY = 2**23, 16 * 2**30  # of one picture; bytes of its maps, and of the tables of a backbone
 CONFIG_VALIDATOR = Schema(CONFIG_SCHEMA)
 
 
@@ -231,8 +231,8 @@ def check_config(
     if names and len(names) != classes:
         raise ConfigError(f"There are {len(names)} class names for {classes} classes: give one for each, or none.")
     for name in ("image_size", "input_size"):
-        if math.prod(found.get(name) or [1]) > MOST_PIXELS:
-            raise ConfigError(f"{name} is {'×'.join(map(str, found[name]))}, and a picture may have {MOST_PIXELS:,} pixels: larger ones are looked at through windows.")
+        if math.prod(found.get(name) or [1]) > MOST_INPUT_PIXELS:
+            raise ConfigError(f"{name} is {'×'.join(map(str, found[name]))}, and a picture may have {MOST_INPUT_PIXELS:,} pixels: larger ones are looked at through windows.")
     width = found.get("features", 256) + classes + sum(head.get("hidden", 32) for name, head in heads.items() if name != "label")
     if (memory := 4 * math.prod(size) * width) > MOST_MEMORY:
         raise ConfigError(f"The maps of one picture of {'×'.join(map(str, size))} would take {memory / 2**30:.0f} GB, and {MOST_MEMORY / 2**30:.0f} are the most: choose fewer features or classes, or a smaller size.")

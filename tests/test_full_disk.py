@@ -35,6 +35,8 @@ def things(tmp_path_factory):
     shape = dict(taps=[0, 1, 2, 3], channels=[16, 32, 48, 64], image_size=[64, 64], features=16)
     heads = {"depth": dict(output="exp"), "label": dict(classes=5)}
     create_model("dpt_tiny", **shape, heads=heads).eval().save_pretrained(folder / "model")
+    published = dict(image_size=[96, 96], backbone_arguments=dict(depth=4, embed_dim=64, num_heads=1))  # in other projects' names too
+    create_model("dpt_large", **shape | published).eval().save_pretrained(folder / "large")
     random = np.random.default_rng(0)
     (folder / "photographs").mkdir()
     for index in range(3):
@@ -93,7 +95,7 @@ def test_predictions(things, tmp_path, options, share):
     assert codes[0] == 1
 
 
-CONVERTED = {"dpt_nb": "own", "isl-org": "file.pt", "mmseg": "file.pth", "timm": "backbone.safetensors"}
+CONVERTED = {"dpt_nb": "own", "isl-org": "file.pt", "transformers": "folder", "timm": "backbone.safetensors"}
 
 
 @pytest.mark.slow
@@ -101,7 +103,7 @@ CONVERTED = {"dpt_nb": "own", "isl-org": "file.pt", "mmseg": "file.pth", "timm":
 def test_conversions(things, tmp_path, to):
     before = tmp_path / "before"
     before.mkdir()
-    words = ["dpt_convert", things / "model", CONVERTED[to], "--to", to]
+    words = ["dpt_convert", things / "large", CONVERTED[to], "--to", to]
     codes = [check_outcome(*pair) for pair in try_sizes(tmp_path, before, words, SHARES)]
     assert codes[0] == 1
 
