@@ -325,12 +325,11 @@ def decode_picture(
     max_pixels: int | None = None,  # of `pixel_limit`
 ) -> Image.Image:  # decoded
     "Compare a file's checksums and decode it. Raises whatever pillow raises; `open_picture` says it in a sentence."
-    picture = declared_picture(path, path, max_pixels)
-    check_scans(picture, path, max_pixels)
-    if picture.format == "PNG":  # the only format with checksums that pillow compares
-        picture.verify()
-        picture = declared_picture(path, path, max_pixels)
-    with picture:
+    with declared_picture(path, path, max_pixels) as picture:
+        check_scans(picture, path, max_pixels)
+        if picture.format == "PNG":  # the only format with checksums that pillow compares
+            picture.verify()  # and then it cannot be decoded any more
+    with declared_picture(path, path, max_pixels) as picture:
         picture.load()
         return turned_upright(within_limit(picture, path, max_pixels)) if upright else within_limit(picture, path, max_pixels)
 
