@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['FULL', 'IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'BUILT_IN', 'built_in', 'TURNS', 'SCANS', 'HEADER_LENGTH', 'TILE_WIDTH',
            'NO_IMAGE', 'NO_FILE', 'INSIDE', 'LINKED', 'CLOSED', 'shown_name', 'ImageError', 'whole_file', 'out_of_room',
-           'not_written', 'set_room_aside', 'WriteError', 'whole_output', 'InUse', 'holder', 'one_writer', 'unreadable',
-           'allowed_formats', 'pixel_limit', 'declared_picture', 'within_limit', 'turned_upright', 'check_scans',
-           'decode_picture', 'open_picture', 'check_file', 'format_hint', 'picture_colours', 'picture_tensor',
-           'read_image', 'tensor_to_image', 'array_to_image', 'loaded_picture', 'to_image', 'check_array',
-           'figure_text', 'tile_height', 'show_images', 'write_image', 'why_not', 'sort_folder', 'left_out',
-           'find_images', 'check_scale', 'read_depth', 'check_png', 'map_array', 'write_depth', 'read_label',
-           'label_palette', 'full_palette', 'write_label', 'depth_range', 'colour_depth', 'colour_label',
-           'label_patches', 'label_legend', 'show_label', 'panel_scenes', 'draw_scene', 'panel_error', 'depth_panel']
+           'not_written', 'set_room_aside', 'WriteError', 'whole_output', 'InUse', 'written_holder', 'holder',
+           'one_writer', 'unreadable', 'allowed_formats', 'pixel_limit', 'declared_picture', 'within_limit',
+           'turned_upright', 'check_scans', 'decode_picture', 'open_picture', 'check_file', 'format_hint',
+           'picture_colours', 'picture_tensor', 'read_image', 'tensor_to_image', 'array_to_image', 'loaded_picture',
+           'to_image', 'check_array', 'figure_text', 'tile_height', 'show_images', 'write_image', 'why_not',
+           'sort_folder', 'left_out', 'find_images', 'check_scale', 'read_depth', 'check_png', 'map_array',
+           'write_depth', 'read_label', 'label_palette', 'full_palette', 'write_label', 'depth_range', 'colour_depth',
+           'colour_label', 'label_patches', 'label_legend', 'show_label', 'panel_scenes', 'draw_scene', 'panel_error',
+           'depth_panel']
 
 # %% ../nbs/00_images.ipynb #f368a283
 import errno
@@ -23,6 +24,7 @@ import re
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -156,15 +158,29 @@ class InUse(RuntimeError):
     "Something that another process is writing to, said in one sentence."
 
 
-def holder(
+def written_holder(
     lock: Path,  # a lock file
-) -> str:  # such as "process 123 (python train.py)"
+) -> tuple[int, str] | None:  # process and machine; None where no living process stands there
     "Who wrote their name into a lock."
     try:
         said = json.loads(lock.read_text(encoding="utf-8"))
         number, machine = int(said["process"]), str(said["machine"])
-    except (OSError, ValueError, TypeError, KeyError):  # also just being written
-        return "another process"
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return None if machine == socket.gethostname() and not psutil.pid_exists(number) else (number, machine)
+
+
+def holder(
+    lock: Path,  # a lock file that somebody holds
+    patience: float = 2.0,  # seconds for a name that is just being written
+) -> str:  # such as "process 123 (python train.py)"
+    "Who holds a lock."
+    until = time.monotonic() + patience
+    while (found := written_holder(lock)) is None:
+        if time.monotonic() > until:
+            return "another process"
+        time.sleep(0.01)
+    number, machine = found
     if machine != socket.gethostname():
         return f"process {number} on {machine}"
     if number == os.getpid():
