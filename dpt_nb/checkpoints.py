@@ -1030,6 +1030,7 @@ def habits(
 
 # %% ../nbs/16_checkpoints.ipynb #a4e30be2
 PLACES = dict(type="array", items=dict(anyOf=[whole(0, 127), dict(type="string", pattern="^(stem|stage[0-9]{1,3})$")]), minItems=4, maxItems=4, description="four places")
+INNER_PLACES = PLACES | dict(minItems=1, description="one to four places")  # a hybrid's ResNet has three stages
 SIDE = either(whole(1, 8192, " pixels"), SIDES)
 NORM = either(real(0, 1, above=True), none="the usual")
 FLAG = either(YES_NO, none="no")
@@ -1037,7 +1038,7 @@ MENTIONED = either(dict(type="string", maxLength=100, description="a word"), non
 FACTOR = either(real(0, 16, above=True), listed(dict(), 2, 2, "two of these"))
 INNER = dict(
     model_type=MENTIONED, num_attention_heads=either(whole(1, 512, " heads"), none="the usual"), image_size=SIDE, layer_norm_eps=NORM, apply_layernorm=FLAG,
-    window_size=whole(1, 64, " tokens"), pretrained_window_sizes=listed(whole(0, 64), 4, 4, "four whole numbers from 0 to 64"), out_features=either(PLACES, none="out_indices"), out_indices=either(PLACES, none="out_features"),
+    window_size=whole(1, 64, " tokens"), pretrained_window_sizes=listed(whole(0, 64), 4, 4, "four whole numbers from 0 to 64"), out_features=either(INNER_PLACES, none="out_indices"), out_indices=either(INNER_PLACES, none="out_features"),
 )
 CLASS_NAMES = dict(type="object", maxProperties=4096, propertyNames=dict(pattern="^[0-9]{1,6}$"), additionalProperties=dict(type=["string", "number"], maxLength=200), description="numbers of classes with their names")
 OUTER = dict(

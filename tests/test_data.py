@@ -184,7 +184,7 @@ def test_mistakes_get_a_sentence_and_nothing_is_written_over(miniatures, tmp_pat
         (["make", "kitti", miniatures / "kitti"], "not an empty folder"), (["check", "nyu", miniatures / "nyu", "--set", "layout"], "OPTION=VALUE"),
         (["check", "nyu", miniatures / "nyu", "--set", "layout=raw"], "Choose from sync, labeled"), (["check", "kitti", miniatures / "kitti", "--split", "val"], "no split 'val'"),
         (["show", "folder", miniatures / "folder", "--set", "scale=3"], "cannot be opened with"), (["show", "folder", miniatures / "folder", "--out", "a.txt"], "ends in .png"),
-        (["check", "folder", miniatures / "folder", "--workers", -1], "0 or more are possible"), (["check", "folder", miniatures / "folder", "--set", "split=train"], "--split train"),
+        (["check", "folder", miniatures / "folder", "--workers", -1], "0 or more, at most 256, was expected"), (["check", "folder", miniatures / "folder", "--set", "split=train"], "--split train"),
         (["check", "folder", miniatures / "folder", "--set", "depth_scale=abc"], "a depth_scale above 0"), (["check", "folder", miniatures / "folder", "--set", "inverse=maybe"], "inverse from true, false"),
         (["make", "folder", "new", "--count", -1], "at least one picture"), (["make", "kitti", "new", "--count", 1], "at least 2"), (["make", "folder", "new", "--set", "seed=3"], "--seed 3"),
     ]:

@@ -1,6 +1,7 @@
 "What belongs to a user stays as it is, and what is in a folder is used or said: names, full disks, folders that go away, files that are no pictures."
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -309,7 +310,7 @@ def test_numbers_that_nobody_can_mean_are_refused_in_a_sentence(words, tmp_path)
 
 @pytest.mark.parametrize("where, code", [("| head -1; exit ${PIPESTATUS[0]}", (0, 141)), (">&-", (0,)), (">/dev/full", (1,)), ("2>&1 | true; exit ${PIPESTATUS[0]}", (0, 141))])
 def test_an_output_that_nobody_reads_is_no_traceback(where, code, tmp_path):
-    line = f"{sys.executable} -c 'import sys; from dpt_nb.commands import main; sys.argv[0] = \"dpt_train\"; sys.exit(main())' --list 2>err {where}"
+    line = f"{shlex.quote(sys.executable)} -c 'import sys; from dpt_nb.commands import main; sys.argv[0] = \"dpt_train\"; sys.exit(main())' --list 2>err {where}"
     line = line.replace("2>err 2>&1", "2>&1")
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     said = done.stderr + ((tmp_path / "err").read_text() if (tmp_path / "err").exists() else "")

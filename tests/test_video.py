@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,7 +194,9 @@ def test_one_frame_and_sound(tmp_path, predictor):
 def test_a_cover_picture_is_no_film(monkeypatch, tmp_path):
     "An attached picture is the first video stream of many music files; a film may have one, too."
     class Stream:
-        def __init__(self, kind, disposition): self.type, self.disposition, self.thread_type = kind, disposition, None
+        width, height, sample_aspect_ratio = 64, 48, None
+
+        def __init__(self, kind, disposition): self.type, self.disposition, self.thread_type, self.codec_context = kind, disposition, None, SimpleNamespace()
 
     cover, film = Stream("video", av.stream.Disposition.attached_pic | av.stream.Disposition.default), Stream("video", av.stream.Disposition.default)
 
@@ -204,9 +207,9 @@ def test_a_cover_picture_is_no_film(monkeypatch, tmp_path):
         def close(self): Container.closed = True
 
     (tmp_path / "song.m4a").write_bytes(b"x")
-    monkeypatch.setattr(av, "open", lambda path: Container(cover, Stream("audio", None), film))
+    monkeypatch.setattr(av, "open", lambda path, **options: Container(cover, Stream("audio", None), film))
     assert video.open_video(tmp_path / "song.m4a")[1] is film
-    monkeypatch.setattr(av, "open", lambda path: Container(cover, Stream("audio", None)))
+    monkeypatch.setattr(av, "open", lambda path, **options: Container(cover, Stream("audio", None)))
     with pytest.raises(VideoError, match="holds no video, only a cover picture, audio"):
         video.open_video(tmp_path / "song.m4a")
     assert Container.closed
