@@ -117,7 +117,7 @@ SHAPE |= {name: either(YES_NO, none="timm's") for name in ("fc_norm", "use_fc_no
 WORD = dict(type="string", pattern="^[a-z0-9_]{0,40}$", description="a word of at most 40 small letters")
 SHAPE |= {name: WORD for name in ("global_pool", "pos_embed", "weight_init", "stem_type", "act_layer", "norm_layer")}
 RESNET = dict(  # of `resnet_arguments`
-    layers=listed(whole(1, 128), 1, 8, "one to eight whole numbers from 1 to 128"), channels=listed(whole(1, 16384), 1, 8, "one to eight whole numbers from 1 to 16384"),
+    layers=listed(whole(1, 12), 1, 4, "one to four whole numbers from 1 to 12"), channels=listed(whole(1, 16384), 1, 4, "one to four whole numbers from 1 to 16384"),
     stem=whole(1, 4096, " channels"), squeeze=real(0, 16, above=True), groups=whole(1, 1024), pool=YES_NO,
 )
 
