@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['FULL', 'IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'BUILT_IN', 'built_in', 'TURNS', 'SCANS', 'HEADER_LENGTH', 'TILE_WIDTH',
-           'NO_IMAGE', 'NO_FILE', 'INSIDE', 'LINKED', 'CLOSED', 'shown_name', 'ImageError', 'whole_file', 'out_of_room',
-           'not_written', 'set_room_aside', 'WriteError', 'whole_output', 'InUse', 'written_holder', 'holder',
-           'one_writer', 'unreadable', 'allowed_formats', 'pixel_limit', 'declared_picture', 'within_limit',
+           'NO_IMAGE', 'NO_FILE', 'INSIDE', 'LINKED', 'CLOSED', 'MADE_BY', 'shown_name', 'ImageError', 'whole_file',
+           'out_of_room', 'not_written', 'set_room_aside', 'WriteError', 'whole_output', 'InUse', 'written_holder',
+           'holder', 'one_writer', 'unreadable', 'allowed_formats', 'pixel_limit', 'declared_picture', 'within_limit',
            'turned_upright', 'check_scans', 'decode_picture', 'open_picture', 'check_file', 'format_hint',
            'picture_colours', 'picture_tensor', 'read_image', 'tensor_to_image', 'array_to_image', 'loaded_picture',
            'to_image', 'check_array', 'figure_text', 'tile_height', 'show_images', 'write_image', 'why_not',
            'sort_folder', 'left_out', 'find_images', 'check_scale', 'read_depth', 'check_png', 'map_array',
-           'write_depth', 'read_label', 'label_palette', 'full_palette', 'write_label', 'depth_range', 'colour_depth',
-           'colour_label', 'label_patches', 'label_legend', 'show_label', 'panel_scenes', 'draw_scene', 'panel_error',
-           'depth_panel']
+           'write_depth', 'read_label', 'label_palette', 'full_palette', 'is_our_picture', 'write_label', 'depth_range',
+           'colour_depth', 'colour_label', 'label_patches', 'label_legend', 'show_label', 'panel_scenes', 'draw_scene',
+           'panel_error', 'depth_panel']
 
 # %% ../nbs/00_images.ipynb #f368a283
 import errno
@@ -39,7 +39,7 @@ import psutil
 import torch
 from filelock import FileLock, Timeout
 from matplotlib.patches import Patch
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
 # %% ../nbs/00_images.ipynb #181357fe
 def shown_name(
@@ -777,11 +777,22 @@ def full_palette(
     full[255] = 0
     return full
 
+# %% ../nbs/00_images.ipynb #c119c5ba
+MADE_BY = {"Software": "dpt_nb"}  # a text chunk in the PNGs that are made of a user's image
+
+def is_our_picture(
+    path: str | Path,  # of a file that is there
+) -> bool:
+    "Whether a file is a PNG that says it was made here. Raises what pillow does for a file that is no PNG."
+    with Image.open(path, formats=["PNG"]) as picture:
+        return picture.info.get("Software") == MADE_BY["Software"]
+
 # %% ../nbs/00_images.ipynb #54bfa6ca
 def write_label(
     path: str | Path,  # ends in .png
     label: torch.Tensor,  # `(H, W)` whole numbers 0…255, 255 = ignore
     palette: torch.Tensor | None = None,  # `(count, 3)` uint8 colours to view it with
+    words: dict[str, str] | None = None,  # said in the file, such as `MADE_BY`
 ):
     "Write a label map as an 8-bit PNG, whole or not at all. Raises `ImageError` for other ranges and types, and for a class without a colour."
     check_png(path, "label map")
@@ -793,8 +804,11 @@ def write_label(
     picture = Image.fromarray(plane.astype(np.uint8))
     if palette is not None:
         picture.putpalette(full_palette(palette, plane.max(initial=0, where=plane != 255)).flatten().tolist())
+    said = PngImagePlugin.PngInfo()
+    for name, text in (words or {}).items():
+        said.add_text(name, text)
     with whole_output(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=said)
 
 # %% ../nbs/00_images.ipynb #480b5270
 def depth_range(

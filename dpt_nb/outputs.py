@@ -6,14 +6,14 @@
 __all__ = ['UNITS', 'CMAPS', 'OUTPUTS', 'row_strips', 'map_scale', 'as_16_bits', 'png_chunk', 'write_png', 'write_scaled',
            'read_scaled', 'write_npy', 'write_pfm', 'read_pfm', 'coloured', 'write_figure', 'map_figure',
            'overlay_figure', 'side_by_side', 'palette_for', 'OutputError', 'check_outputs', 'write_numbers',
-           'write_pictures', 'output_paths', 'all_or_none', 'read_map']
+           'write_pictures', 'output_names', 'refuse_foreign_files', 'all_or_none', 'read_map']
 
 # %% ../nbs/43_outputs.ipynb #770f4e3f
 import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +23,8 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from .images import ImageError, check_array, check_file, colour_depth, colour_label, depth_range, figure_text, label_palette
-from .images import label_patches, map_array, open_picture, read_label, whole_output, write_label
+from .images import MADE_BY, ImageError, check_array, check_file, colour_depth, colour_label, depth_range, figure_text, is_our_picture
+from .images import label_palette, label_patches, map_array, open_picture, read_label, whole_output, write_label
 from .inference import Prediction, check_finite, draw_map, resize_image, thinned, to_levels
 
 # %% ../nbs/43_outputs.ipynb #4fd70266
@@ -76,7 +76,7 @@ def write_png(
     strips: Iterator[np.ndarray],  # `(rows, W)` uint16, or `(rows, W, 3)` uint8, downwards
     words: dict[str, str] | None = None,  # said in the file, in plain letters
 ) -> None:
-    "Write a 16-bit gray or 8-bit RGB PNG strip by strip, whole or not at all."
+    "Write a 16-bit gray or 8-bit RGB PNG strip by strip, whole or not at all. It says that it was made here."
     packer, above, started = zlib.compressobj(3), None, False
     with whole_output(path) as temporary, open(temporary, "wb") as file:
         for strip in strips:
@@ -84,7 +84,7 @@ def write_png(
             if not started:
                 bits, colour = (16, 0) if strip.dtype == np.uint16 else (8, 2)
                 file.write(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], bits, colour, 0, 0, 0)))
-                file.write(b"".join(png_chunk(b"tEXt", f"{key}\0{said}".encode("latin-1")) for key, said in (words or {}).items()))
+                file.write(b"".join(png_chunk(b"tEXt", f"{key}\0{said}".encode("latin-1")) for key, said in (MADE_BY | (words or {})).items()))
                 started, above = True, np.zeros_like(raw[:1])
             rows = np.full((len(raw), raw.shape[1] + 1), 2, np.uint8)  # 2: the row above was subtracted
             rows[:, 1:] = raw - np.concatenate([above, raw[:-1]])
@@ -193,7 +193,7 @@ def write_figure(
 ) -> None:
     "Whole or not at all."
     with whole_output(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+        figure.savefig(temporary, dpi=130, metadata=MADE_BY)
 
 # %% ../nbs/43_outputs.ipynb #154f77e6
 def map_figure(
@@ -281,7 +281,7 @@ def write_numbers(
     said = dict(classes=list(prediction.classes)) if head == "label" else dict(smallest=values.min().item(), largest=values.max().item())
     files = [f"{stem.name}.{kind}" for kind in ("png", "npy", "pfm") if kind in outputs and not (kind == "pfm" and head == "label")]
     if "png" in outputs and head == "label":
-        write_label(f"{stem}.png", values, palette_for(prediction))
+        write_label(f"{stem}.png", values, palette_for(prediction), MADE_BY)
     elif "png" in outputs:
         facts["scale"] = write_scaled(f"{stem}.png", head, values)
         if below := int((values < 0).sum()):
@@ -311,14 +311,34 @@ def write_pictures(
         makers[name](f"{stem}-{name}.png")
     return [f"{stem.name}-{name}.png" for name in wanted]
 
+# %% ../nbs/43_outputs.ipynb #352a94cc
+def output_names(
+    name: str,  # of the image's results
+    heads: Iterable[str],  # of the network
+    outputs: tuple[str, ...],  # of `OUTPUTS`, and "ply"
+) -> set[str]:  # names of all files that may be written
+    "Where results go."
+    ends = {output: f".{output}" if output in ("png", "npy", "pfm") else f"-{output}.png" for output in OUTPUTS}
+    files = {f"{name}-{head}{ends[output]}" for head in heads for output in outputs if output in ends}
+    return files | ({f"{name}.ply"} if "ply" in outputs else set())
+
+
+def refuse_foreign_files(
+    paths: Iterable[Path],  # that are going to be written
+) -> None:
+    "Raises `OutputError` for a file that does not say that it was made here."
+    for path in sorted(path for path in paths if path.is_file()):
+        try:
+            ours = is_our_picture(path)
+        except OSError:  # no PNG
+            ours = False
+        if not ours:
+            raise OutputError(
+                f"{path} exists, does not say that dpt_nb wrote it, and was left as it is: "
+                "choose another folder, move it away, or say replace=True."
+            )
+
 # %% ../nbs/43_outputs.ipynb #dc7fcae4
-def output_paths(
-    stem: Path,  # file name without its suffix
-) -> list[Path]:  # of every file that `save` may write for a head
-    "Where a map may go."
-    return [stem.with_name(stem.name + end) for end in (".png", ".npy", ".pfm", *(f"-{name}.png" for name in OUTPUTS if name not in ("png", "npy", "pfm")))]
-
-
 @contextmanager
 def all_or_none(
     paths: list[Path],  # that the block may write
@@ -340,13 +360,17 @@ def save(
     self: Prediction,
     folder: str | Path,  # made when it does not exist
     outputs: tuple[str, ...] = ("png", "colour"),  # of `OUTPUTS`
+    replace: bool = False,  # whatever is in the way
 ) -> dict:  # what was written: for each head file, scale, smallest and largest value, pictures
-    "Write every map as numbers and as pictures, all of them or none. Raises `OutputError` for an output that is none, and `ImageError` for values that no file can hold and for what cannot be written."
+    "Write every map as numbers and as pictures, all of them or none. Raises `OutputError` for an output that is none and for a file in the way that was not made here, and `ImageError` for values that no file can hold and for what cannot be written."
     outputs = check_outputs(tuple(outputs))
     check_finite({head: values for head, values in self.maps.items() if values.is_floating_point()}, self.name)
     height, width = next(iter(self.maps.values())).shape[-2:]
     written = dict(source=self.name, height=height, width=width) | (dict(note=self.note) if self.note else {})
-    with all_or_none([path for head in self.maps for path in output_paths(Path(folder) / f"{self.name}-{head}")]):
+    targets = [Path(folder, name) for name in sorted(output_names(self.name, self.maps, outputs))]
+    if not replace:
+        refuse_foreign_files(targets)
+    with all_or_none(targets):
         for head in self.maps:
             stem = Path(folder) / f"{self.name}-{head}"
             facts = write_numbers(self, head, stem, outputs)
