@@ -12,27 +12,28 @@ demo: .venv/installed
 # One thread each while two notebooks, then two test files, run side by side.
 test: .venv/installed
 	$(BIN)/python -m pytest -q tests/test_repository.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^([_.]|7[023])' --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|stories)' --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/stories/kitti_nyu.ipynb --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests -n 2 --dist loadfile
 
 # The stories that train for minutes, and the cells that export for minutes, get the machine to themselves.
 test-all: test
-	$(BIN)/nbdev_test --n_workers 0 --file_re '^7[023]' --timing
-	$(BIN)/nbdev_test --n_workers 0 --file_re '^61' --flags slow --timing
+	$(BIN)/nbdev_test --n_workers 0 --path nbs/stories --timing
+	$(BIN)/nbdev_test --n_workers 0 --path nbs/deploy/export.ipynb --flags slow --timing
 	$(BIN)/python -m pytest -q tests --slow
 
-# make lab at=62_workbench opens there instead; make workbench is short for that.
+# make lab at=workbench/workbench opens there instead; make workbench is short for that.
 at ?= index
 lab: .venv/installed
 	$(BIN)/jupyter lab nbs/$(at).ipynb
 
 workbench: .venv/installed
-	$(BIN)/jupyter lab nbs/62_workbench.ipynb
+	$(BIN)/jupyter lab nbs/workbench/workbench.ipynb
 
 # The workbench without JupyterLab around it, as a page for the browser: on this machine only, at the address with the token that it prints.
 page: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[page]'
-	$(BIN)/python -m dpt_nb.pages nbs/62_workbench.ipynb
+	$(BIN)/python -m dpt_nb.workbench.pages nbs/workbench/workbench.ipynb
 
 bench: .venv/installed
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -1,4 +1,4 @@
-"""Attention against convolution: `dpt_tiny` and `resnet_tiny`, trained alike on more and more rooms (nbs/73_attention_vs_convolution.ipynb).
+"""Attention against convolution: `dpt_tiny` and `resnet_tiny`, trained alike on more and more rooms (nbs/stories/attention_vs_convolution.ipynb).
 
     python benchmarks/attention_vs_convolution.py                        # what is there of each grid; trains nothing
     python benchmarks/attention_vs_convolution.py --grid small           # on a CPU
@@ -24,14 +24,14 @@ import torch
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-from dpt_nb.datasets import SPLITS
-from dpt_nb.evaluation import PROTOCOLS, ConstantPredictor, evaluate, median_depth, write_report
-from dpt_nb.inference import Predictor
-from dpt_nb.loading import open_dataset
-from dpt_nb.models import DPT
-from dpt_nb.recipes import TINY_DEPTH, Recipe, get_recipe
-from dpt_nb.scenes import random_scene, unproject
-from dpt_nb.training import train
+from dpt_nb.data.datasets import SPLITS
+from dpt_nb.evaluation.evaluate import PROTOCOLS, ConstantPredictor, evaluate, median_depth, write_report
+from dpt_nb.inference.predictor import Predictor
+from dpt_nb.data.sampling import open_dataset
+from dpt_nb.network.dpt import DPT
+from dpt_nb.training.recipes import TINY_DEPTH, Recipe, get_recipe
+from dpt_nb.scenes.scenes import random_scene, unproject
+from dpt_nb.training.loop import train
 
 NETWORKS = ("dpt_tiny", "resnet_tiny")  # with attention, and without
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,7 +27,7 @@ def one_step(step, name, home):
     "Run in a child: seconds and largest resident set in bytes."
     import torch
 
-    from dpt_nb.checkpoints import convert, load_checkpoint
+    from dpt_nb.weights.load import convert, load_checkpoint
 
     start = time.perf_counter()
     kept = eval(STEPS[step], dict(torch=torch, convert=convert, load_checkpoint=load_checkpoint, home=home, name=name))
@@ -40,8 +40,8 @@ def write_source(name, home):
     "A published model's file with random weights."
     import torch
 
-    from dpt_nb.checkpoints import said_in
-    from dpt_nb.models import create_model
+    from dpt_nb.weights.load import said_in
+    from dpt_nb.network.dpt import create_model
 
     model = create_model(name)
     theirs, filled = said_in("isl-org", model.config, model.state_dict())

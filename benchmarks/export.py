@@ -12,8 +12,8 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from dpt_nb.export import export, export_facts, open_export
-from dpt_nb.models import create_model, list_models
+from dpt_nb.deploy.export import export, export_facts, open_export
+from dpt_nb.network.dpt import create_model, list_models
 
 FORMS = {"onnx, any size": ("onnx", False), "onnx, one size": ("onnx", True), "torch_export, one size": ("torch_export", True), "compiled, one size": ("compiled", True)}
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dpt_nb.loading import chance, make_miniature, open_dataset
-from dpt_nb.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Rotate
+from dpt_nb.data.sampling import chance, make_miniature, open_dataset
+from dpt_nb.data.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Rotate
 
 ROUNDS, REPEATS = 9, 4
 PIPELINES = {

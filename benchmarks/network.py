@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import DPTConfig, DPTForDepthEstimation
 
-from dpt_nb.models import create_model
+from dpt_nb.network.dpt import create_model
 
 PEERS = {
     "dpt_base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, backbone_out_indices=[2, 5, 8, 11], neck_hidden_sizes=[96, 192, 384, 768]),

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from dpt_nb.scenes import hit_shell, nearest_simple, pixel_rays, random_scene, render
+from dpt_nb.scenes.scenes import hit_shell, nearest_simple, pixel_rays, random_scene, render
 
 SIZE = (96, 128)
 SEEDS = range(40)

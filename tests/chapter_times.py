@@ -1,7 +1,7 @@
-"""How long each chapter takes, in the front door's table: minutes of reading, counted, and seconds of running, measured.
+"""How long each notebook takes, in the front door's table: minutes of reading, counted, and seconds of running, measured.
 
 `python tests/chapter_times.py` counts the reading again and leaves the running as it stands.
-`python tests/chapter_times.py 20 51` runs chapters 20 and 51 as well, as `make test` does, and `all` runs every chapter (half an hour and more).
+`python tests/chapter_times.py objective/09_losses` runs that one as well, as `make test` does, and `all` runs every one (half an hour and more).
 Reading: 200 words of prose a minute, and 20 lines of code a minute; hidden cells are not read.
 Running: processor time of the chapter and all that it starts, in one thread. A busy machine stretches the clock, and this much less.
 """
@@ -14,12 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dpt_nb.images import whole_file
+from dpt_nb.images.images import whole_file
 
 HERE = Path(__file__).resolve().parent.parent
 INDEX = HERE / "nbs" / "index.ipynb"
 WORDS_A_MINUTE, LINES_A_MINUTE = 200, 20
-ROW = re.compile(r"^(\|[^|\n]*\| \[(\w+)\]\(\w+\.ipynb\) \|[^|\n]*\|)([^|\n]*\|)?([^|\n]*\|)?$", re.M)  # chapter, notebook, what it is about; then read and run
+ROW = re.compile(r"^(\|[^|\n]*\| \[\w+\]\(([\w/]+)\.ipynb\) \|[^|\n]*\|)([^|\n]*\|)?([^|\n]*\|)?$", re.M)  # wing, notebook, what it is about; then read and run
 
 
 def reading_minutes(notebook: str) -> int:
@@ -50,14 +50,14 @@ def in_words(seconds: float) -> str:
 
 def with_times(table: str, measured: dict[str, float]) -> str:
     "The table with its two last columns filled: reading counted anew, running from `measured`, or as it stood."
-    table = re.sub(r"^\| chapter \| notebook \| what it is about \|.*\n\|[-|]+$", "| chapter | notebook | what it is about | read | run |\n|---|---|---|---|---|", table, flags=re.M)
+    table = re.sub(r"^\| wing \| notebook \| what it is about \|.*\n\|[-|]+$", "| wing | notebook | what it is about | read | run |\n|---|---|---|---|---|", table, flags=re.M)
     return ROW.sub(lambda row: f"{row[1]} {reading_minutes(row[2])} min | {in_words(measured[row[2]]) if row[2] in measured else (row[4] or '–').strip(' |')} |", table)
 
 
 def with_sums(text: str) -> str:
     "Every *(… min)* and *(… of reading)* anew: the sum over the chapters linked in its line, or, in a heading, over those of the numbered lines below."
     def said(line: str, linked: str) -> str:
-        minutes = sum(reading_minutes(notebook) for notebook in dict.fromkeys(re.findall(r"\((\d\w+)\.ipynb\)", linked)))
+        minutes = sum(reading_minutes(notebook) for notebook in dict.fromkeys(re.findall(r"\(([\w/]+)\.ipynb\)", linked)))
         words = f"{minutes} min" if minutes < 90 else f"{round(minutes / 30) / 2:g} hours"
         return re.sub(r"\*\([\d.?]+ (?:min|hours)( of reading)?\)\*", lambda old: f"*({words}{old[1] or ''})*", line)
     sections = [part.splitlines(keepends=True) for part in re.split(r"(?m)^(?=#)", text)]
@@ -75,10 +75,9 @@ def write_times(measured: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    chapters = sorted(path.stem for path in (HERE / "nbs").glob("[0-9]*.ipynb"))
     write_times({})
-    for notebook in chapters:
-        if "all" in sys.argv[1:] or notebook[:2] in sys.argv[1:]:
+    for _, notebook, _, _ in ROW.findall("".join("".join(cell["source"]) for cell in json.loads(INDEX.read_text(encoding="utf-8"))["cells"])):
+        if "all" in sys.argv[1:] or notebook in sys.argv[1:]:
             seconds = running_seconds(notebook)
             print(f"{notebook}: {seconds:.0f} s", flush=True)
             write_times({notebook: seconds})

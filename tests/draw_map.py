@@ -1,6 +1,6 @@
 """The front door's map: one picture of every chapter, taken from the outputs stored in its notebook, in the order of the course.
 
-`python tests/draw_map.py` writes nbs/images/map.jpg. Nothing is executed; run it when a chapter is new or draws something else.
+`python tests/draw_map.py` writes nbs/figures/map.jpg. Nothing is executed; run it when a chapter is new or draws something else.
 """
 import base64
 import io
@@ -13,10 +13,10 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from dpt_nb.images import whole_file
+from dpt_nb.images.images import whole_file
 
 HERE = Path(__file__).resolve().parent.parent
-MAP = HERE / "nbs" / "images" / "map.jpg"
+MAP = HERE / "nbs" / "figures" / "map.jpg"
 
 
 @dataclass(frozen=True)
@@ -35,49 +35,49 @@ class Pick:
 
 
 PICKS = {
-    "00_images": Pick("picture files", "show_images([read[name]", (0, 1, 2, 4, 5, 6), columns=3),
-    "01_scenes": Pick("scenes", "for seed in (0, 1, 3, 6, 8, 11)], ROOM_CLASSES)", (3, 10, 16), split=True),
-    "10_patch_embed": Pick("tokens", "draw_patches(patches, 6, 8, patch)", tuple(range(48)), columns=8),
-    "11_backbone": Pick("four taps", "create_model(\"dpt_tiny_scenes\", pretrained=True)", (1, 2, 3, 4)),
-    "12_reassemble": Pick("four levels", "create_model(\"dpt_tiny_scenes\", pretrained=True)", (1, 2, 3, 4)),
-    "13_fusion": Pick("fusion", "create_model(\"dpt_tiny_scenes\", pretrained=True)", (1, 2, 3, 4)),
-    "14_heads": Pick("heads", "invert, KITTI constants", (0,), fill=False),
-    "15_models": Pick("the model", "said[\"label\"][0].argmax(0)", (0, 2, 3), split=True),
-    "16_checkpoints": Pick("weights", "\"heads.inverse_depth.convolution3.bias\"]", lines=slice(0, 10), words=(r"(?m)^ +(\S+) +", r" \1 ")),
-    "17_inside": Pick("looking inside", "for place in places.values() for block in range(4)]", (1, 5, 8, 12)),
-    "20_losses": Pick("losses", "g (log m)", (3, 6), columns=1),
-    "21_metrics": Pick("metrics", "1 − AbsRel", (1,)),
-    "30_transforms": Pick("augmentation", "draw(dict(list(shown.items())[5:]), 3.4)", (0, 1, 6, 7)),
-    "31_datasets": Pick("samples", "depth, as LiDAR", (0, 2, 4, 6)),
-    "32_kitti_nyu": Pick("KITTI, NYUv2", "200×100 pixels of it", (0, 1), columns=1),
-    "33_label_sets": Pick("label sets", "show_label(ade[0]", (0,)),
-    "34_loading": Pick("loading", "epoch {epoch}", (0, 1, 2, 3)),
-    "35_data_care": Pick("data care", "show_samples(KITTI(kitti_root), [0, 1])", (0, 1), columns=1),
-    "40_inference": Pick("predicting", "street.show()", (0, 1), split=True),
-    "41_evaluation": Pick("judging", "panel(scenes, held_out, [0, 1])", (0, 1, 2, 3)),
-    "42_large_pictures": Pick("windows", "zip(axes[1:], ways.items())", (1, 4), split=True),
-    "43_outputs": Pick("files", "overlay_figure(truth)", (0,)),
-    "44_point_clouds": Pick("points", "turntable(points, colours)", (0,)),
-    "45_folders": Pick("folders", "after the stop", lines=slice(0, 9), words=(r" (?=[0-9p])", "\n")),
-    "46_video": Pick("video", "show_images(made[::5]", (0, 1, 2), columns=1),
-    "47_prediction_files": Pick("others' files", "kitti_eigen_crop", lines=slice(1, 8), words=(r"(?m)^(\w*) +(\S+) +\S+ +(\S+).*$", r"\1\n   \2  \3")),
-    "48_gallery": Pick("best and worst", "\"label\", count=2)", (0, 1, 2, 3)),
-    "50_recipes": Pick("recipes", "print(recipe_table(get_recipe(\"kitti_vitb\")))", lines=slice(12, 21), words=(r"(?m) {2,}(.*?)( +←.*)?$", r" \1")),
-    "51_training": Pick("training", "by heart", (0, 1, 2, 3)),
-    "52_launch": Pick("many processes", "process 0 of 2", box=(0, 0, 0.41, 1), fill=False),
-    "55_pages": Pick("pages", "page = SceneByNumber()", (0, 1), columns=1),
-    "56_explore_network": Pick("inside, by clicks", "page = MapExplorer()", fill=False),
-    "57_scene_maker": Pick("scene maker", "page = SceneMaker()", (0, 1, 2, 5)),
-    "58_loss_lab": Pick("loss lab", "page = LossLab()", box=(0.55, 0, 1, 1), fill=False),
-    "59_training_room": Pick("training room", "room_page.press(", fill=False),
-    "60_explore": Pick("two networks", "page = Comparison()", (1, 2, 4, 5)),
-    "61_export": Pick("export", "its depth, from ONNX Runtime", (0, 1), columns=1),
-    "62_workbench": Pick("the workbench", "Workbench()", fill=False),
-    "65_commands": Pick("commands", "--help", lines=slice(0, 9), words=(r"\s+(?=\[|--)", "\n ")),
-    "70_first_depth": Pick("a first depth map", "panel(predictor, held_out, range(6)", (0, 1, 2, 3)),
-    "71_kitti_nyu": Pick("published rows", "truth at", (1, 0, 2, 3)),
-    "72_segmentation": Pick("segmentation", "show_label(street, prediction[\"label\"]", (0,)),
-    "73_attention_vs_convolution": Pick("attention or convolution", "def looked_at(model, pictures)", (0, 1)),
+    "images/00_images": Pick("picture files", "show_images([read[name]", (0, 1, 2, 4, 5, 6), columns=3),
+    "scenes/01_scenes": Pick("scenes", "for seed in (0, 1, 3, 6, 8, 11)], ROOM_CLASSES)", (3, 10, 16), split=True),
+    "network/02_patch_embed": Pick("tokens", "draw_patches(patches, 6, 8, patch)", tuple(range(48)), columns=8),
+    "network/03_backbone": Pick("four taps", "create_model(\"dpt_tiny_scenes\", pretrained=True)", (1, 2, 3, 4)),
+    "network/04_reassemble": Pick("four levels", "create_model(\"dpt_tiny_scenes\", pretrained=True)", (1, 2, 3, 4)),
+    "network/05_fusion": Pick("fusion", "create_model(\"dpt_tiny_scenes\", pretrained=True)", (1, 2, 3, 4)),
+    "network/06_heads": Pick("heads", "invert, KITTI constants", (0,), fill=False),
+    "network/07_dpt": Pick("the model", "said[\"label\"][0].argmax(0)", (0, 2, 3), split=True),
+    "weights/load": Pick("weights", "\"heads.inverse_depth.convolution3.bias\"]", lines=slice(0, 10), words=(r"(?m)^ +(\S+) +", r" \1 ")),
+    "network/08_inside": Pick("looking inside", "for place in places.values() for block in range(4)]", (1, 5, 8, 12)),
+    "objective/09_losses": Pick("losses", "g (log m)", (3, 6), columns=1),
+    "objective/10_metrics": Pick("metrics", "1 − AbsRel", (1,)),
+    "data/11_transforms": Pick("augmentation", "draw(dict(list(shown.items())[5:]), 3.4)", (0, 1, 6, 7)),
+    "data/12_datasets": Pick("samples", "depth, as LiDAR", (0, 2, 4, 6)),
+    "data/kitti_nyu": Pick("KITTI, NYUv2", "200×100 pixels of it", (0, 1), columns=1),
+    "data/label_sets": Pick("label sets", "show_label(ade[0]", (0,)),
+    "data/sampling": Pick("loading", "epoch {epoch}", (0, 1, 2, 3)),
+    "data/checks": Pick("data care", "show_samples(KITTI(kitti_root), [0, 1])", (0, 1), columns=1),
+    "inference/13_predictor": Pick("predicting", "street.show()", (0, 1), split=True),
+    "evaluation/14_evaluate": Pick("judging", "panel(scenes, held_out, [0, 1])", (0, 1, 2, 3)),
+    "inference/tiled": Pick("windows", "zip(axes[1:], ways.items())", (1, 4), split=True),
+    "inference/outputs": Pick("files", "overlay_figure(truth)", (0,)),
+    "inference/point_clouds": Pick("points", "turntable(points, colours)", (0,)),
+    "inference/folders": Pick("folders", "after the stop", lines=slice(0, 9), words=(r" (?=[0-9p])", "\n")),
+    "inference/video": Pick("video", "show_images(made[::5]", (0, 1, 2), columns=1),
+    "evaluation/prediction_files": Pick("others' files", "kitti_eigen_crop", lines=slice(1, 8), words=(r"(?m)^(\w*) +(\S+) +\S+ +(\S+).*$", r"\1\n   \2  \3")),
+    "evaluation/gallery": Pick("best and worst", "\"label\", count=2)", (0, 1, 2, 3)),
+    "training/15_recipes": Pick("recipes", "print(recipe_table(get_recipe(\"kitti_vitb\")))", lines=slice(12, 21), words=(r"(?m) {2,}(.*?)( +←.*)?$", r" \1")),
+    "training/16_loop": Pick("training", "by heart", (0, 1, 2, 3)),
+    "training/17_launch": Pick("many processes", "process 0 of 2", box=(0, 0, 0.41, 1), fill=False),
+    "workbench/pages": Pick("pages", "page = SceneByNumber()", (0, 1), columns=1),
+    "workbench/explore_network": Pick("inside, by clicks", "page = MapExplorer()", fill=False),
+    "workbench/scene_maker": Pick("scene maker", "page = SceneMaker()", (0, 1, 2, 5)),
+    "workbench/loss_lab": Pick("loss lab", "page = LossLab()", box=(0.55, 0, 1, 1), fill=False),
+    "workbench/training_room": Pick("training room", "room_page.press(", fill=False),
+    "workbench/explore": Pick("two networks", "page = Comparison()", (1, 2, 4, 5)),
+    "deploy/export": Pick("export", "its depth, from ONNX Runtime", (0, 1), columns=1),
+    "workbench/workbench": Pick("the workbench", "Workbench()", fill=False),
+    "commands": Pick("commands", "--help", lines=slice(0, 9), words=(r"\s+(?=\[|--)", "\n ")),
+    "stories/first_depth": Pick("a first depth map", "panel(predictor, held_out, range(6)", (0, 1, 2, 3)),
+    "stories/kitti_nyu": Pick("published rows", "truth at", (1, 0, 2, 3)),
+    "stories/segmentation": Pick("segmentation", "show_label(street, prediction[\"label\"]", (0,)),
+    "stories/attention_vs_convolution": Pick("attention or convolution", "def looked_at(model, pictures)", (0, 1)),
 }
 
 
@@ -86,12 +86,13 @@ class MapError(Exception):
 
 
 def chapters() -> list[tuple[str, str]]:
-    "(notebook, part of the course) in the order of the front door's table."
+    "(notebook, wing) in the order of the front door's table."
     source = "".join("".join(cell["source"]) for cell in read("index"))
     part, found = "", []
-    for heading, notebook in re.findall(r"^\| *(?:\*\*(.+?)\*\*)? *\| \[(\w+)\]", source, re.M):
+    for heading, notebook in re.findall(r"^\| *(?:\*\*(.+?)\*\*)? *\| \[\w+\]\(([\w/]+)\.ipynb\)", source, re.M):
         part = heading or part
-        found.append((notebook, part))
+        if notebook in PICKS or re.search(r"\d\d_", notebook):  # every lesson, and what else has a picture
+            found.append((notebook, part))
     return found
 
 
@@ -154,7 +155,7 @@ def stretches(filled: np.ndarray, gap: int = 1) -> list[tuple]:
 
 
 WIDTH, COLUMNS, TILE, CAPTION, GAP, MARGIN = 1500, 6, (214, 160), 30, 56, 26
-COLOURS = {"0": "#6b7280", "1": "#b45309", "2": "#b91c1c", "3": "#15803d", "4": "#1d4ed8", "5": "#7c3aed", "6": "#0f766e", "7": "#be185d"}
+COLOURS = ["#6b7280", "#b45309", "#b91c1c", "#15803d", "#1d4ed8", "#7c3aed", "#0f766e", "#be185d"]
 
 
 def beside(parts: list[Image.Image], pick: Pick, gap: int = 3) -> Image.Image:
@@ -200,19 +201,21 @@ def written(lines: list[str]) -> Image.Image:
 def draw_map() -> Image.Image:
     "All chapters in rows, an arrow from each to the next, the parts of the course in colours."
     course = chapters()
+    wings = list(dict.fromkeys(part for _, part in course))
     row_height, step = TILE[1] + CAPTION + GAP, (WIDTH - 2 * MARGIN - TILE[0]) / (COLUMNS - 1)
     sheet = Image.new("RGB", (WIDTH, row_height * -(-len(course) // COLUMNS)), "white")
     draw = ImageDraw.Draw(sheet)
     for place, (notebook, part) in enumerate(course):
         x, y = round(MARGIN + place % COLUMNS * step), GAP - 10 + place // COLUMNS * row_height
-        colour, content = COLOURS[part[0]], picked(notebook)
+        colour, content = COLOURS[wings.index(part) % len(COLOURS)], picked(notebook)
         if not place or part != course[place - 1][1]:
             heading = font(19, "DejaVuSans-Bold")
             draw.text((min(x, WIDTH - 4 - heading.getlength(part)), y - 27), part, fill=colour, font=heading)
         sheet.paste(written(content) if isinstance(content, list) else content, (x, y))
         draw.rectangle((x - 1, y - 1, x + TILE[0], y + TILE[1]), outline=colour, width=2)
-        draw.text((x, y + TILE[1] + 4), notebook[:2], fill=colour, font=font(19, "DejaVuSans-Bold"))
-        draw.text((x + 33, y + TILE[1] + 4), PICKS[notebook].title, fill="#111827", font=font(19))
+        number = "".join(re.findall(r"\d\d(?=_)", notebook))
+        draw.text((x, y + TILE[1] + 4), number, fill=colour, font=font(19, "DejaVuSans-Bold"))
+        draw.text((x + 33 * bool(number), y + TILE[1] + 4), PICKS[notebook].title, fill="#111827", font=font(19))
         if place < len(course) - 1:
             arrow(draw, x, y, place % COLUMNS == COLUMNS - 1, step, row_height)
     return sheet

@@ -54,8 +54,8 @@ def quick_figures():
 
 def run(out, end, at=None, environment=None, full=False, **options):
     "In a fork: train, and leave in a file how it ended and how many file operations it took."
-    from dpt_nb.recipes import change_recipe, get_recipe
-    from dpt_nb.training import train
+    from dpt_nb.training.recipes import change_recipe, get_recipe
+    from dpt_nb.training.loop import train
 
     child = os.fork()
     if child:
@@ -221,7 +221,7 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     quick_figures()
-    import dpt_nb.training  # noqa: F401  what the forks need
+    import dpt_nb.training.loop  # noqa: F401  what the forks need
 
     found = []
     for one in try_all(sys.argv[1], *map(int, sys.argv[2:8])):

@@ -29,12 +29,12 @@ def browser():
 def workbench(server, browser):
     "The workbench's notebook, run, in a page of JupyterLab; what the browser complained of is in `page.complaints`."
     folder, address, token = server
-    shutil.copy(REPOSITORY / "nbs" / "62_workbench.ipynb", folder)
+    shutil.copy(REPOSITORY / "nbs" / "workbench" / "workbench.ipynb", folder)
     page = browser.new_page(viewport=dict(width=1500, height=1300))
     page.complaints = []
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.set_default_timeout(PATIENCE)
-    page.goto(f"http://{address}/lab/tree/62_workbench.ipynb?token={token}")
+    page.goto(f"http://{address}/lab/tree/workbench.ipynb?token={token}")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     page.get_by_text("| Idle").wait_for()  # the kernel is there: asked earlier, JupyterLab would ask back which one
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -137,8 +137,8 @@ def test_the_training_room_starts_and_is_interrupted(workbench, server):
 
 def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
     pytest.importorskip("voila", reason="voila is not installed: pip install 'dpt_nb[page]'")
-    shutil.copy(REPOSITORY / "nbs" / "62_workbench.ipynb", tmp_path)
-    words = [sys.executable, "-m", "dpt_nb.pages", "62_workbench.ipynb", "--no-browser"]
+    shutil.copy(REPOSITORY / "nbs" / "workbench" / "workbench.ipynb", tmp_path)
+    words = [sys.executable, "-m", "dpt_nb.workbench.pages", "workbench.ipynb", "--no-browser"]
     with open(tmp_path / "log", "w") as log:
         serving = subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log, env=os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"))
     try:

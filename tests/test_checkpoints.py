@@ -23,9 +23,9 @@ from official_names import depth_anything, isl_org_hybrid, isl_org_vit, midas_be
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 
-from dpt_nb.checkpoints import CheckpointError, convert, into_ours, load_backbone, load_checkpoint, open_checkpoint, rows_of
+from dpt_nb.weights.load import CheckpointError, convert, into_ours, load_backbone, load_checkpoint, open_checkpoint, rows_of
 from dpt_nb.commands import main
-from dpt_nb.models import create_model, list_models
+from dpt_nb.network.dpt import create_model, list_models
 
 transformers.utils.logging.disable_progress_bar()
 NORM = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
@@ -688,7 +688,7 @@ def hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo_id, **options: SimpleNamespace(repo_id=repo_id))
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, *, repo_id, folder_path, **options: shutil.copytree(folder_path, shelf / repo_id))
-    monkeypatch.setattr("dpt_nb.checkpoints.hf_hub_download", fetch)
+    monkeypatch.setattr("dpt_nb.weights.load.hf_hub_download", fetch)
     return shelf
 
 
@@ -787,7 +787,7 @@ def test_twins_are_told_apart_by_name_or_by_like_and_otherwise_a_warning_names_t
 
 def test_every_published_file_name_leads_to_its_model(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("dpt_nb.checkpoints.fetch", lambda url, path, checksum: (asked.append(url), path.parent.mkdir(parents=True), torch.save({"x": torch.ones(1)}, path)))
+    monkeypatch.setattr("dpt_nb.weights.load.fetch", lambda url, path, checksum: (asked.append(url), path.parent.mkdir(parents=True), torch.save({"x": torch.ones(1)}, path)))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     unpublished = {"dpt_tiny", "dpt_tiny_scenes", "dpt_base", "resnet_tiny"}
     for name in set(list_models()) - unpublished:

@@ -4,14 +4,14 @@ import json
 import pytest
 import torch
 
-from dpt_nb.evaluation import PROTOCOLS, evaluate
-from dpt_nb.datasets import Scenes
-from dpt_nb.inference import Predictor
-from dpt_nb.losses import DepthLoss, SegmentationLoss
-from dpt_nb.models import DPT, create_model
-from dpt_nb.recipes import change_recipe, get_recipe
-from dpt_nb.scenes import random_scene, render
-from dpt_nb.training import train
+from dpt_nb.evaluation.evaluate import PROTOCOLS, evaluate
+from dpt_nb.data.datasets import Scenes
+from dpt_nb.inference.predictor import Predictor
+from dpt_nb.objective.losses import DepthLoss, SegmentationLoss
+from dpt_nb.network.dpt import DPT, create_model
+from dpt_nb.training.recipes import change_recipe, get_recipe
+from dpt_nb.scenes.scenes import random_scene, render
+from dpt_nb.training.loop import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

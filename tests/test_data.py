@@ -15,12 +15,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dpt_nb.commands import main
-from dpt_nb.data_care import batch_warnings, check_datasets
-from dpt_nb.datasets import DatasetError, Folder, check_splits, make_folder, shared_options
-from dpt_nb.kitti_nyu import KITTI_CAMERAS, split_lines
-from dpt_nb.loading import DATASETS, MINIATURES, Mixture, open_dataset, training_loader
-from dpt_nb.recipes import RECIPES
-from dpt_nb.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Resize, Rotate
+from dpt_nb.data.checks import batch_warnings, check_datasets
+from dpt_nb.data.datasets import DatasetError, Folder, check_splits, make_folder, shared_options
+from dpt_nb.data.kitti_nyu import KITTI_CAMERAS, split_lines
+from dpt_nb.data.sampling import DATASETS, MINIATURES, Mixture, open_dataset, training_loader
+from dpt_nb.training.recipes import RECIPES
+from dpt_nb.data.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Resize, Rotate
 
 SPLITS = REPOSITORY.parent / "shared" / "splits"
 WAYS = {  # data set → ways to open it: split and options

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from dpt_nb import commands
-from dpt_nb.data_care import check_dataset
-from dpt_nb.datasets import DatasetError, Folder, Scenes, draw_scenes, make_folder
-from dpt_nb.loading import make_miniature, open_dataset
+from dpt_nb.data.checks import check_dataset
+from dpt_nb.data.datasets import DatasetError, Folder, Scenes, draw_scenes, make_folder
+from dpt_nb.data.sampling import make_miniature, open_dataset
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the faults are tried in forked processes")
 SIZE = (16, 24)
@@ -97,7 +97,7 @@ def test_scenes_are_drawn_by_one_of_twelve_processes_again_and_again(round_, tmp
 
 def test_a_waiting_process_says_for_whom_and_takes_over_from_a_killed_one(tmp_path, undisturbed):
     def slowly():
-        from dpt_nb import datasets
+        from dpt_nb.data import datasets
 
         datasets.write_scene = lambda *scene: time.sleep(60)
         small_scenes(tmp_path / "data")
@@ -228,7 +228,7 @@ def test_a_miniature_that_does_not_fit_says_so_and_leaves_nothing(name, limit, t
 def test_a_labeled_file_that_does_not_fit_says_so_and_leaves_nothing(tmp_path):
     "In a process of its own: HDF5's locks do not survive a fork of a process that has used them."
     program = (
-        "import resource, signal, sys\nfrom dpt_nb.loading import make_miniature\nfrom dpt_nb.datasets import DatasetError\n"
+        "import resource, signal, sys\nfrom dpt_nb.data.sampling import make_miniature\nfrom dpt_nb.data.datasets import DatasetError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))\n"
         "try: make_miniature('nyu', sys.argv[1], count=2)\nexcept DatasetError as error: print(error)"
     )  # all the other files fit

@@ -14,9 +14,9 @@ import torch
 from conftest import alive, changes, command_here, wait_until
 from safetensors.torch import load_file
 
-from dpt_nb.datasets import make_folder
-from dpt_nb.images import write_label
-from dpt_nb.loading import Order, open_dataset
+from dpt_nb.data.datasets import make_folder
+from dpt_nb.images.images import write_label
+from dpt_nb.data.sampling import Order, open_dataset
 
 TWENTY = ["loop.steps=20", "data.batch_size=8", "data.train.count=16", "data.held_out.count=3", "keep.validate_every=20", "keep.every=5", "optimizer.lr=2e-4"]
 QUIET = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
@@ -24,7 +24,7 @@ QUIET = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUD
 
 def words(processes, recipe, out, data, *assignments, workers=0):
     "A run in a number of processes, as one types it."
-    launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc-per-node", str(processes), "-m", "dpt_nb.training"]
+    launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc-per-node", str(processes), "-m", "dpt_nb.training.loop"]
     return [*launcher, recipe, "--cpu", "--workers", str(workers), "--out", out, "--data-root", data, *changes(*TWENTY, *assignments)]
 
 
@@ -75,9 +75,9 @@ def test_two_processes_that_share_their_batch_norms_follow_one(tmp_path):
 
 UNEQUAL = """
 import sys, torch, torch.distributed as dist
-from dpt_nb.models import create_model
-from dpt_nb.recipes import build_losses, get_recipe
-from dpt_nb.training import batch_loss, batch_shares, synchronise
+from dpt_nb.network.dpt import create_model
+from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.loop import batch_loss, batch_shares, synchronise
 
 dist.init_process_group("gloo")
 rank, out = dist.get_rank(), sys.argv[1]
@@ -295,5 +295,5 @@ def test_a_mistake_is_a_sentence_and_all_processes_end(pair, tmp_path):
 
 
 def test_run_as_a_module_an_error_of_its_own_is_one_line(pair):
-    done = subprocess.run([sys.executable, "-m", "dpt_nb.training", "rooms_tiny", "--cpu", "--out", pair / "with1", "--data-root", pair / "data"], capture_output=True, text=True, timeout=300, env=QUIET)
+    done = subprocess.run([sys.executable, "-m", "dpt_nb.training.loop", "rooms_tiny", "--cpu", "--out", pair / "with1", "--data-root", pair / "data"], capture_output=True, text=True, timeout=300, env=QUIET)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "holds a run already" in done.stderr, done.stderr

@@ -50,7 +50,7 @@ def page(tmp_path_factory):
     kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
     (folder / "small.ipynb").write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)))
     Image.new("RGB", (3, 2), "red").save(folder / "mine.png")
-    words = [sys.executable, "-m", "dpt_nb.pages", "small.ipynb", "--no-browser", "--port=8901", "--token=", "--Voila.tornado_settings={'allow_remote_access': True}"]
+    words = [sys.executable, "-m", "dpt_nb.workbench.pages", "small.ipynb", "--no-browser", "--port=8901", "--token=", "--Voila.tornado_settings={'allow_remote_access': True}"]
     environment = os.environ | dict(JUPYTER_TOKEN=token, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", JUPYTER_CONFIG_DIR=str(folder / "config"))
     with open(folder / "log", "w") as log:
         running = subprocess.Popen(words, cwd=folder, stdout=log, stderr=log, env=environment)
@@ -134,7 +134,7 @@ def test_a_kernel_is_reached_with_the_token_only(page):
 
 
 def test_a_page_is_not_opened_to_other_machines(page):
-    done = subprocess.run([sys.executable, "-m", "dpt_nb.pages", "small.ipynb", "--Voila.ip=0.0.0.0"], cwd=page[0], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "dpt_nb.workbench.pages", "small.ipynb", "--Voila.ip=0.0.0.0"], cwd=page[0], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stderr.endswith("A page listens on this machine only, and Voila.ip is '0.0.0.0': leave it out, and come from elsewhere through ssh -L.\n")
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dpt_nb.commands import main
-from dpt_nb.evaluation import EvaluationError, Protocol, evaluate
-from dpt_nb.loading import make_miniature
+from dpt_nb.evaluation.evaluate import EvaluationError, Protocol, evaluate
+from dpt_nb.data.sampling import make_miniature
 
 PROTOCOLS = {
     "metres": Protocol(max_depth=20.0, crop="garg"),

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import command, command_here
 
-from dpt_nb.export import ExportError, check_export, export, open_export, settled, sizes_to_check
-from dpt_nb.models import create_model
+from dpt_nb.deploy.export import ExportError, check_export, export, open_export, settled, sizes_to_check
+from dpt_nb.network.dpt import create_model
 
 TOLERANCE = 1e-3  # of the range of the model's output; rounding in float32 leaves some 1e-6
 SWIN = dict(taps=[f"layers.{index}" for index in range(4)], channels=[32, 64, 128, 256], image_size=[128, 128],

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_nb.checkpoints import load_checkpoint
-from dpt_nb.inference import Predictor, fit_size, resize_image, resize_policy, resize_prediction
-from dpt_nb.models import TEST_PIPELINES, config_for
-from dpt_nb.recipes import RECIPES
+from dpt_nb.weights.load import load_checkpoint
+from dpt_nb.inference.predictor import Predictor, fit_size, resize_image, resize_policy, resize_prediction
+from dpt_nb.network.dpt import TEST_PIPELINES, config_for
+from dpt_nb.training.recipes import RECIPES
 
 REFERENCE = json.loads((Path(__file__).parent / "feeding_reference.json").read_text(encoding="utf-8"))
 
@@ -140,8 +140,8 @@ def test_the_toolbox_s_file_gives_the_toolbox_s_depth(toolbox_files, size, weigh
 
 
 def test_a_label_file_of_mmsegmentation_is_normalised_like_imagenet_and_needs_no_patch_bias(tmp_path):
-    from dpt_nb.checkpoints import convert
-    from dpt_nb.models import IMAGENET_MEAN, IMAGENET_STD, create_model
+    from dpt_nb.weights.load import convert
+    from dpt_nb.network.dpt import IMAGENET_MEAN, IMAGENET_STD, create_model
 
     torch.manual_seed(0)
     model = create_model(
@@ -171,7 +171,7 @@ def test_a_label_file_of_mmsegmentation_is_normalised_like_imagenet_and_needs_no
     ("rooms_tiny", (96, 128), (96, 128)),
 ])
 def test_a_recipe_validates_at_the_size_of_its_source(recipe, image, fed):
-    from dpt_nb.models import empty_model
+    from dpt_nb.network.dpt import empty_model
 
     chosen = RECIPES[recipe].model
     model = empty_model(config_for(chosen.name, **chosen.changes))

@@ -15,12 +15,12 @@ import pytest
 from conftest import command_here
 from PIL import Image
 
-from dpt_nb import folders
-from dpt_nb.folders import LOCK, WORK, FolderError, predict_files, read_predictions
-from dpt_nb.images import InUse
-from dpt_nb.inference import Predictor
-from dpt_nb.models import create_model
-from dpt_nb.outputs import OUTPUTS
+from dpt_nb.inference import folders
+from dpt_nb.inference.folders import LOCK, WORK, FolderError, predict_files, read_predictions
+from dpt_nb.images.images import InUse
+from dpt_nb.inference.predictor import Predictor
+from dpt_nb.network.dpt import create_model
+from dpt_nb.inference.outputs import OUTPUTS
 
 MODEL = ("--model", "dpt_tiny_scenes", "--device", "cpu")
 COMMAND = "import sys; from dpt_nb.commands import main; sys.exit(main(sys.argv[1:]))"

@@ -11,7 +11,7 @@ import pytest
 from conftest import changes
 from PIL import Image
 
-from dpt_nb.models import create_model
+from dpt_nb.network.dpt import create_model
 
 HERE = Path(__file__).parent
 BIG = 600_000  # kilobytes: enough for anything here

@@ -61,13 +61,13 @@ def make_subjects(place: Path) -> None:
     import torch
     from PIL import Image
 
-    from dpt_nb.checkpoints import load_checkpoint
+    from dpt_nb.weights.load import load_checkpoint
     from dpt_nb.commands import main
-    from dpt_nb.datasets import make_folder
-    from dpt_nb.loading import make_miniature
-    from dpt_nb.recipes import change_recipe, get_recipe
-    from dpt_nb.training import train
-    from dpt_nb.video import VideoWriter
+    from dpt_nb.data.datasets import make_folder
+    from dpt_nb.data.sampling import make_miniature
+    from dpt_nb.training.recipes import change_recipe, get_recipe
+    from dpt_nb.training.loop import train
+    from dpt_nb.inference.video import VideoWriter
 
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1))
     for kind in ("png", "jpg", "gif", "tiff", "webp"):

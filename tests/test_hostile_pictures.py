@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dpt_nb.images import IMAGE_FORMATS, ImageError, find_images, left_out, read_image, to_image, unreadable
-from dpt_nb.inference import Predictor
-from dpt_nb.models import create_model
-from dpt_nb.outputs import read_map
+from dpt_nb.images.images import IMAGE_FORMATS, ImageError, find_images, left_out, read_image, to_image, unreadable
+from dpt_nb.inference.predictor import Predictor
+from dpt_nb.network.dpt import create_model
+from dpt_nb.inference.outputs import read_map
 
 
 def photograph(size=(120, 80)):
@@ -133,8 +133,8 @@ BOMBS = {
 }
 READ = """
 import resource, sys, time
-from dpt_nb.images import ImageError, read_image
-from dpt_nb.outputs import read_map
+from dpt_nb.images.images import ImageError, read_image
+from dpt_nb.inference.outputs import read_map
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:
     try: (read_map if path.endswith(".npy") else read_image)(path); print(path, "was read")
@@ -218,7 +218,7 @@ def test_a_folder_is_streamed(predictor, tmp_path, monkeypatch):
     for number in range(6):
         photograph().save(tmp_path / f"{number}.png")
     read = []
-    monkeypatch.setattr("dpt_nb.inference.read_image", lambda path, **settings: read.append(path) or read_image(path, **settings))
+    monkeypatch.setattr("dpt_nb.inference.predictor.read_image", lambda path, **settings: read.append(path) or read_image(path, **settings))
     found = predictor(tmp_path)
     assert len(found) == 6 and not read
     for number, prediction in enumerate(found):

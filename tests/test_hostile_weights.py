@@ -15,8 +15,8 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from dpt_nb.checkpoints import convert, load_checkpoint, open_checkpoint
-from dpt_nb.models import DPT, NAMED, DPTConfig, config_for, config_from, count_multiply_adds, create_model, empty_model, list_models
+from dpt_nb.weights.load import convert, load_checkpoint, open_checkpoint
+from dpt_nb.network.dpt import DPT, NAMED, DPTConfig, config_for, config_from, count_multiply_adds, create_model, empty_model, list_models
 
 SHIPPED = REPOSITORY / "dpt_nb" / "weights" / "dpt_tiny_scenes"
 ABSURD = [

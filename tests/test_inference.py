@@ -15,14 +15,14 @@ from conftest import command, command_here
 from PIL import Image
 
 from dpt_nb.commands import main
-from dpt_nb.folders import predict_files, read_predictions
-from dpt_nb.images import read_image, write_image
-from dpt_nb.inference import Predictor, fit_size, resize_policy
-from dpt_nb.models import config_for, create_model
-from dpt_nb.outputs import read_map
-from dpt_nb.point_clouds import read_ply
-from dpt_nb.scenes import classes, random_scene, render
-from dpt_nb.video import VideoWriter, read_video
+from dpt_nb.inference.folders import predict_files, read_predictions
+from dpt_nb.images.images import read_image, write_image
+from dpt_nb.inference.predictor import Predictor, fit_size, resize_policy
+from dpt_nb.network.dpt import config_for, create_model
+from dpt_nb.inference.outputs import read_map
+from dpt_nb.inference.point_clouds import read_ply
+from dpt_nb.scenes.scenes import classes, random_scene, render
+from dpt_nb.inference.video import VideoWriter, read_video
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_published_networks_see_pictures_at_their_authors_sizes(name, patch):
 
 
 def test_every_way_in_gives_the_same(saved, rooms):
-    from dpt_nb.models import DPT
+    from dpt_nb.network.dpt import DPT
 
     predictor, path = Predictor(DPT.from_pretrained(saved), "cpu"), rooms / "03.png"
     image = read_image(path)
@@ -88,7 +88,7 @@ def test_every_way_in_gives_the_same(saved, rooms):
 def test_a_killed_folder_run_leaves_whole_files_and_goes_on(saved, rooms, tmp_path):
     words = ["dpt_predict", rooms, "--model", saved, "--outputs", "png,npy,colour"]
     command_here(*words, "--out", tmp_path / "at once", folder=tmp_path, check=0)
-    slow = "import sys, time, dpt_nb.folders as f; old = f.written_for; f.written_for = lambda *a: (time.sleep(0.3), old(*a))[1]; from dpt_nb.commands import main; sys.exit(main(sys.argv[1:]))"
+    slow = "import sys, time, dpt_nb.inference.folders as f; old = f.written_for; f.written_for = lambda *a: (time.sleep(0.3), old(*a))[1]; from dpt_nb.commands import main; sys.exit(main(sys.argv[1:]))"
     running = subprocess.Popen([sys.executable, "-c", slow, *map(str, words), "--out", str(tmp_path / "out")], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "out").glob("*-label.png")) if (tmp_path / "out").is_dir() else []) < 3 and time.monotonic() < deadline:
@@ -155,7 +155,7 @@ def test_a_strip_is_predicted_and_said_to_be_one(saved, tmp_path, capsys, monkey
 
 
 def test_an_entry_is_never_lost(saved, rooms, tmp_path):
-    from dpt_nb.models import DPT
+    from dpt_nb.network.dpt import DPT
 
     predictor = Predictor(DPT.from_pretrained(saved), "cpu")
     for file in sorted(rooms.iterdir())[:4]:
@@ -209,7 +209,7 @@ def test_a_size_that_cannot_be_is_refused_before_anything_is_written(saved, room
 
 
 def test_the_size_and_the_interpolation_that_are_asked_for_are_used(saved, rooms, tmp_path):
-    from dpt_nb.models import DPT
+    from dpt_nb.network.dpt import DPT
 
     command_here("dpt_predict", rooms / "00.png", "--model", saved, "--out", tmp_path / "out", "--size", "192x256", "--resizing", "isl-org", "--outputs", "npy", folder=tmp_path, check=0)
     wanted = Predictor(DPT.from_pretrained(saved), "cpu", size=(192, 256), resizing="isl-org").predict(read_image(rooms / "00.png")[None])["depth"][0]

@@ -16,21 +16,21 @@ import torch
 from conftest import alive, changes, command, command_here, wait_until
 from safetensors.torch import load_file
 
-from dpt_nb.datasets import DatasetError, make_folder
-from dpt_nb.launch import launch, recipe_words
-from dpt_nb.loading import open_dataset
-from dpt_nb.recipes import change_recipe, get_recipe
-from dpt_nb.training import TrainingError, run_words
-from dpt_nb.training_room import Sitting
+from dpt_nb.data.datasets import DatasetError, make_folder
+from dpt_nb.training.launch import launch, recipe_words
+from dpt_nb.data.sampling import open_dataset
+from dpt_nb.training.recipes import change_recipe, get_recipe
+from dpt_nb.training.loop import TrainingError, run_words
+from dpt_nb.workbench.training_room import Sitting
 
 SMALL = ["loop.steps=20", "data.batch_size=8", "data.train.count=16", "data.held_out.count=4", "keep.validate_every=20", "keep.every=4", "keep.best=false", "optimizer.lr=2e-4"]
 DEPTH = change_recipe(get_recipe("rooms_tiny"), SMALL)
 LONG = ["loop.steps=2000", "keep.every=2000", "keep.validate_every=2000"]  # on a busy machine a short run ends before it is stopped
 SCRIPT = """
 import json, sys
-from dpt_nb.launch import launch
-from dpt_nb.recipes import change_recipe, get_recipe
-from dpt_nb.training import Stopped
+from dpt_nb.training.launch import launch
+from dpt_nb.training.recipes import change_recipe, get_recipe
+from dpt_nb.training.loop import Stopped
 given = json.loads(sys.argv[1])
 try:
     launch(change_recipe(get_recipe(given.pop("recipe")), given.pop("assignments")), progress=False, cpu=True, **given)
@@ -196,7 +196,7 @@ def test_fresh_processes_listen_on_this_machine_only_and_end_with_their_launcher
     running = begin(change_recipe(DEPTH, LONG), tmp_path, out="run", data_root=data, num_processes=2, method="fresh", workers=1)
     family = reached(tmp_path / "run", 3, running)
     assert listened([psutil.Process(running.pid), *family]) == {"127.0.0.1"}
-    launcher = next(process for process in psutil.Process(running.pid).children() if "dpt_nb.launch" in process.cmdline())
+    launcher = next(process for process in psutil.Process(running.pid).children() if "dpt_nb.training.launch" in process.cmdline())
     launcher.kill()
     said = running.communicate(timeout=300)[0]
     assert "TrainingError: The launcher of the training processes was killed (signal 9)" in said and "Stopped after step" in said, said
@@ -231,7 +231,7 @@ def test_an_error_of_one_process_is_told_in_its_words(data, tmp_path):
 
 def test_an_unforeseen_error_is_told_with_its_traceback(data, tmp_path, monkeypatch):
     before = set(here())
-    monkeypatch.setattr("dpt_nb.training.batch_loss", lambda *inputs: 1 / 0)
+    monkeypatch.setattr("dpt_nb.training.loop.batch_loss", lambda *inputs: 1 / 0)
     with pytest.raises(TrainingError, match="(?s)Traceback.*piece_loss.*ZeroDivisionError"):
         launch(DEPTH, tmp_path / "run", data, num_processes=2, method="fork", cpu=True, workers=0, progress=False)
     assert set(here()) <= before
@@ -257,7 +257,7 @@ def test_a_script_for_slurm(data, tmp_path):
     for option in ("job-name=rooms_tiny", "nodes=4", "ntasks-per-node=1", "gpus-per-node=8", "cpus-per-task=32", "time=36:30:00", "requeue", "signal=B:TERM@120", "partition=gpu"):
         assert f"--{option}" in header
     command = shlex.split(text[text.index("srun") : text.index(" &\n")].replace("\\\n", " "))
-    words = command[command.index("dpt_nb.training") + 1 : -1]
+    words = command[command.index("dpt_nb.training.loop") + 1 : -1]
     recipe = change_recipe(get_recipe(words[0]), [words[index + 1] for index, word in enumerate(words) if word == "--set"])
     assert json.dumps(asdict(recipe)) == json.dumps(asdict(change_recipe(wide, ["loop.precision=bf16"])))
     assert words[words.index("--out") + 1] == str(tmp_path / "my run") and "--cpu" not in words and "how=(--resume)" in text
@@ -288,10 +288,10 @@ def test_names_reach_the_training_as_they_are(odd, tmp_path, monkeypatch):
         done = subprocess.run(["bash", script.absolute()], capture_output=True, env=environment, timeout=60)
         assert done.returncode == 0, done.stderr
         words = json.loads((tmp_path / "given").read_text())
-        words = words[words.index("dpt_nb.training") + 1 :]
+        words = words[words.index("dpt_nb.training.loop") + 1 :]
         assert not list(tmp_path.rglob("pwned"))
         parsed = mock.MagicMock()
-        monkeypatch.setattr("dpt_nb.training.train", parsed)
+        monkeypatch.setattr("dpt_nb.training.loop.train", parsed)
         run_words(words)
         (given, out, data_root, *_, trackers), _ = parsed.call_args
         assert (out, data_root, trackers) == (f"{name}/run", odd, (odd,)) and given.data.train == recipe.data.train

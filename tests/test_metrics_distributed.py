@@ -7,7 +7,7 @@ import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 
-from dpt_nb.metrics import WHDR, BoundaryFScore, DepthMetrics, SegmentationMetrics
+from dpt_nb.objective.metrics import WHDR, BoundaryFScore, DepthMetrics, SegmentationMetrics
 
 SHARES = [([0], [1, 2, 3, 4]), ([0, 1, 2, 3, 4], []), ([], [0, 1, 2, 3, 4]), ([3], [0, 1, 2, 4])]  # image 3 has nothing to judge
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 import torch.nn.functional as functional
 
-from dpt_nb.losses import gradient_matching_loss
-from dpt_nb.models import create_model
-from dpt_nb.scenes import random_scene, render
+from dpt_nb.objective.losses import gradient_matching_loss
+from dpt_nb.network.dpt import create_model
+from dpt_nb.scenes.scenes import random_scene, render
 
 
 def sharpness(prediction, truth):

@@ -19,8 +19,8 @@ from transformers import BeitConfig, BitConfig, DepthAnythingConfig, DepthAnythi
 from transformers import DPTConfig as PeerConfig
 from transformers import Swinv2Config
 
-from dpt_nb.checkpoints import into_ours, load_checkpoint, open_checkpoint, rows_of
-from dpt_nb.models import DPT, create_model
+from dpt_nb.weights.load import into_ours, load_checkpoint, open_checkpoint, rows_of
+from dpt_nb.network.dpt import DPT, create_model
 
 transformers.utils.logging.disable_progress_bar()
 TOLERANCE = 2e-5  # of the largest value; rounding in float32 leaves some 1e-6

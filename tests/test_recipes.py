@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from dpt_nb.loading import training_loader
-from dpt_nb.losses import SILogLoss
-from dpt_nb.models import create_model
-from dpt_nb.recipes import RECIPES, TOOLBOX_POINTS, build_losses, build_transforms, change_recipe, difference_table, get_recipe, recipe_differences, recipe_table
-from dpt_nb.training import batch_loss, batch_shares, build_optimiser, build_schedule, kaiming_decoder, parameter_groups, total_steps
+from dpt_nb.data.sampling import training_loader
+from dpt_nb.objective.losses import SILogLoss
+from dpt_nb.network.dpt import create_model
+from dpt_nb.training.recipes import RECIPES, TOOLBOX_POINTS, build_losses, build_transforms, change_recipe, difference_table, get_recipe, recipe_differences, recipe_table
+from dpt_nb.training.loop import batch_loss, batch_shares, build_optimiser, build_schedule, kaiming_decoder, parameter_groups, total_steps
 
 PUBLISHED = {"kitti": (23158, 1447, 34728), "nyu": (24231, 1514, 36336)}  # training images, steps an epoch, steps
 LOG_LINES = {  # of the Toolbox's logs: (epoch, step within it) → rate as printed

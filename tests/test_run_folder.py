@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-import dpt_nb.training
-from dpt_nb.data_care import looked_at
-from dpt_nb.datasets import make_folder
-from dpt_nb.images import InUse, write_depth, write_label
-from dpt_nb.loading import open_dataset
-from dpt_nb.recipes import LOSSES, RecipeError, change_recipe, get_recipe
-from dpt_nb.training import RunInUse, TrainingError, TrainingWarning, rehearse, train
+import dpt_nb.training.loop
+from dpt_nb.data.checks import looked_at
+from dpt_nb.data.datasets import make_folder
+from dpt_nb.images.images import InUse, write_depth, write_label
+from dpt_nb.data.sampling import open_dataset
+from dpt_nb.training.recipes import LOSSES, RecipeError, change_recipe, get_recipe
+from dpt_nb.training.loop import RunInUse, TrainingError, TrainingWarning, rehearse, train
 
 OWN = [*SHORT[:4], "data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms", "keep.pictures=0"]
 QUICK = [*SHORT, "keep.pictures=0"]
@@ -105,7 +105,7 @@ def test_files_of_a_run_with_any_content_are_told_in_a_sentence(straight, tmp_pa
 
 
 def test_a_validation_that_was_killed_is_made_up_for(straight, tmp_path):
-    out, judge = tmp_path / "run", dpt_nb.training.judge_now
+    out, judge = tmp_path / "run", dpt_nb.training.loop.judge_now
 
     def die(run, step):
         if step == 6:
@@ -113,10 +113,10 @@ def test_a_validation_that_was_killed_is_made_up_for(straight, tmp_path):
         return judge(run, step)
 
     recipe = change_recipe(get_recipe("rooms_tiny"), QUICK)
-    with mock.patch("dpt_nb.training.judge_now", die), pytest.raises(KeyboardInterrupt):
+    with mock.patch("dpt_nb.training.loop.judge_now", die), pytest.raises(KeyboardInterrupt):
         train(recipe, out, straight / "data", cpu=True, workers=0, progress=False)
     assert (out / "checkpoints" / "step-00000006.pt").exists(), "the state was not saved before the validation"
-    with mock.patch("dpt_nb.training.move", side_effect=AssertionError("a step was made again")):
+    with mock.patch("dpt_nb.training.loop.move", side_effect=AssertionError("a step was made again")):
         resumed(straight, out)
     strip = lambda folder: [{name: value for name, value in json.loads(line).items() if name != "images_per_second"} for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert strip(out) == strip(straight / "run") and same_weights(straight / "run", out)
@@ -124,7 +124,7 @@ def test_a_validation_that_was_killed_is_made_up_for(straight, tmp_path):
 
 def test_a_living_run_is_neither_resumed_nor_replaced_nor_cleared(straight, tmp_path):
     recipe, out, refused = change_recipe(get_recipe("rooms_tiny"), QUICK), tmp_path / "run", []
-    write = dpt_nb.training.RunLog.write
+    write = dpt_nb.training.loop.RunLog.write
 
     def meanwhile(self, row):
         write(self, row)
@@ -135,10 +135,10 @@ def test_a_living_run_is_neither_resumed_nor_replaced_nor_cleared(straight, tmp_
                     train(recipe, out, straight / "data", cpu=True, workers=0, progress=False, **options)
                 refused.append(said.value)
             with pytest.raises(RunInUse):
-                dpt_nb.training.clear_leftovers(out)
+                dpt_nb.training.loop.clear_leftovers(out)
             assert (out / ".model.new").exists()
 
-    with mock.patch.object(dpt_nb.training.RunLog, "write", meanwhile):
+    with mock.patch.object(dpt_nb.training.loop.RunLog, "write", meanwhile):
         train(recipe, out, straight / "data", cpu=True, workers=0, progress=False)
     assert [isinstance(error, InUse) for error in refused] == [False, True, True], refused  # the first sees that there is a run
     assert all(f"this process ({os.getpid()})" in str(error) for error in refused[1:])
@@ -148,7 +148,7 @@ def test_a_living_run_is_neither_resumed_nor_replaced_nor_cleared(straight, tmp_
 def test_a_reader_that_is_killed_is_named_also_during_a_validation(straight, tmp_path):
     recipe = change_recipe(get_recipe("rooms_tiny"), [*QUICK, "keep.validate_every=1", "loop.steps=40"])
     for moment in ("evaluate", "save_checkpoint", "move"):
-        original = getattr(dpt_nb.training, moment)
+        original = getattr(dpt_nb.training.loop, moment)
 
         def kill_first(*words, **options):
             for child in psutil.Process().children():
@@ -156,7 +156,7 @@ def test_a_reader_that_is_killed_is_named_also_during_a_validation(straight, tmp
             time.sleep(1)
             return original(*words, **options)
 
-        with mock.patch(f"dpt_nb.training.{moment}", kill_first):
+        with mock.patch(f"dpt_nb.training.loop.{moment}", kill_first):
             with pytest.raises(TrainingError, match=r"A process that reads samples died .*Killed.* at one of: \S+/rgb/\d{6}\.png.*--resume"):
                 train(recipe, tmp_path / moment, straight / "data", cpu=True, workers=1, progress=False)
 
@@ -212,7 +212,7 @@ def test_trackers_and_folders_that_cannot_be_are_refused_first(straight, tmp_pat
     options = dict(cpu=True, workers=0, progress=False)
     with pytest.raises(TrainingError, match="There is no tracker 'tensorbord'. There are .*tensorboard"):
         train(recipe, tmp_path / "run", straight / "data", trackers=("tensorbord",), **options)
-    with mock.patch("dpt_nb.training.get_available_trackers", lambda: []), pytest.raises(TrainingError, match="needs a package that is not installed: pip install tensorboard"):
+    with mock.patch("dpt_nb.training.loop.get_available_trackers", lambda: []), pytest.raises(TrainingError, match="needs a package that is not installed: pip install tensorboard"):
         rehearse(recipe, straight / "data", cpu=True, workers=0, trackers=("tensorboard",))
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
@@ -233,7 +233,7 @@ def test_a_sample_that_fails_on_the_way_names_its_file(own, workers):
     picture.resize((80, 64)).save(entries[0].image)
     write_depth(entries[0].depth, torch.ones(1, 64, 80), 1000.0)
     write_label(entries[0].label, torch.zeros(64, 80, dtype=torch.int64))
-    with mock.patch("dpt_nb.training.check_before_training", lambda *parts: []):  # one among many is not looked at before
+    with mock.patch("dpt_nb.training.loop.check_before_training", lambda *parts: []):  # one among many is not looked at before
         with pytest.raises(TrainingError) as said:
             started(own, "data.transforms=[]", workers=workers, name="sizes")
         assert entries[0].image.name in str(said.value) and "64x80" in str(said.value) and "died" not in str(said.value), said.value
@@ -263,8 +263,8 @@ def test_a_plain_loss_works_from_the_first_step_to_the_report(straight, tmp_path
     with mock.patch.dict(LOSSES["depth"], plain=Plain):
         report = train(recipe, tmp_path / "whole", straight / "data", **options)
         assert report["steps"] == 4 and "abs_rel" in report and report["without_truth"] == {}
-        move = dpt_nb.training.move
-        with mock.patch("dpt_nb.training.move", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt) if words[3] == 4 else move(*words)), pytest.raises(KeyboardInterrupt):
+        move = dpt_nb.training.loop.move
+        with mock.patch("dpt_nb.training.loop.move", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt) if words[3] == 4 else move(*words)), pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "parts", straight / "data", **options)
         train(recipe, tmp_path / "parts", straight / "data", resume=True, **options)
     assert same_weights(tmp_path / "whole", tmp_path / "parts")

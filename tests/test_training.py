@@ -18,16 +18,16 @@ import torch
 from conftest import SHORT, changes, command, command_here
 from safetensors.torch import load_file
 
-import dpt_nb.heads
-import dpt_nb.training
-from dpt_nb.datasets import make_folder
-from dpt_nb.evaluation import evaluate
-from dpt_nb.images import write_depth
-from dpt_nb.loading import Order, open_dataset
-from dpt_nb.losses import DepthLoss
-from dpt_nb.models import DPT, create_model
-from dpt_nb.recipes import RecipeError, build_losses, change_recipe, get_recipe
-from dpt_nb.training import TrainingError, TrainingWarning, batch_loss, batch_shares, build_model, train
+import dpt_nb.network.heads
+import dpt_nb.training.loop
+from dpt_nb.data.datasets import make_folder
+from dpt_nb.evaluation.evaluate import evaluate
+from dpt_nb.images.images import write_depth
+from dpt_nb.data.sampling import Order, open_dataset
+from dpt_nb.objective.losses import DepthLoss
+from dpt_nb.network.dpt import DPT, create_model
+from dpt_nb.training.recipes import RecipeError, build_losses, change_recipe, get_recipe
+from dpt_nb.training.loop import TrainingError, TrainingWarning, batch_loss, batch_shares, build_model, train
 
 LONGER = [assignment for assignment in SHORT if not assignment.startswith(("loop.steps", "keep.every"))] + ["loop.steps=14", "keep.every=4"]
 
@@ -92,7 +92,7 @@ def wait_for(path, running):
 HALF_A_CHECKPOINT = """
 import sys, time, torch
 from pathlib import Path
-from dpt_nb.training import run_words
+from dpt_nb.training.loop import run_words
 
 save, marker = torch.save, Path(sys.argv[1])
 
@@ -119,7 +119,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(s
     leftover = names - {"step-00000004.pt"}
     assert "step-00000004.pt" in names and len(leftover) == 1 and leftover.pop().startswith("."), names
     torch.load(tmp_path / "run" / "checkpoints" / "step-00000004.pt", weights_only=True)
-    done = command(sys.executable, "-m", "dpt_nb.training", *words, "--resume", folder=tmp_path, check=0)
+    done = command(sys.executable, "-m", "dpt_nb.training.loop", *words, "--resume", folder=tmp_path, check=0)
     assert "damaged" not in done.stderr
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-00000012.pt", "step-00000014.pt"}
     assert same(weights(straight / "runs" / "rooms_tiny"), weights(tmp_path / "run"))
@@ -158,7 +158,7 @@ def told_of_a_full_disk(done, out, last, words):
 def test_a_full_disk_loses_nothing_already_written(straight, small_disk, tmp_path):
     state = (straight / "runs" / "rooms_tiny" / "checkpoints" / "step-00000014.pt").stat().st_size
     out = small_disk(3 * state) / "run"  # a state and the best network have room, a second state beside them has, a third has not
-    words = [sys.executable, "-m", "dpt_nb.training", "rooms_tiny", "--cpu", "--workers", "0", "--data-root", straight / "data", "--out", out, *changes(*LONGER)]
+    words = [sys.executable, "-m", "dpt_nb.training.loop", "rooms_tiny", "--cpu", "--workers", "0", "--data-root", straight / "data", "--out", out, *changes(*LONGER)]
     told_of_a_full_disk(command(*words, folder=tmp_path), out, 8, "No space left on device")
     small_disk(8 * state)
     command(*words, "--resume", folder=tmp_path, check=0)
@@ -168,7 +168,7 @@ def test_a_full_disk_loses_nothing_already_written(straight, small_disk, tmp_pat
 @pytest.mark.slow
 def test_a_file_as_large_as_allowed_loses_nothing_already_written(straight, tmp_path):
     out = tmp_path / "run"
-    words = [sys.executable, "-m", "dpt_nb.training", "rooms_tiny", "--cpu", "--workers", "0", "--data-root", straight / "data", "--out", out, *changes(*LONGER)]
+    words = [sys.executable, "-m", "dpt_nb.training.loop", "rooms_tiny", "--cpu", "--workers", "0", "--data-root", straight / "data", "--out", out, *changes(*LONGER)]
     shutil.copytree(straight / "runs" / "rooms_tiny", out)
     (out / "report.json").unlink()
     states = sorted((out / "checkpoints").iterdir())
@@ -226,13 +226,13 @@ def test_the_rate_that_is_logged_is_the_one_that_was_used(straight, tmp_path):
 
 def test_after_a_loss_that_is_not_a_number_the_way_that_is_named_leads_out(straight, tmp_path):
     out, data = rewound(straight / "runs" / "rooms_tiny", tmp_path / "run", 12), straight / "data"
-    recipe, piece_loss = change_recipe(get_recipe("rooms_tiny"), LONGER), dpt_nb.training.piece_loss
+    recipe, piece_loss = change_recipe(get_recipe("rooms_tiny"), LONGER), dpt_nb.training.loop.piece_loss
 
     def breaks_when_fast(recipe, parts, accelerator, inputs, step, share):
         backward, shown = piece_loss(recipe, parts, accelerator, inputs, step, share)
         return backward, shown * torch.nan if step == 13 and parts["optimiser"].param_groups[0]["lr"] > 2e-5 else shown
 
-    with mock.patch("dpt_nb.training.piece_loss", breaks_when_fast):
+    with mock.patch("dpt_nb.training.loop.piece_loss", breaks_when_fast):
         with pytest.raises(TrainingError) as said:
             train(recipe, out, data, resume=True, cpu=True, workers=0, progress=False)
         words = str(said.value)
@@ -276,7 +276,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_moves_nothing(straight, tmp_p
 
 @pytest.mark.parametrize("spoil, words", [pytest.param("weights", "in model.", marks=pytest.mark.slow), ("moments", "in optimiser.")])
 def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight, tmp_path, spoil, words):
-    recipe, move = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.every=2", "keep.validate_every=2"]), dpt_nb.training.move
+    recipe, move = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.every=2", "keep.validate_every=2"]), dpt_nb.training.loop.move
 
     def spoiling(recipe, parts, accelerator, step):
         done = move(recipe, parts, accelerator, step)
@@ -287,7 +287,7 @@ def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight,
         return done
 
     expected = "After step 4 the network holds values that are not finite" if spoil == "weights" else f"The state after step 4 holds values that are not finite, {words}"
-    with mock.patch("dpt_nb.training.move", spoiling), pytest.raises(TrainingError, match=expected):
+    with mock.patch("dpt_nb.training.loop.move", spoiling), pytest.raises(TrainingError, match=expected):
         train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002.pt"]
     assert all(value.isfinite().all() for value in load_file(tmp_path / "run" / "best" / "model.safetensors").values())
@@ -310,9 +310,9 @@ def unwell_until(step, function, value):
 @pytest.mark.parametrize("name, part", [("rooms_tiny", "to_depth"), pytest.param("rooms_labels", "SegmentationHead.forward", marks=pytest.mark.slow)])
 def test_predictions_that_are_not_numbers_are_said_and_never_best(straight, tmp_path, name, part):
     recipe = change_recipe(get_recipe(name), [*SHORT, "keep.validate_every=2", "keep.pictures=0"])
-    owner, _, own = f"dpt_nb.heads.{part}".rpartition(".")
+    owner, _, own = f"dpt_nb.network.heads.{part}".rpartition(".")
     function = getattr(pkgutil.resolve_name(owner.replace("heads.", "heads:")), own)
-    with mock.patch(f"dpt_nb.heads.{part}", unwell_until(100, function, torch.nan)):
+    with mock.patch(f"dpt_nb.network.heads.{part}", unwell_until(100, function, torch.nan)):
         with pytest.raises(TrainingError, match=r"(?s)Predictions on held-out samples are not finite \((depth|label)\).*try a lower learning rate"):
             train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     assert not (tmp_path / "run" / "best").exists() and len(rows(tmp_path / "run")) == 1
@@ -320,9 +320,9 @@ def test_predictions_that_are_not_numbers_are_said_and_never_best(straight, tmp_
 
 def test_infinite_predictions_which_can_be_judged_are_said_and_never_best(straight, tmp_path):
     recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.validate_every=2", "keep.pictures=0"])
-    kept, save_model = [], dpt_nb.training.save_model
+    kept, save_model = [], dpt_nb.training.loop.save_model
     note = lambda model, folder: kept.append((folder.name, len(rows(tmp_path / "run")))) or save_model(model, folder)
-    with mock.patch("dpt_nb.heads.to_depth", unwell_until(3, dpt_nb.heads.to_depth, torch.inf)), mock.patch("dpt_nb.training.save_model", note):
+    with mock.patch("dpt_nb.network.heads.to_depth", unwell_until(3, dpt_nb.network.heads.to_depth, torch.inf)), mock.patch("dpt_nb.training.loop.save_model", note):
         with pytest.warns(TrainingWarning, match=r"Predictions on held-out samples are not finite \(depth\), so there are no metrics"):
             train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     assert [row["step"] for row in rows(tmp_path / "run") if "abs_rel" in row] == [4, 6]
@@ -388,13 +388,13 @@ def test_tensorboard_has_every_step_once_after_a_run_went_on(straight, tmp_path)
 
     recipe, out = change_recipe(get_recipe("rooms_tiny"), LONGER), tmp_path / "run"
     options = dict(cpu=True, workers=0, progress=False, trackers=("tensorboard",))
-    after = dpt_nb.training.Run.after
+    after = dpt_nb.training.loop.Run.after
     def stopping(self, step, loss, asked, bar):
         after(self, step, loss, asked, bar)
         if step == 11:
             raise KeyboardInterrupt  # as if killed: three steps after the last checkpoint
 
-    with mock.patch.object(dpt_nb.training.Run, "after", stopping), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(dpt_nb.training.loop.Run, "after", stopping), pytest.raises(KeyboardInterrupt):
         train(recipe, out, straight / "data", **options)
     train(recipe, out, straight / "data", resume=True, **options)
     events = EventAccumulator(str(out / "tensorboard"), size_guidance=dict(scalars=0)).Reload()
@@ -407,7 +407,7 @@ def test_validation_of_a_mixture_sees_all_of_its_sets(tmp_path):
     sets = {"rooms": dict(count=20, joint=True), "streets": dict(count=20, joint=True)}
     recipe = change_recipe(get_recipe("scenes_tiny"), [*SHORT[:4], f"data.train={json.dumps(dict(inverse=False, sets=sets))}", f"data.held_out={json.dumps(dict(inverse=False, sets=sets))}", "keep.validate_on=6", "keep.pictures=2"])
     seen = []
-    with mock.patch("dpt_nb.training.evaluate", lambda predictor, dataset, *more, **options: seen.append([dataset[index]["meta"]["path"] for index in range(len(dataset))]) or evaluate(predictor, dataset, *more, **options)):
+    with mock.patch("dpt_nb.training.loop.evaluate", lambda predictor, dataset, *more, **options: seen.append([dataset[index]["meta"]["path"] for index in range(len(dataset))]) or evaluate(predictor, dataset, *more, **options)):
         report = train(recipe, tmp_path / "run", tmp_path / "data", cpu=True, workers=0, progress=False)
     assert [[sum(kind in path for path in paths) for kind in ("/rooms-", "/streets-")] for paths in seen[:2]] == [[3, 3]] * 2
     assert [Path(path).stem for path in seen[0]] == ["000000", "000006", "000013"] * 2, "not spread over the whole list"
@@ -486,7 +486,7 @@ def test_a_dry_run_of_few_steps_says_how_long_a_step_takes(straight, tmp_path):
 
 
 def test_a_rise_of_one_step_is_refused_where_epochs_come_to_it(straight, tmp_path):
-    from dpt_nb.training import build_optimiser, build_schedule
+    from dpt_nb.training.loop import build_optimiser, build_schedule
 
     recipe = get_recipe("rooms_tiny", schedule=dict(warm_up=0.25))
     optimiser = build_optimiser(recipe, torch.nn.ModuleDict(dict(heads=torch.nn.Linear(2, 2))))

@@ -15,14 +15,14 @@ from PIL import Image
 
 av = pytest.importorskip("av", reason="films need PyAV")
 
-from dpt_nb import video  # noqa: E402
+from dpt_nb.inference import video  # noqa: E402
 from dpt_nb.commands import main  # noqa: E402
-from dpt_nb.folders import read_predictions  # noqa: E402
-from dpt_nb.inference import Predictor  # noqa: E402
-from dpt_nb.models import create_model  # noqa: E402
-from dpt_nb.outputs import read_map, read_scaled  # noqa: E402
-from dpt_nb.scenes import random_scene, render  # noqa: E402
-from dpt_nb.video import FilmReader, TemporalSmoother, VideoError, VideoWriter, predict_video, read_video  # noqa: E402
+from dpt_nb.inference.folders import read_predictions  # noqa: E402
+from dpt_nb.inference.predictor import Predictor  # noqa: E402
+from dpt_nb.network.dpt import create_model  # noqa: E402
+from dpt_nb.inference.outputs import read_map, read_scaled  # noqa: E402
+from dpt_nb.scenes.scenes import random_scene, render  # noqa: E402
+from dpt_nb.inference.video import FilmReader, TemporalSmoother, VideoError, VideoWriter, predict_video, read_video  # noqa: E402
 
 MODEL = str(Path(__file__).resolve().parent.parent / "dpt_nb" / "weights" / "dpt_tiny_scenes")
 CORNERS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}

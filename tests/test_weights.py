@@ -5,10 +5,10 @@ from importlib.resources import files
 import pytest
 from conftest import command_here
 
-from dpt_nb.evaluation import PROTOCOLS, evaluate
-from dpt_nb.inference import Predictor
-from dpt_nb.loading import open_dataset
-from dpt_nb.models import PUBLISHED, create_model
+from dpt_nb.evaluation.evaluate import PROTOCOLS, evaluate
+from dpt_nb.inference.predictor import Predictor
+from dpt_nb.data.sampling import open_dataset
+from dpt_nb.network.dpt import PUBLISHED, create_model
 
 FOLDER = files("dpt_nb") / "weights" / "dpt_tiny_scenes"
 
