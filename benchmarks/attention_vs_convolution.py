@@ -10,13 +10,14 @@ First a pilot gives each network its own learning rate, then the grid runs, then
 rate: a pilot is one run a rate, and its choice may be chance. A run that is finished is not repeated, and one that was
 interrupted goes on; the figures of all are in `runs/attention_vs_convolution/GRID/results.json`, written anew after every run.
 """
+
 import argparse
 import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -25,13 +26,13 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from dpt_nb.data.datasets import SPLITS
+from dpt_nb.data.sampling import open_dataset
 from dpt_nb.evaluation.evaluate import PROTOCOLS, ConstantPredictor, evaluate, median_depth, write_report
 from dpt_nb.inference.predictor import Predictor
-from dpt_nb.data.sampling import open_dataset
 from dpt_nb.network.dpt import DPT
-from dpt_nb.training.recipes import TINY_DEPTH, Recipe, get_recipe
 from dpt_nb.scenes.scenes import random_scene, unproject
 from dpt_nb.training.loop import train
+from dpt_nb.training.recipes import TINY_DEPTH, Recipe, get_recipe
 
 NETWORKS = ("dpt_tiny", "resnet_tiny")  # with attention, and without
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +43,7 @@ CHOOSING, JUDGING = 64, 128  # held-out rooms: the first choose the learning rat
 @dataclass(frozen=True)
 class Grid:
     "What is varied, and what is the same for all runs."
+
     counts: tuple[int, ...]  # training rooms; `steps * batch_size` of them means that no room is seen twice
     seeds: tuple[int, ...]  # of the weights, the order and the augmentation
     rates: tuple[float, ...]  # tried for each network, on the largest count with a seed that the grid does not use
@@ -54,7 +56,14 @@ GRIDS = {
     "tiny": Grid((16, 64), (0,), (1e-3,), steps=16, batch_size=4, size=(64, 96)),
     "small": Grid((32, 800), (0, 1, 2), (1e-3, 2e-3), steps=200, batch_size=4, size=(64, 96)),
     "medium": Grid((32, 128, 512, 4800), (0, 1, 2), (5e-4, 1e-3, 2e-3), steps=600, batch_size=8, size=(64, 96)),
-    "full": Grid((32, 128, 512, 2048, 8192, 96_000), (0, 1, 2, 3, 4), (5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3), steps=6000, batch_size=16, size=(96, 128)),
+    "full": Grid(
+        (32, 128, 512, 2048, 8192, 96_000),
+        (0, 1, 2, 3, 4),
+        (5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3),
+        steps=6000,
+        batch_size=16,
+        size=(96, 128),
+    ),
 }
 PILOT_SEED = 1000
 
@@ -62,6 +71,7 @@ PILOT_SEED = 1000
 @dataclass(frozen=True)
 class Job:
     "One run."
+
     network: str  # of `NETWORKS`
     count: int  # training rooms
     seed: int
@@ -74,15 +84,29 @@ class Job:
 def recipe_of(grid: Grid, job: Job) -> Recipe:
     "`rooms_tiny` but for the network, the rooms and the size of everything."
     return get_recipe(
-        "rooms_tiny", seed=job.seed, model=dict(name=job.network, changes=dict(heads={"depth": TINY_DEPTH}, image_size=list(grid.size))),
-        data=dict(train=dict(count=job.count, size=list(grid.size)), held_out=dict(count=CHOOSING, size=list(grid.size)), batch_size=grid.batch_size),
-        optimizer=dict(lr=job.rate), loop=dict(steps=grid.steps), keep=dict(validate_every=grid.steps, validate_on=1, every=max(50, grid.steps // 10), last=1, best=False, pictures=0),
+        "rooms_tiny",
+        seed=job.seed,
+        model=dict(name=job.network, changes=dict(heads={"depth": TINY_DEPTH}, image_size=list(grid.size))),
+        data=dict(
+            train=dict(count=job.count, size=list(grid.size)),
+            held_out=dict(count=CHOOSING, size=list(grid.size)),
+            batch_size=grid.batch_size,
+        ),
+        optimizer=dict(lr=job.rate),
+        loop=dict(steps=grid.steps),
+        keep=dict(
+            validate_every=grid.steps, validate_on=1, every=max(50, grid.steps // 10), last=1, best=False, pictures=0
+        ),
     )
 
 
 def pilot(grid: Grid) -> list[Job]:
     "Each network with each learning rate, once; where there is one rate only, nothing is to be chosen."
-    return [] if len(grid.rates) == 1 else [Job(network, grid.counts[-1], PILOT_SEED, rate) for network in NETWORKS for rate in grid.rates]
+    return (
+        []
+        if len(grid.rates) == 1
+        else [Job(network, grid.counts[-1], PILOT_SEED, rate) for network in NETWORKS for rate in grid.rates]
+    )
 
 
 def best_rates(grid: Grid, name: str, place: int = 0) -> dict[str, float]:  # network → learning rate
@@ -90,13 +114,22 @@ def best_rates(grid: Grid, name: str, place: int = 0) -> dict[str, float]:  # ne
     if len(grid.rates) == 1:
         return dict.fromkeys(NETWORKS, grid.rates[0])
     error = {job: json.loads((job.folder(name) / "report.json").read_text())["abs_rel"] for job in pilot(grid)}
-    return {network: sorted((job for job in error if job.network == network), key=error.get)[place].rate for network in NETWORKS}
+    return {
+        network: sorted((job for job in error if job.network == network), key=error.get)[place].rate
+        for network in NETWORKS
+    }
 
 
 def jobs(grid: Grid, rates: dict[str, float]) -> list[Job]:
     "The grid, the fewest and the most rooms first, seed after seed: an interrupted one can then be read already."
     outer, inner = (grid.counts[0], grid.counts[-1]), grid.counts[1:-1]
-    return [Job(network, count, seed, rates[network]) for some in (outer, inner) for seed in grid.seeds for count in some for network in NETWORKS]
+    return [
+        Job(network, count, seed, rates[network])
+        for some in (outer, inner)
+        for seed in grid.seeds
+        for count in some
+        for network in NETWORKS
+    ]
 
 
 def second_jobs(grid: Grid, name: str) -> list[Job]:
@@ -104,21 +137,31 @@ def second_jobs(grid: Grid, name: str) -> list[Job]:
     if len(grid.rates) == 1:
         return []
     rates = best_rates(grid, name, place=1)
-    return [Job(network, count, seed, rates[network]) for count in grid.counts[-2:] for seed in grid.seeds for network in NETWORKS]
+    return [
+        Job(network, count, seed, rates[network])
+        for count in grid.counts[-2:]
+        for seed in grid.seeds
+        for network in NETWORKS
+    ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def held_out(grid: Grid, progress: bool = False) -> Subset:
     "The rooms that judge: nothing was trained on them or chosen by them."
-    return Subset(open_dataset("rooms", DATA, "held_out", count=CHOOSING + JUDGING, size=grid.size, progress=progress), range(CHOOSING, CHOOSING + JUDGING))
+    return Subset(
+        open_dataset("rooms", DATA, "held_out", count=CHOOSING + JUDGING, size=grid.size, progress=progress),
+        range(CHOOSING, CHOOSING + JUDGING),
+    )
 
 
-@lru_cache(maxsize=None)
+@cache
 def flat_parts(grid: Grid, index: int, share: float = 0.08) -> list[tuple]:
     "The walls, floor and ceiling of a held-out room, by its number, that fill at least a share of the picture: kind, normal, pixels."
     scene = random_scene("rooms", SPLITS["held_out"] + index, grid.size)
     rotation, true = scene.camera.rotation().double(), held_out(grid).dataset[index]["depth"]
-    world = unproject(true.double(), scene.camera.intrinsics()) @ rotation.T + torch.tensor(scene.camera.position, dtype=torch.float64)
+    world = unproject(true.double(), scene.camera.intrinsics()) @ rotation.T + torch.tensor(
+        scene.camera.position, dtype=torch.float64
+    )
     found = []
     for side in range(2):
         for axis in range(3):
@@ -150,7 +193,12 @@ def coherence(grid: Grid, predictor, data: Subset) -> dict:  # `wall_tilt`, `wal
         depth = predictor.predict(data[place]["image"][None])["depth"][0].cpu()
         found += planes(grid, index, depth)
     kinds = {kind: [plane for plane in found if plane["kind"] == kind] for kind in ("wall", "floor", "ceiling")}
-    return {f"{kind}_{what}": mean(plane[what] for plane in some) for kind, some in kinds.items() if some for what in ("tilt", "bend")} | {f"{kind}s": len(some) for kind, some in kinds.items()}
+    return {
+        f"{kind}_{what}": mean(plane[what] for plane in some)
+        for kind, some in kinds.items()
+        if some
+        for what in ("tilt", "bend")
+    } | {f"{kind}s": len(some) for kind, some in kinds.items()}
 
 
 def judge(grid: Grid, predictor) -> dict:
@@ -166,10 +214,19 @@ def run(name: str, job: Job, progress: bool = False) -> dict:  # figures
     if not (folder / "judged.json").exists():
         cuda = torch.cuda.is_available()
         if not (folder / "report.json").exists():
-            train(recipe_of(grid, job), folder, DATA, resume=(folder / "config.json").exists(), workers=4 if cuda else 0, progress=progress)
+            train(
+                recipe_of(grid, job),
+                folder,
+                DATA,
+                resume=(folder / "config.json").exists(),
+                workers=4 if cuda else 0,
+                progress=progress,
+            )
         report = json.loads((folder / "report.json").read_text())
         predictor = Predictor(DPT.from_pretrained(folder / "model"), "cuda" if cuda else "cpu")
-        facts = {key: report[key] for key in ("train_seconds", "device", "parameters", "steps")} | dict(chosen_by=report["abs_rel"])
+        facts = {key: report[key] for key in ("train_seconds", "device", "parameters", "steps")} | dict(
+            chosen_by=report["abs_rel"]
+        )
         write_report(folder / "judged.json", vars(job) | facts | judge(grid, predictor))
     return json.loads((folder / "judged.json").read_text())
 
@@ -185,24 +242,41 @@ def run_all(name: str, todo: list[Job], share: tuple[int, int] = (0, 1), progres
 def collect(name: str) -> dict:  # `runs`, `pilot`, `second`, `rates`, `baselines`, `missing`
     "All figures there are of a grid, written to its results.json."
     grid = GRIDS[name]
-    read = lambda job: json.loads((job.folder(name) / "judged.json").read_text()) if (job.folder(name) / "judged.json").exists() else None
+    read = lambda job: (
+        json.loads((job.folder(name) / "judged.json").read_text())
+        if (job.folder(name) / "judged.json").exists()
+        else None
+    )
     try:
         rates = best_rates(grid, name)
         wanted, again = jobs(grid, rates), second_jobs(grid, name)
     except FileNotFoundError:
         rates, wanted, again = {}, [], []
-    tried, found, second = ([figures for job in some if (figures := read(job))] for some in (pilot(grid), wanted, again))
+    tried, found, second = (
+        [figures for job in some if (figures := read(job))] for some in (pilot(grid), wanted, again)
+    )
     counts = len(grid.counts) + (2 if len(grid.rates) > 1 else 0)
     missing = len(pilot(grid)) - len(tried) + counts * len(grid.seeds) * len(NETWORKS) - len(found) - len(second)
     path = RUNS / name / "results.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    results = dict(grid=name, setting=vars(grid), rates=rates, missing=missing, baselines=before.get("baselines", {}), pilot=tried, runs=found, second=second)
+    results = dict(
+        grid=name,
+        setting=vars(grid),
+        rates=rates,
+        missing=missing,
+        baselines=before.get("baselines", {}),
+        pilot=tried,
+        runs=found,
+        second=second,
+    )
     if path.parent.exists():
         write_report(path, results)
     return results
 
 
-def finish(name: str, share: tuple[int, int] | None = None, gpus: int = 1, progress: bool = True) -> dict:  # of `collect`
+def finish(
+    name: str, share: tuple[int, int] | None = None, gpus: int = 1, progress: bool = True
+) -> dict:  # of `collect`
     "Run what is missing of a grid."
     grid = GRIDS[name]
     for count in grid.counts:  # drawn once, before several processes read them
@@ -224,23 +298,40 @@ def spread(name: str, phase: str, todo: list[Job], gpus: int, progress: bool) ->
     if gpus == 1:
         return run_all(name, todo, progress=progress)
     command = [sys.executable, __file__, "--grid", name, "--phase", phase]
-    workers = [subprocess.Popen([*command, "--share", f"{number}/{gpus}"], env=os.environ | dict(CUDA_VISIBLE_DEVICES=str(number))) for number in range(gpus)]
+    workers = [
+        subprocess.Popen(
+            [*command, "--share", f"{number}/{gpus}"], env=os.environ | dict(CUDA_VISIBLE_DEVICES=str(number))
+        )
+        for number in range(gpus)
+    ]
     if failed := [number for number, worker in enumerate(workers) if worker.wait()]:
-        raise RuntimeError(f"The runs on GPU {', '.join(map(str, failed))} failed; what they said stands above. Start the same command again: finished runs are kept.")
+        raise RuntimeError(
+            f"The runs on GPU {', '.join(map(str, failed))} failed; what they said stands above. Start the same command again: finished runs are kept."
+        )
 
 
 def summary(results: dict) -> str:
     "One line a network, rate and count: mean ± standard deviation over the seeds."
-    lines = [f"{'':12} {'rate':>6} {'rooms':>7} {'runs':>5} {'AbsRel':>16} {'δ<1.25':>16} {'wall tilt °':>14} {'wall bend %':>14}"]
+    lines = [
+        f"{'':12} {'rate':>6} {'rooms':>7} {'runs':>5} {'AbsRel':>16} {'δ<1.25':>16} {'wall tilt °':>14} {'wall bend %':>14}"
+    ]
     spread_of = lambda values: f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
     for network in NETWORKS:
-        for kind, count in [("runs", count) for count in results["setting"]["counts"]] + [("second", count) for count in results["setting"]["counts"]]:
+        for kind, count in [("runs", count) for count in results["setting"]["counts"]] + [
+            ("second", count) for count in results["setting"]["counts"]
+        ]:
             rows = [row for row in results[kind] if (row["network"], row["count"]) == (network, count)]
             if rows:
-                columns = [spread_of([row[key] for row in rows]) for key in ("abs_rel", "delta1", "wall_tilt", "wall_bend")]
-                lines.append(f"{network:12} {rows[0]['rate']:6g} {count:7} {len(rows):5} {columns[0]:>16} {columns[1]:>16} {columns[2]:>14} {columns[3]:>14}")
+                columns = [
+                    spread_of([row[key] for row in rows]) for key in ("abs_rel", "delta1", "wall_tilt", "wall_bend")
+                ]
+                lines.append(
+                    f"{network:12} {rows[0]['rate']:6g} {count:7} {len(rows):5} {columns[0]:>16} {columns[1]:>16} {columns[2]:>14} {columns[3]:>14}"
+                )
     for name, row in results["baselines"].items():
-        lines.append(f"{name:12} {'':6} {'':7} {'':5} {row['abs_rel']:>16.3f} {row['delta1']:>16.3f} {row['wall_tilt']:>14.3f} {row['wall_bend']:>14.3f}")
+        lines.append(
+            f"{name:12} {'':6} {'':7} {'':5} {row['abs_rel']:>16.3f} {row['delta1']:>16.3f} {row['wall_tilt']:>14.3f} {row['wall_bend']:>14.3f}"
+        )
     return "\n".join(lines)
 
 
@@ -254,13 +345,20 @@ if __name__ == "__main__":
     if asked.share:
         grid = GRIDS[asked.grid]
         number, processes = map(int, asked.share.split("/"))
-        todo = dict(pilot=lambda: pilot(grid), grid=lambda: jobs(grid, best_rates(grid, asked.grid)), second=lambda: second_jobs(grid, asked.grid))[asked.phase]()
+        todo = dict(
+            pilot=lambda: pilot(grid),
+            grid=lambda: jobs(grid, best_rates(grid, asked.grid)),
+            second=lambda: second_jobs(grid, asked.grid),
+        )[asked.phase]()
         run_all(asked.grid, todo, (number, processes), progress=number == 0)
     elif asked.grid:
         print(summary(finish(asked.grid, gpus=asked.gpus)))
     else:
         for name in GRIDS:
             results = collect(name)
-            print(f"{name}: {results['missing']} runs missing" + ("; --grid " + name + " runs them" if results["missing"] else ""))
+            print(
+                f"{name}: {results['missing']} runs missing"
+                + ("; --grid " + name + " runs them" if results["missing"] else "")
+            )
             if results["runs"]:
                 print(summary(results))

@@ -3,6 +3,7 @@
 A file with isl-org's names and random weights is written first. Each step runs in a process of its own; the time is taken after the imports,
 the memory is the largest resident set of the process, imports included. Pages of a file that is mapped count as resident.
 """
+
 import argparse
 import json
 import resource
@@ -40,8 +41,8 @@ def write_source(name, home):
     "A published model's file with random weights."
     import torch
 
-    from dpt_nb.weights.load import said_in
     from dpt_nb.network.dpt import create_model
+    from dpt_nb.weights.load import said_in
 
     model = create_model(name)
     theirs, filled = said_in("isl-org", model.config, model.state_dict())
@@ -66,9 +67,15 @@ if __name__ == "__main__":
         for _ in range(chosen.repeats):
             for step in STEPS:
                 words = [sys.executable, __file__, "--model", chosen.model, "--step", step, folder]
-                measured[step].append(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+                measured[step].append(
+                    json.loads(
+                        subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+                    )
+                )
         read = statistics.median(each["seconds"] for each in measured["torch.load"])
-        print(f"{chosen.model}, {size / 1e9:.2f} GB, medians of {chosen.repeats}\n{'':24}{'seconds':>9}{'of torch.load':>15}{'peak memory of the file':>25}")
+        print(
+            f"{chosen.model}, {size / 1e9:.2f} GB, medians of {chosen.repeats}\n{'':24}{'seconds':>9}{'of torch.load':>15}{'peak memory of the file':>25}"
+        )
         for step, found in measured.items():
             seconds, peak = (statistics.median(each[key] for each in found) for key in ("seconds", "bytes"))
             print(f"{step:24}{seconds:9.2f}{seconds / read:15.2f}{peak / size:25.2f}")

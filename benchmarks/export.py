@@ -3,6 +3,7 @@
 Prints the median time of each form for one picture of the network's own size, and the ratio model / form (above 1: the form is faster).
 Random weights, except for a model whose weights come along.
 """
+
 import argparse
 import statistics
 import tempfile
@@ -15,7 +16,12 @@ import torch
 from dpt_nb.deploy.export import export, export_facts, open_export
 from dpt_nb.network.dpt import create_model, list_models
 
-FORMS = {"onnx, any size": ("onnx", False), "onnx, one size": ("onnx", True), "torch_export, one size": ("torch_export", True), "compiled, one size": ("compiled", True)}
+FORMS = {
+    "onnx, any size": ("onnx", False),
+    "onnx, one size": ("onnx", True),
+    "torch_export, one size": ("torch_export", True),
+    "compiled, one size": ("compiled", True),
+}
 
 
 def seconds(call):
@@ -45,8 +51,17 @@ def measure(name, forms, repeats, threads):
         for label in forms:
             form, fixed = FORMS[label]
             start = time.perf_counter()
-            path = export(model, Path(folder) / (label.replace(", ", "-").replace(" ", "-") + (".onnx" if form == "onnx" else ".pt2")), form, size if fixed else "any", 1 if fixed else None)
-            print(f"  {label}: written in {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1e6:.1f} MB, for {export_facts(path)['sizes']}", flush=True)
+            path = export(
+                model,
+                Path(folder) / (label.replace(", ", "-").replace(" ", "-") + (".onnx" if form == "onnx" else ".pt2")),
+                form,
+                size if fixed else "any",
+                1 if fixed else None,
+            )
+            print(
+                f"  {label}: written in {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1e6:.1f} MB, for {export_facts(path)['sizes']}",
+                flush=True,
+            )
             runs[label] = opened(path, threads)
         spans = {label: [] for label in runs}
         with torch.inference_mode():

@@ -7,6 +7,7 @@ Files in the published layouts and sizes are written to a temporary folder: KITT
 file is about as large, and as slow to decode, as a photograph. Bare decoding is pillow's, into an array and no further: what
 any loader has to do. All steps of a round are timed in turn on one thread; the figures are medians over the rounds.
 """
+
 import statistics
 import tempfile
 import time
@@ -22,7 +23,11 @@ from dpt_nb.data.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCr
 ROUNDS, REPEATS = 9, 4
 PIPELINES = {
     "kitti": (dict(), dict(), [KBCrop(), Rotate(), Flip(), Crop(352, 704), Colour()]),
-    "nyu": (dict(labeled=False), dict(), [NYU_WINDOW, Rotate(), Flip(), Crop(416, 544), Colour(brightness=(0.75, 1.25))]),
+    "nyu": (
+        dict(labeled=False),
+        dict(),
+        [NYU_WINDOW, Rotate(), Flip(), Crop(416, 544), Colour(brightness=(0.75, 1.25))],
+    ),
     "ade20k": (dict(size=(512, 683)), dict(), [Rescale(longer_side=520), Pad(480, 480), Crop(480, 480), Flip()]),
 }
 
@@ -30,7 +35,9 @@ PIPELINES = {
 def add_grain(path, generator):
     "Noise of about three 8-bit steps, as a photograph has."
     picture = Image.open(path)
-    pixels = np.asarray(picture).astype(np.int16) + generator.normal(0, 3, np.asarray(picture).shape).round().astype(np.int16)
+    pixels = np.asarray(picture).astype(np.int16) + generator.normal(0, 3, np.asarray(picture).shape).round().astype(
+        np.int16
+    )
     picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     picture.save(path, **(dict(quality=90) if path.suffix == ".jpg" else {}))
 
@@ -45,7 +52,9 @@ def steps(dataset, transforms):
     tasks = {"decode": lambda turn, index: decode(dataset.entries[index]), "read": lambda turn, index: dataset[index]}
     for count in range(1, len(transforms) + 1):
         pipeline = Compose(*transforms[:count])
-        tasks[f"+ {type(transforms[count - 1]).__name__}"] = lambda turn, index, pipeline=pipeline: pipeline(dataset[index], chance(turn, index))
+        tasks[f"+ {type(transforms[count - 1]).__name__}"] = lambda turn, index, pipeline=pipeline: pipeline(
+            dataset[index], chance(turn, index)
+        )
     return tasks
 
 
@@ -76,9 +85,14 @@ def main():
             dataset = open_dataset(name, root, "train", **opening)
             for entry in dataset.entries:
                 add_grain(entry.image, generator)
-            sizes = [sum(path.stat().st_size for path in (entry.image, entry.depth, entry.label) if path) for entry in dataset.entries]
+            sizes = [
+                sum(path.stat().st_size for path in (entry.image, entry.depth, entry.label) if path)
+                for entry in dataset.entries
+            ]
             seconds, ratio = measure(dataset, transforms)
-        print(f"\n{name}: {statistics.mean(sizes) / 1024:.0f} KiB a sample; {1 / seconds[list(seconds)[-1]]:.0f} images a second and core, {ratio:.2f} of bare decoding")
+        print(
+            f"\n{name}: {statistics.mean(sizes) / 1024:.0f} KiB a sample; {1 / seconds[list(seconds)[-1]]:.0f} images a second and core, {ratio:.2f} of bare decoding"
+        )
         before = 0.0
         for step, taken in seconds.items():
             print(f"  {step:12} {1000 * taken:7.2f} ms" + (f"   ({1000 * (taken - before):+.2f})" if before else ""))

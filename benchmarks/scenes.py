@@ -8,6 +8,7 @@ Two ceilings are measured in the same rounds, so that a busy machine slows all o
 - a bare room: the rays, one slab test and Lambert's cosine, nothing in the room, no texture, no shadow;
 - memory: writing and reading a picture's results (image, depth, label) once, element by element.
 """
+
 import statistics
 import time
 
@@ -27,7 +28,11 @@ def bare_room(scene):
     t, face = hit_shell(torch.tensor(camera.position)[:, None], direction, scene.shell)
     along = direction.gather(0, (face // 2)[None])[0].abs()
     shade = along / (direction * direction).sum(0).sqrt()
-    return dict(image=(scene.materials[:3, face] * shade).view(3, *SIZE), depth=t.view(1, *SIZE), label=scene.labels[face].view(SIZE))
+    return dict(
+        image=(scene.materials[:3, face] * shade).view(3, *SIZE),
+        depth=t.view(1, *SIZE),
+        label=scene.labels[face].view(SIZE),
+    )
 
 
 def touch(result):
@@ -38,7 +43,8 @@ def touch(result):
 def seconds(make):
     "Seconds a scene for one round of all seeds."
     start = time.perf_counter()
-    for seed in SEEDS: make(seed)
+    for seed in SEEDS:
+        make(seed)
     return (time.perf_counter() - start) / len(SEEDS)
 
 
@@ -55,14 +61,19 @@ def main():
         "ceiling: bare room": lambda seed: bare_room(rooms[seed]),
         "ceiling: memory": lambda seed: touch(drawn),
     }
-    for make in tasks.values(): make(0)  # warm up
+    for make in tasks.values():
+        make(0)  # warm up
     rounds = [{name: seconds(make) for name, make in tasks.items()} for _ in range(ROUNDS)]
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread, {SIZE[0]} x {SIZE[1]}, {len(SEEDS)} seeds, median of {ROUNDS} rounds")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread, {SIZE[0]} x {SIZE[1]}, {len(SEEDS)} seeds, median of {ROUNDS} rounds"
+    )
     print(f"{'':26}{'a second':>12}{'ms each':>10}{'slowest':>10}{'rooms take':>12}")
     for name in tasks:
         times = [r[name] for r in rounds]
         ratio = statistics.median(r["rooms"] / r[name] for r in rounds)
-        print(f"{name:26}{1 / statistics.median(times):12.1f}{1e3 * statistics.median(times):10.3f}{1e3 * max(times):10.3f}{ratio:11.2f}x")
+        print(
+            f"{name:26}{1 / statistics.median(times):12.1f}{1e3 * statistics.median(times):10.3f}{1e3 * max(times):10.3f}{ratio:11.2f}x"
+        )
     rate = 1 / statistics.median(r["rooms"] for r in rounds)
     print(f"rooms: {rate:.0f} a second on one core; the goal is 100: {'met' if rate >= 100 else 'MISSED'}")
 

@@ -42,6 +42,7 @@ def within(
 
 FACTORS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
+
 def amount(
     text: str | None,  # such as "4G", "500M", "1.5 GiB"; None: not typed
     option: str,  # for the error
@@ -59,15 +60,26 @@ def amount(
 # %% ../nbs/commands.ipynb #78e65f49
 def dpt_predict(
     pictures: Param("photographs, folders of them, or videos", str, nargs="+"),
-    model: Param("folder of a saved model, such as runs/demo/model, a checkpoint of any project, a Hub id, a URL or a name of the zoo", str, required=True) = None,
+    model: Param(
+        "folder of a saved model, such as runs/demo/model, a checkpoint of any project, a Hub id, a URL or a name of the zoo",
+        str,
+        required=True,
+    ) = None,
     like: Param("name of the zoo, for a file that does not tell which of several models it is", str) = None,
     out: Param("folder for the results", str) = "predictions",
-    size: Param("height and width that the network sees, such as 352x1216; default: as the model's authors test it", str) = None,
-    resizing: Param("by which interpolation: antialiased, isl-org, depth-anything, mmseg, transformers, …; default: the model's own", str) = None,
+    size: Param(
+        "height and width that the network sees, such as 352x1216; default: as the model's authors test it", str
+    ) = None,
+    resizing: Param(
+        "by which interpolation: antialiased, isl-org, depth-anything, mmseg, transformers, …; default: the model's own",
+        str,
+    ) = None,
     flip: Param("average with the mirrored picture", store_true) = False,
     device: Param("cpu, cuda, …; default: cuda where there is one", str) = None,
     scales: Param("average over these multiples of the network's size, such as 0.75,1,1.25", str) = "1",
-    outputs: Param("what to write, of png,npy,pfm,colour,bar,overlay,side,ply; default: png,colour, of videos side", str) = None,
+    outputs: Param(
+        "what to write, of png,npy,pfm,colour,bar,overlay,side,ply; default: png,colour, of videos side", str
+    ) = None,
     window: Param("look through a window of so many pixels, for large pictures", int) = None,
     overlap: Param("of windows, a share of their side", float) = 0.25,
     field_of_view: Param("of ply: degrees across the picture's longer side", float) = 60.0,
@@ -79,24 +91,41 @@ def dpt_predict(
     compile: Param("compile the network first, for long runs", store_true) = False,
     again: Param("predict also what is in OUT already", store_true) = False,
     recursive: Param("also look into folders inside folders", store_true) = False,
-    max_memory: Param("bytes that one picture may take, such as 4G; a larger one is seen in tiles; default: half of what is free", str) = None,
+    max_memory: Param(
+        "bytes that one picture may take, such as 4G; a larger one is seen in tiles; default: half of what is free", str
+    ) = None,
     max_pixels: Param("pixels of a picture, such as 200M, up to which it is unpacked", str) = None,
 ):
     "Predict depth or labels for photographs: 16-bit PNGs and colour pictures, at each picture's own size."
-    from dpt_nb.weights.load import load_checkpoint
     from dpt_nb.inference.folders import check_prediction_settings, predict_files
     from dpt_nb.inference.predictor import Predictor
+    from dpt_nb.weights.load import load_checkpoint
 
     within("--batch", batch, 1, 4096)
-    wanted = check_prediction_settings(tuple(part.strip() for part in ("png,colour" if outputs is None else outputs).split(",")), window, overlap, batch, field_of_view)
+    wanted = check_prediction_settings(
+        tuple(part.strip() for part in ("png,colour" if outputs is None else outputs).split(",")),
+        window,
+        overlap,
+        batch,
+        field_of_view,
+    )
     of_films = wanted if outputs else ("side",)
     stills, films, stems, left = sort_pictures(pictures, recursive, of_films)
     check_films(films, of_films, smooth, every, window, overlap, batch)
     memory, pixels = amount(max_memory, "--max-memory", 1024), amount(max_pixels, "--max-pixels", 1000)
-    options = dict(precision=precision, channels_last=channels_last, compile=compile, resizing=resizing, max_memory=memory, max_pixels=pixels)
+    options = dict(
+        precision=precision,
+        channels_last=channels_last,
+        compile=compile,
+        resizing=resizing,
+        max_memory=memory,
+        max_pixels=pixels,
+    )
     seen, factors = sides(size), numbers(scales, "--scales")
     predictor = Predictor(load_checkpoint(model, like), device, flip, seen, scales=factors, **options)
-    written, bad = predict_files(predictor, stills, out, True, wanted, window, overlap, batch, again, field_of_view, recursive, left=[])
+    written, bad = predict_files(
+        predictor, stills, out, True, wanted, window, overlap, batch, again, field_of_view, recursive, left=[]
+    )
     made, worse = predict_videos(predictor, films, out, smooth, every, of_films, window, overlap, batch, again, stems)
     return report_run(written + made, bad + worse, left, out)
 
@@ -114,7 +143,9 @@ def sort_pictures(
     pictures: list[str],  # files and folders
     recursive: bool,  # also folders inside folders
     outputs: tuple[str, ...],  # what to write of films
-) -> tuple[list[str], list[str], list[str], list[str]]:  # pictures and folders; films; their stems; a sentence for each kind of thing left out
+) -> tuple[
+    list[str], list[str], list[str], list[str]
+]:  # pictures and folders; films; their stems; a sentence for each kind of thing left out
     "Videos that were named, and those in folders if what was asked for can be written of them."
     from dpt_nb.inference.folders import left_sentence, list_files
     from dpt_nb.inference.video import FILM_OUTPUTS
@@ -138,7 +169,9 @@ def numbers(
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise OptionError(f"Found {option} {text}, and numbers with commas between, such as 0.75,1,1.25, were expected.") from None
+        raise OptionError(
+            f"Found {option} {text}, and numbers with commas between, such as 0.75,1,1.25, were expected."
+        ) from None
     if not all(value <= most for value in found):
         raise OptionError(f"Found {option} {text}, and numbers up to {most:g} were expected.")
     return found
@@ -179,8 +212,8 @@ def predict_videos(
     stems: list[str] | None = None,  # what each should be named after; None: its own stem
 ) -> tuple[list[dict], list[str]]:  # what is there, and a sentence for each video that is not, or breaks off
     "Predict videos one after the other. Raises `FolderError` where the folder for the results is full or gone."
-    from dpt_nb.inference.folders import FolderError, file_path, name_apart
     from dpt_nb.images.images import ImageError
+    from dpt_nb.inference.folders import FolderError, file_path, name_apart
     from dpt_nb.inference.video import predict_video
 
     made, bad, once = [], [], set()
@@ -209,9 +242,16 @@ def report_predictions(
     for entry in (dict(each, source=shown_name(each["source"])) for each in written):
         for head in ("depth", "inverse_depth", "label"):
             if head in entry:
-                facts, size = entry[head], f"{entry['width']}×{entry['height']}" if "width" in entry else f"{entry['frames']} frames"
+                facts, size = (
+                    entry[head],
+                    f"{entry['width']}×{entry['height']}" if "width" in entry else f"{entry['frames']} frames",
+                )
                 scale = f", {facts['scale']:g} units a metre" if head == "depth" and "scale" in facts else ""
-                ends = f", {facts['smallest']:.2f} to {facts['largest']:.2f} m" if head == "depth" and "largest" in facts else ""
+                ends = (
+                    f", {facts['smallest']:.2f} to {facts['largest']:.2f} m"
+                    if head == "depth" and "largest" in facts
+                    else ""
+                )
                 print(f"{entry['source']} → {out}/{facts['file']} ({size}{scale}{ends})")
         if "points" in entry:
             print(f"{entry['source']} → {out}/{entry['points']['file']} ({entry['points']['count']} points)")
@@ -259,7 +299,13 @@ def dpt_train(
     from dpt_nb.training.recipes import RECIPES, RecipeError, change_recipe, get_recipe, recipe_table
 
     if list:
-        print(*(f"{name:22} {each.model.name} on {each.data.name}, {f'{each.loop.steps} steps' if each.loop.steps else f'{each.loop.epochs:g} epochs'} of {each.data.batch_size}" for name, each in RECIPES.items()), sep="\n")
+        print(
+            *(
+                f"{name:22} {each.model.name} on {each.data.name}, {f'{each.loop.steps} steps' if each.loop.steps else f'{each.loop.epochs:g} epochs'} of {each.data.batch_size}"
+                for name, each in RECIPES.items()
+            ),
+            sep="\n",
+        )
         return
     if not recipe:
         raise RecipeError(f"No recipe was named. There are {', '.join(RECIPES)}.")
@@ -278,8 +324,19 @@ def dpt_train(
     if slurm:
         refuse_foreign(f"{out}.sbatch", is_our_script)
     report = launch(
-        chosen, out, data_root, num_processes, num_nodes, node_rank, main_address, main_port,
-        resume=resume, cpu=cpu, workers=workers, trackers=trackers, scheduler="slurm" if slurm else None,
+        chosen,
+        out,
+        data_root,
+        num_processes,
+        num_nodes,
+        node_rank,
+        main_address,
+        main_port,
+        resume=resume,
+        cpu=cpu,
+        workers=workers,
+        trackers=trackers,
+        scheduler="slurm" if slurm else None,
     )
     if slurm:
         print(f"{report} is written; submit it with sbatch.")
@@ -287,10 +344,15 @@ def dpt_train(
         print("This machine's part is done; the first machine has the numbers.")
     else:
         print(depth_table({chosen.name: report}) if "abs_rel" in report else json.dumps(report, indent=1))
-        print(f"The model is in {out}/model, the numbers are in {out}/report.json" + (f", the pictures in {out}/panel.png." if Path(out, "panel.png").exists() else "."))
+        print(
+            f"The model is in {out}/model, the numbers are in {out}/report.json"
+            + (f", the pictures in {out}/panel.png." if Path(out, "panel.png").exists() else ".")
+        )
 
 # %% ../nbs/commands.ipynb #fb0ae088
-def check_processes(workers: int, num_processes: int | None = None, num_nodes: int = 1, node_rank: int = 0, main_port: int | None = None) -> None:
+def check_processes(
+    workers: int, num_processes: int | None = None, num_nodes: int = 1, node_rank: int = 0, main_port: int | None = None
+) -> None:
     "Raises `OptionError` for more processes than any machine runs, and for ports that are none."
     within("--workers", workers, 0, 256)
     within("--num-processes", num_processes, 1, 1024)
@@ -311,13 +373,19 @@ def refuse_foreign(
     except (OSError, ValueError, RecursionError, SyntaxError):
         ours = False
     if not ours:
-        raise OptionError(f"{path} exists, was not written by this command and was left as it is: move it away, or choose another --out.")
+        raise OptionError(
+            f"{path} exists, was not written by this command and was left as it is: move it away, or choose another --out."
+        )
 
 
 def is_our_report(path: Path) -> bool:
     "Whether a file is a report of `dpt_eval`."
     report = json.loads(path.read_text(encoding="utf-8"))
-    return isinstance(report, dict) and {"data", "protocol", "images"} <= report.keys() and ("model" in report or "predictions" in report)
+    return (
+        isinstance(report, dict)
+        and {"data", "protocol", "images"} <= report.keys()
+        and ("model" in report or "predictions" in report)
+    )
 
 
 def is_our_script(path: Path) -> bool:
@@ -327,9 +395,13 @@ def is_our_script(path: Path) -> bool:
 
 # %% ../nbs/commands.ipynb #083c755b
 def dpt_eval(
-    model: Param("folder of a saved model, a checkpoint of any project, a Hub id, a URL or a name of the zoo", str) = None,
+    model: Param(
+        "folder of a saved model, a checkpoint of any project, a Hub id, a URL or a name of the zoo", str
+    ) = None,
     like: Param("name of the zoo, for a file that does not tell which of several models it is", str) = None,
-    predictions: Param("instead of a model: folder of 16-bit PNGs (labels: 8-bit) that another program wrote, named as BTS does", str) = None,
+    predictions: Param(
+        "instead of a model: folder of 16-bit PNGs (labels: 8-bit) that another program wrote, named as BTS does", str
+    ) = None,
     scale: Param("stored units a metre in these PNGs; default: as in the data set's ground truth", float) = None,
     data: Param("data set: rooms, streets, folder, kitti, nyu, ade20k, pascal_context", str) = "rooms",
     data_root: Param("the data set's folder; for scenes, where data is kept", str) = "data",
@@ -338,10 +410,17 @@ def dpt_eval(
     count: Param("how many held-out scenes, for rooms and streets", int) = 200,
     flip: Param("average with the mirrored picture", store_true) = False,
     scales: Param("average over sizes of the picture, such as 0.75,1,1.25", str) = "1",
-    size: Param("height and width that the network sees, such as 352x1216; default: as the model's authors test it", str) = None,
-    resizing: Param("by which interpolation: antialiased, isl-org, depth-anything, mmseg, transformers, …; default: the model's own", str) = None,
+    size: Param(
+        "height and width that the network sees, such as 352x1216; default: as the model's authors test it", str
+    ) = None,
+    resizing: Param(
+        "by which interpolation: antialiased, isl-org, depth-anything, mmseg, transformers, …; default: the model's own",
+        str,
+    ) = None,
     submission: Param("write FILE.zip for KITTI's server, from its anonymous test pictures, and stop", str) = None,
-    out: Param("folder for report.json, panel.png and a gallery of the worst, median and best images; default: print only", str) = None,
+    out: Param(
+        "folder for report.json, panel.png and a gallery of the worst, median and best images; default: print only", str
+    ) = None,
     device: Param("cpu, cuda, …; default: cuda where there is one", str) = None,
     batch_size: Param("changes the speed, not the numbers", int) = 16,
 ):
@@ -360,11 +439,27 @@ def dpt_eval(
     options, figures = assigned(set or [], given=("count", "split")), []
     if protocol == "kitti_official" and data == "kitti" and "split_file" not in options:
         options = dict(benchmark="official") | options
-    asked = dict(model=model, data=data, protocol=protocol, flip=flip, scales=scales, size=size or "", resizing=resizing or "") if model else dict(predictions=predictions, data=data, protocol=protocol)
+    asked = (
+        dict(
+            model=model,
+            data=data,
+            protocol=protocol,
+            flip=flip,
+            scales=scales,
+            size=size or "",
+            resizing=resizing or "",
+        )
+        if model
+        else dict(predictions=predictions, data=data, protocol=protocol)
+    )
     if predictions:
-        report, predictor, held_out = judge_files(predictions, scale, data, data_root, options, PROTOCOLS[protocol], batch_size, figures.append)
+        report, predictor, held_out = judge_files(
+            predictions, scale, data, data_root, options, PROTOCOLS[protocol], batch_size, figures.append
+        )
     else:
-        predictor = open_predictor(model, like, device, flip=flip, scales=numbers(scales, "--scales"), size=seen, resizing=resizing)
+        predictor = open_predictor(
+            model, like, device, flip=flip, scales=numbers(scales, "--scales"), size=seen, resizing=resizing
+        )
         if submission:
             return submit(predictor, data_root, options, submission)
         held_out = open_held_out(predictor, data, data_root, options, count)
@@ -373,26 +468,45 @@ def dpt_eval(
     judged(report | asked, predictor, held_out, out, figures)
 
 # %% ../nbs/commands.ipynb #f357a7d9
-def check_judged(model: str | None, predictions: str | None, scale: float | None, data: str, flip: bool, submission: str | None, scales: str = "1", fed: str | None = None) -> None:
+def check_judged(
+    model: str | None,
+    predictions: str | None,
+    scale: float | None,
+    data: str,
+    flip: bool,
+    submission: str | None,
+    scales: str = "1",
+    fed: str | None = None,
+) -> None:
     "Raises `OptionError` for options of `dpt_eval` that do not go together."
     if bool(model) == bool(predictions):
-        raise OptionError("Either a model (--model) or a folder of predictions (--predictions) is judged: name one of them.")
+        raise OptionError(
+            "Either a model (--model) or a folder of predictions (--predictions) is judged: name one of them."
+        )
     if model and scale is not None:
-        raise OptionError("--scale says how depth is stored in --predictions, and a model predicts metres: leave it out.")
+        raise OptionError(
+            "--scale says how depth is stored in --predictions, and a model predicts metres: leave it out."
+        )
     if predictions and (flip or submission or scales != "1"):
-        raise OptionError(f"--{'flip' if flip else 'submission' if submission else 'scales'} needs a model that predicts, and --predictions are files that were predicted already: leave it out, or name a --model.")
+        raise OptionError(
+            f"--{'flip' if flip else 'submission' if submission else 'scales'} needs a model that predicts, and --predictions are files that were predicted already: leave it out, or name a --model."
+        )
     if predictions and fed:
-        raise OptionError("--like, --size and --resizing concern a model, and --predictions are files that were predicted already: leave them out, or name a --model.")
+        raise OptionError(
+            "--like, --size and --resizing concern a model, and --predictions are files that were predicted already: leave them out, or name a --model."
+        )
     if predictions and data in ("rooms", "streets"):
-        raise OptionError(f"{data} are drawn here, and no other program has predicted them: say which --data the predictions belong to, such as kitti or nyu.")
+        raise OptionError(
+            f"{data} are drawn here, and no other program has predicted them: say which --data the predictions belong to, such as kitti or nyu."
+        )
     if submission and data != "kitti":
         raise OptionError(f"A submission is for KITTI's server, and --data is {data}: add --data kitti.")
 
 
 def open_predictor(model: str, like: str | None, device: str | None, **options):
     "The predictor that `dpt_eval` judges; options as `Predictor` has them."
-    from dpt_nb.weights.load import load_checkpoint
     from dpt_nb.inference.predictor import Predictor
+    from dpt_nb.weights.load import load_checkpoint
 
     return Predictor(load_checkpoint(model, like), device, **options)
 
@@ -424,7 +538,9 @@ def open_held_out(predictor, data: str, data_root: str, options: dict, count: in
     if data in DRAWN:
         config = predictor.model.config
         both = len(classes("rooms")) + len(classes("streets"))
-        drawn = dict(count=count, size=predictor.policy.window, joint=config.heads.get("label", {}).get("classes") == both)
+        drawn = dict(
+            count=count, size=predictor.policy.window, joint=config.heads.get("label", {}).get("classes") == both
+        )
     return open_dataset(data, data_root, "held_out", **drawn | options)
 
 
@@ -468,7 +584,10 @@ def submit(predictor, data_root: str, options: dict, file: str) -> None:
 
     test = open_dataset("kitti", data_root, "test", **options)
     written, wanted = write_submission(predictor, test, file), test.expected["official", "test"]
-    print(f"{file} holds the predictions for {written} test picture{'s' if written != 1 else ''}, and was read back." + (f" The server wants {wanted}." if written != wanted else ""))
+    print(
+        f"{file} holds the predictions for {written} test picture{'s' if written != 1 else ''}, and was read back."
+        + (f" The server wants {wanted}." if written != wanted else "")
+    )
 
 # %% ../nbs/commands.ipynb #a7d1e65c
 def judged(
@@ -479,19 +598,28 @@ def judged(
     figures: list[dict],  # of every image alone
 ) -> None:
     "Print a report as the papers' tables do, and write it where asked, with a panel of the first images and a gallery for each kind of truth."
+    from dpt_nb.data.sampling import spread_indices
     from dpt_nb.evaluation.evaluate import PROTOCOLS, depth_table, label_table, panel, write_report
     from dpt_nb.evaluation.gallery import MAIN_METRICS, gallery
     from dpt_nb.images.images import MADE_BY, whole_file
-    from dpt_nb.data.sampling import spread_indices
 
     name = f"{report.get('model') or report['predictions']}{' +flip' if report.get('flip') else ''}{' at ' + report['scales'] if report.get('scales', '1') != '1' else ''}{' seen at ' + report['size'] if report.get('size') else ''}"
-    print(*(table({name: report}, report["protocol"]) for key, table in (("abs_rel", depth_table), ("miou", label_table)) if key in report), sep="\n")
+    print(
+        *(
+            table({name: report}, report["protocol"])
+            for key, table in (("abs_rel", depth_table), ("miou", label_table))
+            if key in report
+        ),
+        sep="\n",
+    )
     print(f"{report['images']} images judged, {report['skipped']} without ground truth left out.")
     if out:
         write_report(f"{out}/report.json", report)
         for truth in (truth for truth, (metric, _) in MAIN_METRICS.items() if metric in report):
             with whole_file(f"{out}/gallery-{truth}.png") as temporary:
-                gallery(predictor, held_out, PROTOCOLS[report["protocol"]], figures, truth).savefig(temporary, dpi=130, metadata=MADE_BY)
+                gallery(predictor, held_out, PROTOCOLS[report["protocol"]], figures, truth).savefig(
+                    temporary, dpi=130, metadata=MADE_BY
+                )
         if "model" in report and "depth" in predictor.model.heads and "depth" in held_out.gives:
             with whole_file(f"{out}/panel.png") as temporary:
                 panel(predictor, held_out, spread_indices(held_out, 6)).savefig(temporary, dpi=110, metadata=MADE_BY)
@@ -502,7 +630,9 @@ def dpt_data(
     name: Param("data set: kitti, nyu, ade20k, pascal_context, folder; to check or show also rooms, streets", str),
     root: Param("folder of the data set", str),
     split: Param("train, held_out or what else the set has; default: check both, show train", str) = None,
-    set: Param("OPTION=VALUE of the data set or miniature, such as layout=labeled; may be repeated", str, action="append") = None,
+    set: Param(
+        "OPTION=VALUE of the data set or miniature, such as layout=labeled; may be repeated", str, action="append"
+    ) = None,
     count: Param("make: pictures in all; show: samples", int) = 8,
     seed: Param("make: of the first scene; show: which samples", int) = 0,
     out: Param("show: picture to write; default: NAME-SPLIT.png", str) = None,
@@ -512,7 +642,9 @@ def dpt_data(
     "Write small sets in the layouts of KITTI, NYUv2, ADE20K, Pascal Context or a folder; check and show real ones."
     options = assigned(set or [], given=("name", "root", "split", "count", "seed", "progress", "verify"))
     if count < 1 or (action == "show" and out and not out.endswith(".png")):
-        raise OptionError(f"Found --count {count} and --out {out}: at least one picture, and a name that ends in .png, were expected.")
+        raise OptionError(
+            f"Found --count {count} and --out {out}: at least one picture, and a name that ends in .png, were expected."
+        )
     within("--count", count, 1, 100_000 if action == "make" else 1000)
     within("--seed", seed, 0, 2**32 - 1)
     check_processes(workers)
@@ -522,14 +654,22 @@ def dpt_data(
         print(f"{make_miniature(name, root, count=count, seed=seed, **options)} holds a miniature of {name}.")
         return 0
     from dpt_nb.data.checks import check_datasets
-    from dpt_nb.images.images import is_our_picture
     from dpt_nb.data.sampling import open_dataset
+    from dpt_nb.images.images import is_our_picture
 
     if action == "show":
         refuse_foreign(out or f"{name}-{split or 'train'}.png", is_our_picture)
-        show(open_dataset(name, root, split or "train", verify=False, **options), count, seed, out or f"{name}-{split or 'train'}.png")
+        show(
+            open_dataset(name, root, split or "train", verify=False, **options),
+            count,
+            seed,
+            out or f"{name}-{split or 'train'}.png",
+        )
         return 0
-    splits = [open_dataset(name, root, each, verify=False, **options) for each in ([split] if split else ["train", "held_out"])]
+    splits = [
+        open_dataset(name, root, each, verify=False, **options)
+        for each in ([split] if split else ["train", "held_out"])
+    ]
     checks = check_datasets(splits, workers)
     print(*checks, sep="\n")
     if complete and not all(check.complete for check in checks):
@@ -548,7 +688,9 @@ def assigned(
         if not equals:
             raise OptionError(f"{assignment!r} says nothing: write OPTION=VALUE, such as layout=labeled.")
         if option in given:
-            raise OptionError(f"{option} is given by the command itself: write --{option} {text}, not --set {assignment}.")
+            raise OptionError(
+                f"{option} is given by the command itself: write --{option} {text}, not --set {assignment}."
+            )
         try:
             options[option] = json.loads(text)
         except (ValueError, RecursionError):  # not a number, a list or a word in JSON: taken as it is written
@@ -598,8 +740,8 @@ def dpt_export(
     force: Param("replace OUT when it exists", store_true) = False,
 ):
     "Write a network that runs without this library, and check it against the network."
-    from dpt_nb.weights.load import load_checkpoint
     from dpt_nb.deploy.export import check_export, export
+    from dpt_nb.weights.load import load_checkpoint
 
     within("--batch", batch, 1, 4096)
     if os.path.lexists(out) and not force:
@@ -609,7 +751,9 @@ def dpt_export(
     parity = check_export(network, export(network, out, form, "any" if size == "any" else sides(size), batch))
     print(f"{parity._repr_markdown_()}\n{out}: {Path(out).stat().st_size / 1e6:.1f} MB")
     if parity.worst > 1e-3:
-        raise OptionError(f"{out} differs from the network by {parity.worst:.1e} of its range, and was kept to be looked at: do not use it, and tell us of it.")
+        raise OptionError(
+            f"{out} differs from the network by {parity.worst:.1e} of its range, and was kept to be looked at: do not use it, and tell us of it."
+        )
 
 
 def sides(
@@ -622,7 +766,9 @@ def sides(
         raise OptionError(f"--size is {text!r}; expected height and width in pixels, such as 384x512.")
     height, width = (int(side) for side in re.split("[x×]", text))
     if height * width > 2**24:
-        raise OptionError(f"--size is {text!r}, and a network sees 2^24 pixels at most, such as 4096x4096: large pictures are looked at through --window.")
+        raise OptionError(
+            f"--size is {text!r}, and a network sees 2^24 pixels at most, such as 4096x4096: large pictures are looked at through --window."
+        )
     return height, width
 
 # %% ../nbs/commands.ipynb #abbe3e17
@@ -637,20 +783,25 @@ def dpt_demo(
 ):
     "Draw rooms, train a small DPT from nothing, judge it on rooms it has not seen, and draw the result."
     from dpt_nb.evaluation.evaluate import depth_table
-    from dpt_nb.training.recipes import change_recipe, get_recipe
     from dpt_nb.training.loop import train
+    from dpt_nb.training.recipes import change_recipe, get_recipe
 
     recipe = change_recipe(get_recipe("rooms_tiny", seed=seed), set or [])
     report = train(recipe, out, data_root, resume=resume, replace=replace, cpu=cpu)
     baseline = {key: report[f"baseline_{key}"] for key in ("abs_rel", "rmse", "delta1")}
     print(depth_table({"median map": baseline, f"{recipe.model.name}, {recipe.loop.steps} steps": report}))
-    print(f"AbsRel is {report['abs_rel'] / report['baseline_abs_rel']:.2f} of the median map's, after {report['train_seconds']:.0f} s of training on {report['device']}.")
+    print(
+        f"AbsRel is {report['abs_rel'] / report['baseline_abs_rel']:.2f} of the median map's, after {report['train_seconds']:.0f} s of training on {report['device']}."
+    )
     print(f"Look at {out}/panel.png. The model is in {out}/model; try it on a photograph of your own:")
     print(f"  {Path(sys.argv[0]).with_name('dpt_predict')} PHOTO --model {out}/model --out photos")
     print("Read how it works: make lab, and start with nbs/index.ipynb.")
 
 # %% ../nbs/commands.ipynb #5adae606
-COMMANDS = {function.__name__: function for function in (dpt_convert, dpt_data, dpt_demo, dpt_eval, dpt_export, dpt_predict, dpt_train)}
+COMMANDS = {
+    function.__name__: function
+    for function in (dpt_convert, dpt_data, dpt_demo, dpt_eval, dpt_export, dpt_predict, dpt_train)
+}
 
 
 def build_parser(name: str):
@@ -759,7 +910,9 @@ def run_command(
     # Idle OpenMP threads spin by default, and two runs on one machine then starve each other; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     others, own = warnings.showwarning, lambda category: category.__module__.startswith("dpt_nb.")
-    warnings.showwarning = lambda message, category, *where: say(f"Note: {message}") if own(category) else others(message, category, *where)
+    warnings.showwarning = lambda message, category, *where: (
+        say(f"Note: {message}") if own(category) else others(message, category, *where)
+    )
     try:
         return COMMANDS[name](**chosen) or 0
     except KeyboardInterrupt:
@@ -790,7 +943,11 @@ def out_of_memory(
 ) -> bool:
     "Whether memory did not suffice; torch says so in words."
     words = str(error).lower()
-    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and ("allocate memory" in words or "out of memory" in words)
+    return (
+        isinstance(error, MemoryError)
+        or isinstance(error, RuntimeError)
+        and ("allocate memory" in words or "out of memory" in words)
+    )
 
 
 def sentence(

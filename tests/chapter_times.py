@@ -5,6 +5,7 @@
 Reading: 200 words of prose a minute, and 20 lines of code a minute; hidden cells are not read.
 Running: processor time of the chapter and all that it starts, in one thread. A busy machine stretches the clock, and this much less.
 """
+
 import json
 import math
 import os
@@ -19,15 +20,24 @@ from dpt_nb.images.images import whole_file
 HERE = Path(__file__).resolve().parent.parent
 INDEX = HERE / "nbs" / "index.ipynb"
 WORDS_A_MINUTE, LINES_A_MINUTE = 200, 20
-ROW = re.compile(r"^(\|[^|\n]*\| \[\w+\]\(([\w/]+)\.ipynb\) \|[^|\n]*\|)([^|\n]*\|)?([^|\n]*\|)?$", re.M)  # wing, notebook, what it is about; then read and run
+ROW = re.compile(
+    r"^(\|[^|\n]*\| \[\w+\]\(([\w/]+)\.ipynb\) \|[^|\n]*\|)([^|\n]*\|)?([^|\n]*\|)?$", re.M
+)  # wing, notebook, what it is about; then read and run
 
 
 def reading_minutes(notebook: str) -> int:
     "At the pace above: at least one, and from twenty on in fives, because no two readers are alike."
     cells = json.loads((HERE / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    sources = {kind: ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind] for kind in ("markdown", "code")}
+    sources = {
+        kind: ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind] for kind in ("markdown", "code")
+    }
     words = sum(len(re.findall(r"\w[\w'’-]*", text)) for text in sources["markdown"])
-    lines = sum(bool(line.strip()) and not line.startswith("#|") for text in sources["code"] if not re.match(r"#\|\s*hide", text) for line in text.splitlines())
+    lines = sum(
+        bool(line.strip()) and not line.startswith("#|")
+        for text in sources["code"]
+        if not re.match(r"#\|\s*hide", text)
+        for line in text.splitlines()
+    )
     minutes = words / WORDS_A_MINUTE + lines / LINES_A_MINUTE
     return max(1, round(minutes)) if minutes < 20 else 5 * round(minutes / 5)
 
@@ -36,7 +46,13 @@ def running_seconds(notebook: str) -> float:
     "Processor seconds of one run from top to bottom, in a process of its own. Raises `SystemExit` for a chapter that fails."
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [str(Path(sys.executable).with_name("nbdev_test")), "--path", f"nbs/{notebook}.ipynb", "--n_workers", "0"]
-    ended = subprocess.run(command, cwd=HERE, env=os.environ | dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"), capture_output=True, text=True)
+    ended = subprocess.run(
+        command,
+        cwd=HERE,
+        env=os.environ | dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"),
+        capture_output=True,
+        text=True,
+    )
     if ended.returncode:
         raise SystemExit(f"{notebook} failed, and has no time:\n{ended.stderr[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -50,18 +66,36 @@ def in_words(seconds: float) -> str:
 
 def with_times(table: str, measured: dict[str, float]) -> str:
     "The table with its two last columns filled: reading counted anew, running from `measured`, or as it stood."
-    table = re.sub(r"^\| wing \| notebook \| what it is about \|.*\n\|[-|]+$", "| wing | notebook | what it is about | read | run |\n|---|---|---|---|---|", table, flags=re.M)
-    return ROW.sub(lambda row: f"{row[1]} {reading_minutes(row[2])} min | {in_words(measured[row[2]]) if row[2] in measured else (row[4] or '–').strip(' |')} |", table)
+    table = re.sub(
+        r"^\| wing \| notebook \| what it is about \|.*\n\|[-|]+$",
+        "| wing | notebook | what it is about | read | run |\n|---|---|---|---|---|",
+        table,
+        flags=re.M,
+    )
+    return ROW.sub(
+        lambda row: (
+            f"{row[1]} {reading_minutes(row[2])} min | {in_words(measured[row[2]]) if row[2] in measured else (row[4] or '–').strip(' |')} |"
+        ),
+        table,
+    )
 
 
 def with_sums(text: str) -> str:
     "Every *(… min)* and *(… of reading)* anew: the sum over the chapters linked in its line, or, in a heading, over those of the numbered lines below."
+
     def said(line: str, linked: str) -> str:
-        minutes = sum(reading_minutes(notebook) for notebook in dict.fromkeys(re.findall(r"\(([\w/]+)\.ipynb\)", linked)))
+        minutes = sum(
+            reading_minutes(notebook) for notebook in dict.fromkeys(re.findall(r"\(([\w/]+)\.ipynb\)", linked))
+        )
         words = f"{minutes} min" if minutes < 90 else f"{round(minutes / 30) / 2:g} hours"
         return re.sub(r"\*\([\d.?]+ (?:min|hours)( of reading)?\)\*", lambda old: f"*({words}{old[1] or ''})*", line)
+
     sections = [part.splitlines(keepends=True) for part in re.split(r"(?m)^(?=#)", text)]
-    return "".join(said(line, "".join(below for below in part if re.match(r"\d+\. ", below)) if line.startswith("#") else line) for part in sections for line in part)
+    return "".join(
+        said(line, "".join(below for below in part if re.match(r"\d+\. ", below)) if line.startswith("#") else line)
+        for part in sections
+        for line in part
+    )
 
 
 def write_times(measured: dict[str, float]) -> None:
@@ -76,7 +110,9 @@ def write_times(measured: dict[str, float]) -> None:
 
 if __name__ == "__main__":
     write_times({})
-    for _, notebook, _, _ in ROW.findall("".join("".join(cell["source"]) for cell in json.loads(INDEX.read_text(encoding="utf-8"))["cells"])):
+    for _, notebook, _, _ in ROW.findall(
+        "".join("".join(cell["source"]) for cell in json.loads(INDEX.read_text(encoding="utf-8"))["cells"])
+    ):
         if "all" in sys.argv[1:] or notebook in sys.argv[1:]:
             seconds = running_seconds(notebook)
             print(f"{notebook}: {seconds:.0f} s", flush=True)

@@ -1,4 +1,5 @@
 "What several tests share: a small run trained through the command, a folder of every kind of picture, a JupyterLab, and the table of parity printed at the end."
+
 import contextlib
 import io
 import json
@@ -22,7 +23,14 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SHORT = ["loop.steps=6", "data.batch_size=4", "keep.validate_every=3", "keep.every=2", "data.train.count=12", "data.held_out.count=4"]
+SHORT = [
+    "loop.steps=6",
+    "data.batch_size=4",
+    "keep.validate_every=3",
+    "keep.every=2",
+    "data.train.count=12",
+    "data.held_out.count=4",
+]
 
 
 def pytest_addoption(parser):
@@ -33,11 +41,15 @@ def hear_signals():
     "What is started from here hears every signal, whatever this process was started by: `nohup` and a shell's `&` hand on ignored signals, a thread may hand on blocked ones. This process itself still survives a hangup."
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    own = {getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)}  # ignored by every Python, and given back to what it starts
+    own = {
+        getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)
+    }  # ignored by every Python, and given back to what it starts
     for number in set(signal.valid_signals()) - own:
         if signal.getsignal(number) is signal.SIG_IGN:
             handler = {signal.SIGINT: signal.default_int_handler, getattr(signal, "SIGCHLD", None): signal.SIG_DFL}
-            signal.signal(number, handler.get(number, lambda *_: None))  # what is caught here is at its default after exec
+            signal.signal(
+                number, handler.get(number, lambda *_: None)
+            )  # what is caught here is at its default after exec
 
 
 def pytest_configure(config):
@@ -73,15 +85,29 @@ def pytest_testnodedown(node, error):
 
 def pytest_terminal_summary(terminalreporter):
     if PARITY:
-        terminalreporter.section("the same weights elsewhere: largest difference as a share of the largest value, smallest cosine of gradients")
+        terminalreporter.section(
+            "the same weights elsewhere: largest difference as a share of the largest value, smallest cosine of gradients"
+        )
         for model, (height, width), difference, cosine in PARITY:
-            terminalreporter.write_line(f"{model:52}{f'{height}×{width}':>11}  {difference:.1e}" + ("" if cosine is None else f"  {cosine:.6f}"))
+            terminalreporter.write_line(
+                f"{model:52}{f'{height}×{width}':>11}  {difference:.1e}" + ("" if cosine is None else f"  {cosine:.6f}")
+            )
 
 
 def command(*words, folder, check=None, **options):
     "Run one of our commands as a shell would, in a folder; `check` is the exit code expected."
-    done = subprocess.run([Path(sys.executable).parent / words[0], *map(str, words[1:])], cwd=folder, capture_output=True, text=True, timeout=600, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, **options)
-    assert check is None or done.returncode == check, f"exit code {done.returncode}, expected {check}\n{done.stdout}\n{done.stderr}"
+    done = subprocess.run(
+        [Path(sys.executable).parent / words[0], *map(str, words[1:])],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        **options,
+    )
+    assert check is None or done.returncode == check, (
+        f"exit code {done.returncode}, expected {check}\n{done.stdout}\n{done.stderr}"
+    )
     return done
 
 
@@ -92,7 +118,11 @@ def command_here(*words, folder, check=None):
     before, out, err = os.getcwd(), io.StringIO(), io.StringIO()
     os.chdir(folder)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch("torch.cuda.is_available", lambda: False):
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch("torch.cuda.is_available", lambda: False),
+        ):
             try:
                 code = main(list(map(str, words)))
             except Exception:
@@ -101,7 +131,9 @@ def command_here(*words, folder, check=None):
     finally:
         os.chdir(before)
     done = SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
-    assert check is None or done.returncode == check, f"exit code {done.returncode}, expected {check}\n{done.stdout}\n{done.stderr}"
+    assert check is None or done.returncode == check, (
+        f"exit code {done.returncode}, expected {check}\n{done.stdout}\n{done.stderr}"
+    )
     return done
 
 
@@ -145,7 +177,9 @@ def wait_until(what, running=None, log=None, seconds=300):
     deadline = time.monotonic() + seconds
     while not (answer := what()):
         ended = running is not None and running.poll() is not None
-        assert not ended and time.monotonic() < deadline, f"{what} did not come true{' while its process ran' * ended}\n{log.read_text(errors='replace') if log else ''}"
+        assert not ended and time.monotonic() < deadline, (
+            f"{what} did not come true{' while its process ran' * ended}\n{log.read_text(errors='replace') if log else ''}"
+        )
         time.sleep(0.02)
     return answer
 
@@ -153,7 +187,9 @@ def wait_until(what, running=None, log=None, seconds=300):
 def answers(url, token=""):
     "Whether a server answers there: a file that describes it, or a line in its log, is written before it listens."
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": f"token {token}"}), timeout=30) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers={"Authorization": f"token {token}"}), timeout=30
+        ) as answer:
             return answer.status == 200
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
@@ -161,6 +197,7 @@ def answers(url, token=""):
 
 def alive(processes):
     "Those that still run: one that has ended and was not yet asked after does not."
+
     def runs(process):
         try:
             return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -184,10 +221,24 @@ def stop(running):
 def server(tmp_path_factory):
     "A JupyterLab in an empty folder that answers: its folder, address and token."
     folder, token = tmp_path_factory.mktemp("lab"), uuid.uuid4().hex
-    words = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
-    environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", JUPYTER_RUNTIME_DIR=str(folder / "runtime"), JUPYTER_CONFIG_DIR=str(folder / "config"))
+    words = [
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        "--port=0",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={folder}",
+    ]
+    environment = os.environ | dict(
+        CUDA_VISIBLE_DEVICES="",
+        OMP_NUM_THREADS="1",
+        JUPYTER_RUNTIME_DIR=str(folder / "runtime"),
+        JUPYTER_CONFIG_DIR=str(folder / "config"),
+    )
     with open(folder / "server.log", "w") as log:
-        running = subprocess.Popen([sys.executable, "-m", "jupyterlab", *words], cwd=folder, stdout=log, stderr=log, env=environment)
+        running = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *words], cwd=folder, stdout=log, stderr=log, env=environment
+        )
 
     def described():
         try:

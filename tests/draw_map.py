@@ -2,6 +2,7 @@
 
 `python tests/draw_map.py` writes nbs/figures/map.jpg. Nothing is executed; run it when a chapter is new or draws something else.
 """
+
 import base64
 import io
 import json
@@ -22,6 +23,7 @@ MAP = HERE / "nbs" / "figures" / "map.jpg"
 @dataclass(frozen=True)
 class Pick:
     "Which of a notebook's outputs stands for it, and how it fills its tile."
+
     title: str  # below the picture
     cell: str  # words that occur in the source of one cell only, the one with the output
     panels: tuple = ()  # which parts of a figure, in reading order from 0; none is the whole of it
@@ -38,12 +40,14 @@ PICKS = {
     "images/00_images": Pick("picture files", "show_images([read[name]", (0, 1, 2, 4, 5, 6), columns=3),
     "scenes/01_scenes": Pick("scenes", "for seed in (0, 1, 3, 6, 8, 11)], ROOM_CLASSES)", (3, 10, 16), split=True),
     "network/02_patch_embed": Pick("tokens", "draw_patches(patches, 6, 8, patch)", tuple(range(48)), columns=8),
-    "network/03_backbone": Pick("four taps", "create_model(\"dpt_tiny_scenes\", pretrained=True)", (1, 2, 3, 4)),
-    "network/04_reassemble": Pick("four levels", "create_model(\"dpt_tiny_scenes\", pretrained=True)", (1, 2, 3, 4)),
-    "network/05_fusion": Pick("fusion", "create_model(\"dpt_tiny_scenes\", pretrained=True)", (1, 2, 3, 4)),
+    "network/03_backbone": Pick("four taps", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
+    "network/04_reassemble": Pick("four levels", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
+    "network/05_fusion": Pick("fusion", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
     "network/06_heads": Pick("heads", "invert, KITTI constants", (0,), fill=False),
-    "network/07_dpt": Pick("the model", "said[\"label\"][0].argmax(0)", (0, 2, 3), split=True),
-    "weights/load": Pick("weights", "\"heads.inverse_depth.convolution3.bias\"]", lines=slice(0, 10), words=(r"(?m)^ +(\S+) +", r" \1 ")),
+    "network/07_dpt": Pick("the model", 'said["label"][0].argmax(0)', (0, 2, 3), split=True),
+    "weights/load": Pick(
+        "weights", '"heads.inverse_depth.convolution3.bias"]', lines=slice(0, 10), words=(r"(?m)^ +(\S+) +", r" \1 ")
+    ),
     "network/08_inside": Pick("looking inside", "for place in places.values() for block in range(4)]", (1, 5, 8, 12)),
     "objective/09_losses": Pick("losses", "g (log m)", (3, 6), columns=1),
     "objective/10_metrics": Pick("metrics", "1 − AbsRel", (1,)),
@@ -60,9 +64,19 @@ PICKS = {
     "inference/point_clouds": Pick("points", "turntable(points, colours)", (0,)),
     "inference/folders": Pick("folders", "after the stop", lines=slice(0, 9), words=(r" (?=[0-9p])", "\n")),
     "inference/video": Pick("video", "show_images(made[::5]", (0, 1, 2), columns=1),
-    "evaluation/prediction_files": Pick("others' files", "kitti_eigen_crop", lines=slice(1, 8), words=(r"(?m)^(\w*) +(\S+) +\S+ +(\S+).*$", r"\1\n   \2  \3")),
-    "evaluation/gallery": Pick("best and worst", "\"label\", count=2)", (0, 1, 2, 3)),
-    "training/15_recipes": Pick("recipes", "print(recipe_table(get_recipe(\"kitti_vitb\")))", lines=slice(12, 21), words=(r"(?m) {2,}(.*?)( +←.*)?$", r" \1")),
+    "evaluation/prediction_files": Pick(
+        "others' files",
+        "kitti_eigen_crop",
+        lines=slice(1, 8),
+        words=(r"(?m)^(\w*) +(\S+) +\S+ +(\S+).*$", r"\1\n   \2  \3"),
+    ),
+    "evaluation/gallery": Pick("best and worst", '"label", count=2)', (0, 1, 2, 3)),
+    "training/15_recipes": Pick(
+        "recipes",
+        'print(recipe_table(get_recipe("kitti_vitb")))',
+        lines=slice(12, 21),
+        words=(r"(?m) {2,}(.*?)( +←.*)?$", r" \1"),
+    ),
     "training/16_loop": Pick("training", "by heart", (0, 1, 2, 3)),
     "training/17_launch": Pick("many processes", "process 0 of 2", box=(0, 0, 0.41, 1), fill=False),
     "workbench/pages": Pick("pages", "page = SceneByNumber()", (0, 1), columns=1),
@@ -76,7 +90,7 @@ PICKS = {
     "commands": Pick("commands", "--help", lines=slice(0, 9), words=(r"\s+(?=\[|--)", "\n ")),
     "stories/first_depth": Pick("a first depth map", "panel(predictor, held_out, range(6)", (0, 1, 2, 3)),
     "stories/kitti_nyu": Pick("published rows", "truth at", (1, 0, 2, 3)),
-    "stories/segmentation": Pick("segmentation", "show_label(street, prediction[\"label\"]", (0,)),
+    "stories/segmentation": Pick("segmentation", 'show_label(street, prediction["label"]', (0,)),
     "stories/attention_vs_convolution": Pick("attention or convolution", "def looked_at(model, pictures)", (0, 1)),
 }
 
@@ -103,18 +117,32 @@ def read(notebook: str) -> list[dict]:
 def picked(notebook: str) -> Image.Image | list[str]:
     "The chapter's picture, its parts side by side; or its lines of text. Raises `MapError` where it is missing."
     if notebook not in PICKS:
-        raise MapError(f"{notebook} is in the front door's table and has no picture on its map: name one in PICKS of tests/draw_map.py.")
+        raise MapError(
+            f"{notebook} is in the front door's table and has no picture on its map: name one in PICKS of tests/draw_map.py."
+        )
     pick = PICKS[notebook]
     kinds = ("text",) if pick.lines else ("image/png", "image/jpeg")
-    cells = [cell["outputs"] for cell in read(notebook) if cell["cell_type"] == "code" and pick.cell in "".join(cell["source"])]
-    stored = [found for outputs in cells if (found := [output_of(output, kind) for output in outputs for kind in kinds if output_of(output, kind)])]
+    cells = [
+        cell["outputs"]
+        for cell in read(notebook)
+        if cell["cell_type"] == "code" and pick.cell in "".join(cell["source"])
+    ]
+    stored = [
+        found
+        for outputs in cells
+        if (found := [output_of(output, kind) for output in outputs for kind in kinds if output_of(output, kind)])
+    ]
     if len(stored) != 1:
-        raise MapError(f"{len(stored)} cells of {notebook} with the words {pick.cell!r} hold a {'text' if pick.lines else 'picture'}, and one was expected: "
-                       "is it executed? Else mend its row in PICKS of tests/draw_map.py.")
+        raise MapError(
+            f"{len(stored)} cells of {notebook} with the words {pick.cell!r} hold a {'text' if pick.lines else 'picture'}, and one was expected: "
+            "is it executed? Else mend its row in PICKS of tests/draw_map.py."
+        )
     if pick.lines:
         return re.sub(*pick.words, "".join(stored[0])).splitlines()[pick.lines]
     if pick.picture >= len(stored[0]):
-        raise MapError(f"The cell {pick.cell!r} of {notebook} holds {len(stored[0])} pictures, and number {pick.picture} was asked for, counted from 0: mend PICKS of tests/draw_map.py.")
+        raise MapError(
+            f"The cell {pick.cell!r} of {notebook} holds {len(stored[0])} pictures, and number {pick.picture} was asked for, counted from 0: mend PICKS of tests/draw_map.py."
+        )
     figure = Image.open(io.BytesIO(base64.b64decode(stored[0][pick.picture]))).convert("RGB")
     figure = figure.crop(tuple(round(share * side) for share, side in zip(pick.box, figure.size * 2)))
     parts = parts_of(figure, pick, notebook)
@@ -128,7 +156,9 @@ def output_of(output: dict, kind: str) -> str:
 def parts_of(figure: Image.Image, pick: Pick, notebook: str) -> list[Image.Image]:
     boxes = panels(figure) if pick.panels else [(0, 0, *figure.size)]
     if pick.panels and max(pick.panels) >= len(boxes):
-        raise MapError(f"The figure of {notebook} at {pick.cell!r} has {len(boxes)} panels, and number {max(pick.panels)} was asked for, counted from 0: mend PICKS of tests/draw_map.py.")
+        raise MapError(
+            f"The figure of {notebook} at {pick.cell!r} has {len(boxes)} panels, and number {max(pick.panels)} was asked for, counted from 0: mend PICKS of tests/draw_map.py."
+        )
     return [figure.crop(boxes[panel]) for panel in pick.panels or (0,)]
 
 
@@ -144,7 +174,9 @@ def cut(ink: np.ndarray, left: int = 0, top: int = 0) -> list[tuple]:
     if len(found) == 1:
         first, start, last, stop = found[0]
         return [(left + first, top + start, left + last, top + stop)]
-    return [box for first, start, last, stop in found for box in cut(ink[start:stop, first:last], left + first, top + start)]
+    return [
+        box for first, start, last, stop in found for box in cut(ink[start:stop, first:last], left + first, top + start)
+    ]
 
 
 def stretches(filled: np.ndarray, gap: int = 1) -> list[tuple]:
@@ -165,7 +197,9 @@ def beside(parts: list[Image.Image], pick: Pick, gap: int = 3) -> Image.Image:
     size = (TILE[0] - gap * (columns - 1)) // columns, (TILE[1] - gap * (rows - 1)) // rows
     sheet = Image.new("RGB", TILE, "white")
     for place, part in enumerate(parts):
-        sheet.paste(fitted(part, size, pick.fill), (place % columns * (size[0] + gap), place // columns * (size[1] + gap)))
+        sheet.paste(
+            fitted(part, size, pick.fill), (place % columns * (size[0] + gap), place // columns * (size[1] + gap))
+        )
     return sheet
 
 
@@ -179,8 +213,11 @@ def strips(parts: list[Image.Image]) -> Image.Image:
     sheet = fitted(parts[0], TILE, True)
     for place, part in enumerate(parts):
         left, right = TILE[0] * place // len(parts), TILE[0] * (place + 1) // len(parts)
-        sheet.paste(fitted(part, TILE, True).crop((left + 2 * (place > 0), 0, right, TILE[1])), (left + 2 * (place > 0), 0))
-        if place: sheet.paste("white", (left, 0, left + 2, TILE[1]))
+        sheet.paste(
+            fitted(part, TILE, True).crop((left + 2 * (place > 0), 0, right, TILE[1])), (left + 2 * (place > 0), 0)
+        )
+        if place:
+            sheet.paste("white", (left, 0, left + 2, TILE[1]))
     return sheet
 
 
@@ -194,7 +231,12 @@ def written(lines: list[str]) -> Image.Image:
     room = int((TILE[0] - 14) / (0.602 * size))
     card = Image.new("RGB", TILE, "#f9fafb")
     for row, line in enumerate(lines):
-        ImageDraw.Draw(card).text((8, 7 + (size + 4) * row), line if len(line) <= room else line[:room - 1] + "…", fill="#374151", font=font(size, "DejaVuSansMono"))
+        ImageDraw.Draw(card).text(
+            (8, 7 + (size + 4) * row),
+            line if len(line) <= room else line[: room - 1] + "…",
+            fill="#374151",
+            font=font(size, "DejaVuSansMono"),
+        )
     return card
 
 
@@ -221,13 +263,22 @@ def draw_map() -> Image.Image:
     return sheet
 
 
-def arrow(draw: ImageDraw.ImageDraw, x: int, y: int, ends: bool, step: float, row_height: int, colour: str = "#b6bcc6") -> None:
+def arrow(
+    draw: ImageDraw.ImageDraw, x: int, y: int, ends: bool, step: float, row_height: int, colour: str = "#b6bcc6"
+) -> None:
     "From a tile to the next: the one beside it, or, where the row ends, the first of the next row."
     middle, right = y + TILE[1] / 2, x + TILE[0]
     line = [(right + 8, middle), (x + step - 14, middle)]
     if ends:
         below = y + row_height - 36
-        line = [(right + 4, middle), (right + 14, middle), (right + 14, below), (10, below), (10, middle + row_height), (MARGIN - 8, middle + row_height)]
+        line = [
+            (right + 4, middle),
+            (right + 14, middle),
+            (right + 14, below),
+            (10, below),
+            (10, middle + row_height),
+            (MARGIN - 8, middle + row_height),
+        ]
     draw.line(line, fill=colour, width=3, joint="curve")
     tip, height = line[-1][0] + (4 if ends else 8), line[-1][1]
     draw.polygon([(tip, height), (tip - 9, height - 6), (tip - 9, height + 6)], fill=colour)

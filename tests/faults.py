@@ -3,6 +3,7 @@ operation on; and pairs of launches in one folder; and what became of them.
 `python tests/faults.py FOLDER SEED OPERATIONS MOMENTS PAIRS WRITERS FULL` tries that many of each and prints a table.
 
 Everything is imported once; each try is a fork of a process that has computed nothing yet, so that it takes seconds."""
+
 import errno
 import json
 import os
@@ -17,10 +18,27 @@ from pathlib import Path
 
 STEPS = 4
 WORDS = [
-    f"loop.steps={STEPS}", "data.batch_size=2", "keep.validate_every=2", "keep.every=1", "keep.last=2", "keep.pictures=1",
-    "data.train.count=4", "data.held_out.count=2", "loop.ema=0.5",
+    f"loop.steps={STEPS}",
+    "data.batch_size=2",
+    "keep.validate_every=2",
+    "keep.every=1",
+    "keep.last=2",
+    "keep.pictures=1",
+    "data.train.count=4",
+    "data.held_out.count=2",
+    "loop.ema=0.5",
 ]
-COUNTED = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree")
+COUNTED = (
+    "open",
+    "os.rename",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.truncate",
+    "os.link",
+    "os.symlink",
+    "shutil.rmtree",
+)
 
 
 class Fault:
@@ -33,7 +51,9 @@ class Fault:
         sys.addaudithook(self.heard)
 
     def heard(self, event, words):
-        if event in COUNTED and any(isinstance(word, (str, Path)) and f"{word}{os.sep}".startswith(self.folder) for word in words):
+        if event in COUNTED and any(
+            isinstance(word, (str, Path)) and f"{word}{os.sep}".startswith(self.folder) for word in words
+        ):
             writing = event == "os.mkdir" or (event == "open" and bool(words[2] & (os.O_WRONLY | os.O_RDWR)))
             self.note(writing and not str(words[0]).endswith(".lock"))
 
@@ -54,8 +74,8 @@ def quick_figures():
 
 def run(out, end, at=None, environment=None, full=False, **options):
     "In a fork: train, and leave in a file how it ended and how many file operations it took."
-    from dpt_nb.training.recipes import change_recipe, get_recipe
     from dpt_nb.training.loop import train
+    from dpt_nb.training.recipes import change_recipe, get_recipe
 
     child = os.fork()
     if child:
@@ -94,7 +114,14 @@ def launch(out, processes, at=None, after=None, **options):
     "As many processes as one launch has, killed at a file operation of the first or after some seconds: how the first ended."
     port, children = str(free_port()), []
     for rank in range(processes):
-        own = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        own = dict(
+            RANK=rank,
+            LOCAL_RANK=rank,
+            WORLD_SIZE=processes,
+            LOCAL_WORLD_SIZE=processes,
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
         environment = {name: str(value) for name, value in own.items()} if processes > 1 else {}
         children.append(run(out, out.with_suffix(f".{rank}"), at if rank == 0 else None, environment, **options))
     if after is not None:
@@ -114,11 +141,16 @@ def left(out):
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     report = json.loads((out / "report.json").read_text())
     files = {name: (out / name / "model.safetensors").read_bytes() for name in ("best", "model")}
-    strange = sorted(path.name for path in [*out.glob(".*"), *out.glob("*/.*"), *out.glob("**/*.aside")] if path.name != ".lock")
+    strange = sorted(
+        path.name for path in [*out.glob(".*"), *out.glob("*/.*"), *out.glob("**/*.aside")] if path.name != ".lock"
+    )
     return dict(
         rows=[{name: value for name, value in row.items() if name != "images_per_second"} for row in rows],
-        report={name: value for name, value in report.items() if name != "train_seconds"}, files=files, leftovers=strange,
-        names=sorted(path.name for path in out.iterdir()), states=sorted(path.name for path in (out / "checkpoints").iterdir()),
+        report={name: value for name, value in report.items() if name != "train_seconds"},
+        files=files,
+        leftovers=strange,
+        names=sorted(path.name for path in out.iterdir()),
+        states=sorted(path.name for path in (out / "checkpoints").iterdir()),
     )
 
 
@@ -149,17 +181,25 @@ def killed(folder, name, reference, processes, kills):
     way, said = go_on(out, processes)
     wrong = compared(out, reference) if said == "done" else said
     shutil.rmtree(out, ignore_errors=True)
-    return dict(kind=f"killed, {processes} process{'es' if processes > 1 else ''}", kills=kills, ways=ways, way=way, wrong=wrong)
+    return dict(
+        kind=f"killed, {processes} process{'es' if processes > 1 else ''}", kills=kills, ways=ways, way=way, wrong=wrong
+    )
 
 
 def full_disk(folder, name, reference, at):
     "A run whose disk is full from an operation on: one sentence, nothing damaged, nothing left over; then the disk has room again."
     out = folder / name
     said, _ = launch(out, 1, at, full=True)
-    wrong = "" if said.startswith("TrainingError: ") and "No space left on device" in said and "\n" not in said else f"it ended with {said}"
+    wrong = (
+        ""
+        if said.startswith("TrainingError: ") and "No space left on device" in said and "\n" not in said
+        else f"it ended with {said}"
+    )
     strange = [path.name for path in [*out.glob(".*"), *out.glob("*/.*")] if path.name != ".lock"]
     way, ended_with = go_on(out, 1)
-    wrong += f" left over: {strange}" * bool(strange) + (compared(out, reference) if ended_with == "done" else ended_with)
+    wrong += f" left over: {strange}" * bool(strange) + (
+        compared(out, reference) if ended_with == "done" else ended_with
+    )
     shutil.rmtree(out, ignore_errors=True)
     return dict(kind="full disk", kills=[dict(at=at)], ways=[said], way=way, wrong=wrong)
 
@@ -197,13 +237,17 @@ def try_all(folder, seed, operations, moments, pairs, writers, full):
     kills = [(1, [dict(at=place)]) for place in places]
     moment = lambda processes: dict(after=chance.uniform(0, seconds[processes]))
     kills += [(1, [moment(1) for _ in range(chance.choice((1, 1, 2)))]) for _ in range(moments)]
-    kills += [(2, [moment(2) if number % 2 else dict(at=chance.randrange(1, counts[2] + 1))]) for number in range(pairs)]
+    kills += [
+        (2, [moment(2) if number % 2 else dict(at=chance.randrange(1, counts[2] + 1))]) for number in range(pairs)
+    ]
     for number, (processes, each) in enumerate(kills):
         yield killed(folder, f"killed{number}", references[processes], processes, each)
     for number in range(full):
         yield full_disk(folder, f"full{number}", references[1], 2 + number * (counts[1] - 2) // full)
     for number in range(writers):
-        yield two_writers(folder, f"writers{number}", references[1], ("both new", "resume", "both new", "replace")[number % 4])
+        yield two_writers(
+            folder, f"writers{number}", references[1], ("both new", "resume", "both new", "replace")[number % 4]
+        )
 
 
 def table(tries):
@@ -212,7 +256,9 @@ def table(tries):
     for kind in dict.fromkeys(each["kind"] for each in tries):
         own = [each for each in tries if each["kind"] == kind]
         ways = {way: sum(each["way"] == way for each in own) for way in dict.fromkeys(each["way"] for each in own)}
-        lines.append(f"{kind:22} {len(own):3} tries: {', '.join(f'{count} {way}' for way, count in ways.items())}; {sum(bool(each['wrong']) for each in own)} not as undisturbed")
+        lines.append(
+            f"{kind:22} {len(own):3} tries: {', '.join(f'{count} {way}' for way, count in ways.items())}; {sum(bool(each['wrong']) for each in own)} not as undisturbed"
+        )
     return "\n".join(lines)
 
 

@@ -1,4 +1,5 @@
 "What other projects call their tensors, with shapes, written down by hand from their code: the tables of the library are not asked."
+
 import torch
 
 
@@ -8,33 +9,56 @@ def layer(name, *shape, bias=True):
 
 
 def batch_norm(name, width):
-    return layer(name, width) | {f"{name}.running_mean": (width,), f"{name}.running_var": (width,), f"{name}.num_batches_tracked": ()}
+    return layer(name, width) | {
+        f"{name}.running_mean": (width,),
+        f"{name}.running_var": (width,),
+        f"{name}.num_batches_tracked": (),
+    }
 
 
 def timm_block(name, dim):
     names = layer(f"{name}.norm1", dim) | layer(f"{name}.attn.qkv", 3 * dim, dim) | layer(f"{name}.attn.proj", dim, dim)
-    return names | layer(f"{name}.norm2", dim) | layer(f"{name}.mlp.fc1", 4 * dim, dim) | layer(f"{name}.mlp.fc2", dim, 4 * dim)
+    return (
+        names
+        | layer(f"{name}.norm2", dim)
+        | layer(f"{name}.mlp.fc1", 4 * dim, dim)
+        | layer(f"{name}.mlp.fc2", dim, 4 * dim)
+    )
 
 
 def timm_vit(prefix, dim, depth, grid, patch=16):
-    names = {f"{prefix}cls_token": (1, 1, dim), f"{prefix}pos_embed": (1, grid * grid + 1, dim)} | layer(f"{prefix}patch_embed.proj", dim, 3, patch, patch)
+    names = {f"{prefix}cls_token": (1, 1, dim), f"{prefix}pos_embed": (1, grid * grid + 1, dim)} | layer(
+        f"{prefix}patch_embed.proj", dim, 3, patch, patch
+    )
     for block in range(depth):
         names |= timm_block(f"{prefix}blocks.{block}", dim)
     return names | layer(f"{prefix}norm", dim)
 
 
 def mmseg_vit(prefix, dim, depth, grid, patch=16):
-    names = {f"{prefix}cls_token": (1, 1, dim), f"{prefix}pos_embed": (1, grid * grid + 1, dim)} | layer(f"{prefix}patch_embed.projection", dim, 3, patch, patch)
+    names = {f"{prefix}cls_token": (1, 1, dim), f"{prefix}pos_embed": (1, grid * grid + 1, dim)} | layer(
+        f"{prefix}patch_embed.projection", dim, 3, patch, patch
+    )
     for block in range(depth):
         name = f"{prefix}layers.{block}"
-        names |= {f"{name}.attn.attn.in_proj_weight": (3 * dim, dim), f"{name}.attn.attn.in_proj_bias": (3 * dim,)} | layer(f"{name}.attn.attn.out_proj", dim, dim)
-        names |= layer(f"{name}.ln1", dim) | layer(f"{name}.ln2", dim) | layer(f"{name}.ffn.layers.0.0", 4 * dim, dim) | layer(f"{name}.ffn.layers.1", dim, 4 * dim)
+        names |= {
+            f"{name}.attn.attn.in_proj_weight": (3 * dim, dim),
+            f"{name}.attn.attn.in_proj_bias": (3 * dim,),
+        } | layer(f"{name}.attn.attn.out_proj", dim, dim)
+        names |= (
+            layer(f"{name}.ln1", dim)
+            | layer(f"{name}.ln2", dim)
+            | layer(f"{name}.ffn.layers.0.0", 4 * dim, dim)
+            | layer(f"{name}.ffn.layers.1", dim, 4 * dim)
+        )
     return names
 
 
 def residual_unit(name, features, normed):
     "isl-org/DPT's; with batch norm its convolutions have no bias."
-    names = layer(f"{name}.conv1", features, features, 3, 3, bias=not normed) | layer(f"{name}.conv2", features, features, 3, 3, bias=not normed)
+    names = layer(f"{name}.conv1", features, features, 3, 3, bias=not normed) | layer(
+        f"{name}.conv2", features, features, 3, 3, bias=not normed
+    )
     return names | (batch_norm(f"{name}.bn1", features) | batch_norm(f"{name}.bn2", features) if normed else {})
 
 
@@ -65,7 +89,11 @@ def depth_output(features):
 
 
 def label_output(name, features, classes):
-    return layer(f"{name}.0", features, features, 3, 3, bias=False) | batch_norm(f"{name}.1", features) | layer(f"{name}.4", classes, features, 1, 1)
+    return (
+        layer(f"{name}.0", features, features, 3, 3, bias=False)
+        | batch_norm(f"{name}.1", features)
+        | layer(f"{name}.4", classes, features, 1, 1)
+    )
 
 
 def isl_org(backbone, reassembled, channels, features, classes=None):
@@ -81,7 +109,17 @@ def isl_org_vit(dim=128, depth=4, grid=6, channels=(16, 32, 64, 128), features=3
     return isl_org(vit, act_postprocess(dim, channels, 1), channels, features, classes)
 
 
-def isl_org_hybrid(dim=128, depth=4, grid=6, channels=(128, 256, 64, 96), features=32, classes=None, layers=(1, 1, 1), widths=(128, 256, 512), stem=32):
+def isl_org_hybrid(
+    dim=128,
+    depth=4,
+    grid=6,
+    channels=(128, 256, 64, 96),
+    features=32,
+    classes=None,
+    layers=(1, 1, 1),
+    widths=(128, 256, 512),
+    stem=32,
+):
     "The same on timm's ViT behind a ResNet."
     vit = timm_vit("pretrained.model.", dim, depth, grid) | layer("pretrained.model.head", 1000, dim)
     vit |= layer("pretrained.model.patch_embed.proj", dim, widths[-1], 1, 1)
@@ -91,7 +129,9 @@ def isl_org_hybrid(dim=128, depth=4, grid=6, channels=(128, 256, 64, 96), featur
         for unit in range(count):
             name, inside = f"{resnet}.stages.{stage}.blocks.{unit}", width // 4
             if unit == 0:
-                vit |= layer(f"{name}.downsample.conv", width, before, 1, 1, bias=False) | layer(f"{name}.downsample.norm", width)
+                vit |= layer(f"{name}.downsample.conv", width, before, 1, 1, bias=False) | layer(
+                    f"{name}.downsample.norm", width
+                )
             vit |= layer(f"{name}.conv1", inside, before, 1, 1, bias=False) | layer(f"{name}.norm1", inside)
             vit |= layer(f"{name}.conv2", inside, inside, 3, 3, bias=False) | layer(f"{name}.norm2", inside)
             vit |= layer(f"{name}.conv3", width, inside, 1, 1, bias=False) | layer(f"{name}.norm3", width)
@@ -107,7 +147,12 @@ def midas_beit(dim=128, depth=4, grid=6, channels=(16, 32, 64, 128), features=32
     for block in range(depth):
         name = f"{prefix}blocks.{block}"
         names |= {key: shape for key, shape in timm_block(name, dim).items() if key != f"{name}.attn.qkv.bias"}
-        names |= {f"{name}.gamma_1": (dim,), f"{name}.gamma_2": (dim,), f"{name}.attn.q_bias": (dim,), f"{name}.attn.v_bias": (dim,)}
+        names |= {
+            f"{name}.gamma_1": (dim,),
+            f"{name}.gamma_2": (dim,),
+            f"{name}.attn.q_bias": (dim,),
+            f"{name}.attn.v_bias": (dim,),
+        }
         names |= {f"{name}.attn.relative_position_bias_table": ((2 * grid - 1) ** 2 + 3, heads)}
         names |= {f"{name}.attn.relative_position_index": (grid * grid + 1, grid * grid + 1)}
     return isl_org(names, act_postprocess(dim, channels, 1), channels, features)
@@ -123,7 +168,9 @@ def midas_swin(second, dim=32, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4
         area, windows = min(window, side) ** 2, (side // min(window, side)) ** 2
         if stage < 3:
             downsample = f"{prefix}layers.{stage}.downsample"
-            names |= layer(f"{downsample}.reduction", 2 * width, 4 * width, bias=False) | layer(f"{downsample}.norm", (2 if second else 4) * width)
+            names |= layer(f"{downsample}.reduction", 2 * width, 4 * width, bias=False) | layer(
+                f"{downsample}.norm", (2 if second else 4) * width
+            )
         for block in range(depth):
             name = f"{prefix}layers.{stage}.blocks.{block}"
             names |= timm_block(name, width)
@@ -131,11 +178,20 @@ def midas_swin(second, dim=32, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4
                 names[f"{name}.attn_mask"] = (windows, area, area)
             if second:
                 del names[f"{name}.attn.qkv.bias"]
-                names |= {f"{name}.attn.logit_scale": (count, 1, 1), f"{name}.attn.q_bias": (width,), f"{name}.attn.v_bias": (width,)}
-                names |= layer(f"{name}.attn.cpb_mlp.0", 512, 2) | layer(f"{name}.attn.cpb_mlp.2", count, 512, bias=False)
+                names |= {
+                    f"{name}.attn.logit_scale": (count, 1, 1),
+                    f"{name}.attn.q_bias": (width,),
+                    f"{name}.attn.v_bias": (width,),
+                }
+                names |= layer(f"{name}.attn.cpb_mlp.0", 512, 2) | layer(
+                    f"{name}.attn.cpb_mlp.2", count, 512, bias=False
+                )
             else:
                 table = ((2 * min(window, side) - 1) ** 2, count)
-                names |= {f"{name}.attn.relative_position_bias_table": table, f"{name}.attn.relative_position_index": (area, area)}
+                names |= {
+                    f"{name}.attn.relative_position_bias_table": table,
+                    f"{name}.attn.relative_position_index": (area, area),
+                }
     return isl_org(names, {}, widths, features)
 
 
@@ -149,8 +205,14 @@ def depth_anything(dim=128, depth=4, grid=5, channels=(16, 32, 64, 128), feature
         if level != 2:
             size = {0: 4, 1: 2, 3: 3}[level]
             names |= layer(f"depth_head.resize_layers.{level}", width, width, size, size)
-    names |= scratch("depth_head.scratch.", channels, features) | layer("depth_head.scratch.output_conv1", features // 2, features, 3, 3)
-    return names | layer("depth_head.scratch.output_conv2.0", 32, features // 2, 3, 3) | layer("depth_head.scratch.output_conv2.2", 1, 32, 1, 1)
+    names |= scratch("depth_head.scratch.", channels, features) | layer(
+        "depth_head.scratch.output_conv1", features // 2, features, 3, 3
+    )
+    return (
+        names
+        | layer("depth_head.scratch.output_conv2.0", 32, features // 2, 3, 3)
+        | layer("depth_head.scratch.output_conv2.2", 1, 32, 1, 1)
+    )
 
 
 def mmseg(dim=128, depth=4, grid=6, channels=(16, 32, 64, 128), features=32, classes=None):
@@ -158,7 +220,9 @@ def mmseg(dim=128, depth=4, grid=6, channels=(16, 32, 64, 128), features=32, cla
     names, head = mmseg_vit("backbone.", dim, depth, grid), "decode_head."
     for level, width in enumerate(channels):
         reassemble = f"{head}reassemble_blocks."
-        names |= layer(f"{reassemble}projects.{level}.conv", width, dim, 1, 1) | layer(f"{reassemble}readout_projects.{level}.0", dim, 2 * dim)
+        names |= layer(f"{reassemble}projects.{level}.conv", width, dim, 1, 1) | layer(
+            f"{reassemble}readout_projects.{level}.0", dim, 2 * dim
+        )
         names |= layer(f"{head}convs.{level}.conv", features, width, 3, 3, bias=False)
         if level != 2:
             size = {0: 4, 1: 2, 3: 3}[level]
@@ -167,12 +231,22 @@ def mmseg(dim=128, depth=4, grid=6, channels=(16, 32, 64, 128), features=32, cla
         for unit in (1, 2) if level else (2,):
             for place in (1, 2):
                 name = f"{head}fusion_blocks.{level}.res_conv_unit{unit}.conv{place}"
-                names |= layer(f"{name}.conv", features, features, 3, 3, bias=False) | (batch_norm(f"{name}.bn", features) if classes else {})
+                names |= layer(f"{name}.conv", features, features, 3, 3, bias=False) | (
+                    batch_norm(f"{name}.bn", features) if classes else {}
+                )
     if classes:
-        names |= layer(f"{head}project.conv", features, features, 3, 3, bias=False) | batch_norm(f"{head}project.bn", features)
+        names |= layer(f"{head}project.conv", features, features, 3, 3, bias=False) | batch_norm(
+            f"{head}project.bn", features
+        )
         return names | layer(f"{head}conv_seg", classes, features, 1, 1)
-    names |= layer(f"{head}project.conv", features, features, 3, 3) | layer(f"{head}conv_depth.head.0", features // 2, features, 3, 3)
-    return names | layer(f"{head}conv_depth.head.2", 32, features // 2, 3, 3) | layer(f"{head}conv_depth.head.4", 1, 32, 1, 1)
+    names |= layer(f"{head}project.conv", features, features, 3, 3) | layer(
+        f"{head}conv_depth.head.0", features // 2, features, 3, 3
+    )
+    return (
+        names
+        | layer(f"{head}conv_depth.head.2", 32, features // 2, 3, 3)
+        | layer(f"{head}conv_depth.head.4", 1, 32, 1, 1)
+    )
 
 
 def random_tensors(names, seed=0):

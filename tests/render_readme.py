@@ -1,4 +1,5 @@
 "README.md is the front door, nbs/index.ipynb, rendered by nbconvert. `python tests/render_readme.py` writes it."
+
 import re
 from pathlib import Path
 

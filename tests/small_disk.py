@@ -3,6 +3,7 @@
 Started by `test_full_disk`, as `unshare -rm python small_disk.py FOLDER KILOBYTES BEFORE COMMAND…`: the disk is put at FOLDER, BEFORE is copied onto it, the
 command runs in it. Prints a JSON of the exit code, what was said, how much is used, and the digest of every file before and after.
 """
+
 import hashlib
 import json
 import os
@@ -34,7 +35,19 @@ def main() -> None:
     kept = os.environ.get("KEEP_DISK")  # a folder that gets a copy of what is left
     if kept:
         shutil.copytree(place, kept, dirs_exist_ok=True)
-    print(json.dumps(dict(code=done.returncode, out=done.stdout, err=done.stderr, used=used, before=there, after=digests(place), texts=texts)))
+    print(
+        json.dumps(
+            dict(
+                code=done.returncode,
+                out=done.stdout,
+                err=done.stderr,
+                used=used,
+                before=there,
+                after=digests(place),
+                texts=texts,
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

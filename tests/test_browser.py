@@ -1,4 +1,5 @@
 "The workbench in a real browser: JupyterLab opens the notebook, every page is looked at, a patch is clicked, a slider moves, a training run is started and interrupted."
+
 import json
 import os
 import re
@@ -118,7 +119,10 @@ def test_a_fault_is_a_sentence_and_the_page_goes_on(workbench):
 
 def test_the_training_room_starts_and_is_interrupted(workbench, server):
     said = open_tab(workbench, "Training")
-    for label, text in (("changes", " ".join([*SHORT, "loop.steps=400", "keep.every=400", "keep.validate_every=5"])), ("folder", "room")):
+    for label, text in (
+        ("changes", " ".join([*SHORT, "loop.steps=400", "keep.every=400", "keep.validate_every=5"])),
+        ("folder", "room"),
+    ):
         field = workbench.get_by_label(label, exact=True).locator("visible=true")
         field.fill(text), field.press("Tab")
     workbench.get_by_role("button", name="start", exact=True).click()
@@ -131,7 +135,9 @@ def test_the_training_room_starts_and_is_interrupted(workbench, server):
         assert time.monotonic() < deadline, said.inner_text()
         workbench.wait_for_timeout(100)
     rows = [json.loads(line) for line in (server[0] / "room" / "metrics.jsonl").read_text().splitlines()]
-    assert 0 < rows[-1]["step"] < 400 and (server[0] / "room" / "checkpoints" / f"step-{rows[-1]['step']:08d}.pt").exists()
+    assert (
+        0 < rows[-1]["step"] < 400 and (server[0] / "room" / "checkpoints" / f"step-{rows[-1]['step']:08d}.pt").exists()
+    )
     assert workbench.get_by_role("button", name="go on", exact=True).is_enabled()
 
 
@@ -140,9 +146,17 @@ def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
     shutil.copy(REPOSITORY / "nbs" / "workbench" / "workbench.ipynb", tmp_path)
     words = [sys.executable, "-m", "dpt_nb.workbench.pages", "workbench.ipynb", "--no-browser"]
     with open(tmp_path / "log", "w") as log:
-        serving = subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log, env=os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"))
+        serving = subprocess.Popen(
+            words,
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+            env=os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
+        )
     try:
-        address = wait_until(lambda: re.search(r"(http://\S+token=\w+)\n", (tmp_path / "log").read_text()), serving, tmp_path / "log")[1]
+        address = wait_until(
+            lambda: re.search(r"(http://\S+token=\w+)\n", (tmp_path / "log").read_text()), serving, tmp_path / "log"
+        )[1]
         page = browser.new_page()
         page.set_default_timeout(PATIENCE)
         page.goto(address)

@@ -1,4 +1,5 @@
 "Files of other projects, by names written down by hand: opened, converted there and back, opened by the other side, refused when they are bad, sent to the Hub."
+
 import functools
 import http.server
 import json
@@ -19,13 +20,30 @@ import torch
 import transformers
 from conftest import command
 from huggingface_hub.errors import LocalEntryNotFoundError
-from official_names import depth_anything, isl_org_hybrid, isl_org_vit, midas_beit, midas_swin, mmseg, mmseg_vit, random_tensors
+from official_names import (
+    depth_anything,
+    isl_org_hybrid,
+    isl_org_vit,
+    midas_beit,
+    midas_swin,
+    mmseg,
+    mmseg_vit,
+    random_tensors,
+)
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 
-from dpt_nb.weights.load import CheckpointError, convert, into_ours, load_backbone, load_checkpoint, open_checkpoint, rows_of
 from dpt_nb.commands import main
 from dpt_nb.network.dpt import create_model, list_models
+from dpt_nb.weights.load import (
+    CheckpointError,
+    convert,
+    into_ours,
+    load_backbone,
+    load_checkpoint,
+    open_checkpoint,
+    rows_of,
+)
 
 transformers.utils.logging.disable_progress_bar()
 NORM = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
@@ -37,20 +55,51 @@ def both(*names):
 
 IDLE = both("scratch.refinenet4.resConfUnit1.conv1", "scratch.refinenet4.resConfUnit1.conv2")
 CLASSIFIER = both("pretrained.model.norm", "pretrained.model.head")
-IDLE_NORMED = {f"scratch.refinenet4.resConfUnit1.{part}" for part in ["conv1.weight", "conv2.weight"] + [f"bn{place}.{part}" for place in (1, 2) for part in NORM]}
+IDLE_NORMED = {
+    f"scratch.refinenet4.resConfUnit1.{part}"
+    for part in ["conv1.weight", "conv2.weight"] + [f"bn{place}.{part}" for place in (1, 2) for part in NORM]
+}
 SWIN_MASKS = {f"pretrained.model.layers.{stage}.blocks.1.attn_mask" for stage in (0, 1)}
-SWIN_PLACES = {f"pretrained.model.layers.{stage}.blocks.{block}.attn.relative_position_index" for stage in range(4) for block in (0, 1)}
+SWIN_PLACES = {
+    f"pretrained.model.layers.{stage}.blocks.{block}.attn.relative_position_index"
+    for stage in range(4)
+    for block in (0, 1)
+}
 BEIT_PLACES = {f"pretrained.model.blocks.{block}.attn.relative_position_index" for block in range(4)}
 # What a file holds and no prediction needs. It stays behind on the way in, and is filled in again on the way out.
 FILES = {
     "isl-org ViT": (isl_org_vit(), "isl-org", "inverse_depth", (1, 96, 160), CLASSIFIER | IDLE),
     "isl-org ViT, ADE20K": (isl_org_vit(classes=150), "isl-org", "label", (150, 96, 160), CLASSIFIER | IDLE_NORMED),
     "isl-org hybrid": (isl_org_hybrid(), "isl-org", "inverse_depth", (1, 96, 160), CLASSIFIER | IDLE),
-    "isl-org hybrid, ADE20K": (isl_org_hybrid(classes=150), "isl-org", "label", (150, 96, 160), CLASSIFIER | IDLE_NORMED),
-    "MiDaS BEiT": (midas_beit(), "isl-org", "inverse_depth", (1, 96, 160), both("pretrained.model.fc_norm", "pretrained.model.head") | IDLE | BEIT_PLACES),
+    "isl-org hybrid, ADE20K": (
+        isl_org_hybrid(classes=150),
+        "isl-org",
+        "label",
+        (150, 96, 160),
+        CLASSIFIER | IDLE_NORMED,
+    ),
+    "MiDaS BEiT": (
+        midas_beit(),
+        "isl-org",
+        "inverse_depth",
+        (1, 96, 160),
+        both("pretrained.model.fc_norm", "pretrained.model.head") | IDLE | BEIT_PLACES,
+    ),
     "MiDaS Swin V2": (midas_swin(second=True), "isl-org", "inverse_depth", (1, 64, 96), CLASSIFIER | IDLE | SWIN_MASKS),
-    "MiDaS Swin": (midas_swin(second=False), "isl-org", "inverse_depth", (1, 64, 96), CLASSIFIER | IDLE | SWIN_MASKS | SWIN_PLACES),
-    "Depth Anything": (depth_anything(), "depth-anything", "inverse_depth", (1, 70, 126), {"pretrained.mask_token"} | {f"depth_head.{name}" for name in IDLE}),
+    "MiDaS Swin": (
+        midas_swin(second=False),
+        "isl-org",
+        "inverse_depth",
+        (1, 64, 96),
+        CLASSIFIER | IDLE | SWIN_MASKS | SWIN_PLACES,
+    ),
+    "Depth Anything": (
+        depth_anything(),
+        "depth-anything",
+        "inverse_depth",
+        (1, 70, 126),
+        {"pretrained.mask_token"} | {f"depth_head.{name}" for name in IDLE},
+    ),
     "Toolbox, depth": (mmseg(), "mmseg", "depth", (1, 96, 160), set()),
     "mmsegmentation": (mmseg(classes=19), "mmseg", "label", (19, 96, 160), set()),
 }
@@ -68,7 +117,9 @@ def picture(*size):
 
 
 def same(first, second):
-    return set(first) == set(second) and all(first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first)
+    return set(first) == set(second) and all(
+        first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +154,13 @@ def round_trip(tmp_path_factory):
     def travel(kind):
         names, dialect, *_ = FILES[kind]
         folder, tensors = tmp_path_factory.mktemp("way"), random_tensors(names)
-        torch.save(dict(meta={"epoch": 3}, state_dict=tensors) if dialect == "mmseg" else tensors, folder / "theirs.pth")
-        there, back = convert(folder / "theirs.pth", folder / "ours"), convert(folder / "ours", folder / "back.pth", to=dialect)
+        torch.save(
+            dict(meta={"epoch": 3}, state_dict=tensors) if dialect == "mmseg" else tensors, folder / "theirs.pth"
+        )
+        there, back = (
+            convert(folder / "theirs.pth", folder / "ours"),
+            convert(folder / "ours", folder / "back.pth", to=dialect),
+        )
         returned = torch.load(folder / "back.pth", weights_only=True)
         returned = returned["state_dict"] if dialect == "mmseg" else returned
         return SimpleNamespace(path=folder / "theirs.pth", tensors=tensors, there=there, back=back, returned=returned)
@@ -117,7 +173,12 @@ def round_trip(tmp_path_factory):
 def test_published_names_are_opened_and_come_back_to_the_bit(kind, round_trip):
     names, dialect, head, shape, unneeded = FILES[kind]
     way = round_trip(kind)
-    assert (way.there.source, way.back.to, set(way.there.dropped), set(way.back.filled)) == (dialect, dialect, unneeded, unneeded)
+    assert (way.there.source, way.back.to, set(way.there.dropped), set(way.back.filled)) == (
+        dialect,
+        dialect,
+        unneeded,
+        unneeded,
+    )
     assert {name: tuple(tensor.shape) for name, tensor in way.returned.items()} == names
     kept = set(names) - unneeded
     assert same({name: way.tensors[name] for name in kept}, {name: way.returned[name] for name in kept})
@@ -125,27 +186,49 @@ def test_published_names_are_opened_and_come_back_to_the_bit(kind, round_trip):
     assert same(load_file(way.there.path / "model.safetensors"), model.state_dict())
     with torch.no_grad():
         prediction = model(picture(*shape[1:]))
-    assert list(prediction) == [head] and prediction[head].shape == (1, *shape) and prediction[head].isfinite().all() and prediction[head].std() > 0
+    assert (
+        list(prediction) == [head]
+        and prediction[head].shape == (1, *shape)
+        and prediction[head].isfinite().all()
+        and prediction[head].std() > 0
+    )
 
 
 def test_the_table_of_places_in_a_beit_is_filled_in_as_a_loop_would(round_trip):
     places = [(row, column) for row in range(6) for column in range(6)]
-    index = torch.tensor([[(row - other_row + 5) * 11 + column - other_column + 5 for other_row, other_column in places] for row, column in places])
+    index = torch.tensor(
+        [
+            [(row - other_row + 5) * 11 + column - other_column + 5 for other_row, other_column in places]
+            for row, column in places
+        ]
+    )
     found = round_trip("MiDaS BEiT").returned["pretrained.model.blocks.3.attn.relative_position_index"]
-    assert torch.equal(found[1:, 1:], index) and set(found[0, 1:].tolist()) == {121} and set(found[1:, 0].tolist()) == {122} and found[0, 0] == 123
+    assert (
+        torch.equal(found[1:, 1:], index)
+        and set(found[0, 1:].tolist()) == {121}
+        and set(found[1:, 0].tolist()) == {122}
+        and found[0, 0] == 123
+    )
 
 
 @pytest.mark.slow
 def test_the_tables_of_places_and_neighbours_in_a_swin_are_filled_in_as_a_loop_would(round_trip):
     swin, places = round_trip("MiDaS Swin").returned, [(row, column) for row in range(4) for column in range(4)]
-    index = torch.tensor([[(row - other_row + 3) * 7 + column - other_column + 3 for other_row, other_column in places] for row, column in places])
+    index = torch.tensor(
+        [
+            [(row - other_row + 3) * 7 + column - other_column + 3 for other_row, other_column in places]
+            for row, column in places
+        ]
+    )
     assert torch.equal(swin["pretrained.model.layers.2.blocks.1.attn.relative_position_index"], index)
     # After a shift by 2, windows at the lower and right edge hold tokens that are no neighbours: those from before and after the seam.
     mask = swin["pretrained.model.layers.0.blocks.1.attn_mask"]
     for window in range(16):
         last_row, last_column = window // 4 == 3, window % 4 == 3
         part = [(last_row and row >= 2, last_column and column >= 2) for row, column in places]
-        assert torch.equal(mask[window] == 0, torch.tensor([[mine == other for other in part] for mine in part])), window
+        assert torch.equal(mask[window] == 0, torch.tensor([[mine == other for other in part] for mine in part])), (
+            window
+        )
     assert set(mask.unique().tolist()) == {0.0, -100.0}
 
 
@@ -169,27 +252,48 @@ ZOO = {
 
 @pytest.mark.parametrize("zoo", some_slow(ZOO, *list(ZOO)[4:]))
 def test_names_and_shapes_of_published_files_are_those_of_the_zoo(zoo):
-    unneeded = ("relative_position_index", "attn_mask", "mask_token", "model.norm.", ".head.", "fc_norm", "refinenet4.resConfUnit1")
-    state = {name: torch.empty(shape, device="meta") for name, shape in ZOO[zoo].items() if not any(part in name for part in unneeded)}
+    unneeded = (
+        "relative_position_index",
+        "attn_mask",
+        "mask_token",
+        "model.norm.",
+        ".head.",
+        "fc_norm",
+        "refinenet4.resConfUnit1",
+    )
+    state = {
+        name: torch.empty(shape, device="meta")
+        for name, shape in ZOO[zoo].items()
+        if not any(part in name for part in unneeded)
+    }
     ours, unknown = into_ours(state, rows_of("depth-anything" if zoo.startswith("depth") else "isl-org", state, None))
     with torch.device("meta"):
         wanted = create_model(zoo).state_dict()
-    assert not unknown and {name: tensor.shape for name, tensor in ours.items()} == {name: tensor.shape for name, tensor in wanted.items()}
+    assert not unknown and {name: tensor.shape for name, tensor in ours.items()} == {
+        name: tensor.shape for name, tensor in wanted.items()
+    }
 
 
 WRAPPINGS = {
     "bare": lambda state: state,
     "beside NumPy's numbers": lambda state: dict(state_dict=state, meta=dict(epoch=np.int64(3), best=np.float64(0.07))),
     "under model": lambda state: dict(model=state, epoch=3),
-    "under state_dict, by DataParallel": lambda state: dict(state_dict={f"module.{name}": tensor for name, tensor in state.items()}),
+    "under state_dict, by DataParallel": lambda state: dict(
+        state_dict={f"module.{name}": tensor for name, tensor in state.items()}
+    ),
     "in half precision": lambda state: {name: tensor.half() for name, tensor in state.items()},
 }
 
 
-@pytest.mark.parametrize("wrapping, stored", [
-    *[(wrapping, "zip") for wrapping in WRAPPINGS], ("under state_dict, by DataParallel", "pickle of 2019"),
-    ("bare", "safetensors"), ("in half precision", "safetensors"),
-])
+@pytest.mark.parametrize(
+    "wrapping, stored",
+    [
+        *[(wrapping, "zip") for wrapping in WRAPPINGS],
+        ("under state_dict, by DataParallel", "pickle of 2019"),
+        ("bare", "safetensors"),
+        ("in half precision", "safetensors"),
+    ],
+)
 def test_a_file_may_be_wrapped_and_stored_in_any_of_the_usual_ways(wrapping, stored, depth_file, tmp_path):
     tensors = torch.load(depth_file, weights_only=True)
     wrapped, path = WRAPPINGS[wrapping](tensors), tmp_path / "weights"
@@ -214,7 +318,13 @@ def vit2depth(state):
             new = name.replace("proj", "projection")
         elif name.startswith("blocks."):
             new = name.replace("blocks.", "layers.")
-            words = {"norm": "ln", "mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1", "attn.qkv.": "attn.attn.in_proj_", "attn.proj": "attn.attn.out_proj"}
+            words = {
+                "norm": "ln",
+                "mlp.fc1": "ffn.layers.0.0",
+                "mlp.fc2": "ffn.layers.1",
+                "attn.qkv.": "attn.attn.in_proj_",
+                "attn.proj": "attn.attn.out_proj",
+            }
             for word, other in words.items():
                 if word in new:
                     new = new.replace(word, other)
@@ -235,7 +345,10 @@ def test_vit2depth_is_repeated_key_by_key(wrapping, classifier_file, tmp_path, c
     said = capsys.readouterr().out
     assert "head.weight, head.bias" in said and "norm.weight" not in said
     convert(tmp_path / "converted.pth", tmp_path / "back.pth", to="timm")
-    assert same(torch.load(tmp_path / "back.pth", weights_only=True), {name: tensor for name, tensor in state.items() if not name.startswith("head")})
+    assert same(
+        torch.load(tmp_path / "back.pth", weights_only=True),
+        {name: tensor for name, tensor in state.items() if not name.startswith("head")},
+    )
 
 
 @pytest.fixture
@@ -271,7 +384,9 @@ def test_the_command_downloads_converts_and_keeps_what_is_there(served, classifi
     assert main(words) == 1 and (tmp_path / "out" / "vit.pth").read_text() == "mine"
     said = capsys.readouterr().err
     assert "out/vit.pth exists" in said and said.count("\n") == 1
-    assert main([*words, "--force"]) == 0 and same(torch.load(tmp_path / "out" / "vit.pth", weights_only=True), expected)
+    assert main([*words, "--force"]) == 0 and same(
+        torch.load(tmp_path / "out" / "vit.pth", weights_only=True), expected
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["vit.pth"]
 
 
@@ -295,15 +410,27 @@ def test_two_addresses_that_end_alike_are_two_files(served, classifier_file, tmp
 
 def test_the_command_goes_round_all_dialects_that_can_say_a_model(depth_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for words in ([str(depth_file), "own"], ["own", "hf", "--to", "transformers"], ["hf", "own again"], ["own again", "back.safetensors", "--to", "isl-org"]):
+    for words in (
+        [str(depth_file), "own"],
+        ["own", "hf", "--to", "transformers"],
+        ["hf", "own again"],
+        ["own again", "back.safetensors", "--to", "isl-org"],
+    ):
         assert main(["dpt_convert", *words]) == 0
     said = capsys.readouterr().out
     assert "filled in" in said
-    told = [line.split(": ", 1)[1] for line in said.splitlines() if line.startswith("to be told")]  # nothing but by which interpolation images are fed
-    assert told == ["images are fed minimal 96×96 by isl-org here and minimal 96×96 by transformers there", "images are fed minimal 96×96 by transformers here and minimal 96×96 by isl-org there"]
+    told = [
+        line.split(": ", 1)[1] for line in said.splitlines() if line.startswith("to be told")
+    ]  # nothing but by which interpolation images are fed
+    assert told == [
+        "images are fed minimal 96×96 by isl-org here and minimal 96×96 by transformers there",
+        "images are fed minimal 96×96 by transformers here and minimal 96×96 by isl-org there",
+    ]
     tensors, back = torch.load(depth_file, weights_only=True), load_file("back.safetensors")
     kept = set(tensors) - CLASSIFIER - IDLE
-    assert set(back) == set(tensors) and same({name: tensors[name] for name in kept}, {name: back[name] for name in kept})
+    assert set(back) == set(tensors) and same(
+        {name: tensors[name] for name in kept}, {name: back[name] for name in kept}
+    )
     assert same(load_checkpoint("own").state_dict(), load_checkpoint("own again").state_dict())
 
 
@@ -317,15 +444,24 @@ def test_a_backbone_leaves_a_model_and_others_take_it(depth_file, tmp_path):
     vit = timm.create_model("vit_base_patch16_224", img_size=96, embed_dim=128, depth=4, num_heads=2, num_classes=0)
     vit.load_state_dict(torch.load(tmp_path / "backbone.pth", weights_only=True))
     assert report.what == "backbone" and set(report.filled) == both("norm")
-    tokens = vit.forward_intermediates(vit.patch_embed.proj.weight.new_ones(1, 3, 96, 96), indices=[3], intermediates_only=True, output_fmt="NLC")[0]
+    tokens = vit.forward_intermediates(
+        vit.patch_embed.proj.weight.new_ones(1, 3, 96, 96), indices=[3], intermediates_only=True, output_fmt="NLC"
+    )[0]
     with torch.no_grad():
-        assert torch.allclose(tokens, load_checkpoint(depth_file).backbone(torch.ones(1, 3, 96, 96))[-1].tokens, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(
+            tokens, load_checkpoint(depth_file).backbone(torch.ones(1, 3, 96, 96))[-1].tokens, rtol=1e-4, atol=1e-5
+        )
 
 
-@pytest.mark.parametrize("name, shape", [
-    ("deit_tiny_distilled_patch16_224", {}), ("vit_small_patch14_dinov2", dict(img_size=56)), ("vit_small_patch14_reg4_dinov2", dict(img_size=56)),
-    ("beit_base_patch16_224", dict(embed_dim=128, num_heads=2)),
-])
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("vit_small_patch14_dinov2", dict(img_size=56)),
+        ("vit_small_patch14_reg4_dinov2", dict(img_size=56)),
+        ("beit_base_patch16_224", dict(embed_dim=128, num_heads=2)),
+    ],
+)
 def test_a_classifier_becomes_a_model_to_be_trained_and_says_so(name, shape, tmp_path):
     torch.manual_seed(0)
     peer = timm.create_model(name, num_classes=10, depth=4, **shape)
@@ -339,7 +475,9 @@ def test_a_classifier_becomes_a_model_to_be_trained_and_says_so(name, shape, tmp
 
 
 def test_a_classifier_that_no_dpt_stands_on_is_refused(tmp_path):
-    torch.save(timm.create_model("vit_tiny_r_s16_p8_224").state_dict(), tmp_path / "other.pth")  # a ResNet of another make
+    torch.save(
+        timm.create_model("vit_tiny_r_s16_p8_224").state_dict(), tmp_path / "other.pth"
+    )  # a ResNet of another make
     with pytest.raises(CheckpointError, match="other.pth"):
         load_checkpoint(tmp_path / "other.pth")
 
@@ -348,9 +486,13 @@ def test_depth_anything_can_be_started_from_a_dinov2_of_timm(tmp_path):
     torch.manual_seed(0)
     peer = timm.create_model("vit_small_patch14_dinov2", img_size=56, depth=4)
     torch.save(peer.state_dict(), tmp_path / "dinov2.pth")
-    model = create_model("depth_anything_v2_small", image_size=[56, 56], taps=[0, 1, 2, 3], backbone_arguments=dict(depth=4))
+    model = create_model(
+        "depth_anything_v2_small", image_size=[56, 56], taps=[0, 1, 2, 3], backbone_arguments=dict(depth=4)
+    )
     load_backbone(model, tmp_path / "dinov2.pth")
-    assert torch.equal(model.backbone.vit.norm.weight, peer.norm.weight) and torch.equal(model.backbone.vit.blocks[3].mlp.fc2.weight, peer.blocks[3].mlp.fc2.weight)
+    assert torch.equal(model.backbone.vit.norm.weight, peer.norm.weight) and torch.equal(
+        model.backbone.vit.blocks[3].mlp.fc2.weight, peer.blocks[3].mlp.fc2.weight
+    )
 
 
 def change(**tensors):
@@ -409,14 +551,27 @@ def of_transformers(config, without=None, moved=None):
     "A folder written by transformers with another config.json, without one of its files, or its weights taken out of it."
 
     def write(folder, good):
-        shape = dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=1, intermediate_size=256, image_size=96, fusion_hidden_size=32)
-        peer = transformers.DPTForDepthEstimation(transformers.DPTConfig(**shape, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[16, 32, 64, 64]))
+        shape = dict(
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=1,
+            intermediate_size=256,
+            image_size=96,
+            fusion_hidden_size=32,
+        )
+        peer = transformers.DPTForDepthEstimation(
+            transformers.DPTConfig(**shape, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[16, 32, 64, 64])
+        )
         peer.save_pretrained(folder / "folder")
         path = folder / "folder" / "config.json"
         if isinstance(config, str):
             path.write_text(config)
         else:
-            path.write_text(json.dumps({key: value for key, value in (json.loads(path.read_text()) | config).items() if value != "gone"}))
+            path.write_text(
+                json.dumps(
+                    {key: value for key, value in (json.loads(path.read_text()) | config).items() if value != "gone"}
+                )
+            )
         if without:
             (folder / "folder" / without).unlink()
         return shutil.move(folder / "folder" / "model.safetensors", folder / moved) if moved else folder / "folder"
@@ -425,7 +580,14 @@ def of_transformers(config, without=None, moved=None):
 
 
 def own_without_config(folder, good):
-    model = create_model("vit_tiny_patch16_224", taps=[0, 1, 2, 3], image_size=[96, 96], backbone_arguments=dict(depth=4), features=32, channels=[8, 16, 32, 64])
+    model = create_model(
+        "vit_tiny_patch16_224",
+        taps=[0, 1, 2, 3],
+        image_size=[96, 96],
+        backbone_arguments=dict(depth=4),
+        features=32,
+        channels=[8, 16, 32, 64],
+    )
     model.save_pretrained(folder / "own")
     shutil.move(folder / "own" / "model.safetensors", folder / "alone.safetensors")
     return folder / "alone.safetensors"
@@ -442,39 +604,99 @@ def own_with_other_config(folder, good):
 WEIGHT = "scratch.layer2_rn.weight"
 BAD = {
     "runs code": (saved("evil.pt", lambda good: good | {"x": Runs()}), ["evil.pt", "mkdir", "code"]),
-    "runs code, in an old pickle": (saved("evil.pth", lambda good: good | {"x": Runs()}, _use_new_zipfile_serialization=False), ["evil.pth", "mkdir", "code"]),
+    "runs code, in an old pickle": (
+        saved("evil.pth", lambda good: good | {"x": Runs()}, _use_new_zipfile_serialization=False),
+        ["evil.pth", "mkdir", "code"],
+    ),
     "cut short": (write("short.pt", cut(0.5)), ["short.pt", "cut short"]),
     "cut within the first bytes": (write("short.pt", b"PK\x03"), ["short.pt", "cut short"]),
     "cut within the last bytes": (write("short.pt", cut(0.9999)), ["short.pt", "cut short"]),
-    "old pickle cut in its data": (write("short.pth", cut(0.5, _use_new_zipfile_serialization=False)), ["short.pth", "cut short"]),
-    "old pickle cut at its start": (write("short.pth", lambda path, good: path.write_bytes(b"\x80\x02\x8a\x0al\xfc\x9c")), ["short.pth", "cut short"]),
-    "runs code, in a pickle of another hand": (write("evil.pkl", lambda path, good: path.write_bytes(pickle.dumps({"x": Runs()}))), ["evil.pkl", "refused", "state_dict"]),
-    "a pickle of another hand": (write("other.pkl", lambda path, good: path.write_bytes(pickle.dumps({"x": [1, 2]}, protocol=2))), ["other.pkl", "refused", "state_dict"]),
-    "a pickle protocol that PyTorch does not read": (saved("late.pt", lambda good: good, pickle_protocol=4), ["late.pt", "refused", "state_dict"]),
-    "safetensors cut short": (write("short.safetensors", cut_safetensors), ["short.safetensors", "not a whole safetensors"]),
+    "old pickle cut in its data": (
+        write("short.pth", cut(0.5, _use_new_zipfile_serialization=False)),
+        ["short.pth", "cut short"],
+    ),
+    "old pickle cut at its start": (
+        write("short.pth", lambda path, good: path.write_bytes(b"\x80\x02\x8a\x0al\xfc\x9c")),
+        ["short.pth", "cut short"],
+    ),
+    "runs code, in a pickle of another hand": (
+        write("evil.pkl", lambda path, good: path.write_bytes(pickle.dumps({"x": Runs()}))),
+        ["evil.pkl", "refused", "state_dict"],
+    ),
+    "a pickle of another hand": (
+        write("other.pkl", lambda path, good: path.write_bytes(pickle.dumps({"x": [1, 2]}, protocol=2))),
+        ["other.pkl", "refused", "state_dict"],
+    ),
+    "a pickle protocol that PyTorch does not read": (
+        saved("late.pt", lambda good: good, pickle_protocol=4),
+        ["late.pt", "refused", "state_dict"],
+    ),
+    "safetensors cut short": (
+        write("short.safetensors", cut_safetensors),
+        ["short.safetensors", "not a whole safetensors"],
+    ),
     "a zip archive renamed": (write("photos.pt", zipped), ["photos.pt", "zip archive"]),
-    "a page of html": (write("page.pt", b"<!DOCTYPE html><title>404</title>"), ["page.pt", "no checkpoint", "<!DOCTYPE"]),
+    "a page of html": (
+        write("page.pt", b"<!DOCTYPE html><title>404</title>"),
+        ["page.pt", "no checkpoint", "<!DOCTYPE"],
+    ),
     "an empty file": (write("empty.pt", b""), ["empty.pt", "no checkpoint"]),
     "a picture": (write("photo.pt", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01"), ["photo.pt", "no checkpoint"]),
     "a list": (saved("list.pt", lambda good: list(good.values())), ["list.pt", "a list and", "state_dict"]),
     "numbers for names": (saved("numbers.pt", lambda good: dict(enumerate(good.values()))), ["numbers.pt"]),
     "nothing in it": (saved("none.pt", lambda good: {}), ["none.pt", "no named weights"]),
-    "a training state without weights": (saved("optimiser.pt", lambda good: {"optimizer": {"lr": 1.0}, "step": 3}), ["optimiser.pt", "'optimizer'"]),
+    "a training state without weights": (
+        saved("optimiser.pt", lambda good: {"optimizer": {"lr": 1.0}, "step": 3}),
+        ["optimiser.pt", "'optimizer'"],
+    ),
     "no such file": (lambda folder, good: folder / "gone.pt", ["gone.pt"]),
     "a tensor is missing": (change(**{WEIGHT: None}), ["bad.pt", "isl-org", "layer2_rn"]),
-    "a block is missing": (change(**{name: None for name in isl_org_vit() if ".blocks.1." in name}), ["bad.pt", "isl-org", "blocks"]),
-    "a tensor of a block is missing": (change(**{"pretrained.model.blocks.2.attn.proj.bias": None}), ["bad.pt", "isl-org", "blocks.2.attn.proj.bias"]),
+    "a block is missing": (
+        change(**{name: None for name in isl_org_vit() if ".blocks.1." in name}),
+        ["bad.pt", "isl-org", "blocks"],
+    ),
+    "a tensor of a block is missing": (
+        change(**{"pretrained.model.blocks.2.attn.proj.bias": None}),
+        ["bad.pt", "isl-org", "blocks.2.attn.proj.bias"],
+    ),
     "the class token is missing": (change(**{"pretrained.model.cls_token": None}), ["bad.pt", "cls_token"]),
-    "the whole decoder is missing": (change(**{name: None for name in isl_org_vit() if name.startswith("scratch.")}), ["bad.pt", "isl-org", "scratch."]),
-    "the head is missing": (change(**{name: None for name in isl_org_vit() if ".output_conv." in name}), ["bad.pt", "isl-org"]),
-    "a tensor too many": (change(**{"scratch.layer9_rn.weight": torch.ones(1)}), ["bad.pt", "isl-org", "scratch.layer9_rn.weight"]),
-    "a block too many": (change(**{"pretrained.model.blocks.9.attn.qkv.weight": torch.ones(384, 128)}), ["bad.pt", "isl-org", "blocks"]),
-    "another shape": (change(**{WEIGHT: torch.ones(32, 32, 1, 1)}), ["bad.pt", "isl-org", "layer2_rn", "(32, 32, 1, 1)", "(32, 32, 3, 3)"]),
+    "the whole decoder is missing": (
+        change(**{name: None for name in isl_org_vit() if name.startswith("scratch.")}),
+        ["bad.pt", "isl-org", "scratch."],
+    ),
+    "the head is missing": (
+        change(**{name: None for name in isl_org_vit() if ".output_conv." in name}),
+        ["bad.pt", "isl-org"],
+    ),
+    "a tensor too many": (
+        change(**{"scratch.layer9_rn.weight": torch.ones(1)}),
+        ["bad.pt", "isl-org", "scratch.layer9_rn.weight"],
+    ),
+    "a block too many": (
+        change(**{"pretrained.model.blocks.9.attn.qkv.weight": torch.ones(384, 128)}),
+        ["bad.pt", "isl-org", "blocks"],
+    ),
+    "another shape": (
+        change(**{WEIGHT: torch.ones(32, 32, 1, 1)}),
+        ["bad.pt", "isl-org", "layer2_rn", "(32, 32, 1, 1)", "(32, 32, 3, 3)"],
+    ),
     "another number of dimensions": (change(**{WEIGHT: torch.ones(32)}), ["bad.pt", "isl-org", "layer2_rn"]),
-    "a class token without dimensions": (change(**{"pretrained.model.cls_token": torch.tensor(1.0)}), ["bad.pt", "cls_token"]),
-    "two dialects": (change(**{"neck.convs.0.weight": torch.ones(1), "head.head.0.weight": torch.ones(1)}), ["bad.pt", "isl-org", "transformers"]),
-    "a ResNet": (saved("resnet18.pth", lambda good: timm.create_model("resnet18").state_dict()), ["resnet18.pth", "conv1.weight", "no project known", "stands on a vision transformer"]),
-    "a ConvNeXt": (saved("convnext.pth", lambda good: timm.create_model("convnext_atto").state_dict()), ["convnext.pth", "no project known", "stands on a vision transformer"]),
+    "a class token without dimensions": (
+        change(**{"pretrained.model.cls_token": torch.tensor(1.0)}),
+        ["bad.pt", "cls_token"],
+    ),
+    "two dialects": (
+        change(**{"neck.convs.0.weight": torch.ones(1), "head.head.0.weight": torch.ones(1)}),
+        ["bad.pt", "isl-org", "transformers"],
+    ),
+    "a ResNet": (
+        saved("resnet18.pth", lambda good: timm.create_model("resnet18").state_dict()),
+        ["resnet18.pth", "conv1.weight", "no project known", "stands on a vision transformer"],
+    ),
+    "a ConvNeXt": (
+        saved("convnext.pth", lambda good: timm.create_model("convnext_atto").state_dict()),
+        ["convnext.pth", "no project known", "stands on a vision transformer"],
+    ),
     "transformers without config.json": (of_transformers({}, without="config.json"), ["folder", "config.json"]),
     "transformers' file alone": (of_transformers({}, moved="alone.safetensors"), ["alone.safetensors", "config.json"]),
     "another model of transformers": (of_transformers({"model_type": "glpn"}), ["'glpn'"]),
@@ -507,7 +729,10 @@ def test_a_bad_file_gets_one_sentence_and_nothing_is_written(kind, depth_file, t
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["pt", "pth", "safetensors"])
 def test_a_file_cut_or_damaged_anywhere_gets_a_sentence(kind, tmp_path):
-    tensors, path = {"blocks.0.norm1.weight": torch.ones(3), "patch_embed.proj.weight": torch.ones(2, 2)}, tmp_path / f"cut.{kind}"
+    tensors, path = (
+        {"blocks.0.norm1.weight": torch.ones(3), "patch_embed.proj.weight": torch.ones(2, 2)},
+        tmp_path / f"cut.{kind}",
+    )
     if kind == "safetensors":
         save_file(tensors, path)
     else:
@@ -531,7 +756,9 @@ def test_the_command_says_it_in_one_line(depth_file, tmp_path, capsys):
 def test_what_cannot_be_said_is_refused_and_not_written(depth_file, label_file, tmp_path):
     convert(depth_file, tmp_path / "own")
     for source, to, reason in [
-        (tmp_path / "own", "mmseg", "residual_bias=False"), (tmp_path / "own", "depth-anything", "DINOv2"), (label_file, "depth-anything", "DINOv2"),
+        (tmp_path / "own", "mmseg", "residual_bias=False"),
+        (tmp_path / "own", "depth-anything", "DINOv2"),
+        (label_file, "depth-anything", "DINOv2"),
         (tmp_path / "own", "onnx", "'onnx'"),
     ]:
         with pytest.raises(CheckpointError, match=reason):
@@ -549,22 +776,49 @@ UNUSUAL = {  # what nobody publishes but training can give, and where it is sent
     "depth that ends in ReLU": (dict(heads={"depth": {}}), "isl-org"),
     "depth that ends in ReLU, transformers": (dict(heads={"depth": {}}), "transformers"),
     "a narrow head": (dict(heads={"inverse_depth": dict(hidden=16)}), "transformers"),
-    "labels resized as mmsegmentation does": (dict(heads={"label": dict(classes=5, align_corners=False)}, batch_norm=True), "isl-org"),
-    "labels resized as isl-org does": (dict(heads={"label": dict(classes=5)}, batch_norm=True, positions="bicubic", layer_norm_eps=1e-5), "mmseg"),
+    "labels resized as mmsegmentation does": (
+        dict(heads={"label": dict(classes=5, align_corners=False)}, batch_norm=True),
+        "isl-org",
+    ),
+    "labels resized as isl-org does": (
+        dict(heads={"label": dict(classes=5)}, batch_norm=True, positions="bicubic", layer_norm_eps=1e-5),
+        "mmseg",
+    ),
     "taps read through a ViT's norm": (dict(normed_taps=True), "transformers"),
-    "no class token": (dict(readout="ignore", backbone_arguments=dict(embed_dim=128, depth=4, num_heads=2, class_token=False, global_pool="avg")), "isl-org"),
+    "no class token": (
+        dict(
+            readout="ignore",
+            backbone_arguments=dict(embed_dim=128, depth=4, num_heads=2, class_token=False, global_pool="avg"),
+        ),
+        "isl-org",
+    ),
     "another mean": (dict(mean=[0.4, 0.4, 0.4]), "isl-org"),
     "another epsilon": (dict(layer_norm_eps=0.1), "isl-org"),
 }
 
 
-@pytest.mark.parametrize("kind", some_slow(
-    UNUSUAL, "a wide picture, transformers", "depth that ends in ReLU, transformers", "a narrow head", "labels resized as isl-org does", "another mean", "another epsilon",
-))
+@pytest.mark.parametrize(
+    "kind",
+    some_slow(
+        UNUSUAL,
+        "a wide picture, transformers",
+        "depth that ends in ReLU, transformers",
+        "a narrow head",
+        "labels resized as isl-org does",
+        "another mean",
+        "another epsilon",
+    ),
+)
 def test_an_unusual_model_is_refused_or_told_about_or_comes_back_the_same(kind, tmp_path):
     changes, to = UNUSUAL[kind]
     torch.manual_seed(0)
-    usual = dict(taps=[0, 1, 2, 3], channels=[16, 32, 64, 128], features=32, image_size=[96, 96], backbone_arguments=dict(embed_dim=128, depth=4, num_heads=2))
+    usual = dict(
+        taps=[0, 1, 2, 3],
+        channels=[16, 32, 64, 128],
+        features=32,
+        image_size=[96, 96],
+        backbone_arguments=dict(embed_dim=128, depth=4, num_heads=2),
+    )
     model = create_model("vit_base_patch16_224", **usual | changes).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -594,7 +848,10 @@ def test_a_network_that_only_convolves_keeps_its_folder_and_its_backbone_is_timm
     with torch.no_grad():
         assert torch.equal(opened(picture)["inverse_depth"], model(picture)["inverse_depth"])
     for to in ("isl-org", "transformers", "mmseg", "depth-anything"):
-        with pytest.raises(CheckpointError, match=f"cannot be written as {to}: it stands on resnet18, which only convolves.*Nothing was written"):
+        with pytest.raises(
+            CheckpointError,
+            match=f"cannot be written as {to}: it stands on resnet18, which only convolves.*Nothing was written",
+        ):
             convert(tmp_path / "own", tmp_path / "theirs.pt", to=to)
     with pytest.raises(CheckpointError, match="mmseg has names for a plain ViT"):
         convert(tmp_path / "own", tmp_path / "theirs.pt", to="mmseg", what="backbone")
@@ -606,7 +863,9 @@ def test_a_network_that_only_convolves_keeps_its_folder_and_its_backbone_is_timm
     torch.manual_seed(1)
     other = create_model("resnet18", features=32, image_size=[64, 96])
     load_backbone(other, tmp_path / "own")
-    assert all(torch.equal(value, model.backbone.state_dict()[name]) for name, value in other.backbone.state_dict().items())
+    assert all(
+        torch.equal(value, model.backbone.state_dict()[name]) for name, value in other.backbone.state_dict().items()
+    )
 
 
 def test_positions_made_for_224_serve_384(classifier_file, tmp_path):
@@ -617,7 +876,9 @@ def test_positions_made_for_224_serve_384(classifier_file, tmp_path):
     assert load_backbone(model, classifier_file) is model
     torch.testing.assert_close(model.backbone.vit.pos_embed.data, expected)
     assert torch.equal(model.backbone.vit.blocks[11].attn.qkv.weight, state["blocks.11.attn.qkv.weight"])
-    assert same(before, {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")})
+    assert same(
+        before, {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
+    )
     with pytest.warns(UserWarning, match="backbone alone"):
         larger = load_checkpoint(classifier_file, image_size=(384, 384))
     torch.testing.assert_close(larger.backbone.vit.pos_embed.data, expected)
@@ -628,9 +889,14 @@ def test_positions_made_for_224_serve_384(classifier_file, tmp_path):
 
 def test_a_whole_model_is_resampled_too_and_everything_else_stays(depth_file):
     small, wide = load_checkpoint(depth_file), load_checkpoint(depth_file, image_size=(128, 192))
-    expected = resample_abs_pos_embed(small.backbone.vit.pos_embed.data, [8, 12], [6, 6], interpolation="bilinear", antialias=False)
+    expected = resample_abs_pos_embed(
+        small.backbone.vit.pos_embed.data, [8, 12], [6, 6], interpolation="bilinear", antialias=False
+    )
     torch.testing.assert_close(wide.backbone.vit.pos_embed.data, expected)
-    others = [{name: tensor for name, tensor in model.state_dict().items() if not name.endswith("pos_embed")} for model in (small, wide)]
+    others = [
+        {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("pos_embed")}
+        for model in (small, wide)
+    ]
     assert same(*others) and wide.config.image_size == [128, 192]
     image = picture(128, 192)
     with torch.no_grad():
@@ -639,7 +905,13 @@ def test_a_whole_model_is_resampled_too_and_everything_else_stays(depth_file):
 
 def test_the_backbone_of_a_whole_model_serves_another(depth_file):
     tensors = torch.load(depth_file, weights_only=True)
-    shape = dict(taps=[0, 1, 2, 3], image_size=[96, 96], features=16, channels=[8, 16, 32, 64], backbone_arguments=dict(embed_dim=128, depth=4, num_heads=2))
+    shape = dict(
+        taps=[0, 1, 2, 3],
+        image_size=[96, 96],
+        features=16,
+        channels=[8, 16, 32, 64],
+        backbone_arguments=dict(embed_dim=128, depth=4, num_heads=2),
+    )
     model = create_model("vit_base_patch16_224", heads={"label": dict(classes=5)}, **shape)
     load_backbone(model, depth_file)
     assert torch.equal(model.backbone.vit.pos_embed, tensors["pretrained.model.pos_embed"])
@@ -654,22 +926,41 @@ def test_heads_are_exchanged_only_when_asked_for(label_file):
     tensors = torch.load(label_file, weights_only=True)
     plain = load_checkpoint(label_file)
     asked = load_checkpoint(label_file, heads=dict(plain.config.heads))
-    assert same(plain.state_dict(), asked.state_dict()) and torch.equal(plain.heads["label"].classify.weight, tensors["scratch.output_conv.4.weight"])
-    trunk = {name: tensor for name, tensor in plain.state_dict().items() if not name.startswith(("heads.", "auxiliary."))}
+    assert same(plain.state_dict(), asked.state_dict()) and torch.equal(
+        plain.heads["label"].classify.weight, tensors["scratch.output_conv.4.weight"]
+    )
+    trunk = {
+        name: tensor for name, tensor in plain.state_dict().items() if not name.startswith(("heads.", "auxiliary."))
+    }
     drawn = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         other = load_checkpoint(label_file, heads={"label": dict(classes=5), "depth": dict(output="exp")})
-        assert same(trunk, {name: tensor for name, tensor in other.state_dict().items() if not name.startswith(("heads.", "auxiliary."))})
-        assert other.heads["label"].classify.weight.shape[0] == 5 and other.auxiliary is None and list(other.heads) == ["label", "depth"]
+        assert same(
+            trunk,
+            {
+                name: tensor
+                for name, tensor in other.state_dict().items()
+                if not name.startswith(("heads.", "auxiliary."))
+            },
+        )
+        assert (
+            other.heads["label"].classify.weight.shape[0] == 5
+            and other.auxiliary is None
+            and list(other.heads) == ["label", "depth"]
+        )
         drawn.append(other.heads["label"].classify.weight)
     assert not torch.equal(*drawn)
     added = load_checkpoint(label_file, heads=plain.config.heads | {"depth": {}})
-    assert same(plain.heads["label"].state_dict(), added.heads["label"].state_dict()) and same(plain.auxiliary.state_dict(), added.auxiliary.state_dict())
+    assert same(plain.heads["label"].state_dict(), added.heads["label"].state_dict()) and same(
+        plain.auxiliary.state_dict(), added.auxiliary.state_dict()
+    )
 
 
 def test_isl_orgs_class_would_find_every_name_it_has(label_file, tmp_path):
-    load_checkpoint(label_file, heads={"label": dict(classes=5)}).save_pretrained(tmp_path / "own")  # without the auxiliary layer
+    load_checkpoint(label_file, heads={"label": dict(classes=5)}).save_pretrained(
+        tmp_path / "own"
+    )  # without the auxiliary layer
     convert(tmp_path / "own", tmp_path / "theirs.pt", to="isl-org")
     written = torch.load(tmp_path / "theirs.pt", weights_only=True)
     assert {name: tuple(tensor.shape) for name, tensor in written.items()} == isl_org_vit(classes=5)
@@ -686,13 +977,21 @@ def hub(tmp_path, monkeypatch):
         (tmp_path / "cache" / name).mkdir(parents=True, exist_ok=True)
         return shutil.copy(shelf / name / file, tmp_path / "cache" / name / file)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo_id, **options: SimpleNamespace(repo_id=repo_id))
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, *, repo_id, folder_path, **options: shutil.copytree(folder_path, shelf / repo_id))
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "create_repo", lambda self, repo_id, **options: SimpleNamespace(repo_id=repo_id)
+    )
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "upload_folder",
+        lambda self, *, repo_id, folder_path, **options: shutil.copytree(folder_path, shelf / repo_id),
+    )
     monkeypatch.setattr("dpt_nb.weights.load.hf_hub_download", fetch)
     return shelf
 
 
-@pytest.mark.parametrize("kind, meaning", [("depth_file", "relative: larger is nearer"), ("label_file", "one of 7 classes")])
+@pytest.mark.parametrize(
+    "kind, meaning", [("depth_file", "relative: larger is nearer"), ("label_file", "one of 7 classes")]
+)
 def test_a_model_sent_to_the_hub_comes_back_and_its_card_says_what_it_predicts(kind, meaning, hub, request):
     model = load_checkpoint(request.getfixturevalue(kind))
     model.push_to_hub("someone/rooms")
@@ -700,21 +999,38 @@ def test_a_model_sent_to_the_hub_comes_back_and_its_card_says_what_it_predicts(k
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
     card = huggingface_hub.ModelCard.load(folder / "README.md")
     assert next(iter(model.heads)) in card.text and meaning in card.text and "someone/rooms" in card.text
-    assert (card.data.library_name, card.data.pipeline_tag) == ("dpt_nb", "image-segmentation" if kind == "label_file" else "depth-estimation")
+    assert (card.data.library_name, card.data.pipeline_tag) == (
+        "dpt_nb",
+        "image-segmentation" if kind == "label_file" else "depth-estimation",
+    )
     assert same(load_checkpoint("someone/rooms").state_dict(), model.state_dict())
 
 
-@pytest.mark.parametrize("place, mean, std, rescaled", [
-    ("the Hub", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), True),
-    ("a folder", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),  # of values to 255, as DINOv2's depth models have them
-], ids=["Hub", "folder"])
+@pytest.mark.parametrize(
+    "place, mean, std, rescaled",
+    [
+        ("the Hub", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), True),
+        (
+            "a folder",
+            (123.675, 116.28, 103.53),
+            (58.395, 57.12, 57.375),
+            False,
+        ),  # of values to 255, as DINOv2's depth models have them
+    ],
+    ids=["Hub", "folder"],
+)
 def test_pictures_are_normalised_as_the_folder_says(place, mean, std, rescaled, hub, depth_file, tmp_path):
     folder = hub / "someone" / "peer"
     convert(depth_file, folder, to="transformers")
-    processor = transformers.DPTImageProcessor(do_resize=False, do_rescale=rescaled, image_mean=list(mean), image_std=list(std))
+    processor = transformers.DPTImageProcessor(
+        do_resize=False, do_rescale=rescaled, image_mean=list(mean), image_std=list(std)
+    )
     processor.save_pretrained(folder)
     pixels = (255 * picture(96, 96)).to(torch.uint8)
-    ours, peer = load_checkpoint(folder if place == "a folder" else "someone/peer"), transformers.AutoModelForDepthEstimation.from_pretrained(folder)
+    ours, peer = (
+        load_checkpoint(folder if place == "a folder" else "someone/peer"),
+        transformers.AutoModelForDepthEstimation.from_pretrained(folder),
+    )
     with torch.no_grad():
         theirs = peer.eval()(processor(pixels, return_tensors="pt").pixel_values).predicted_depth[:, None]
         torch.testing.assert_close(ours(pixels / 255)["inverse_depth"], theirs, rtol=1e-3, atol=1e-4)
@@ -737,8 +1053,18 @@ WRITTEN = {  # names, file, class of transformers, size
     "DPT on Swin V2": (midas_swin(second=True), "a.pt", "AutoModelForDepthEstimation", (64, 96)),
     "DPT, segmentation": (isl_org_vit(classes=7), "a.pt", "DPTForSemanticSegmentation", (96, 96)),
     "DPT-Hybrid, segmentation": (isl_org_hybrid(classes=7), "a.pt", "DPTForSemanticSegmentation", (96, 96)),
-    "Depth Anything": (depth_anything(dim=64, depth=12), "depth_anything_vits14.pth", "AutoModelForDepthEstimation", (70, 70)),
-    "Depth Anything V2 metric": (depth_anything(dim=64, depth=12), "depth_anything_v2_metric_vkitti_vits.pth", "AutoModelForDepthEstimation", (70, 70)),
+    "Depth Anything": (
+        depth_anything(dim=64, depth=12),
+        "depth_anything_vits14.pth",
+        "AutoModelForDepthEstimation",
+        (70, 70),
+    ),
+    "Depth Anything V2 metric": (
+        depth_anything(dim=64, depth=12),
+        "depth_anything_v2_metric_vkitti_vits.pth",
+        "AutoModelForDepthEstimation",
+        (70, 70),
+    ),
 }
 
 
@@ -761,7 +1087,9 @@ def test_transformers_opens_what_is_written_for_it(kind, tmp_path):
 
 def test_a_file_needs_no_suffix(depth_file, tmp_path):
     convert(depth_file, tmp_path / "weights", to="timm")
-    assert len(torch.load(tmp_path / "weights", weights_only=True)) == 54 and [path.name for path in tmp_path.iterdir()] == ["weights"]
+    assert len(torch.load(tmp_path / "weights", weights_only=True)) == 54 and [
+        path.name for path in tmp_path.iterdir()
+    ] == ["weights"]
 
 
 def test_twins_are_told_apart_by_name_or_by_like_and_otherwise_a_warning_names_them(tmp_path, capsys):
@@ -775,22 +1103,39 @@ def test_twins_are_told_apart_by_name_or_by_like_and_otherwise_a_warning_names_t
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for path, like, expected in [
-            (hybrid, "dpt_hybrid", {"inverse_depth": {}}), (hybrid, "dpt_hybrid_nyu", {"depth": dict(output="invert", scale=0.000305, shift=0.1378)}),
+            (hybrid, "dpt_hybrid", {"inverse_depth": {}}),
+            (hybrid, "dpt_hybrid_nyu", {"depth": dict(output="invert", scale=0.000305, shift=0.1378)}),
             (shutil.copy(hybrid, tmp_path / "dpt_hybrid_kitti-cb926ef4.pt"), None, kitti),
-            (shutil.copy(anything, tmp_path / "depth_anything_v2_metric_hypersim_vits.pth"), None, {"depth": dict(output="sigmoid", max_depth=20.0)}),
+            (
+                shutil.copy(anything, tmp_path / "depth_anything_v2_metric_hypersim_vits.pth"),
+                None,
+                {"depth": dict(output="sigmoid", max_depth=20.0)},
+            ),
         ]:
             assert open_checkpoint(path, like=like).config.heads == expected
         assert open_checkpoint(anything, like="depth_anything_small").config.taps == [8, 9, 10, 11]
-    assert main(["dpt_convert", str(hybrid), str(tmp_path / "own"), "--like", "dpt_hybrid_kitti"]) == 0 and not capsys.readouterr().err
+    assert (
+        main(["dpt_convert", str(hybrid), str(tmp_path / "own"), "--like", "dpt_hybrid_kitti"]) == 0
+        and not capsys.readouterr().err
+    )
     assert open_checkpoint(tmp_path / "own").config.heads == kitti
 
 
 def test_every_published_file_name_leads_to_its_model(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("dpt_nb.weights.load.fetch", lambda url, path, checksum: (asked.append(url), path.parent.mkdir(parents=True), torch.save({"x": torch.ones(1)}, path)))
+    monkeypatch.setattr(
+        "dpt_nb.weights.load.fetch",
+        lambda url, path, checksum: (
+            asked.append(url),
+            path.parent.mkdir(parents=True),
+            torch.save({"x": torch.ones(1)}, path),
+        ),
+    )
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     unpublished = {"dpt_tiny", "dpt_tiny_scenes", "dpt_base", "resnet_tiny"}
     for name in set(list_models()) - unpublished:
         with pytest.raises(CheckpointError, match="no project known"):
             load_checkpoint(name)
-    assert len(asked) == len(set(asked)) == len(list_models()) - len(unpublished) and all(address.startswith("https://") for address in asked)
+    assert len(asked) == len(set(asked)) == len(list_models()) - len(unpublished) and all(
+        address.startswith("https://") for address in asked
+    )

@@ -1,4 +1,5 @@
 "The commands, end to end, as a visitor types them."
+
 import json
 import math
 import re
@@ -27,7 +28,9 @@ def test_help_comes_without_torch(name):
 
 def test_the_demo_leaves_the_folder_it_promises(demo):
     run = demo / "runs" / "demo"
-    assert {"config.json", "metrics.jsonl", "report.json", "panel.png", "checkpoints", "best", "model"} <= {path.name for path in run.iterdir()}
+    assert {"config.json", "metrics.jsonl", "report.json", "panel.png", "checkpoints", "best", "model"} <= {
+        path.name for path in run.iterdir()
+    }
     assert {"config.json", "model.safetensors"} <= {path.name for path in (run / "model").iterdir()}
     report = json.loads((run / "report.json").read_text())
     for key in ("abs_rel", "rmse", "delta1", "baseline_abs_rel", "train_seconds", "parameters"):
@@ -41,7 +44,18 @@ def test_the_demo_twice_gives_the_same_digits(demo, tmp_path):
     done = command("dpt_demo", "--data-root", demo / "data", *changes(*SHORT), folder=tmp_path, check=0)
     first, second = (json.loads((folder / "runs" / "demo" / "report.json").read_text()) for folder in (demo, tmp_path))
     assert first["abs_rel"] == second["abs_rel"] and f"{first['abs_rel']:.4f}" in done.stdout
-    other = command_here("dpt_demo", "--data-root", demo / "data", "--seed", 1, "--out", "other", *changes(*SHORT), folder=tmp_path, check=0)
+    other = command_here(
+        "dpt_demo",
+        "--data-root",
+        demo / "data",
+        "--seed",
+        1,
+        "--out",
+        "other",
+        *changes(*SHORT),
+        folder=tmp_path,
+        check=0,
+    )
     assert json.loads((tmp_path / "other" / "report.json").read_text())["abs_rel"] != first["abs_rel"], other.stdout
 
 
@@ -55,17 +69,51 @@ def test_a_run_is_not_written_over_unless_asked(demo):
 
 def test_judging_a_saved_model_repeats_the_report(demo, tmp_path):
     report = json.loads((demo / "runs" / "demo" / "report.json").read_text())
-    command_here("dpt_eval", "--model", demo / "runs" / "demo" / "model", "--data-root", demo / "data", "--count", 4, "--out", tmp_path, "--batch-size", 3, folder=tmp_path, check=0)
+    command_here(
+        "dpt_eval",
+        "--model",
+        demo / "runs" / "demo" / "model",
+        "--data-root",
+        demo / "data",
+        "--count",
+        4,
+        "--out",
+        tmp_path,
+        "--batch-size",
+        3,
+        folder=tmp_path,
+        check=0,
+    )
     judged = json.loads((tmp_path / "report.json").read_text())
     for key in ("abs_rel", "rmse", "delta1", "silog"):
         assert judged[key] == pytest.approx(report[key], rel=1e-5), key
     assert (tmp_path / "panel.png").exists()
-    flipped = command_here("dpt_eval", "--model", demo / "runs" / "demo" / "model", "--data-root", demo / "data", "--count", 4, "--flip", folder=tmp_path, check=0)
+    flipped = command_here(
+        "dpt_eval",
+        "--model",
+        demo / "runs" / "demo" / "model",
+        "--data-root",
+        demo / "data",
+        "--count",
+        4,
+        "--flip",
+        folder=tmp_path,
+        check=0,
+    )
     assert "+flip" in flipped.stdout
 
 
 def test_every_kind_of_photograph_is_predicted_at_its_own_size(demo, photographs, tmp_path):
-    command_here("dpt_predict", photographs, "--model", demo / "runs" / "demo" / "model", "--out", tmp_path / "out", folder=tmp_path, check=0)
+    command_here(
+        "dpt_predict",
+        photographs,
+        "--model",
+        demo / "runs" / "demo" / "model",
+        "--out",
+        tmp_path / "out",
+        folder=tmp_path,
+        check=0,
+    )
     sizes = {"turned": (70, 90), "one": (1, 1), "strip": (2000, 1)}
     for photo in photographs.iterdir():
         depth = Image.open(tmp_path / "out" / f"{photo.stem}-depth.png")
@@ -73,7 +121,9 @@ def test_every_kind_of_photograph_is_predicted_at_its_own_size(demo, photographs
         assert np.asarray(depth).min() > 0
         assert Image.open(tmp_path / "out" / f"{photo.stem}-depth-colour.png").size == depth.size
     described = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
-    assert len(described) == len(list(photographs.iterdir())) and all(entry["depth"]["scale"] in (256, 1000) for entry in described)
+    assert len(described) == len(list(photographs.iterdir())) and all(
+        entry["depth"]["scale"] in (256, 1000) for entry in described
+    )
 
 
 def test_bad_pictures_get_a_sentence_each_and_good_ones_are_still_written(demo, photographs, tmp_path):
@@ -84,29 +134,48 @@ def test_bad_pictures_get_a_sentence_each_and_good_ones_are_still_written(demo, 
     (box / "text.jpg").write_text("Dear diary")
     (box / "empty.png").touch()
     (tmp_path / "none").mkdir()
-    done = command_here("dpt_predict", box, tmp_path / "none", tmp_path / "gone.jpg", "--model", demo / "runs" / "demo" / "model", "--out", "out", folder=tmp_path, check=1)
-    lines = [line for line in done.stderr.splitlines() if re.search(r"cut\.jpg|text\.jpg|empty\.png|none|gone\.jpg", line)]
+    done = command_here(
+        "dpt_predict",
+        box,
+        tmp_path / "none",
+        tmp_path / "gone.jpg",
+        "--model",
+        demo / "runs" / "demo" / "model",
+        "--out",
+        "out",
+        folder=tmp_path,
+        check=1,
+    )
+    lines = [
+        line for line in done.stderr.splitlines() if re.search(r"cut\.jpg|text\.jpg|empty\.png|none|gone\.jpg", line)
+    ]
     assert len(lines) == 5 and "5 could not be used" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "out" / "good-depth.png").exists() and len(list((tmp_path / "out").glob("*-depth.png"))) == 1
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["dpt_predict", "photo.jpg", "--model", "nowhere/model"], "There is no checkpoint at nowhere/model"),
-    (["dpt_train", "rooms_tinny"], "Did you mean 'rooms_tiny'?"),
-    (["dpt_train", "rooms_tiny", "--set", "loop.stepps=3"], "Did you mean 'steps'?"),
-    (["dpt_train"], "No recipe was named"),
-    (["dpt_eval", "--model", ".", "--data", "rooms"], "holds no config.json"),
-    (["dpt_eval", "--model", ".", "--data", "kiti"], "There is no protocol 'kiti'"),
-    (["dpt_eval", "--model", "my models/best"], "There is no checkpoint at my models/best"),
-    (["dpt_train", "rooms_tiny", "--set", "loop.steps=5"], "Try schedule.warm_up=0"),
-    (["dpt_train", "rooms_tiny", "--set", "losses={}"], "Every loss needs its head"),
-    (["dpt_train", "rooms_tiny", "--set", "data.train.cnt=3"], "cannot be opened with"),
-    (["dpt_train", "rooms_tiny", "--set", "data.train.count=0"], "at least 1"),
-    (["dpt_train", "rooms_tiny", "--resume"], "There is no run in runs/rooms_tiny"),
-    (["dpt_demo", "--seed", "-1"], "seed is -1"),
-    (["dpt_export", "dpt_tiny_scenes", "depth.onnx", "--size", "384"], "expected height and width in pixels, such as 384x512"),
-    (["dpt_export", "dpt_tiny_scenes", "depth.onnx", "--form", "tflite"], "There is no form 'tflite'"),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["dpt_predict", "photo.jpg", "--model", "nowhere/model"], "There is no checkpoint at nowhere/model"),
+        (["dpt_train", "rooms_tinny"], "Did you mean 'rooms_tiny'?"),
+        (["dpt_train", "rooms_tiny", "--set", "loop.stepps=3"], "Did you mean 'steps'?"),
+        (["dpt_train"], "No recipe was named"),
+        (["dpt_eval", "--model", ".", "--data", "rooms"], "holds no config.json"),
+        (["dpt_eval", "--model", ".", "--data", "kiti"], "There is no protocol 'kiti'"),
+        (["dpt_eval", "--model", "my models/best"], "There is no checkpoint at my models/best"),
+        (["dpt_train", "rooms_tiny", "--set", "loop.steps=5"], "Try schedule.warm_up=0"),
+        (["dpt_train", "rooms_tiny", "--set", "losses={}"], "Every loss needs its head"),
+        (["dpt_train", "rooms_tiny", "--set", "data.train.cnt=3"], "cannot be opened with"),
+        (["dpt_train", "rooms_tiny", "--set", "data.train.count=0"], "at least 1"),
+        (["dpt_train", "rooms_tiny", "--resume"], "There is no run in runs/rooms_tiny"),
+        (["dpt_demo", "--seed", "-1"], "seed is -1"),
+        (
+            ["dpt_export", "dpt_tiny_scenes", "depth.onnx", "--size", "384"],
+            "expected height and width in pixels, such as 384x512",
+        ),
+        (["dpt_export", "dpt_tiny_scenes", "depth.onnx", "--form", "tflite"], "There is no form 'tflite'"),
+    ],
+)
 def test_mistakes_get_one_sentence(words, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 1
@@ -122,7 +191,10 @@ def test_a_mistake_ends_a_shells_command_with_its_sentence_and_1(tmp_path):
 def test_a_device_that_is_not_there_and_a_file_in_the_way_get_a_sentence(demo, photographs, tmp_path):
     (tmp_path / "taken").touch()
     model = demo / "runs" / "demo" / "model"
-    for words, sentence in [(["--device", "gpu"], "The device 'gpu' cannot be used here"), (["--out", "taken"], "taken")]:
+    for words, sentence in [
+        (["--device", "gpu"], "The device 'gpu' cannot be used here"),
+        (["--out", "taken"], "taken"),
+    ]:
         done = command_here("dpt_predict", photographs / "one.png", "--model", model, *words, folder=tmp_path, check=1)
         assert sentence in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1, done.stderr
 

@@ -1,4 +1,5 @@
 "Data sets from a shell: every miniature made, checked, shown and read; every fault tried; the published lists counted where they are at hand."
+
 import contextlib
 import hashlib
 import io
@@ -19,13 +20,24 @@ from dpt_nb.data.checks import batch_warnings, check_datasets
 from dpt_nb.data.datasets import DatasetError, Folder, check_splits, make_folder, shared_options
 from dpt_nb.data.kitti_nyu import KITTI_CAMERAS, split_lines
 from dpt_nb.data.sampling import DATASETS, MINIATURES, Mixture, open_dataset, training_loader
-from dpt_nb.training.recipes import RECIPES
 from dpt_nb.data.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Resize, Rotate
+from dpt_nb.training.recipes import RECIPES
 
 SPLITS = REPOSITORY.parent / "shared" / "splits"
 WAYS = {  # data set → ways to open it: split and options
-    "kitti": [("train", []), ("held_out", []), ("train", ["benchmark=official"]), ("held_out", ["benchmark=official"]), ("test", ["benchmark=official"])],
-    "nyu": [("train", []), ("held_out", []), ("train", ["layout=labeled"]), ("held_out", ["layout=labeled", "labels=raw"])],
+    "kitti": [
+        ("train", []),
+        ("held_out", []),
+        ("train", ["benchmark=official"]),
+        ("held_out", ["benchmark=official"]),
+        ("test", ["benchmark=official"]),
+    ],
+    "nyu": [
+        ("train", []),
+        ("held_out", []),
+        ("train", ["layout=labeled"]),
+        ("held_out", ["layout=labeled", "labels=raw"]),
+    ],
     "ade20k": [("train", []), ("held_out", [])],
     "pascal_context": [("train", []), ("held_out", ["classes=60"])],
     "folder": [("train", []), ("held_out", [])],
@@ -71,13 +83,28 @@ def test_a_miniature_is_checked_and_nothing_is_wrong(name, miniatures):
 @pytest.mark.parametrize("name, split, words", [(name, *way) for name, ways in WAYS.items() for way in ways])
 def test_every_way_to_open_a_miniature_gives_samples_by_the_contract(name, split, words, miniatures):
     chosen = dict(word.split("=") for word in words)
-    dataset = open_dataset(name, miniatures / name, split, **{key: int(value) if value.isdigit() else value for key, value in chosen.items()})
+    dataset = open_dataset(
+        name,
+        miniatures / name,
+        split,
+        **{key: int(value) if value.isdigit() else value for key, value in chosen.items()},
+    )
     for sample in (dataset[index] for index in range(len(dataset))):
         size = sample["image"].shape[1:]
-        assert sample["image"].dtype == torch.float32 and sample["image"].shape[0] == 3 and 0 <= sample["image"].min() and sample["image"].max() <= 1
+        assert (
+            sample["image"].dtype == torch.float32
+            and sample["image"].shape[0] == 3
+            and 0 <= sample["image"].min()
+            and sample["image"].max() <= 1
+        )
         assert set(sample) == {"image", "meta", *dataset.gives}
         if "depth" in sample:
-            assert sample["depth"].shape == (1, *size) and sample["depth"].dtype == torch.float32 and sample["depth"].isfinite().all() and sample["depth"].min() >= 0
+            assert (
+                sample["depth"].shape == (1, *size)
+                and sample["depth"].dtype == torch.float32
+                and sample["depth"].isfinite().all()
+                and sample["depth"].min() >= 0
+            )
         if "label" in sample:
             assert sample["label"].shape == size and sample["label"].dtype == torch.int64
             known = sample["label"][sample["label"] != 255]
@@ -104,7 +131,9 @@ PIPELINES = {
 @pytest.mark.parametrize("name", PIPELINES)
 def test_batches_come_out_alike_whatever_the_workers(name, miniatures):
     dataset = open_dataset(name, miniatures / name, "train")
-    read = lambda workers: [batch["image"] for batch in training_loader(dataset, 2, 0, Compose(*PIPELINES[name]), stop=4, workers=workers)]
+    read = lambda workers: [
+        batch["image"] for batch in training_loader(dataset, 2, 0, Compose(*PIPELINES[name]), stop=4, workers=workers)
+    ]
     assert all(torch.equal(first, second) for first, second in zip(read(0), read(2), strict=True))
 
 
@@ -117,7 +146,9 @@ def test_real_sets_mix_with_scenes_as_inverse_depth(miniatures, tmp_path):
     for name, share in {"KITTI": 0.25, "NYUv2": 0.25, "rooms": 0.5}.items():
         assert abs(seen.count(name) / 200 - share) < 4 * (share * (1 - share) / 200) ** 0.5
     batch = next(iter(loader))
-    assert set(batch) == {"image", "inverse_depth", "intrinsics", "meta"} and batch["inverse_depth"].max() < 2  # nothing nearer than half a metre
+    assert (
+        set(batch) == {"image", "inverse_depth", "intrinsics", "meta"} and batch["inverse_depth"].max() < 2
+    )  # nothing nearer than half a metre
 
 
 FAULTS = {  # what is done to a file of the miniature, and what the check has to call it
@@ -146,10 +177,17 @@ def test_a_fault_is_found_and_named(name, fault, part, miniatures, tmp_path):
     run_check(name, root, finding, path)
 
 
-@pytest.mark.parametrize("name, value, finding", [
-    ("kitti", 0, "no depth: 1"), ("nyu", 0, "no depth: 1"), ("folder", 0, "no depth: 1"),
-    ("ade20k", 0, "no label: 1"), ("ade20k", 200, "label out of range: 1"), ("pascal_context", 77, "label out of range: 1"),
-])
+@pytest.mark.parametrize(
+    "name, value, finding",
+    [
+        ("kitti", 0, "no depth: 1"),
+        ("nyu", 0, "no depth: 1"),
+        ("folder", 0, "no depth: 1"),
+        ("ade20k", 0, "no label: 1"),
+        ("ade20k", 200, "label out of range: 1"),
+        ("pascal_context", 77, "label out of range: 1"),
+    ],
+)
 def test_an_image_without_truth_and_labels_that_are_none_are_found(name, value, finding, miniatures, tmp_path):
     root = tmp_path / name
     shutil.copytree(miniatures / name, root, ignore=shutil.ignore_patterns("*.mat"))
@@ -168,7 +206,12 @@ def run_check(name, root, finding, path):
 @pytest.mark.parametrize("name", MINIATURES)
 def test_a_missing_root_or_list_gets_the_expected_tree(name, miniatures, tmp_path):
     done = typed("check", name, tmp_path / "nowhere", check=1)
-    assert "nowhere" in done.stderr and "Expected" in done.stderr and "obtained from" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "nowhere" in done.stderr
+        and "Expected" in done.stderr
+        and "obtained from" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     if name in ("kitti", "nyu"):
         root = tmp_path / name
         shutil.copytree(miniatures / name, root)
@@ -180,13 +223,21 @@ def test_a_missing_root_or_list_gets_the_expected_tree(name, miniatures, tmp_pat
 def test_mistakes_get_a_sentence_and_nothing_is_written_over(miniatures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words, sentence in [
-        (["check", "kiti", "x"], "There is no data set called 'kiti'"), (["make", "rooms", "x"], "no miniature of 'rooms'"),
-        (["make", "kitti", miniatures / "kitti"], "not an empty folder"), (["check", "nyu", miniatures / "nyu", "--set", "layout"], "OPTION=VALUE"),
-        (["check", "nyu", miniatures / "nyu", "--set", "layout=raw"], "Choose from sync, labeled"), (["check", "kitti", miniatures / "kitti", "--split", "val"], "no split 'val'"),
-        (["show", "folder", miniatures / "folder", "--set", "scale=3"], "cannot be opened with"), (["show", "folder", miniatures / "folder", "--out", "a.txt"], "ends in .png"),
-        (["check", "folder", miniatures / "folder", "--workers", -1], "0 or more, at most 256, was expected"), (["check", "folder", miniatures / "folder", "--set", "split=train"], "--split train"),
-        (["check", "folder", miniatures / "folder", "--set", "depth_scale=abc"], "a depth_scale above 0"), (["check", "folder", miniatures / "folder", "--set", "inverse=maybe"], "inverse from true, false"),
-        (["make", "folder", "new", "--count", -1], "at least one picture"), (["make", "kitti", "new", "--count", 1], "at least 2"), (["make", "folder", "new", "--set", "seed=3"], "--seed 3"),
+        (["check", "kiti", "x"], "There is no data set called 'kiti'"),
+        (["make", "rooms", "x"], "no miniature of 'rooms'"),
+        (["make", "kitti", miniatures / "kitti"], "not an empty folder"),
+        (["check", "nyu", miniatures / "nyu", "--set", "layout"], "OPTION=VALUE"),
+        (["check", "nyu", miniatures / "nyu", "--set", "layout=raw"], "Choose from sync, labeled"),
+        (["check", "kitti", miniatures / "kitti", "--split", "val"], "no split 'val'"),
+        (["show", "folder", miniatures / "folder", "--set", "scale=3"], "cannot be opened with"),
+        (["show", "folder", miniatures / "folder", "--out", "a.txt"], "ends in .png"),
+        (["check", "folder", miniatures / "folder", "--workers", -1], "0 or more, at most 256, was expected"),
+        (["check", "folder", miniatures / "folder", "--set", "split=train"], "--split train"),
+        (["check", "folder", miniatures / "folder", "--set", "depth_scale=abc"], "a depth_scale above 0"),
+        (["check", "folder", miniatures / "folder", "--set", "inverse=maybe"], "inverse from true, false"),
+        (["make", "folder", "new", "--count", -1], "at least one picture"),
+        (["make", "kitti", "new", "--count", 1], "at least 2"),
+        (["make", "folder", "new", "--set", "seed=3"], "--seed 3"),
     ]:
         done = typed(*words, check=1)
         assert sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
@@ -201,7 +252,18 @@ def test_complete_asks_for_the_published_counts(miniatures):
 
 def test_nyu_takes_its_own_advice(miniatures):
     for labels in ("40", "raw", "none"):
-        typed("check", "nyu", miniatures / "nyu", "--set", "layout=labeled", "--set", f"labels={labels}", "--workers", 0, check=0)
+        typed(
+            "check",
+            "nyu",
+            miniatures / "nyu",
+            "--set",
+            "layout=labeled",
+            "--set",
+            f"labels={labels}",
+            "--workers",
+            0,
+            check=0,
+        )
 
 
 @pytest.mark.parametrize("name", ["kitti", "ade20k", "folder"])
@@ -229,7 +291,10 @@ def test_the_published_lists_have_the_published_counts():
     kitti, nyu = split_lines(SPLITS / "kitti_eigen_test.txt"), split_lines(SPLITS / "nyu_test.txt")
     assert (len(kitti), sum(depth is not None for _, depth in kitti), len(nyu)) == (697, 652, 654)
     assert {image[:10] for image, _ in kitti} <= set(KITTI_CAMERAS)
-    assert DATASETS["kitti"].expected[("eigen", "held_out")] == len(kitti) and DATASETS["kitti"].expected_truth[("eigen", "held_out")] == 652
+    assert (
+        DATASETS["kitti"].expected[("eigen", "held_out")] == len(kitti)
+        and DATASETS["kitti"].expected_truth[("eigen", "held_out")] == 652
+    )
 
 
 def test_a_worker_that_meets_a_bad_file_names_it(tmp_path):

@@ -1,6 +1,6 @@
 "Data that several processes want at once, that was left half written, that does not fit on the disk, or that somebody made to do harm."
+
 import contextlib
-import io
 import os
 import random
 import resource
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import traceback
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +20,7 @@ import torch
 from dpt_nb import commands
 from dpt_nb.data.checks import check_dataset
 from dpt_nb.data.datasets import DatasetError, Folder, Scenes, draw_scenes, make_folder
-from dpt_nb.data.sampling import make_miniature, open_dataset
+from dpt_nb.data.sampling import make_miniature
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the faults are tried in forked processes")
 SIZE = (16, 24)
@@ -34,7 +33,11 @@ def begin(function, log: Path) -> int:  # number of the process
     code = 3
     torch.set_num_threads(1)  # the threads of the process that was forked are not here
     try:
-        with open(log, "w", errors="backslashreplace") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        with (
+            open(log, "w", errors="backslashreplace") as file,
+            contextlib.redirect_stdout(file),
+            contextlib.redirect_stderr(file),
+        ):
             try:
                 code = function() or 0
             except BaseException:
@@ -43,7 +46,9 @@ def begin(function, log: Path) -> int:  # number of the process
         os._exit(code)
 
 
-def wait(number: int, seconds: float = 120) -> SimpleNamespace:  # code: negative for a signal; bytes: the most memory it had
+def wait(
+    number: int, seconds: float = 120
+) -> SimpleNamespace:  # code: negative for a signal; bytes: the most memory it had
     "The end of a process; one that takes too long is killed, and its code is -9."
     until = time.monotonic() + seconds
     while True:
@@ -82,7 +87,9 @@ def draw_together(root: Path, processes: int, undisturbed: dict) -> None:
     codes = [wait(number).code for number in started]
     said = [(root.parent / f"log-{index}").read_text() for index in range(processes)]
     assert codes == [0] * processes, said
-    assert content(root) == {f"{next(root.iterdir()).name}/{name}": value for name, value in undisturbed.items()}  # nothing else, no lock
+    assert content(root) == {
+        f"{next(root.iterdir()).name}/{name}": value for name, value in undisturbed.items()
+    }  # nothing else, no lock
 
 
 def test_scenes_are_drawn_by_one_of_twelve_processes(tmp_path, undisturbed):
@@ -209,7 +216,11 @@ def on_a_full_disk(function, limit: int):
 
 
 MAKERS = {
-    "folder": dict(count=2), "kitti": dict(count=2), "nyu": dict(count=2), "ade20k": dict(count=4), "pascal_context": dict(count=4),
+    "folder": dict(count=2),
+    "kitti": dict(count=2),
+    "nyu": dict(count=2),
+    "ade20k": dict(count=4),
+    "pascal_context": dict(count=4),
 }
 
 
@@ -217,11 +228,17 @@ MAKERS = {
     ("name", "limit"), [*((name, limit) for name in MAKERS for limit in (100, 20_000)), ("folder", 0)]
 )
 def test_a_miniature_that_does_not_fit_says_so_and_leaves_nothing(name, limit, tmp_path):
-    ended = attempt(on_a_full_disk(lambda: make_miniature(name, tmp_path / "own", **MAKERS[name]), limit), tmp_path / "log")
+    ended = attempt(
+        on_a_full_disk(lambda: make_miniature(name, tmp_path / "own", **MAKERS[name]), limit), tmp_path / "log"
+    )
     if ended.code == 0:
         assert limit == 20_000 and name not in ("kitti", "nyu"), "it does not fit"
         return
-    assert ended.code == 1 and ended.text == f"{tmp_path / 'own'} could not be written (File too large): make room, or choose another folder.\n"
+    assert (
+        ended.code == 1
+        and ended.text
+        == f"{tmp_path / 'own'} could not be written (File too large): make room, or choose another folder.\n"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
@@ -232,8 +249,13 @@ def test_a_labeled_file_that_does_not_fit_says_so_and_leaves_nothing(tmp_path):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))\n"
         "try: make_miniature('nyu', sys.argv[1], count=2)\nexcept DatasetError as error: print(error)"
     )  # all the other files fit
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "own"], capture_output=True, text=True, timeout=300)
-    assert done.stdout == f"{tmp_path / 'own'} could not be written (File too large): make room, or choose another folder.\n", done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "own"], capture_output=True, text=True, timeout=300
+    )
+    assert (
+        done.stdout
+        == f"{tmp_path / 'own'} could not be written (File too large): make room, or choose another folder.\n"
+    ), done.stderr
     assert not [*tmp_path.iterdir()]
 
 
@@ -241,8 +263,14 @@ def test_a_labeled_file_that_does_not_fit_says_so_and_leaves_nothing(tmp_path):
 def test_own_files_outlive_a_full_disk(limit, tmp_path, undisturbed):
     make_folder(tmp_path / "own", count=1, size=SIZE)
     before = content(tmp_path / "own")
-    ended = attempt(on_a_full_disk(lambda: make_folder(tmp_path / "own", count=3, size=(16, 24)), limit), tmp_path / "log")
-    assert ended.code == 1 and "could not be written (File too large)" in ended.text and content(tmp_path / "own") == before
+    ended = attempt(
+        on_a_full_disk(lambda: make_folder(tmp_path / "own", count=3, size=(16, 24)), limit), tmp_path / "log"
+    )
+    assert (
+        ended.code == 1
+        and "could not be written (File too large)" in ended.text
+        and content(tmp_path / "own") == before
+    )
     root = tmp_path / "data"
     ended = attempt(on_a_full_disk(lambda: small_scenes(root), limit), tmp_path / "log")
     assert ended.code == 1 and "could not be written (File too large)" in ended.text and ended.text.count("\n") == 1
@@ -266,7 +294,9 @@ def test_names_of_every_kind_are_read_and_printed(tmp_path):
     (Path(os.fsdecode(os.fsencode(folder / "rgb") + b"/caf\xe9.png"))).write_bytes(b"damaged")
     check = check_dataset(dataset, workers=1, progress=False)
     assert "caf\\udce9.png" in str(check) and str(check).encode()
-    ended = attempt(lambda: commands.main(["dpt_data", "check", "folder", str(folder), "--workers", "0"]), tmp_path / "log")
+    ended = attempt(
+        lambda: commands.main(["dpt_data", "check", "folder", str(folder), "--workers", "0"]), tmp_path / "log"
+    )
     assert ended.code == 1 and "Traceback" not in ended.text
 
 
@@ -317,7 +347,9 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
     elif kind == 3:
         data[place:place] = data[: chance.randrange(len(data))]
     elif kind == 4:
-        data[place:place] = chance.choice((b"\x00", b"nan ", b"1e999 ", b"../" * 50, b",", b'"', b"\n" * 1000, b"9" * 5000, b"[" * 5000))
+        data[place:place] = chance.choice(
+            (b"\x00", b"nan ", b"1e999 ", b"../" * 50, b",", b'"', b"\n" * 1000, b"9" * 5000, b"[" * 5000)
+        )
     else:
         data[: min(len(data), 200)] = chance.randbytes(min(len(data), 200))
     return bytes(data)
@@ -346,8 +378,13 @@ def sound_sets(tmp_path_factory):
 
 
 COMMANDS = {
-    "folder": ["folder", "{}", "--set", "held_out=0.5"], "arrays": ["folder", "{}"], "kitti": ["kitti", "{}"], "nyu": ["nyu", "{}"],
-    "labeled": ["nyu", "{}", "--set", "layout=labeled"], "ade20k": ["ade20k", "{}"], "pascal_context": ["pascal_context", "{}"],
+    "folder": ["folder", "{}", "--set", "held_out=0.5"],
+    "arrays": ["folder", "{}"],
+    "kitti": ["kitti", "{}"],
+    "nyu": ["nyu", "{}"],
+    "labeled": ["nyu", "{}", "--set", "layout=labeled"],
+    "ade20k": ["ade20k", "{}"],
+    "pascal_context": ["pascal_context", "{}"],
     "rooms": ["rooms", "{}", "--set", "count=3", "--set", "size=[16,24]", "--split", "train"],
 }
 
@@ -364,7 +401,10 @@ def read_damaged(sound: Path, seed: int, home: Path) -> None:
     path.write_bytes(mutated(path.read_bytes(), chance))
     before = {place.name for place in home.iterdir()}
     words = [word.format(folder) for word in COMMANDS[name]]
-    for action in (["check", *words, "--workers", "0"], ["show", *words, "--count", "1", "--out", str(folder / "shown.png")]):
+    for action in (
+        ["check", *words, "--workers", "0"],
+        ["show", *words, "--count", "1", "--out", str(folder / "shown.png")],
+    ):
         ended = attempt(lambda: commands.main(["dpt_data", *action]), home / "log", 30)
         where = f"seed {seed}: {action}, {path.relative_to(folder)}: {ended.text[-1500:]}"
         assert ended.code in (0, 1) and "Traceback" not in ended.text, where
@@ -373,7 +413,10 @@ def read_damaged(sound: Path, seed: int, home: Path) -> None:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("seeds", [range(12), *(pytest.param(range(first, first + 20), marks=pytest.mark.slow) for first in range(12, 212, 20))])
+@pytest.mark.parametrize(
+    "seeds",
+    [range(12), *(pytest.param(range(first, first + 20), marks=pytest.mark.slow) for first in range(12, 212, 20))],
+)
 def test_damaged_files_are_named_and_do_no_harm(seeds, sound_sets, tmp_path):
     for seed in seeds:
         read_damaged(sound_sets, seed, tmp_path)

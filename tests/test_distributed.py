@@ -1,4 +1,5 @@
 "Two processes train as one: the same losses, shared batch norms, an exact resume after any end, and no process left behind."
+
 import contextlib
 import json
 import os
@@ -15,22 +16,54 @@ from conftest import alive, changes, command_here, wait_until
 from safetensors.torch import load_file
 
 from dpt_nb.data.datasets import make_folder
-from dpt_nb.images.images import write_label
 from dpt_nb.data.sampling import Order, open_dataset
+from dpt_nb.images.images import write_label
 
-TWENTY = ["loop.steps=20", "data.batch_size=8", "data.train.count=16", "data.held_out.count=3", "keep.validate_every=20", "keep.every=5", "optimizer.lr=2e-4"]
+TWENTY = [
+    "loop.steps=20",
+    "data.batch_size=8",
+    "data.train.count=16",
+    "data.held_out.count=3",
+    "keep.validate_every=20",
+    "keep.every=5",
+    "optimizer.lr=2e-4",
+]
 QUIET = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def words(processes, recipe, out, data, *assignments, workers=0):
     "A run in a number of processes, as one types it."
-    launcher = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc-per-node", str(processes), "-m", "dpt_nb.training.loop"]
-    return [*launcher, recipe, "--cpu", "--workers", str(workers), "--out", out, "--data-root", data, *changes(*TWENTY, *assignments)]
+    launcher = [
+        Path(sys.executable).parent / "torchrun",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "dpt_nb.training.loop",
+    ]
+    return [
+        *launcher,
+        recipe,
+        "--cpu",
+        "--workers",
+        str(workers),
+        "--out",
+        out,
+        "--data-root",
+        data,
+        *changes(*TWENTY, *assignments),
+    ]
 
 
 def run(processes, recipe, out, data, *assignments, resume=False):
     "Train to the end, or fail with what was said."
-    done = subprocess.run([*words(processes, recipe, out, data, *assignments), *(["--resume"] if resume else [])], capture_output=True, text=True, timeout=300, env=QUIET)
+    done = subprocess.run(
+        [*words(processes, recipe, out, data, *assignments), *(["--resume"] if resume else [])],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=QUIET,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -69,7 +102,14 @@ def test_two_processes_follow_one(pair):
 @pytest.mark.slow
 def test_two_processes_that_share_their_batch_norms_follow_one(tmp_path):
     for processes in (1, 2):
-        run(processes, "rooms_joint", tmp_path / f"with{processes}", tmp_path / "data", "loop.synchronised=true", "model.changes.heads.label.dropout=0")
+        run(
+            processes,
+            "rooms_joint",
+            tmp_path / f"with{processes}",
+            tmp_path / "data",
+            "loop.synchronised=true",
+            "model.changes.heads.label.dropout=0",
+        )
     follow(tmp_path)
 
 
@@ -111,7 +151,20 @@ dist.destroy_process_group()
 def test_two_processes_with_unequal_labels_have_the_gradient_of_one(tmp_path):
     "In double precision, with the auxiliary head and shared batch norms, beside PyTorch's cross-entropy of the whole batch."
     (tmp_path / "unequal.py").write_text(UNEQUAL)
-    done = subprocess.run([Path(sys.executable).parent / "torchrun", "--standalone", "--nproc-per-node", "2", tmp_path / "unequal.py", tmp_path / "found.pt"], capture_output=True, text=True, timeout=300, env=QUIET)
+    done = subprocess.run(
+        [
+            Path(sys.executable).parent / "torchrun",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            tmp_path / "unequal.py",
+            tmp_path / "found.pt",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=QUIET,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert found["same"] and found["shown"] == pytest.approx(found["loss"], rel=1e-6) and found["apart"] <= 1e-6, found
@@ -123,7 +176,17 @@ def test_a_head_without_a_loss_does_not_stop_two_processes(tmp_path):
     entries = open_dataset("folder", tmp_path / "own", "train").entries
     for entry in entries[::2]:
         write_label(entry.label, torch.full((96, 128), 255))
-    untaught = ["loop.steps=4", "keep.validate_every=4", "data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms", 'losses={"label": {}}', "model.changes.heads.label.dropout=0", "loop.synchronised=true"]
+    untaught = [
+        "loop.steps=4",
+        "keep.validate_every=4",
+        "data.name=folder",
+        "data.train={}",
+        "data.held_out={}",
+        "data.protocol=rooms",
+        'losses={"label": {}}',
+        "model.changes.heads.label.dropout=0",
+        "loop.synchronised=true",
+    ]
     for processes in (1, 2):
         run(processes, "rooms_joint", tmp_path / f"with{processes}", tmp_path / "own", *untaught)
     one, two = (rows(tmp_path / f"with{processes}") for processes in (1, 2))
@@ -139,8 +202,12 @@ def test_a_head_without_a_loss_does_not_stop_two_processes(tmp_path):
 
 def ended_at(step, how, out, command):
     "Start a run, end it by a signal once it has made some steps, and return what it said. Nothing is left running."
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=QUIET)
-    wait_until(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") >= step, running)
+    running = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=QUIET
+    )
+    wait_until(
+        lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") >= step, running
+    )
     below = psutil.Process(running.pid).children(recursive=True)
     for process in [psutil.Process(running.pid)] if how == signal.SIGTERM else [psutil.Process(running.pid), *below]:
         with contextlib.suppress(psutil.NoSuchProcess):  # ended by the end of another
@@ -152,12 +219,16 @@ def ended_at(step, how, out, command):
     return said
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["killed", "terminated"])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["killed", "terminated"]
+)
 def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tmp_path):
     out = tmp_path / "run"
     said = ended_at(7, how, out, words(2, "rooms_tiny", out, pair / "data", workers=1))
     if how == signal.SIGTERM:
-        assert sorted((out / "checkpoints").glob("step-*.pt"))[-1].name >= "step-00000007.pt", "the state at the stop was not kept"
+        assert sorted((out / "checkpoints").glob("step-*.pt"))[-1].name >= "step-00000007.pt", (
+            "the state at the stop was not kept"
+        )
         assert "Stopped after step" in said, said[-2000:]
     run(2, "rooms_tiny", out, pair / "data", resume=True)
     straight, resumed = weights(pair / "with2"), weights(out)
@@ -213,9 +284,23 @@ def rewound(run, out, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("begun, processes, assignments", [
-    ("sharded/with2", 2, [SHARDED]), ("sharded/with2", 2, []), ("sharded/with2", 1, [SHARDED]), ("sharded/with2", 1, []), ("with1", 2, [SHARDED]),
-], ids=["halves go on", "halves become copies", "halves become one", "halves become one, said otherwise", "one becomes halves"])
+@pytest.mark.parametrize(
+    "begun, processes, assignments",
+    [
+        ("sharded/with2", 2, [SHARDED]),
+        ("sharded/with2", 2, []),
+        ("sharded/with2", 1, [SHARDED]),
+        ("sharded/with2", 1, []),
+        ("with1", 2, [SHARDED]),
+    ],
+    ids=[
+        "halves go on",
+        "halves become copies",
+        "halves become one",
+        "halves become one, said otherwise",
+        "one becomes halves",
+    ],
+)
 def test_a_run_goes_on_in_shares_or_whole_whatever_it_began_as(begun, processes, assignments, pair, sharded, tmp_path):
     out = rewound(pair / begun, tmp_path / "run", 15)
     run(processes, "rooms_tiny", out, pair / "data", *assignments, resume=True)
@@ -229,39 +314,82 @@ def test_a_run_goes_on_in_shares_or_whole_whatever_it_began_as(begun, processes,
 
 @pytest.mark.slow
 def test_a_checkpoint_of_halves_is_laid_out_as_one_of_a_whole(pair, sharded):
-    one, two = (torch.load(pair / name / "checkpoints" / "step-00000020.pt", weights_only=True) for name in ("with2", "sharded/with2"))
+    one, two = (
+        torch.load(pair / name / "checkpoints" / "step-00000020.pt", weights_only=True)
+        for name in ("with2", "sharded/with2")
+    )
     assert one.keys() == two.keys() and one["model"].keys() == two["model"].keys()
     assert one["optimiser"]["param_groups"][0].keys() == two["optimiser"]["param_groups"][0].keys()
     for number, kept in one["optimiser"]["state"].items():
         for name, value in kept.items():
-            assert type(two["optimiser"]["state"][number][name]) is torch.Tensor and two["optimiser"]["state"][number][name].shape == value.shape
+            assert (
+                type(two["optimiser"]["state"][number][name]) is torch.Tensor
+                and two["optimiser"]["state"][number][name].shape == value.shape
+            )
             assert torch.allclose(two["optimiser"]["state"][number][name], value, rtol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe, assignments", [
-    ("rooms_joint", ["loop.synchronised=true", "model.changes.heads.label.dropout=0"]), ("rooms_tiny", ["loop.ema=0.9"]), ("rooms_tiny", ["optimizer.frozen=5", "loop.checkpointing=true"]),
-    ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.01", "optimizer.backbone=0.1", "optimizer.clip=0.05"]), ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.003", "optimizer.clip=1e9"]),
-], ids=["shared batch norms and labels", "running mean", "frozen, recomputed", "SGD, much clipped", "SGD, not clipped"])
+@pytest.mark.parametrize(
+    "recipe, assignments",
+    [
+        ("rooms_joint", ["loop.synchronised=true", "model.changes.heads.label.dropout=0"]),
+        ("rooms_tiny", ["loop.ema=0.9"]),
+        ("rooms_tiny", ["optimizer.frozen=5", "loop.checkpointing=true"]),
+        ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.01", "optimizer.backbone=0.1", "optimizer.clip=0.05"]),
+        ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.003", "optimizer.clip=1e9"]),
+    ],
+    ids=[
+        "shared batch norms and labels",
+        "running mean",
+        "frozen, recomputed",
+        "SGD, much clipped",
+        "SGD, not clipped",
+    ],
+)
 def test_a_network_in_halves_does_all_that_two_copies_do(recipe, assignments, tmp_path):
     for name, how in [("copies", []), ("halves", [SHARDED])]:
-        run(2, recipe, tmp_path / name, tmp_path / "data", "loop.steps=10", "keep.validate_every=10", *how, *assignments)
+        run(
+            2, recipe, tmp_path / name, tmp_path / "data", "loop.steps=10", "keep.validate_every=10", *how, *assignments
+        )
     copies, halves = rows(tmp_path / "copies"), rows(tmp_path / "halves")
-    assert len(copies) == 10 and [row["loss"] for row in copies] == pytest.approx([row["loss"] for row in halves], abs=1e-6)
+    assert len(copies) == 10 and [row["loss"] for row in copies] == pytest.approx(
+        [row["loss"] for row in halves], abs=1e-6
+    )
     assert copies[-1]["abs_rel"] == pytest.approx(halves[-1]["abs_rel"], rel=1e-4)
     copies, halves = weights(tmp_path / "copies"), weights(tmp_path / "halves")
     assert all(torch.allclose(copies[name], halves[name], rtol=1e-4, atol=1e-6) for name in copies)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, changes", [
-    ("beit_base_patch16_224", dict(backbone_arguments=dict(embed_dim=64, depth=4, num_heads=2), taps=[0, 1, 2, 3])),
-    ("swin_tiny_patch4_window7_224", dict(backbone_arguments=dict(embed_dim=32, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], drop_path_rate=0), channels=[32, 64, 128, 256])),
-], ids=["BEiT", "Swin"])
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("beit_base_patch16_224", dict(backbone_arguments=dict(embed_dim=64, depth=4, num_heads=2), taps=[0, 1, 2, 3])),
+        (
+            "swin_tiny_patch4_window7_224",
+            dict(
+                backbone_arguments=dict(embed_dim=32, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], drop_path_rate=0),
+                channels=[32, 64, 128, 256],
+            ),
+        ),
+    ],
+    ids=["BEiT", "Swin"],
+)
 def test_backbones_whose_blocks_are_read_and_not_called_can_be_halved_too(name, changes, tmp_path):
     small = changes | dict(heads={"depth": dict(output="exp", hidden=16)}, features=32)
     for processes in (1, 2):
-        run(processes, "rooms_tiny", tmp_path / f"with{processes}", tmp_path / "data", SHARDED, f"model.name={name}", f"model.changes={json.dumps(small)}", "loop.steps=6", "keep.validate_every=6")
+        run(
+            processes,
+            "rooms_tiny",
+            tmp_path / f"with{processes}",
+            tmp_path / "data",
+            SHARDED,
+            f"model.name={name}",
+            f"model.changes={json.dumps(small)}",
+            "loop.steps=6",
+            "keep.validate_every=6",
+        )
     losses = [[row["loss"] for row in rows(tmp_path / f"with{processes}")] for processes in (1, 2)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 6
 
@@ -270,7 +398,17 @@ def test_backbones_whose_blocks_are_read_and_not_called_can_be_halved_too(name, 
 def test_halves_in_parts_of_a_batch_and_in_bfloat16(pair, tmp_path):
     for name, assignments in [("copies", []), ("halves", [SHARDED])]:
         for precision in ("no", "bf16"):
-            run(2, "rooms_tiny", tmp_path / name / precision, pair / "data", "loop.accumulate=2", f"loop.precision={precision}", "loop.steps=6", "keep.validate_every=6", *assignments)
+            run(
+                2,
+                "rooms_tiny",
+                tmp_path / name / precision,
+                pair / "data",
+                "loop.accumulate=2",
+                f"loop.precision={precision}",
+                "loop.steps=6",
+                "keep.validate_every=6",
+                *assignments,
+            )
     for precision, apart in [("no", 1e-5), ("bf16", 5e-3)]:
         copies, halves = ([row["loss"] for row in rows(tmp_path / name / precision)] for name in ("copies", "halves"))
         assert copies == pytest.approx(halves, abs=apart) and len(copies) == 6
@@ -278,22 +416,64 @@ def test_halves_in_parts_of_a_batch_and_in_bfloat16(pair, tmp_path):
 
 @pytest.mark.slow
 def test_asked_for_through_the_environment_shares_are_refused(pair, tmp_path):
-    done = subprocess.run(words(1, "rooms_tiny", tmp_path / "run", pair / "data"), capture_output=True, text=True, timeout=300, env=QUIET | {"ACCELERATE_USE_FSDP": "true"})
+    done = subprocess.run(
+        words(1, "rooms_tiny", tmp_path / "run", pair / "data"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=QUIET | {"ACCELERATE_USE_FSDP": "true"},
+    )
     assert done.returncode != 0 and "set loop.sharded=true" in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_what_two_processes_wrote_one_opens(pair, tmp_path):
-    done = command_here("dpt_eval", "--model", pair / "with2" / "model", "--data-root", pair / "data", "--count", 3, "--out", tmp_path, folder=tmp_path, check=0)
+    done = command_here(
+        "dpt_eval",
+        "--model",
+        pair / "with2" / "model",
+        "--data-root",
+        pair / "data",
+        "--count",
+        3,
+        "--out",
+        tmp_path,
+        folder=tmp_path,
+        check=0,
+    )
     report = json.loads((pair / "with2" / "report.json").read_text())
-    assert json.loads((tmp_path / "report.json").read_text())["abs_rel"] == pytest.approx(report["abs_rel"], rel=1e-5), done.stdout
+    assert json.loads((tmp_path / "report.json").read_text())["abs_rel"] == pytest.approx(
+        report["abs_rel"], rel=1e-5
+    ), done.stdout
 
 
 @pytest.mark.slow
 def test_a_mistake_is_a_sentence_and_all_processes_end(pair, tmp_path):
-    done = subprocess.run(words(2, "rooms_tiny", tmp_path / "run", pair / "data", "data.batch_size=7"), capture_output=True, text=True, timeout=300, env=QUIET)
+    done = subprocess.run(
+        words(2, "rooms_tiny", tmp_path / "run", pair / "data", "data.batch_size=7"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=QUIET,
+    )
     assert done.returncode != 0 and "A batch of 7 samples cannot be shared evenly by 2 processes" in done.stderr
 
 
 def test_run_as_a_module_an_error_of_its_own_is_one_line(pair):
-    done = subprocess.run([sys.executable, "-m", "dpt_nb.training.loop", "rooms_tiny", "--cpu", "--out", pair / "with1", "--data-root", pair / "data"], capture_output=True, text=True, timeout=300, env=QUIET)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "dpt_nb.training.loop",
+            "rooms_tiny",
+            "--cpu",
+            "--out",
+            pair / "with1",
+            "--data-root",
+            pair / "data",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=QUIET,
+    )
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "holds a run already" in done.stderr, done.stderr

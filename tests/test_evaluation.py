@@ -1,5 +1,6 @@
 """Two real processes that share a data set, evenly, unevenly or not at all, must report what one process reports that judges it alone.
 Predictions in files must be judged as BTS's `utils/eval_with_pngs.py` judges them."""
+
 import json
 import math
 import re
@@ -16,8 +17,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dpt_nb.commands import main
-from dpt_nb.evaluation.evaluate import EvaluationError, Protocol, evaluate
 from dpt_nb.data.sampling import make_miniature
+from dpt_nb.evaluation.evaluate import EvaluationError, Protocol, evaluate
 
 PROTOCOLS = {
     "metres": Protocol(max_depth=20.0, crop="garg"),
@@ -44,7 +45,12 @@ class Pictures(Dataset):
         label[:2] = 255
         if index == 3:
             depth, label = torch.zeros_like(depth), torch.full_like(label, 255)
-        return dict(image=torch.rand(3, *size, generator=generator), depth=depth, label=label, meta=dict(path=f"picture {index}"))
+        return dict(
+            image=torch.rand(3, *size, generator=generator),
+            depth=depth,
+            label=label,
+            meta=dict(path=f"picture {index}"),
+        )
 
 
 class FromColours:
@@ -62,7 +68,13 @@ class FromColours:
 def judge(batch_size, **options):
     "Every protocol on every count of pictures."
     head = {"inverse": "inverse_depth"}
-    return {(name, count): evaluate(FromColours(head.get(name, "depth")), Pictures(count), protocol, batch_size, progress=False, **options) for name, protocol in PROTOCOLS.items() for count in COUNTS}
+    return {
+        (name, count): evaluate(
+            FromColours(head.get(name, "depth")), Pictures(count), protocol, batch_size, progress=False, **options
+        )
+        for name, protocol in PROTOCOLS.items()
+        for count in COUNTS
+    }
 
 
 def process(rank, meeting, folder):
@@ -73,7 +85,13 @@ def process(rank, meeting, folder):
         with pytest.raises(EvaluationError, match="shared by 3 processes, and 2 are running"):
             judge(2, share=(rank, 3))
         with pytest.raises(EvaluationError, match="Not one of the 2 pictures has"):
-            evaluate(FromColours("depth"), torch.utils.data.Subset(Pictures(5), [3, 3]), PROTOCOLS["metres"], progress=False, share=(rank, 2))
+            evaluate(
+                FromColours("depth"),
+                torch.utils.data.Subset(Pictures(5), [3, 3]),
+                PROTOCOLS["metres"],
+                progress=False,
+                share=(rank, 2),
+            )
         torch.save(dict(shared=judge(2, share=(rank, 2)), alone=judge(3)), Path(folder) / f"{rank}.pt")
     finally:
         distributed.destroy_process_group()
@@ -83,8 +101,12 @@ def assert_same(result, expected, what):
     "Equal keys in equal order, and numbers to 1e-6."
     assert list(result) == list(expected), what
     for key, value in result.items():
-        for one, other in zip(value, expected[key], strict=True) if isinstance(value, list) else [(value, expected[key])]:
-            assert one == other or math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12), f"{what}, {key}: {value} instead of {expected[key]}"
+        for one, other in (
+            zip(value, expected[key], strict=True) if isinstance(value, list) else [(value, expected[key])]
+        ):
+            assert one == other or math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12), (
+                f"{what}, {key}: {value} instead of {expected[key]}"
+            )
 
 
 @pytest.mark.slow
@@ -127,16 +149,27 @@ def as_bts(predictions, truths, scale, cap, cut, rectangle):
             laid = np.zeros_like(depth)
             laid[height - 352 :, int((width - 1216) / 2) :][:, :1216] = guess
             guess = laid
-        top, bottom, left, right = rectangle if max(rectangle) > 1 else [int(share * side) for share, side in zip(rectangle, (height, height, width, width))]
+        top, bottom, left, right = (
+            rectangle
+            if max(rectangle) > 1
+            else [int(share * side) for share, side in zip(rectangle, (height, height, width, width))]
+        )
         mask = np.zeros_like(depth, dtype=bool)
         mask[top:bottom, left:right] = True
         mask &= (depth > 1e-3) & (depth < cap)
         g, p = depth[mask], guess[mask]
         log, worse = np.log(p) - np.log(g), np.maximum(p / g, g / p)
-        rows.append([
-            np.mean(np.abs(g - p) / g), np.mean((g - p) ** 2 / g), np.sqrt(np.mean((g - p) ** 2)), np.sqrt(np.mean(log**2)), np.mean(np.abs(np.log10(p) - np.log10(g))),
-            100 * np.sqrt(np.mean(log**2) - np.mean(log) ** 2), *(np.mean(worse < 1.25**power) for power in (1, 2, 3)),
-        ])
+        rows.append(
+            [
+                np.mean(np.abs(g - p) / g),
+                np.mean((g - p) ** 2 / g),
+                np.sqrt(np.mean((g - p) ** 2)),
+                np.sqrt(np.mean(log**2)),
+                np.mean(np.abs(np.log10(p) - np.log10(g))),
+                100 * np.sqrt(np.mean(log**2) - np.mean(log) ** 2),
+                *(np.mean(worse < 1.25**power) for power in (1, 2, 3)),
+            ]
+        )
     return dict(zip(COLUMNS, np.mean(rows, axis=0)))
 
 
@@ -159,28 +192,58 @@ def stored(tmp_path_factory):
     make_miniature("kitti", home / "kitti", count=8)
     make_miniature("nyu", home / "nyu", count=6, labeled=False)
     drives = [line.split()[0] for line in (home / "kitti" / "kitti_eigen_test.txt").read_text().splitlines()]
-    write_predictions(home / "for_kitti", [f"{name.split('/')[1]}_{name.split('/')[-1]}" for name in drives], 256, (352, 1216))
+    write_predictions(
+        home / "for_kitti", [f"{name.split('/')[1]}_{name.split('/')[-1]}" for name in drives], 256, (352, 1216)
+    )
     scenes = [line.split()[0].strip("/") for line in (home / "nyu" / "nyu_test.txt").read_text().splitlines()]
-    write_predictions(home / "for_nyu", [name.replace("/", "_").replace(".jpg", ".png") for name in scenes], 1000, (480, 640))
+    write_predictions(
+        home / "for_nyu", [name.replace("/", "_").replace(".jpg", ".png") for name in scenes], 1000, (480, 640)
+    )
     return home
 
 
 def kitti_truth(home):
-    return lambda stem: home / "kitti" / "gt_depth" / stem.rpartition("_")[0] / "proj_depth" / "groundtruth" / "image_02" / f"{stem.rpartition('_')[2]}.png"
+    return lambda stem: (
+        home
+        / "kitti"
+        / "gt_depth"
+        / stem.rpartition("_")[0]
+        / "proj_depth"
+        / "groundtruth"
+        / "image_02"
+        / f"{stem.rpartition('_')[2]}.png"
+    )
 
 
 def nyu_truth(home):
     return lambda stem: home / "nyu" / stem.split("_rgb_")[0] / f"sync_depth_{stem.split('_rgb_')[1]}.png"
 
 
-@pytest.mark.parametrize("data, protocol, truth, options, counts", [
-    ("kitti", "kitti_eigen", kitti_truth, (256, 80, True, GARG), (3, 1)),
-    ("kitti", "kitti_eigen_crop", kitti_truth, (256, 80, True, EIGEN), (3, 1)),
-    ("nyu", "nyu", nyu_truth, (1000, 10, False, (45, 471, 41, 601)), (3, 0)),
-])
+@pytest.mark.parametrize(
+    "data, protocol, truth, options, counts",
+    [
+        ("kitti", "kitti_eigen", kitti_truth, (256, 80, True, GARG), (3, 1)),
+        ("kitti", "kitti_eigen_crop", kitti_truth, (256, 80, True, EIGEN), (3, 1)),
+        ("nyu", "nyu", nyu_truth, (1000, 10, False, (45, 471, 41, 601)), (3, 0)),
+    ],
+)
 def test_predictions_in_files_are_judged_as_bts_does(data, protocol, truth, options, counts, stored, tmp_path):
     expected = as_bts(stored / f"for_{data}", truth(stored), *options)
-    done = command_here("dpt_eval", "--predictions", stored / f"for_{data}", "--data", data, "--data-root", stored / data, "--protocol", protocol, "--out", tmp_path, folder=tmp_path, check=0)
+    done = command_here(
+        "dpt_eval",
+        "--predictions",
+        stored / f"for_{data}",
+        "--data",
+        data,
+        "--data-root",
+        stored / data,
+        "--protocol",
+        protocol,
+        "--out",
+        tmp_path,
+        folder=tmp_path,
+        check=0,
+    )
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["images"], report["skipped"]) == counts and report["predictions"].endswith(f"for_{data}")
     row = re.search(r"for_" + data + r" +(.*)", done.stdout).group(1).split()
@@ -195,7 +258,22 @@ def test_predictions_are_judged_without_the_pictures(stored, tmp_path, capsys):
     pictures = stored / "kitti" / "input"
     away = pictures.rename(stored / "input_away")
     try:
-        assert main(["dpt_eval", "--predictions", str(stored / "for_kitti"), "--data", "kitti", "--data-root", str(stored / "kitti"), "--out", str(tmp_path)]) == 0
+        assert (
+            main(
+                [
+                    "dpt_eval",
+                    "--predictions",
+                    str(stored / "for_kitti"),
+                    "--data",
+                    "kitti",
+                    "--data-root",
+                    str(stored / "kitti"),
+                    "--out",
+                    str(tmp_path),
+                ]
+            )
+            == 0
+        )
     finally:
         away.rename(pictures)
     assert "3 images judged, 1 without ground truth left out" in capsys.readouterr().out
@@ -203,31 +281,50 @@ def test_predictions_are_judged_without_the_pictures(stored, tmp_path, capsys):
 
 def spoil(name, make):
     "A change to one prediction of KITTI: `make` gets what was in it and gives what will be."
+
     def change(folder):
         file = folder / name
         Image.fromarray(make(np.array(Image.open(file)))).save(file)
+
     return change
 
 
 FIRST = "2011_09_26_drive_0002_sync_0000000005.png"
 
 
-@pytest.mark.parametrize("change, sentence", [
-    (spoil(FIRST, lambda stored: np.pad(stored, ((23, 0), (13, 13)))), "has 375 rows and 1242 columns, and 352 and 1216 were expected"),
-    (spoil(FIRST, lambda stored: (stored // 256).astype(np.uint8)), "with L pixels, and a depth map is a 16-bit gray PNG"),
-    (spoil(FIRST, lambda stored: stored * 0), "holds 0 everywhere"),
-    (lambda folder: (folder / FIRST).write_bytes((folder / FIRST).read_bytes()[:2000]), "is damaged or cut short"),
-    (lambda folder: (folder / FIRST).unlink(), "1 of 3 predictions are missing"),
-    (lambda folder: (folder / FIRST).rename(folder / "0000000005.png"), "but 0000000005.png is there"),
-    (lambda folder: (folder / "2011_09_26_drive_0009_sync_0000000005.png").touch(), "belong to no picture of the list"),
-    (lambda folder: [spoil(file.name, lambda stored: stored // 8)(folder) for file in folder.glob("2011*")], "Say with how many they were written (--scale)"),
-])
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (
+            spoil(FIRST, lambda stored: np.pad(stored, ((23, 0), (13, 13)))),
+            "has 375 rows and 1242 columns, and 352 and 1216 were expected",
+        ),
+        (
+            spoil(FIRST, lambda stored: (stored // 256).astype(np.uint8)),
+            "with L pixels, and a depth map is a 16-bit gray PNG",
+        ),
+        (spoil(FIRST, lambda stored: stored * 0), "holds 0 everywhere"),
+        (lambda folder: (folder / FIRST).write_bytes((folder / FIRST).read_bytes()[:2000]), "is damaged or cut short"),
+        (lambda folder: (folder / FIRST).unlink(), "1 of 3 predictions are missing"),
+        (lambda folder: (folder / FIRST).rename(folder / "0000000005.png"), "but 0000000005.png is there"),
+        (
+            lambda folder: (folder / "2011_09_26_drive_0009_sync_0000000005.png").touch(),
+            "belong to no picture of the list",
+        ),
+        (
+            lambda folder: [spoil(file.name, lambda stored: stored // 8)(folder) for file in folder.glob("2011*")],
+            "Say with how many they were written (--scale)",
+        ),
+    ],
+)
 def test_predictions_that_do_not_fit_get_one_sentence(change, sentence, stored, tmp_path, capsys):
     folder = tmp_path / "for_kitti"
     folder.mkdir()
     for file in (stored / "for_kitti").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     change(folder)
-    assert main(["dpt_eval", "--predictions", str(folder), "--data", "kitti", "--data-root", str(stored / "kitti")]) == 1
+    assert (
+        main(["dpt_eval", "--predictions", str(folder), "--data", "kitti", "--data-root", str(stored / "kitti")]) == 1
+    )
     said = capsys.readouterr().err.split("\r")[-1]
     assert sentence in said and said.count("\n") == 1, said

@@ -1,4 +1,5 @@
 "Exported files of every family of the zoo against their models, at sizes that stay open where they can; networks of full size; and what is refused."
+
 import json
 import subprocess
 import sys
@@ -14,9 +15,18 @@ from dpt_nb.deploy.export import ExportError, check_export, export, open_export,
 from dpt_nb.network.dpt import create_model
 
 TOLERANCE = 1e-3  # of the range of the model's output; rounding in float32 leaves some 1e-6
-SWIN = dict(taps=[f"layers.{index}" for index in range(4)], channels=[32, 64, 128, 256], image_size=[128, 128],
-            backbone_arguments=dict(embed_dim=32, depths=(1, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=4))
-HYBRID = dict(taps=["stages.0", "stages.1", 0, 1], backbone_arguments=dict(depth=2, embed_dim=64, num_heads=2, resnet=dict(layers=[1, 1, 1], channels=[16, 32, 64], groups=8)))
+SWIN = dict(
+    taps=[f"layers.{index}" for index in range(4)],
+    channels=[32, 64, 128, 256],
+    image_size=[128, 128],
+    backbone_arguments=dict(embed_dim=32, depths=(1, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=4),
+)
+HYBRID = dict(
+    taps=["stages.0", "stages.1", 0, 1],
+    backbone_arguments=dict(
+        depth=2, embed_dim=64, num_heads=2, resnet=dict(layers=[1, 1, 1], channels=[16, 32, 64], groups=8)
+    ),
+)
 DINOV2 = dict(image_size=[70, 70])
 FAMILIES = {
     "DPT": ("dpt_large", {}),
@@ -50,7 +60,12 @@ def awake(network):
 def small(family):
     torch.manual_seed(0)
     name, changes = FAMILIES[family]
-    shape = dict(taps=[0, 1, 2, 3], channels=[16, 32, 48, 64], image_size=[96, 96], backbone_arguments=dict(depth=4, embed_dim=64, num_heads=2))
+    shape = dict(
+        taps=[0, 1, 2, 3],
+        channels=[16, 32, 48, 64],
+        image_size=[96, 96],
+        backbone_arguments=dict(depth=4, embed_dim=64, num_heads=2),
+    )
     return awake(create_model(name, features=16, **shape | changes))
 
 
@@ -62,10 +77,17 @@ def check(model, path, parity_rows, name, **options):
     return rows
 
 
-QUICK = ("DPT", "DPT-Hybrid", "BEiT", "Depth Anything")  # one of each kind but windows, which take longest; their siblings share the code
+QUICK = (
+    "DPT",
+    "DPT-Hybrid",
+    "BEiT",
+    "Depth Anything",
+)  # one of each kind but windows, which take longest; their siblings share the code
 
 
-@pytest.mark.parametrize("family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES])
+@pytest.mark.parametrize(
+    "family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+)
 def test_every_family_is_what_onnx_runtime_computes(family, tmp_path, parity_rows):
     model = small(family)
     size = tuple(model.config.image_size)
@@ -103,7 +125,9 @@ def test_settled_hybrids_give_the_same_numbers(tmp_path):
     for changes in ({}, dict(standardised_eps=None)):
         name, shape = FAMILIES["DPT-Hybrid"]
         torch.manual_seed(0)
-        model = awake(create_model(name, features=16, channels=[16, 32, 48, 64], image_size=[96, 96], **shape | changes))
+        model = awake(
+            create_model(name, features=16, channels=[16, 32, 48, 64], image_size=[96, 96], **shape | changes)
+        )
         image = torch.rand(2, 3, 96, 160)
         with torch.no_grad():
             expected, found = model(image)["inverse_depth"], settled(model)(image)["inverse_depth"]
@@ -125,7 +149,12 @@ def test_the_file_says_what_to_feed(tmp_path):
     path = export(model, tmp_path / "model.onnx", sizes=(64, 96), batch=2)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    assert (facts["multiple"], facts["sizes"], facts["batch"], facts["heads"]["label"]["classes"]) == (16, [64, 96], 2, 150)
+    assert (facts["multiple"], facts["sizes"], facts["batch"], facts["heads"]["label"]["classes"]) == (
+        16,
+        [64, 96],
+        2,
+        150,
+    )
     assert [(each.name, each.shape) for each in session.get_inputs()] == [("image", [2, 3, 64, 96])]
     assert [(each.name, each.shape) for each in session.get_outputs()] == [("label", [2, 150, 64, 96])]
     assert sizes_to_check(facts) == [(64, 96)]
@@ -136,12 +165,16 @@ def test_a_shell_writes_a_file_that_onnx_runtime_runs(tmp_path):
     done = command("dpt_export", "dpt_tiny_scenes", "depth.onnx", "--size", "64x96", folder=tmp_path, check=0)
     assert "| depth.onnx | depth | 64×96 | 3 |" in done.stdout
     image = torch.rand(2, 3, 64, 96)
-    (found,) = onnxruntime.InferenceSession(tmp_path / "depth.onnx", providers=["CPUExecutionProvider"]).run(["depth"], {"image": image.numpy()})
+    (found,) = onnxruntime.InferenceSession(tmp_path / "depth.onnx", providers=["CPUExecutionProvider"]).run(
+        ["depth"], {"image": image.numpy()}
+    )
     with torch.no_grad():
         expected = create_model("dpt_tiny_scenes", pretrained=True).eval()(image)["depth"]
     assert (torch.from_numpy(found) - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
     kept = command_here("dpt_export", "dpt_tiny_scenes", "depth.onnx", folder=tmp_path, check=1)
-    assert "depth.onnx exists and was left as it is" in kept.stderr and [path.name for path in tmp_path.iterdir()] == ["depth.onnx"]
+    assert "depth.onnx exists and was left as it is" in kept.stderr and [path.name for path in tmp_path.iterdir()] == [
+        "depth.onnx"
+    ]
 
 
 def test_the_model_is_left_as_it_was(tmp_path):

@@ -1,6 +1,7 @@
 """What a published model sees, and how its answer comes back: held against values that the projects' own scripts gave.
 
 feeding_reference.json holds them and says by which versions; nothing of those projects is needed to run this."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_nb.weights.load import load_checkpoint
 from dpt_nb.inference.predictor import Predictor, fit_size, resize_image, resize_policy, resize_prediction
 from dpt_nb.network.dpt import TEST_PIPELINES, config_for
 from dpt_nb.training.recipes import RECIPES
+from dpt_nb.weights.load import load_checkpoint
 
 REFERENCE = json.loads((Path(__file__).parent / "feeding_reference.json").read_text(encoding="utf-8"))
 
@@ -64,7 +65,10 @@ def test_an_image_is_fed_at_the_size_of_the_project(name):
     policy = resize_policy(config_of(name), patch_of(name))
     for height, width, fed_height, fed_width in REFERENCE["sizes"][name]:
         if fed_height * fed_width <= 8 * policy.size[0] * policy.size[1]:  # the bound is ours
-            assert fit_size(height, width, *policy[:2], method=policy.method) == (fed_height, fed_width), (height, width)
+            assert fit_size(height, width, *policy[:2], method=policy.method) == (fed_height, fed_width), (
+                height,
+                width,
+            )
 
 
 @pytest.mark.parametrize("name", REFERENCE["inputs"])
@@ -76,11 +80,15 @@ def test_what_reaches_the_network_is_what_reaches_the_project_s(name):
         fed = fit_size(height, width, *policy[:2], method=policy.method)
         assert list(fed) == wanted["size"]
         seen = resize_image(tensor(photograph(height, width)), fed, config.resizing)[0]
-        level = 1.01 / 255 if config.resizing == "mmseg" else 2e-5  # OpenCV's bytes: a value in a thousand is one level off
+        level = (
+            1.01 / 255 if config.resizing == "mmseg" else 2e-5
+        )  # OpenCV's bytes: a value in a thousand is one level off
         for row, column, *colors in wanted["values"]:
             assert np.abs(seen[:, row, column].numpy() - colors).max() < level, (size, row, column)
         if config.resizing == "mmseg":
-            exact = [np.abs(seen[:, row, column].numpy() - colors).max() < 1e-6 for row, column, *colors in wanted["values"]]
+            exact = [
+                np.abs(seen[:, row, column].numpy() - colors).max() < 1e-6 for row, column, *colors in wanted["values"]
+            ]
             assert sum(exact) >= len(exact) - 1
 
 
@@ -125,7 +133,9 @@ def toolbox_files(tmp_path_factory):
 
 
 @pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
-@pytest.mark.parametrize("size, weights, farthest", [("352x1216", "352x1216", 80), ("480x640", "480x640", 10), ("97x131", "352x1216", 80)])
+@pytest.mark.parametrize(
+    "size, weights, farthest", [("352x1216", "352x1216", 80), ("480x640", "480x640", 10), ("97x131", "352x1216", 80)]
+)
 def test_the_toolbox_s_file_gives_the_toolbox_s_depth(toolbox_files, size, weights, farthest, flip):
     height, width = map(int, size.split("x"))
     model = load_checkpoint(toolbox_files[weights])
@@ -135,19 +145,32 @@ def test_the_toolbox_s_file_gives_the_toolbox_s_depth(toolbox_files, size, weigh
     depth = predictor.predict(tensor(photograph(height, width)))["depth"][0, 0]
     for row, column, value in REFERENCE["toolbox"][size]["flip" if flip else "plain"]:
         assert abs(depth[row, column].item() - value) < 1e-5 * farthest, (row, column)
-    shrunken = Predictor(model, "cpu", flip=flip, size=(224, 768), depth_range=(1e-3, farthest)).predict(tensor(photograph(height, width)))["depth"][0, 0]
+    shrunken = Predictor(model, "cpu", flip=flip, size=(224, 768), depth_range=(1e-3, farthest)).predict(
+        tensor(photograph(height, width))
+    )["depth"][0, 0]
     assert (shrunken - depth).abs().mean() > 0.02 * farthest  # as it was fed before: the test can fail
 
 
 def test_a_label_file_of_mmsegmentation_is_normalised_like_imagenet_and_needs_no_patch_bias(tmp_path):
-    from dpt_nb.weights.load import convert
     from dpt_nb.network.dpt import IMAGENET_MEAN, IMAGENET_STD, create_model
+    from dpt_nb.weights.load import convert
 
     torch.manual_seed(0)
     model = create_model(
-        "vit_base_patch16_224", taps=[0, 1, 2, 3], channels=[16, 32, 48, 64], features=32, image_size=[96, 96], batch_norm=True, layer_norm_eps=1e-5, positions="bicubic",
-        backbone_arguments=dict(depth=4, embed_dim=64, num_heads=1), heads={"label": dict(classes=5, align_corners=False)}, class_names=["sky", "road", "tree", "car", "person"],
-        mean=IMAGENET_MEAN, std=IMAGENET_STD, **TEST_PIPELINES["mmseg"],
+        "vit_base_patch16_224",
+        taps=[0, 1, 2, 3],
+        channels=[16, 32, 48, 64],
+        features=32,
+        image_size=[96, 96],
+        batch_norm=True,
+        layer_norm_eps=1e-5,
+        positions="bicubic",
+        backbone_arguments=dict(depth=4, embed_dim=64, num_heads=1),
+        heads={"label": dict(classes=5, align_corners=False)},
+        class_names=["sky", "road", "tree", "car", "person"],
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        **TEST_PIPELINES["mmseg"],
     ).eval()
     model.backbone.vit.patch_embed.proj.bias.data.zero_()
     model.save_pretrained(tmp_path / "own")
@@ -164,12 +187,24 @@ def test_a_label_file_of_mmsegmentation_is_normalised_like_imagenet_and_needs_no
         assert torch.allclose(Predictor(opened, "cpu").predict(image)["label"], wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("recipe, image, fed", [
-    ("kitti_vitb", (352, 1216), (352, 1216)), ("kitti_vitb_config", (352, 1216), (352, 1216)), ("nyu_vitb", (480, 640), (480, 640)), ("nyu_vitb_config", (480, 640), (480, 640)),
-    ("kitti_hybrid", (352, 1216), (352, 1216)), ("nyu_hybrid", (480, 640), (480, 640)), ("mix_relative", (480, 640), (384, 512)), ("ade20k_hybrid", (512, 683), (480, 640)),
-    ("ade20k_large", (512, 683), (480, 640)), ("pascal_context_hybrid", (375, 500), (352, 480)), ("depth_anything_metric", (480, 640), (518, 686)), ("folder_depth", (480, 640), (518, 686)),
-    ("rooms_tiny", (96, 128), (96, 128)),
-])
+@pytest.mark.parametrize(
+    "recipe, image, fed",
+    [
+        ("kitti_vitb", (352, 1216), (352, 1216)),
+        ("kitti_vitb_config", (352, 1216), (352, 1216)),
+        ("nyu_vitb", (480, 640), (480, 640)),
+        ("nyu_vitb_config", (480, 640), (480, 640)),
+        ("kitti_hybrid", (352, 1216), (352, 1216)),
+        ("nyu_hybrid", (480, 640), (480, 640)),
+        ("mix_relative", (480, 640), (384, 512)),
+        ("ade20k_hybrid", (512, 683), (480, 640)),
+        ("ade20k_large", (512, 683), (480, 640)),
+        ("pascal_context_hybrid", (375, 500), (352, 480)),
+        ("depth_anything_metric", (480, 640), (518, 686)),
+        ("folder_depth", (480, 640), (518, 686)),
+        ("rooms_tiny", (96, 128), (96, 128)),
+    ],
+)
 def test_a_recipe_validates_at_the_size_of_its_source(recipe, image, fed):
     from dpt_nb.network.dpt import empty_model
 
@@ -181,9 +216,13 @@ def test_a_recipe_validates_at_the_size_of_its_source(recipe, image, fed):
 
 
 TRANSFORMERS = {  # what preprocessor_config.json says → images of these sizes
-    "squeezed, bilinear": dict(size=dict(height=96, width=96), keep_aspect_ratio=False, ensure_multiple_of=1, resample=2),
+    "squeezed, bilinear": dict(
+        size=dict(height=96, width=96), keep_aspect_ratio=False, ensure_multiple_of=1, resample=2
+    ),
     "squeezed, cubic": dict(size=dict(height=96, width=128), keep_aspect_ratio=False, ensure_multiple_of=1, resample=3),
-    "aspect ratio kept": dict(size=dict(height=96, width=96), keep_aspect_ratio=True, ensure_multiple_of=32, resample=3),
+    "aspect ratio kept": dict(
+        size=dict(height=96, width=96), keep_aspect_ratio=True, ensure_multiple_of=32, resample=3
+    ),
 }
 
 
@@ -192,8 +231,19 @@ def segmentation_folder(tmp_path_factory):
     "A small segmentation DPT that transformers saved, with names for its classes."
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    own = dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=1, intermediate_size=256, backbone_out_indices=[0, 1, 2, 3], image_size=96, fusion_hidden_size=32, neck_hidden_sizes=[16, 32, 64, 96])
-    peer = transformers.DPTForSemanticSegmentation(transformers.DPTConfig(**own, id2label={0: "sky", 1: "road", 2: "tree"})).eval()
+    own = dict(
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=1,
+        intermediate_size=256,
+        backbone_out_indices=[0, 1, 2, 3],
+        image_size=96,
+        fusion_hidden_size=32,
+        neck_hidden_sizes=[16, 32, 64, 96],
+    )
+    peer = transformers.DPTForSemanticSegmentation(
+        transformers.DPTConfig(**own, id2label={0: "sky", 1: "road", 2: "tree"})
+    ).eval()
     folder = tmp_path_factory.mktemp("transformers") / "model"
     peer.save_pretrained(folder)
     return folder, peer
@@ -205,7 +255,9 @@ def test_a_folder_of_transformers_is_fed_as_its_image_processor_says(segmentatio
     from transformers import DPTImageProcessor
 
     folder, peer = segmentation_folder
-    processor = DPTImageProcessor(**TRANSFORMERS[said], do_rescale=True, do_normalize=True, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4])
+    processor = DPTImageProcessor(
+        **TRANSFORMERS[said], do_rescale=True, do_normalize=True, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]
+    )
     processor.save_pretrained(folder)
     model = load_checkpoint(folder)
     assert model.config.class_names == ["sky", "road", "tree"] and model.config.mean == [0.4, 0.5, 0.6]

@@ -1,4 +1,5 @@
 "What belongs to a user stays as it is, and what is in a folder is used or said: names, full disks, folders that go away, files that are no pictures."
+
 import json
 import os
 import shlex
@@ -15,12 +16,12 @@ import pytest
 from conftest import command_here
 from PIL import Image
 
+from dpt_nb.images.images import InUse
 from dpt_nb.inference import folders
 from dpt_nb.inference.folders import LOCK, WORK, FolderError, predict_files, read_predictions
-from dpt_nb.images.images import InUse
+from dpt_nb.inference.outputs import OUTPUTS
 from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.dpt import create_model
-from dpt_nb.inference.outputs import OUTPUTS
 
 MODEL = ("--model", "dpt_tiny_scenes", "--device", "cpu")
 COMMAND = "import sys; from dpt_nb.commands import main; sys.exit(main(sys.argv[1:]))"
@@ -54,8 +55,13 @@ def test_whatever_lies_in_the_folder_is_left_as_it_is(outputs, predictor, tmp_pa
     own = tmp_path / "own"
     picture(own / "scene.png")
     ends = ("png", "npy", "pfm")
-    names = [f"scene-{head}.{end}" for head in ("depth", "label", "inverse_depth") for end in ends] + ["scene.ply", "SCENE-2.ply"]
-    names += [f"scene-{head}-{kind}.png" for head in ("depth", "label") for kind in ("colour", "bar", "overlay", "side")]
+    names = [f"scene-{head}.{end}" for head in ("depth", "label", "inverse_depth") for end in ends] + [
+        "scene.ply",
+        "SCENE-2.ply",
+    ]
+    names += [
+        f"scene-{head}-{kind}.png" for head in ("depth", "label") for kind in ("colour", "bar", "overlay", "side")
+    ]
     for name in names:
         (own / name).write_text(f"my {name}")
     before = contents(own)
@@ -76,7 +82,9 @@ def test_pictures_of_one_name_from_two_folders_in_two_runs(tmp_path):
     assert listed == {"A": "x-depth.png", "B": "x-2-depth.png"}
     for path, file in ((one, "x-depth.png"), (two, "x-2-depth.png")):
         predict(tmp_path, path, "--out", path.parent.name + " alone", check=0)
-        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / f"{path.parent.name} alone" / "x-depth.png").read_bytes()
+        assert (tmp_path / "out" / file).read_bytes() == (
+            tmp_path / f"{path.parent.name} alone" / "x-depth.png"
+        ).read_bytes()
 
 
 def test_results_of_other_settings_stay_ours(predictor, tmp_path):
@@ -84,15 +92,29 @@ def test_results_of_other_settings_stay_ours(predictor, tmp_path):
     for outputs in (("png", "colour"), ("png",), ("png", "colour"), ("npy",)):
         written, bad = predict_files(predictor, [path], out, progress=False, outputs=outputs)
         assert written[0]["name"] == "a" and not bad
-    path.write_bytes(picture(tmp_path / "other.png", 5).read_bytes())  # another photograph of the same name: the old result goes
+    path.write_bytes(
+        picture(tmp_path / "other.png", 5).read_bytes()
+    )  # another photograph of the same name: the old result goes
     assert predict_files(predictor, [path], out, progress=False)[0][0]["name"] == "a"
 
 
 def test_a_list_of_somebody_else_is_neither_used_nor_changed(predictor, tmp_path):
     path, out, outside = picture(tmp_path / "a.png"), tmp_path / "out", tmp_path / "x"
     outside.write_text("outside")
-    lists = ["[{", "{}", "null", "[1]", "[" * 100_000, '[{"image_id": 1}]', '[{"source": "a.png", "depth": {"file": "../x"}}]', "1" * 5000]
-    lists += [json.dumps([dict(source="a.png", path=str(path), depth=dict(file="a"), earlier_files=[str(outside)])]), '[{"source": "a", "depth": {"file": []}}]']
+    lists = [
+        "[{",
+        "{}",
+        "null",
+        "[1]",
+        "[" * 100_000,
+        '[{"image_id": 1}]',
+        '[{"source": "a.png", "depth": {"file": "../x"}}]',
+        "1" * 5000,
+    ]
+    lists += [
+        json.dumps([dict(source="a.png", path=str(path), depth=dict(file="a"), earlier_files=[str(outside)])]),
+        '[{"source": "a", "depth": {"file": []}}]',
+    ]
     for text in lists:
         out.mkdir(exist_ok=True)
         (out / "predictions.json").write_text(text)
@@ -125,7 +147,12 @@ def test_a_second_run_into_a_folder_is_refused(predictor, tmp_path):
 def test_a_killed_run_is_gone_on_with_under_the_same_names(tmp_path):
     for seed in range(4):
         picture(tmp_path / "in" / f"{seed}.png", seed, (200, 300))
-    running = subprocess.Popen([sys.executable, "-c", COMMAND, "dpt_predict", "in", *MODEL, "--out", "out"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "dpt_predict", "in", *MODEL, "--out", "out"],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "1-depth.png").exists():
         assert time.monotonic() < deadline and running.poll() is None
@@ -135,14 +162,22 @@ def test_a_killed_run_is_gone_on_with_under_the_same_names(tmp_path):
     predict(tmp_path, "in", "--out", "out", check=0)
     predict(tmp_path, "in", "--out", "whole", check=0)
     killed, whole = contents(tmp_path / "out"), contents(tmp_path / "whole")
-    assert killed.keys() == whole.keys() and all(killed[name] == whole[name] for name in whole if name != "predictions.json")
+    assert killed.keys() == whole.keys() and all(
+        killed[name] == whole[name] for name in whole if name != "predictions.json"
+    )
 
 
-@pytest.mark.parametrize("name, words", [
-    ("report.json", ["dpt_eval", *MODEL[:2], "--out", "out"]), ("panel.png", ["dpt_eval", *MODEL[:2], "--out", "out"]),
-    ("gallery-depth.png", ["dpt_eval", *MODEL[:2], "--out", "out"]), ("sent.zip", ["dpt_eval", *MODEL[:2], "--data", "kitti", "--submission", "out/sent.zip"]),
-    ("seen.png", ["dpt_data", "show", "rooms", "data", "--out", "out/seen.png"]), ("run.sbatch", ["dpt_train", "rooms_tiny", "--slurm", "--out", "out/run"]),
-])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("report.json", ["dpt_eval", *MODEL[:2], "--out", "out"]),
+        ("panel.png", ["dpt_eval", *MODEL[:2], "--out", "out"]),
+        ("gallery-depth.png", ["dpt_eval", *MODEL[:2], "--out", "out"]),
+        ("sent.zip", ["dpt_eval", *MODEL[:2], "--data", "kitti", "--submission", "out/sent.zip"]),
+        ("seen.png", ["dpt_data", "show", "rooms", "data", "--out", "out/seen.png"]),
+        ("run.sbatch", ["dpt_train", "rooms_tiny", "--slurm", "--out", "out/run"]),
+    ],
+)
 def test_other_commands_leave_what_they_did_not_write(name, words, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text('{"mine": 1}')
@@ -192,8 +227,15 @@ def test_a_folder_closed_to_us_is_named_and_the_rest_goes_on(predictor, tmp_path
         return real(self)
 
     with mock.patch.object(Path, "iterdir", refusing):
-        written, bad = predict_files(predictor, [tmp_path / "closed", tmp_path / "open"], tmp_path / "out", progress=False)
-    assert [entry["name"] for entry in written] == ["a"] and len(bad) == 1 and "closed" in bad[0] and "Permission denied" in bad[0]
+        written, bad = predict_files(
+            predictor, [tmp_path / "closed", tmp_path / "open"], tmp_path / "out", progress=False
+        )
+    assert (
+        [entry["name"] for entry in written] == ["a"]
+        and len(bad) == 1
+        and "closed" in bad[0]
+        and "Permission denied" in bad[0]
+    )
 
 
 # one bad file
@@ -201,28 +243,53 @@ def test_a_folder_closed_to_us_is_named_and_the_rest_goes_on(predictor, tmp_path
 
 def test_names_that_are_too_long_or_no_text(tmp_path):
     box = tmp_path / "box"
-    for seed, name in enumerate(["l" * 250 + ".png", "l" * 249 + "m.png", "雪" * 83 + ".png", os.fsdecode(b"caf\xe9\n.png"), "$\\frac$.png"]):
+    for seed, name in enumerate(
+        ["l" * 250 + ".png", "l" * 249 + "m.png", "雪" * 83 + ".png", os.fsdecode(b"caf\xe9\n.png"), "$\\frac$.png"]
+    ):
         picture(box / name, seed)
     done = predict(tmp_path, box, "--out", "out", "--outputs", "png,overlay", check=0)
     done.stdout.encode("utf-8")
     listed = read_predictions(tmp_path / "out")
-    assert len({entry["name"] for entry in listed}) == 5 and {os.fsencode(Path(entry["source"]).name) for entry in listed} == set(os.listdir(os.fsencode(box)))
-    assert "5 of 5 were there already" in predict(tmp_path, box, "--out", "out", "--outputs", "png,overlay", check=0).stdout
+    assert len({entry["name"] for entry in listed}) == 5 and {
+        os.fsencode(Path(entry["source"]).name) for entry in listed
+    } == set(os.listdir(os.fsencode(box)))
+    assert (
+        "5 of 5 were there already"
+        in predict(tmp_path, box, "--out", "out", "--outputs", "png,overlay", check=0).stdout
+    )
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_names_are_printed_on_any_terminal(encoding, tmp_path):
     picture(tmp_path / "box" / os.fsdecode(b"\xff\xc3\xbc\n.png"))
     words = [sys.executable, "-c", COMMAND, "dpt_predict", "box", *MODEL, "--out", "out"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, env=os.environ | dict(PYTHONIOENCODING=encoding, LC_ALL="C"), timeout=300)
-    assert done.returncode == 0 and b"Traceback" not in done.stderr and rb"\xff" in done.stdout and done.stdout.decode(encoding)
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        capture_output=True,
+        env=os.environ | dict(PYTHONIOENCODING=encoding, LC_ALL="C"),
+        timeout=300,
+    )
+    assert (
+        done.returncode == 0
+        and b"Traceback" not in done.stderr
+        and rb"\xff" in done.stdout
+        and done.stdout.decode(encoding)
+    )
 
 
-@pytest.mark.parametrize("error, words", [
-    (OSError(36, "File name too long"), "File name too long"), (OSError(5, "Input/output error"), "Input/output error"), (MemoryError(), "more memory"),
-    (PermissionError(13, "Permission denied"), "Permission denied"), (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "more memory"), (ValueError("odd"), "odd"),
-    (OSError(27, "File too large"), "File too large"),
-])
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (OSError(36, "File name too long"), "File name too long"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (MemoryError(), "more memory"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "more memory"),
+        (ValueError("odd"), "odd"),
+        (OSError(27, "File too large"), "File too large"),
+    ],
+)
 @pytest.mark.parametrize("place", ["written_for", "read_image"])
 def test_an_error_of_one_picture_ends_nothing(place, error, words, predictor, tmp_path):
     paths = [picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abc")]
@@ -235,12 +302,18 @@ def test_an_error_of_one_picture_ends_nothing(place, error, words, predictor, tm
 
     with mock.patch.object(folders, place, failing):
         written, bad = predict_files(predictor, paths, tmp_path / "out", progress=False)
-    assert [entry["name"] for entry in written] == ["a", "c"] and len(bad) == 1 and "b.png" in bad[0] and words in bad[0]
+    assert (
+        [entry["name"] for entry in written] == ["a", "c"] and len(bad) == 1 and "b.png" in bad[0] and words in bad[0]
+    )
     assert not [name for name in contents(tmp_path / "out") if name.startswith((".", "b"))]
 
 
 def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_whole_results(predictor, tmp_path):
-    paths, real, seen = [picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abcdef")], folders.written_for, []
+    paths, real, seen = (
+        [picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abcdef")],
+        folders.written_for,
+        [],
+    )
 
     def filling(found, made, *arguments):
         seen.append(found.name)
@@ -249,7 +322,10 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_whole_results(predict
             raise OSError(28, "No space left on device")
         return entry
 
-    with mock.patch.object(folders, "written_for", filling), pytest.raises(FolderError, match="No space left on device.*make room"):
+    with (
+        mock.patch.object(folders, "written_for", filling),
+        pytest.raises(FolderError, match="No space left on device.*make room"),
+    ):
         predict_files(predictor, paths, tmp_path / "out", progress=False)
     assert "f" not in seen  # not worked for in vain
     listed = {name for entry in read_predictions(tmp_path / "out") for name in folders.all_files(entry)}
@@ -265,7 +341,9 @@ def test_a_folder_that_goes_away_is_noticed_at_once(predictor, tmp_path):
         def predict_list(self, *arguments, **options):
             seen.append(1)
             if len(seen) == 3:
-                shutil.rmtree(out.rename(tmp_path / "gone"))  # at once: rmtree alone fails where a result is just being written
+                shutil.rmtree(
+                    out.rename(tmp_path / "gone")
+                )  # at once: rmtree alone fails where a result is just being written
             return super().predict_list(*arguments, **options)
 
     with pytest.raises(FolderError, match="was deleted or moved"):
@@ -275,7 +353,11 @@ def test_a_folder_that_goes_away_is_noticed_at_once(predictor, tmp_path):
 
 @pytest.mark.parametrize("count", [3])
 def test_a_result_that_is_taken_away_is_named(count, predictor, tmp_path):
-    paths, out, real = [picture(tmp_path / f"{seed}.png", seed) for seed in range(count)], tmp_path / "out", folders.written_for
+    paths, out, real = (
+        [picture(tmp_path / f"{seed}.png", seed) for seed in range(count)],
+        tmp_path / "out",
+        folders.written_for,
+    )
 
     def taking(found, *arguments):
         if found.name == str(count - 1):
@@ -292,29 +374,63 @@ def test_a_result_that_is_taken_away_is_named(count, predictor, tmp_path):
 # what is typed, and what is printed
 
 
-@pytest.mark.parametrize("words", [
-    ["dpt_predict", "a.png", "--model", "m", "--batch", "-1"], ["dpt_predict", "a.png", "--model", "m", "--batch", str(10**12)], ["dpt_predict", "a.png", "--model", "m", "--window", "0"],
-    ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--size", "99999x99999"], ["dpt_predict", "a.png", "--model", "m", "--max-memory=-4G"], ["dpt_predict", "a.png", "--model", "m", "--max-pixels", "many"],
-    ["dpt_predict", "a.png", "--model", "m", "--outputs", "ply", "--field-of-view", "nan"], ["dpt_predict", "a.png", "--model", "m", "--outputs", ""], ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--scales", "1e9"],
-    ["dpt_predict", "a.png", "--model", "m", "--window", "9", "--overlap", "nan"], ["dpt_eval", "--model", "m", "--count", str(10**12)], ["dpt_eval", "--model", "m", "--batch-size", "0"],
-    ["dpt_eval", "--predictions", "p", "--data", "kitti", "--scale", "nan"], ["dpt_data", "make", "kitti", "k", "--count", str(10**12)], ["dpt_data", "show", "rooms", "k", "--seed", str(10**30)],
-    ["dpt_data", "check", "kitti", "k", "--workers", "-1"], ["dpt_train", "rooms_tiny", "--workers", "-1"], ["dpt_train", "rooms_tiny", "--workers", str(10**6)], ["dpt_train", "rooms_tiny", "--num-processes", "0"],
-    ["dpt_train", "rooms_tiny", "--main-port", "99999"], ["dpt_train", "rooms_tiny", "--num-nodes", "-3"], ["dpt_demo", "--seed", str(10**30)], ["dpt_export", "dpt_tiny_scenes", "x.onnx", "--batch", "0"],
-    ["dpt_export", "dpt_tiny_scenes", "x.onnx", "--size", "99999x99999"],
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dpt_predict", "a.png", "--model", "m", "--batch", "-1"],
+        ["dpt_predict", "a.png", "--model", "m", "--batch", str(10**12)],
+        ["dpt_predict", "a.png", "--model", "m", "--window", "0"],
+        ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--size", "99999x99999"],
+        ["dpt_predict", "a.png", "--model", "m", "--max-memory=-4G"],
+        ["dpt_predict", "a.png", "--model", "m", "--max-pixels", "many"],
+        ["dpt_predict", "a.png", "--model", "m", "--outputs", "ply", "--field-of-view", "nan"],
+        ["dpt_predict", "a.png", "--model", "m", "--outputs", ""],
+        ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--scales", "1e9"],
+        ["dpt_predict", "a.png", "--model", "m", "--window", "9", "--overlap", "nan"],
+        ["dpt_eval", "--model", "m", "--count", str(10**12)],
+        ["dpt_eval", "--model", "m", "--batch-size", "0"],
+        ["dpt_eval", "--predictions", "p", "--data", "kitti", "--scale", "nan"],
+        ["dpt_data", "make", "kitti", "k", "--count", str(10**12)],
+        ["dpt_data", "show", "rooms", "k", "--seed", str(10**30)],
+        ["dpt_data", "check", "kitti", "k", "--workers", "-1"],
+        ["dpt_train", "rooms_tiny", "--workers", "-1"],
+        ["dpt_train", "rooms_tiny", "--workers", str(10**6)],
+        ["dpt_train", "rooms_tiny", "--num-processes", "0"],
+        ["dpt_train", "rooms_tiny", "--main-port", "99999"],
+        ["dpt_train", "rooms_tiny", "--num-nodes", "-3"],
+        ["dpt_demo", "--seed", str(10**30)],
+        ["dpt_export", "dpt_tiny_scenes", "x.onnx", "--batch", "0"],
+        ["dpt_export", "dpt_tiny_scenes", "x.onnx", "--size", "99999x99999"],
+    ],
+)
 def test_numbers_that_nobody_can_mean_are_refused_in_a_sentence(words, tmp_path):
     picture(tmp_path / "a.png")
     done = command_here(*words, folder=tmp_path, check=1)
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr and [path.name for path in tmp_path.iterdir()] == ["a.png"], done.stderr
+    assert (
+        done.stderr.count("\n") == 1
+        and "Traceback" not in done.stderr
+        and [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    ), done.stderr
 
 
-@pytest.mark.parametrize("where, code", [("| head -1; exit ${PIPESTATUS[0]}", (0, 141)), (">&-", (0,)), (">/dev/full", (1,)), ("2>&1 | true; exit ${PIPESTATUS[0]}", (0, 141))])
+@pytest.mark.parametrize(
+    "where, code",
+    [
+        ("| head -1; exit ${PIPESTATUS[0]}", (0, 141)),
+        (">&-", (0,)),
+        (">/dev/full", (1,)),
+        ("2>&1 | true; exit ${PIPESTATUS[0]}", (0, 141)),
+    ],
+)
 def test_an_output_that_nobody_reads_is_no_traceback(where, code, tmp_path):
     line = f"{shlex.quote(sys.executable)} -c 'import sys; from dpt_nb.commands import main; sys.argv[0] = \"dpt_train\"; sys.exit(main())' --list 2>err {where}"
     line = line.replace("2>err 2>&1", "2>&1")
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     said = done.stderr + ((tmp_path / "err").read_text() if (tmp_path / "err").exists() else "")
-    assert done.returncode in code and "Traceback" not in said and "Exception ignored" not in said, (done.returncode, said)
+    assert done.returncode in code and "Traceback" not in said and "Exception ignored" not in said, (
+        done.returncode,
+        said,
+    )
 
 
 def test_a_hidden_folder_of_ours_is_cleared_and_one_in_its_place_is_refused(predictor, tmp_path):

@@ -1,4 +1,5 @@
 "Every command that writes, on disks that are too small for what it writes: one sentence, nothing damaged, nothing left over, and the work can be gone on with."
+
 import json
 import os
 import shutil
@@ -20,12 +21,17 @@ BIG = 600_000  # kilobytes: enough for anything here
 def name_spaces():
     "Whether this machine lets us have a disk of our own."
     try:
-        return subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode == 0
+        return (
+            subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode
+            == 0
+        )
     except OSError:
         return False
 
 
-pytestmark = pytest.mark.skipif(not name_spaces(), reason="unshare -rm with a file system in memory is not possible here")
+pytestmark = pytest.mark.skipif(
+    not name_spaces(), reason="unshare -rm with a file system in memory is not possible here"
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +41,16 @@ def things(tmp_path_factory):
     shape = dict(taps=[0, 1, 2, 3], channels=[16, 32, 48, 64], image_size=[64, 64], features=16)
     heads = {"depth": dict(output="exp"), "label": dict(classes=5)}
     create_model("dpt_tiny", **shape, heads=heads).eval().save_pretrained(folder / "model")
-    published = dict(image_size=[96, 96], backbone_arguments=dict(depth=4, embed_dim=64, num_heads=1))  # in other projects' names too
+    published = dict(
+        image_size=[96, 96], backbone_arguments=dict(depth=4, embed_dim=64, num_heads=1)
+    )  # in other projects' names too
     create_model("dpt_large", **shape | published).eval().save_pretrained(folder / "large")
     random = np.random.default_rng(0)
     (folder / "photographs").mkdir()
     for index in range(3):
-        Image.fromarray(random.integers(0, 256, (96, 160, 3), dtype=np.uint8)).save(folder / "photographs" / f"photo{index}.png")
+        Image.fromarray(random.integers(0, 256, (96, 160, 3), dtype=np.uint8)).save(
+            folder / "photographs" / f"photo{index}.png"
+        )
     (folder / "empty").mkdir()
     return folder
 
@@ -48,8 +58,18 @@ def things(tmp_path_factory):
 def on_disk(place, kilobytes, before, words, keep=None):
     "Run a command on a disk of its own, and say what came of it."
     environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", KEEP_DISK=str(keep or ""))
-    program = [sys.executable, HERE / "small_disk.py", place, kilobytes, before, Path(sys.executable).parent / words[0], *words[1:]]
-    done = subprocess.run(["unshare", "-rm", *map(str, program)], capture_output=True, text=True, env=environment, timeout=1000)
+    program = [
+        sys.executable,
+        HERE / "small_disk.py",
+        place,
+        kilobytes,
+        before,
+        Path(sys.executable).parent / words[0],
+        *words[1:],
+    ]
+    done = subprocess.run(
+        ["unshare", "-rm", *map(str, program)], capture_output=True, text=True, env=environment, timeout=1000
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -70,9 +90,15 @@ def check_outcome(share, came, may_be_new=()):
     said = f"with {share:.0%} of the room:\n{came['err']}"
     assert came["code"] in (0, 1), f"exit code {came['code']} {said}"
     assert "Traceback" not in came["err"], said
-    left_over = [name for name in set(came["after"]) - set(came["before"]) if Path(name).name.startswith(".") and Path(name).name != ".lock"]
+    left_over = [
+        name
+        for name in set(came["after"]) - set(came["before"])
+        if Path(name).name.startswith(".") and Path(name).name != ".lock"
+    ]
     assert not left_over, f"{left_over} {said}"
-    lost = [name for name, digest in came["before"].items() if came["after"].get(name) != digest and name not in may_be_new]
+    lost = [
+        name for name, digest in came["before"].items() if came["after"].get(name) != digest and name not in may_be_new
+    ]
     assert not lost, f"{lost} {said}"
     if came["code"]:
         assert "make room" in came["err"].lower() or "No space left" in came["err"], said
@@ -82,15 +108,28 @@ def check_outcome(share, came, may_be_new=()):
 SHARES = [0.05, 0.3, 0.6, 0.9]
 
 
-@pytest.mark.parametrize("options", [[], ["--window", "64", "--outputs", "png,npy,colour"], ["--outputs", "npy,pfm,side"]], ids=["plain", "window", "many"])
-@pytest.mark.parametrize("share", [pytest.param([0.3], id="some"), pytest.param(SHARES, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--window", "64", "--outputs", "png,npy,colour"], ["--outputs", "npy,pfm,side"]],
+    ids=["plain", "window", "many"],
+)
+@pytest.mark.parametrize(
+    "share", [pytest.param([0.3], id="some"), pytest.param(SHARES, id="all", marks=pytest.mark.slow)]
+)
 def test_predictions(things, tmp_path, options, share):
     words = ["dpt_predict", things / "photographs", "--model", things / "model", "--out", "out", *options]
     codes = []
     for part, came in try_sizes(tmp_path, things / "empty", words, share):
         codes.append(check_outcome(part, came))
         entries = json.loads(came["texts"].get("out/predictions.json", "[]"))
-        named = {name for entry in entries for part in entry.values() if isinstance(part, dict) for name in [part.get("file"), *part.get("pictures", [])] if name}
+        named = {
+            name
+            for entry in entries
+            for part in entry.values()
+            if isinstance(part, dict)
+            for name in [part.get("file"), *part.get("pictures", [])]
+            if name
+        }
         assert all(f"out/{name}" in came["after"] for name in named)
     assert codes[0] == 1
 
@@ -128,7 +167,10 @@ def test_compiled_exports(things, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["kitti", "nyu", "ade20k", "pascal_context", "folder"])
 def test_making_data(things, tmp_path, name):
-    codes = [check_outcome(*pair) for pair in try_sizes(tmp_path, things / "empty", ["dpt_data", "make", name, "data", "--count", "4"], SHARES)]
+    codes = [
+        check_outcome(*pair)
+        for pair in try_sizes(tmp_path, things / "empty", ["dpt_data", "make", name, "data", "--count", "4"], SHARES)
+    ]
     assert codes[0] == 1
 
 
@@ -140,7 +182,14 @@ def test_judging(things, demo, tmp_path):
     assert codes[0] == 1
 
 
-TINY = ["loop.steps=6", "data.batch_size=2", "keep.validate_every=3", "keep.every=2", "data.train.count=6", "data.held_out.count=2"]
+TINY = [
+    "loop.steps=6",
+    "data.batch_size=2",
+    "keep.validate_every=3",
+    "keep.every=2",
+    "data.train.count=6",
+    "data.held_out.count=2",
+]
 
 
 @pytest.mark.slow
@@ -160,7 +209,9 @@ def test_training_stops_in_a_sentence_and_goes_on(things, demo, tmp_path):
         again = words + ["--resume"] * (left / "run" / "config.json").exists()
         went_on = on_disk(tmp_path / "disk", BIG, left, again, tmp_path / f"on{share}")
         assert went_on["code"] == 0, went_on["err"]
-        found = [json.loads(line) for line in (tmp_path / f"on{share}" / "run" / "metrics.jsonl").read_text().splitlines()]
+        found = [
+            json.loads(line) for line in (tmp_path / f"on{share}" / "run" / "metrics.jsonl").read_text().splitlines()
+        ]
         assert [(row["step"], row.get("loss")) for row in found] == [(row["step"], row.get("loss")) for row in rows]
 
 

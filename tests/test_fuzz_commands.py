@@ -18,28 +18,97 @@ from pathlib import Path
 
 import pytest
 
-OTHERS = ("home/.cache/Microsoft", "home/.cache/matplotlib", "home/.config/matplotlib", "tmp/.ses")  # what other libraries keep for themselves: onnxruntime notes of the machine, matplotlib a list of fonts
+OTHERS = (
+    "home/.cache/Microsoft",
+    "home/.cache/matplotlib",
+    "home/.config/matplotlib",
+    "tmp/.ses",
+)  # what other libraries keep for themselves: onnxruntime notes of the machine, matplotlib a list of fonts
 SECONDS, BYTES = 30, 4 << 30  # of one try; memory of all its processes beyond what the fork began with
-SHORT = ["loop.steps=4", "data.batch_size=2", "data.train.count=4", "data.held_out.count=2", "keep.validate_every=4", "keep.every=2"]
+SHORT = [
+    "loop.steps=4",
+    "data.batch_size=2",
+    "data.train.count=4",
+    "data.held_out.count=2",
+    "keep.validate_every=4",
+    "keep.every=2",
+]
 SETS = [word for assignment in SHORT for word in ("--set", assignment)]
 PREDICT = ["dpt_predict", "{file}", "--model", "{model}", "--out", "out", "--device", "cpu"]
 MODEL = ["dpt_predict", "{png}", "--model", "{file}", "--out", "out", "--device", "cpu"]
-CHECK, SHOW = ["dpt_data", "check", "folder", "{top}", "--workers", "0"], ["dpt_data", "show", "folder", "{top}", "--out", "out/shown.png", "--count", "4"]
-RESUME = ["dpt_train", "rooms_tiny", "--resume", "--cpu", "--workers", "0", "--out", "out", "--data-root", "{data}", *SETS]
-OWN = ["model.name=dpt_tiny", "model.backbone=", 'model.changes={"heads": {"depth": {"output": "exp", "hidden": 16}}}', "data.batch_size=2", "loop.epochs=0", "loop.steps=2", "loop.ema=0", "data.transforms=[]"]
+CHECK, SHOW = (
+    ["dpt_data", "check", "folder", "{top}", "--workers", "0"],
+    ["dpt_data", "show", "folder", "{top}", "--out", "out/shown.png", "--count", "4"],
+)
+RESUME = [
+    "dpt_train",
+    "rooms_tiny",
+    "--resume",
+    "--cpu",
+    "--workers",
+    "0",
+    "--out",
+    "out",
+    "--data-root",
+    "{data}",
+    *SETS,
+]
+OWN = [
+    "model.name=dpt_tiny",
+    "model.backbone=",
+    'model.changes={"heads": {"depth": {"output": "exp", "hidden": 16}}}',
+    "data.batch_size=2",
+    "loop.epochs=0",
+    "loop.steps=2",
+    "loop.ema=0",
+    "data.transforms=[]",
+]
 OWN += ["keep.validate_every=2", "keep.every=2", "data.train.depth_scale=1000", "data.held_out.depth_scale=1000"]
-DRY = ["dpt_train", "folder_depth", "--dry-run", "--cpu", "--workers", "0", "--out", "out", "--data-root", "{top}", *(word for assignment in OWN for word in ("--set", assignment))]
+DRY = [
+    "dpt_train",
+    "folder_depth",
+    "--dry-run",
+    "--cpu",
+    "--workers",
+    "0",
+    "--out",
+    "out",
+    "--data-root",
+    "{top}",
+    *(word for assignment in OWN for word in ("--set", assignment)),
+]
 KINDS = [  # name, what is copied, the file in it that is damaged, how often, the command
-    *[(f"{kind} picture", f"picture.{kind}", "", times, PREDICT) for kind, times in dict(png=14, jpg=12, gif=8, tiff=14, webp=8).items()],
+    *[
+        (f"{kind} picture", f"picture.{kind}", "", times, PREDICT)
+        for kind, times in dict(png=14, jpg=12, gif=8, tiff=14, webp=8).items()
+    ],
     ("film", "film.mp4", "", 10, PREDICT),
     ("zip of weights", "model.pth", "", 14, ["dpt_convert", "{file}", "out/converted", "--like", "dpt_tiny_scenes"]),
     ("zip of weights", "model.pth", "", 8, [*MODEL, "--like", "dpt_tiny_scenes"]),
     ("safetensors", "model", "model.safetensors", 10, MODEL),
-    ("safetensors", "model", "model.safetensors", 6, ["dpt_eval", "--model", "{file}", "--data-root", "{data}", "--count", "2", "--out", "out", "--device", "cpu"]),
+    (
+        "safetensors",
+        "model",
+        "model.safetensors",
+        6,
+        ["dpt_eval", "--model", "{file}", "--data-root", "{data}", "--count", "2", "--out", "out", "--device", "cpu"],
+    ),
     ("config.json", "model", "config.json", 16, MODEL),
-    ("config.json", "model", "config.json", 6, ["dpt_eval", "--model", "{file}", "--data-root", "{data}", "--count", "2", "--out", "out", "--device", "cpu"]),
+    (
+        "config.json",
+        "model",
+        "config.json",
+        6,
+        ["dpt_eval", "--model", "{file}", "--data-root", "{data}", "--count", "2", "--out", "out", "--device", "cpu"],
+    ),
     ("config.json", "model", "config.json", 6, ["dpt_convert", "{file}", "out/converted.pth", "--to", "isl-org"]),
-    ("config.json", "model", "config.json", 4, ["dpt_export", "{file}", "out/model.onnx", "--size", "96x128", "--batch", "1"]),
+    (
+        "config.json",
+        "model",
+        "config.json",
+        4,
+        ["dpt_export", "{file}", "out/model.onnx", "--size", "96x128", "--batch", "1"],
+    ),
     ("list", "listed", "files.csv", 10, CHECK),
     ("list", "listed", "files.csv", 6, SHOW),
     ("array", "arrays", "depth/000000.npy", 8, CHECK),
@@ -47,8 +116,20 @@ KINDS = [  # name, what is copied, the file in it that is damaged, how often, th
     ("depth PNG", "folder", "depth/000000.png", 6, CHECK),
     ("depth PNG", "folder", "depth/000000.png", 4, DRY),
     ("label PNG", "folder", "label/000000.png", 4, SHOW),
-    ("MATLAB file", "nyu", "splits.mat", 5, ["dpt_data", "check", "nyu", "{top}", "--workers", "0", "--set", "layout=labeled"]),
-    ("MATLAB file", "nyu", "nyu_depth_v2_labeled.mat", 5, ["dpt_data", "check", "nyu", "{top}", "--workers", "0", "--set", "layout=labeled"]),
+    (
+        "MATLAB file",
+        "nyu",
+        "splits.mat",
+        5,
+        ["dpt_data", "check", "nyu", "{top}", "--workers", "0", "--set", "layout=labeled"],
+    ),
+    (
+        "MATLAB file",
+        "nyu",
+        "nyu_depth_v2_labeled.mat",
+        5,
+        ["dpt_data", "check", "nyu", "{top}", "--workers", "0", "--set", "layout=labeled"],
+    ),
     ("run: config.json", "run", "config.json", 4, RESUME),
     ("run: metrics", "run", "metrics.jsonl", 3, RESUME),
     ("run: checkpoint", "run", "checkpoints/step-00000002.pt", 3, RESUME),
@@ -61,15 +142,17 @@ def make_subjects(place: Path) -> None:
     import torch
     from PIL import Image
 
-    from dpt_nb.weights.load import load_checkpoint
     from dpt_nb.commands import main
     from dpt_nb.data.datasets import make_folder
     from dpt_nb.data.sampling import make_miniature
-    from dpt_nb.training.recipes import change_recipe, get_recipe
-    from dpt_nb.training.loop import train
     from dpt_nb.inference.video import VideoWriter
+    from dpt_nb.training.loop import train
+    from dpt_nb.training.recipes import change_recipe, get_recipe
+    from dpt_nb.weights.load import load_checkpoint
 
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1))
+    photo = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1)
+    )
     for kind in ("png", "jpg", "gif", "tiff", "webp"):
         photo.save(place / f"picture.{kind}")
     with VideoWriter(place / "film.mp4", 10) as film:
@@ -84,15 +167,41 @@ def make_subjects(place: Path) -> None:
     for depth in sorted((place / "arrays" / "depth").iterdir()):
         np.save(depth.with_suffix(".npy"), np.asarray(Image.open(depth), dtype=np.float32) / 1000)
         depth.unlink()
-    rows = [f"rgb/{index:06}.png,depth/{index:06}.png,label/{index:06}.png,{'held_out' if index == 3 else 'train'},100,100,64,48" for index in range(4)]
+    rows = [
+        f"rgb/{index:06}.png,depth/{index:06}.png,label/{index:06}.png,{'held_out' if index == 3 else 'train'},100,100,64,48"
+        for index in range(4)
+    ]
     (place / "listed" / "files.csv").write_text("\n".join(["image,depth,label,split,fx,fy,cx,cy", *rows]) + "\n")
     make_miniature("nyu", place / "nyu", count=4)
-    train(change_recipe(get_recipe("rooms_tiny"), SHORT), place / "run", place / "data", cpu=True, workers=0, progress=False)
-    for later in ("checkpoints/step-00000004.pt", "report.json", "panel.png"):  # as if it had been stopped after two steps
+    train(
+        change_recipe(get_recipe("rooms_tiny"), SHORT),
+        place / "run",
+        place / "data",
+        cpu=True,
+        workers=0,
+        progress=False,
+    )
+    for later in (
+        "checkpoints/step-00000004.pt",
+        "report.json",
+        "panel.png",
+    ):  # as if it had been stopped after two steps
         (place / "run" / later).unlink(missing_ok=True)
     for later in ("model", "best"):
         shutil.rmtree(place / "run" / later, ignore_errors=True)
-    main(["dpt_eval", "--model", str(place / "model"), "--data-root", str(place / "data"), "--count", "2", "--device", "cpu"])  # draws the scenes
+    main(
+        [
+            "dpt_eval",
+            "--model",
+            str(place / "model"),
+            "--data-root",
+            str(place / "data"),
+            "--count",
+            "2",
+            "--device",
+            "cpu",
+        ]
+    )  # draws the scenes
 
 
 def flip(data: bytearray, chance: random.Random) -> bytearray:
@@ -122,13 +231,41 @@ def insert(data: bytearray, chance: random.Random) -> bytearray:
 
 def another(data: bytearray, chance: random.Random) -> bytearray:
     "Something else altogether under this name."
-    heads = (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (99999999, 99999)}\n", b"\x80\x04\x95", b"GIF89a\xff\xff\xff\xff", b"<svg/>", b"RIFF", b"\x00" * 4096)
+    heads = (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+        b"PK\x03\x04",
+        b"\x89HDF\r\n\x1a\n",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (99999999, 99999)}\n",
+        b"\x80\x04\x95",
+        b"GIF89a\xff\xff\xff\xff",
+        b"<svg/>",
+        b"RIFF",
+        b"\x00" * 4096,
+    )
     return bytearray(chance.choice(heads)) + data[: chance.choice((0, 1000))]
 
 
 def of_text(data: bytearray, chance: random.Random) -> bytearray:
     "A value in a text replaced by one that nobody expects."
-    odd = ("null", "-1", "0", "1e308", "NaN", "99999999999999999999", "true", '""', "[]", "{}", '"../../../sentinel/mine"', '"\\u0000"', '"' + "x" * 300_000 + '"', "[" * 20_000, '{"a": ' * 2_000, '"/etc/passwd"', "[1e9, 1e9]")
+    odd = (
+        "null",
+        "-1",
+        "0",
+        "1e308",
+        "NaN",
+        "99999999999999999999",
+        "true",
+        '""',
+        "[]",
+        "{}",
+        '"../../../sentinel/mine"',
+        '"\\u0000"',
+        '"' + "x" * 300_000 + '"',
+        "[" * 20_000,
+        '{"a": ' * 2_000,
+        '"/etc/passwd"',
+        "[1e9, 1e9]",
+    )
     text = data.decode("utf-8", "replace")
     ends = [at for at, character in enumerate(text) if character in ":,\n"]
     at = chance.choice(ends or [0])
@@ -143,7 +280,27 @@ def of_json(data: bytearray, chance: random.Random) -> bytearray:
         assert isinstance(settings, dict) and settings
     except (ValueError, AssertionError):
         return of_text(data, chance)
-    odd = (None, -1, 0, 10**9, 1e308, True, "", "x", "../../sentinel/mine", [], {}, [[]], [10**9] * 4, ["a"], {"depth": None}, {"a": {"b": 1}}, "x" * 100_000, {"checkpoint_path": "/etc/passwd"}, {"pretrained": True})
+    odd = (
+        None,
+        -1,
+        0,
+        10**9,
+        1e308,
+        True,
+        "",
+        "x",
+        "../../sentinel/mine",
+        [],
+        {},
+        [[]],
+        [10**9] * 4,
+        ["a"],
+        {"depth": None},
+        {"a": {"b": 1}},
+        "x" * 100_000,
+        {"checkpoint_path": "/etc/passwd"},
+        {"pretrained": True},
+    )
     inner = [value for value in settings.values() if isinstance(value, dict) and value]
     target = chance.choice([settings, *inner])
     target[chance.choice([*target, "unheard_of", "__class__"])] = chance.choice(odd)
@@ -269,17 +426,42 @@ def work(subjects: Path, home: Path) -> None:
         end, seconds, most = follow(pid, log)
         after = listing(place)
         changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
-        strays = [path for path in changed if not path.startswith(OTHERS) and path not in ("home", "tmp")]  # which were empty folders
+        strays = [
+            path for path in changed if not path.startswith(OTHERS) and path not in ("home", "tmp")
+        ]  # which were empty folders
         said = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
-        print(json.dumps(dict(number=number, kind=KINDS[chosen][0], command=words[0], how=how, end=end, seconds=seconds, most=most, strays=strays, said=said)), flush=True)
+        print(
+            json.dumps(
+                dict(
+                    number=number,
+                    kind=KINDS[chosen][0],
+                    command=words[0],
+                    how=how,
+                    end=end,
+                    seconds=seconds,
+                    most=most,
+                    strays=strays,
+                    said=said,
+                )
+            ),
+            flush=True,
+        )
         if end in ("said", "worked") and not strays:
             shutil.rmtree(place)
 
 
 def served(subjects: Path, home: Path, tries: list) -> list[dict]:
     "The outcomes of some tries, by one such process."
-    environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MPLBACKEND="agg")
-    with subprocess.Popen([sys.executable, __file__, subjects, home], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as worker:
+    environment = os.environ | dict(
+        CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", MPLBACKEND="agg"
+    )
+    with subprocess.Popen(
+        [sys.executable, __file__, subjects, home],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as worker:
         assert worker.stdout.readline() == "ready\n"
         found = []
         for each in tries:
@@ -299,7 +481,11 @@ def table(found: list[dict]) -> str:
         ends = Counter(each["end"].split()[0].replace("process", "left") for each in of)
         numbers = [len(of), *(ends[column] for column in columns[1:8]), sum(bool(each["strays"]) for each in of)]
         name, command = group or ("all", "")
-        rows.append(f"{name:20}{command:14}" + "".join(f"{number:>10}" for number in numbers) + f"{max(each['seconds'] for each in of):>9.1f}s{max(each['most'] for each in of) / 2**30:>8.2f}GB")
+        rows.append(
+            f"{name:20}{command:14}"
+            + "".join(f"{number:>10}" for number in numbers)
+            + f"{max(each['seconds'] for each in of):>9.1f}s{max(each['most'] for each in of) / 2**30:>8.2f}GB"
+        )
     return "\n".join(rows)
 
 
@@ -315,10 +501,21 @@ def test_no_damaged_file_is_more_than_a_sentence(tmp_path, capsys):
     make_subjects(subjects)
     before = listing(subjects)
     with ThreadPoolExecutor(2) as pool:
-        found = [each for part in pool.map(lambda part: served(subjects, home, part), (tries[::2], tries[1::2])) for each in part]
+        found = [
+            each
+            for part in pool.map(lambda part: served(subjects, home, part), (tries[::2], tries[1::2]))
+            for each in part
+        ]
     bad = [each for each in found if each["end"] not in ("said", "worked") or each["strays"]]
     with capsys.disabled():
-        print("\n" + table(found), *(f"try {each['number']}: {each['kind']}, {each['how']}, {each['command']}: {each['end']} {each['strays']} {' '.join(each['said'])[:200]}" for each in bad), sep="\n")
+        print(
+            "\n" + table(found),
+            *(
+                f"try {each['number']}: {each['kind']}, {each['how']}, {each['command']}: {each['end']} {each['strays']} {' '.join(each['said'])[:200]}"
+                for each in bad
+            ),
+            sep="\n",
+        )
     assert len(found) == wanted and listing(subjects) == before
     assert not bad, f"{len(bad)} of {wanted} tries; their folders are in {home}"
 

@@ -1,4 +1,5 @@
 "Images from strangers: every format, files damaged in many ways, small files that claim to be large, and the memory that large ones take."
+
 import io
 import os
 import random
@@ -17,21 +18,36 @@ import torch
 from PIL import Image
 
 from dpt_nb.images.images import IMAGE_FORMATS, ImageError, find_images, left_out, read_image, to_image, unreadable
+from dpt_nb.inference.outputs import read_map
 from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.dpt import create_model
-from dpt_nb.inference.outputs import read_map
 
 
 def photograph(size=(120, 80)):
     "Smooth colours, so that lossy formats keep them."
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (4, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (4, 6, 3), dtype=np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
 
 
 WAYS = {  # suffix → how pillow writes it, and how far a value may be off
-    ".png": (dict(format="PNG"), 0), ".apng": (dict(format="PNG"), 0), ".jpg": (dict(format="JPEG", quality=95), 12), ".jfif": (dict(format="JPEG", progressive=True, quality=95), 12), ".mpo": (dict(format="MPO", quality=95), 12),
-    ".bmp": (dict(format="BMP"), 0), ".gif": (dict(format="GIF"), 60), ".webp": (dict(format="WEBP", lossless=True), 0), ".tif": (dict(format="TIFF", compression="tiff_lzw"), 0), ".tiff": (dict(format="TIFF", compression="jpeg", quality=95), 12),
-    ".jp2": (dict(format="JPEG2000"), 1), ".j2k": (dict(format="JPEG2000", no_jp2=True), 1), ".ppm": (dict(format="PPM"), 0), ".pnm": (dict(format="PPM"), 0), ".tga": (dict(format="TGA"), 0),
-    ".avif": (dict(format="AVIF", quality=95), 12), ".heic": (dict(format="HEIF", quality=95), 12),
+    ".png": (dict(format="PNG"), 0),
+    ".apng": (dict(format="PNG"), 0),
+    ".jpg": (dict(format="JPEG", quality=95), 12),
+    ".jfif": (dict(format="JPEG", progressive=True, quality=95), 12),
+    ".mpo": (dict(format="MPO", quality=95), 12),
+    ".bmp": (dict(format="BMP"), 0),
+    ".gif": (dict(format="GIF"), 60),
+    ".webp": (dict(format="WEBP", lossless=True), 0),
+    ".tif": (dict(format="TIFF", compression="tiff_lzw"), 0),
+    ".tiff": (dict(format="TIFF", compression="jpeg", quality=95), 12),
+    ".jp2": (dict(format="JPEG2000"), 1),
+    ".j2k": (dict(format="JPEG2000", no_jp2=True), 1),
+    ".ppm": (dict(format="PPM"), 0),
+    ".pnm": (dict(format="PPM"), 0),
+    ".tga": (dict(format="TGA"), 0),
+    ".avif": (dict(format="AVIF", quality=95), 12),
+    ".heic": (dict(format="HEIF", quality=95), 12),
 }
 
 
@@ -73,7 +89,9 @@ def damaged(content, chance):
             content[chance.randrange(min(len(content), 200))] = chance.choice([0, 255, 127, 128, 1])
     if how == 3:  # a size
         place = chance.randrange(min(len(content), 300))
-        content[place : place + 4] = chance.choice([b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff", b"\x00\x01\x00\x00", b"\xff\xff\xff\x7f"])
+        content[place : place + 4] = chance.choice(
+            [b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff", b"\x00\x01\x00\x00", b"\xff\xff\xff\x7f"]
+        )
     if how == 4:
         content[place:place] = content[chance.randrange(len(content)) :][: chance.randrange(200)]
     if how == 5:
@@ -103,16 +121,31 @@ def chunk(kind, content):
 
 def png(width, height, extra=b""):
     pixels = zlib.compress(b"".join(b"\0" + bytes(3 * width) for _ in range(min(height, 100))))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + extra
+        + chunk(b"IDAT", pixels)
+        + chunk(b"IEND", b"")
+    )
 
 
 def gif(screen, frame):
-    return b"GIF89a" + struct.pack("<HHBBB", *screen, 0x80, 0, 0) + bytes(6) + b"," + struct.pack("<HHHHB", 0, 0, *frame, 0) + b"\x02\x02\x44\x01\0;"
+    return (
+        b"GIF89a"
+        + struct.pack("<HHBBB", *screen, 0x80, 0, 0)
+        + bytes(6)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, *frame, 0)
+        + b"\x02\x02\x44\x01\0;"
+    )
 
 
 def tiff(width, height, *more):
     tags = sorted([(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1), *more])
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(500)
+    return (
+        b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(500)
+    )
 
 
 PACKED = zlib.compress(bytes(2 * 10**8), 9)  # 200 kB that unpack to 200 MB
@@ -123,12 +156,33 @@ BOMBS = {
     "profile.png": (png(9, 9, chunk(b"iCCP", b"a\0\0" + PACKED)), "damaged"),
     "screen.gif": (gif((65535, 65535), (1, 1)), "at most 179 million are unpacked"),
     "frame.gif": (gif((1, 1), (65535, 65535)), "a frame of 4294836225 pixels"),
-    "tile.tif": (tiff(9, 9, (259, 3, 1, 8), (322, 4, 1, 2**16), (323, 4, 1, 2**15), (324, 4, 1, 200), (325, 4, 1, 100)), "damaged"),
-    "wide.tif": (tiff(2**31, 1, (259, 3, 1, 1), (273, 4, 1, 200), (278, 4, 1, 1), (279, 4, 1, 100)), "at most 179 million are unpacked"),
-    "wide.bmp": (b"BM" + struct.pack("<IHHI", 100, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 13000, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0) + bytes(100), "at most 179 million are unpacked"),
+    "tile.tif": (
+        tiff(9, 9, (259, 3, 1, 8), (322, 4, 1, 2**16), (323, 4, 1, 2**15), (324, 4, 1, 200), (325, 4, 1, 100)),
+        "damaged",
+    ),
+    "wide.tif": (
+        tiff(2**31, 1, (259, 3, 1, 1), (273, 4, 1, 200), (278, 4, 1, 1), (279, 4, 1, 100)),
+        "at most 179 million are unpacked",
+    ),
+    "wide.bmp": (
+        b"BM"
+        + struct.pack("<IHHI", 100, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, 13000, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0)
+        + bytes(100),
+        "at most 179 million are unpacked",
+    ),
     "wide.ppm": (b"P6 99999999 99999999 255\n" + bytes(100), "at most 179 million are unpacked"),
-    "wide.tga": (struct.pack("<BBBHHBHHHHBB", 0, 0, 10, 0, 0, 0, 0, 0, 65535, 65535, 24, 0) + bytes(100), "at most 179 million are unpacked"),
-    "array.npy": (b"\x93NUMPY\1\0" + struct.pack("<H", 70) + b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000)}".ljust(69) + b"\n", "and holds 0"),
+    "wide.tga": (
+        struct.pack("<BBBHHBHHHHBB", 0, 0, 10, 0, 0, 0, 0, 0, 65535, 65535, 24, 0) + bytes(100),
+        "at most 179 million are unpacked",
+    ),
+    "array.npy": (
+        b"\x93NUMPY\1\0"
+        + struct.pack("<H", 70)
+        + b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000)}".ljust(69)
+        + b"\n",
+        "and holds 0",
+    ),
     "header.npy": (b"\x93NUMPY\2\0" + struct.pack("<I", 2**32 - 1) + b"{", "4294967295 bytes long"),
 }
 READ = """
@@ -146,7 +200,11 @@ print("more by", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "k
 def test_small_files_that_claim_to_be_large_take_no_memory(tmp_path):
     for name, (content, _) in BOMBS.items():
         (tmp_path / name).write_bytes(content)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", READ, *(str(tmp_path / name) for name in BOMBS)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", READ, *(str(tmp_path / name) for name in BOMBS)],
+        capture_output=True,
+        text=True,
+    )
     *sentences, memory = done.stdout.splitlines()
     assert done.returncode == 0 and len(sentences) == len(BOMBS), done.stdout + done.stderr
     for (name, (_, words)), sentence in zip(BOMBS.items(), sentences):
@@ -157,7 +215,16 @@ def test_small_files_that_claim_to_be_large_take_no_memory(tmp_path):
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
 
 
-@pytest.mark.parametrize("start", [POSTSCRIPT, b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 30, len(POSTSCRIPT)) + bytes(18) + POSTSCRIPT, b"%PDF-1.4\n", b"\xd7\xcd\xc6\x9a" + bytes(100), b"8BPS" + bytes(100)])
+@pytest.mark.parametrize(
+    "start",
+    [
+        POSTSCRIPT,
+        b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 30, len(POSTSCRIPT)) + bytes(18) + POSTSCRIPT,
+        b"%PDF-1.4\n",
+        b"\xd7\xcd\xc6\x9a" + bytes(100),
+        b"8BPS" + bytes(100),
+    ],
+)
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.eps", "a.tga"])
 def test_a_program_that_is_called_an_image_is_not_run(start, name, tmp_path, monkeypatch):
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
@@ -218,7 +285,10 @@ def test_a_folder_is_streamed(predictor, tmp_path, monkeypatch):
     for number in range(6):
         photograph().save(tmp_path / f"{number}.png")
     read = []
-    monkeypatch.setattr("dpt_nb.inference.predictor.read_image", lambda path, **settings: read.append(path) or read_image(path, **settings))
+    monkeypatch.setattr(
+        "dpt_nb.inference.predictor.read_image",
+        lambda path, **settings: read.append(path) or read_image(path, **settings),
+    )
     found = predictor(tmp_path)
     assert len(found) == 6 and not read
     for number, prediction in enumerate(found):
@@ -231,7 +301,11 @@ def test_above_the_budget_an_image_is_tiled_and_says_so(predictor, tmp_path):
     photograph((500, 400)).save(tmp_path / "photo.png")
     narrow = Predictor(predictor.model, "cpu", max_memory=1e6)
     found = narrow(tmp_path / "photo.png")
-    assert "photo is 400×500" in found.note and "seen in tiles of 96×128" in found.note and found["depth"].shape == (1, 400, 500)
+    assert (
+        "photo is 400×500" in found.note
+        and "seen in tiles of 96×128" in found.note
+        and found["depth"].shape == (1, 400, 500)
+    )
     assert torch.equal(found["depth"], narrow.windows(tmp_path / "photo.png", progress=False)["depth"])
     facts = found.save(tmp_path / "out")
     assert facts["note"] == found.note and read_map(tmp_path / "out" / facts["label"]["file"]).shape == (400, 500)
@@ -257,7 +331,13 @@ print("more by", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "k
 def test_the_memory_of_large_images(side, classes, max_memory, most, tmp_path):
     "8000×8000 as floats are 0.77 GB, depth 0.26 and labels 0.51; logits of 150 classes would be 38. 2000×2000 as a whole are more than the budget."
     photograph((side, side)).save(tmp_path / "large.png", compress_level=1)
-    done = subprocess.run([sys.executable, "-c", MEMORY, "large.png", str(max_memory), str(classes)], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, "large.png", str(max_memory), str(classes)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     more = int(re.search(r"more by (\d+)", done.stdout).group(1)) * 1024
     print(f"{more / 1e9:.2f} GB more")

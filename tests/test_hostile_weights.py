@@ -1,4 +1,5 @@
 "What strangers may hand over as a model: configs and weights with anything in them are opened, or refused in one sentence, soon and within memory."
+
 import copy
 import json
 import os
@@ -15,25 +16,132 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+from dpt_nb.network.dpt import (
+    DPT,
+    NAMED,
+    DPTConfig,
+    config_for,
+    config_from,
+    count_multiply_adds,
+    create_model,
+    empty_model,
+    list_models,
+)
 from dpt_nb.weights.load import convert, load_checkpoint, open_checkpoint
-from dpt_nb.network.dpt import DPT, NAMED, DPTConfig, config_for, config_from, count_multiply_adds, create_model, empty_model, list_models
 
 SHIPPED = REPOSITORY / "dpt_nb" / "weights" / "dpt_tiny_scenes"
 ABSURD = [
-    None, True, 0, -1, 7, 10**9, 10**30, 10**400, 1.5, 1e308, float("nan"), float("inf"), -0.0, "", "x", "depth", "../../etc/passwd", "\ud800", "\0", "a" * 10**6, [], {}, [[]], [None] * 4,
-    [10**9] * 4, [-1] * 4, ["stages.0"] * 4, [0.5] * 10**5, {"depth": None}, {"depth": []}, {"a": {"b": {"c": {}}}}, {"label": {"classes": 10**12}}, [0] * 2, [2**31] * 2, [1] * 3, [1e-320] * 3,
+    None,
+    True,
+    0,
+    -1,
+    7,
+    10**9,
+    10**30,
+    10**400,
+    1.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    -0.0,
+    "",
+    "x",
+    "depth",
+    "../../etc/passwd",
+    "\ud800",
+    "\0",
+    "a" * 10**6,
+    [],
+    {},
+    [[]],
+    [None] * 4,
+    [10**9] * 4,
+    [-1] * 4,
+    ["stages.0"] * 4,
+    [0.5] * 10**5,
+    {"depth": None},
+    {"depth": []},
+    {"a": {"b": {"c": {}}}},
+    {"label": {"classes": 10**12}},
+    [0] * 2,
+    [2**31] * 2,
+    [1] * 3,
+    [1e-320] * 3,
 ]
 FOR_TIMM = [
-    dict(depth=10**9), dict(embed_dim=10**9), dict(embed_dim=16384, depth=128), dict(num_heads=0), dict(num_heads=7), dict(num_heads=512), dict(patch_size=0), dict(patch_size=128), dict(patch_size=[1, 1]), dict(patch_size=1),
-    dict(mlp_ratio=1e308), dict(mlp_ratio=64), dict(mlp_ratio=1e-300), dict(checkpoint_path="/etc/passwd"), dict(pretrained_cfg={"file": "/etc/passwd"}), dict(pretrained_cfg_overlay={"file": "/etc/passwd"}), dict(pretrained=True),
-    dict(cache_dir="/"), dict(features_only=True), dict(in_chans=10**6), dict(num_classes=10**9), dict(img_size=10**6), dict(embed_layer="x"), dict(norm_layer="x"), dict(act_layer="no_such"), dict(scriptable=True),
-    dict(resnet=dict(layers=[10**6], channels=[64])), dict(resnet=dict(layers=[128] * 8, channels=[16384] * 8)), dict(resnet=dict(layers=[1], channels=[64], groups=7)), dict(resnet=dict(layers=[], channels=[])),
-    dict(resnet=dict(layers=[1, 1], channels=[64])), dict(resnet={}), dict(resnet=[]), dict(reg_tokens=64), dict(class_token=False), dict(pos_embed="none"), dict(global_pool="map"), dict(drop_path_rate=2.0), dict(init_values=1e300),
-    dict(window_size=10**4), dict(depths=[128] * 8), dict(depths=[2, 2, 2, 2]), dict(qk_norm=True, scale_attn_norm=True), dict(dynamic_img_size=True), dict(no_embed_class=True), dict(kwargs=1), dict(device="cuda"), dict(dtype="float8"), {"": 1}, {"self": 1},
+    dict(depth=10**9),
+    dict(embed_dim=10**9),
+    dict(embed_dim=16384, depth=128),
+    dict(num_heads=0),
+    dict(num_heads=7),
+    dict(num_heads=512),
+    dict(patch_size=0),
+    dict(patch_size=128),
+    dict(patch_size=[1, 1]),
+    dict(patch_size=1),
+    dict(mlp_ratio=1e308),
+    dict(mlp_ratio=64),
+    dict(mlp_ratio=1e-300),
+    dict(checkpoint_path="/etc/passwd"),
+    dict(pretrained_cfg={"file": "/etc/passwd"}),
+    dict(pretrained_cfg_overlay={"file": "/etc/passwd"}),
+    dict(pretrained=True),
+    dict(cache_dir="/"),
+    dict(features_only=True),
+    dict(in_chans=10**6),
+    dict(num_classes=10**9),
+    dict(img_size=10**6),
+    dict(embed_layer="x"),
+    dict(norm_layer="x"),
+    dict(act_layer="no_such"),
+    dict(scriptable=True),
+    dict(resnet=dict(layers=[10**6], channels=[64])),
+    dict(resnet=dict(layers=[128] * 8, channels=[16384] * 8)),
+    dict(resnet=dict(layers=[1], channels=[64], groups=7)),
+    dict(resnet=dict(layers=[], channels=[])),
+    dict(resnet=dict(layers=[1, 1], channels=[64])),
+    dict(resnet={}),
+    dict(resnet=[]),
+    dict(reg_tokens=64),
+    dict(class_token=False),
+    dict(pos_embed="none"),
+    dict(global_pool="map"),
+    dict(drop_path_rate=2.0),
+    dict(init_values=1e300),
+    dict(window_size=10**4),
+    dict(depths=[128] * 8),
+    dict(depths=[2, 2, 2, 2]),
+    dict(qk_norm=True, scale_attn_norm=True),
+    dict(dynamic_img_size=True),
+    dict(no_embed_class=True),
+    dict(kwargs=1),
+    dict(device="cuda"),
+    dict(dtype="float8"),
+    {"": 1},
+    {"self": 1},
 ]
 BACKBONES = [
-    "hf-hub:someone/anything", "hf_hub:someone/anything", "local-dir:/etc", "local-dir:.", "../vit_base_patch16_384", "vit_base_patch16_384.", "vit_base_patch16_384.none", "vit_base_patch16_384/x", "no_such", "resnet50", "tresnet_m", "swin_tiny_patch4_window7_224",
-    "beit_base_patch16_224", "vit_giant_patch14_dinov2", "vit_gigantic_patch14_clip_224", "efficientnet_b0", "eva02_base_patch14_448", "xcit_nano_12_p8_224", "VIT_BASE_PATCH16_384", "vit_base_patch16_384\n", "résnet50",
+    "hf-hub:someone/anything",
+    "hf_hub:someone/anything",
+    "local-dir:/etc",
+    "local-dir:.",
+    "../vit_base_patch16_384",
+    "vit_base_patch16_384.",
+    "vit_base_patch16_384.none",
+    "vit_base_patch16_384/x",
+    "no_such",
+    "resnet50",
+    "tresnet_m",
+    "swin_tiny_patch4_window7_224",
+    "beit_base_patch16_224",
+    "vit_giant_patch14_dinov2",
+    "vit_gigantic_patch14_clip_224",
+    "efficientnet_b0",
+    "eva02_base_patch14_448",
+    "xcit_nano_12_p8_224",
+    "VIT_BASE_PATCH16_384",
+    "vit_base_patch16_384\n",
+    "résnet50",
 ]
 
 
@@ -79,7 +187,9 @@ def hostile_configs(seed: int, each: int, mutations: int):
             everywhere = list(places(config))
             config = put(config, generator.choice(everywhere), generator.choice(ABSURD)) if everywhere else config
         if generator.random() < 0.2:
-            config = {key: value for key, value in config.items() if generator.random() > 0.1} | {generator.choice(["taps ", "__class__", "model_type", "depth"]): 1}
+            config = {key: value for key, value in config.items() if generator.random() > 0.1} | {
+                generator.choice(["taps ", "__class__", "model_type", "depth"]): 1
+            }
         yield config
 
 
@@ -112,7 +222,13 @@ def try_configs(configs, folder) -> dict:
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         shown, start = json.dumps(config)[:1500], time.process_time()
         try:
-            built = outcome(lambda: count_multiply_adds(empty_model(config_from(json.loads((folder / "config.json").read_text(encoding="utf-8")), "a config"))))
+            built = outcome(
+                lambda: count_multiply_adds(
+                    empty_model(
+                        config_from(json.loads((folder / "config.json").read_text(encoding="utf-8")), "a config")
+                    )
+                )
+            )
             found = outcome(lambda: DPT.from_pretrained(folder))
             assert found == outcome(lambda: load_checkpoint(folder)) or found != "opened"
         except Exception as error:
@@ -125,7 +241,9 @@ def try_configs(configs, folder) -> dict:
 
 def test_hostile_configs_are_refused_in_a_sentence(tmp_path):
     counted = try_configs(hostile_configs(0, 2, 20), tmp_path)
-    assert sum(counted.values()) >= 95 and sum(count for (_, found), count in counted.items() if found != "opened") > 70, counted
+    assert (
+        sum(counted.values()) >= 95 and sum(count for (_, found), count in counted.items() if found != "opened") > 70
+    ), counted
 
 
 @pytest.mark.slow
@@ -139,7 +257,16 @@ def test_every_named_network_still_has_a_config_that_opens(tmp_path):
     for name in list_models():
         config = asdict(config_for(name))
         assert config_from(json.loads(json.dumps(config)), name) == config_for(name)
-    for name in ("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "deit_base_distilled_patch16_384", "swin_large_patch4_window12_384", "beit_large_patch16_512", "convnext_large", "regnety_032", "resnetv2_50"):
+    for name in (
+        "vit_small_patch14_dinov2",
+        "vit_small_patch14_reg4_dinov2",
+        "deit_base_distilled_patch16_384",
+        "swin_large_patch4_window12_384",
+        "beit_large_patch16_512",
+        "convnext_large",
+        "regnety_032",
+        "resnetv2_50",
+    ):
         assert config_from(json.loads(json.dumps(asdict(config_for(name)))), name) == config_for(name)
     assert len(list_models()) == len(NAMED) > 25
 
@@ -149,18 +276,32 @@ def kinds(tmp_path_factory):
     "One small model as a checkpoint of each kind: path of what is opened, and the files that are changed."
     folder = tmp_path_factory.mktemp("kinds")
     torch.manual_seed(0)
-    shape = dict(taps=[0, 1, 2, 3], channels=[8, 8, 16, 16], features=8, image_size=[32, 32], mean=[0.5] * 3, std=[0.5] * 3)
-    create_model("vit_base_patch16_384", **shape, backbone_arguments=dict(embed_dim=64, depth=4, num_heads=1, patch_size=16)).save_pretrained(folder / "own")
+    shape = dict(
+        taps=[0, 1, 2, 3], channels=[8, 8, 16, 16], features=8, image_size=[32, 32], mean=[0.5] * 3, std=[0.5] * 3
+    )
+    create_model(
+        "vit_base_patch16_384", **shape, backbone_arguments=dict(embed_dim=64, depth=4, num_heads=1, patch_size=16)
+    ).save_pretrained(folder / "own")
     for name, to in [("isl.pth", "isl-org"), ("isl.safetensors", "isl-org"), ("hf", "transformers")]:
         convert(folder / "own", folder / name, to)
-    torch.save(torch.load(folder / "isl.pth", weights_only=True), folder / "old.pth", _use_new_zipfile_serialization=False)
-    inside = {"own": ["config.json", "model.safetensors"], "hf": ["config.json", "preprocessor_config.json", "model.safetensors"]}
-    return {name: (folder / name, inside.get(name, [""])) for name in ("isl.pth", "old.pth", "isl.safetensors", "own", "hf")}
+    torch.save(
+        torch.load(folder / "isl.pth", weights_only=True), folder / "old.pth", _use_new_zipfile_serialization=False
+    )
+    inside = {
+        "own": ["config.json", "model.safetensors"],
+        "hf": ["config.json", "preprocessor_config.json", "model.safetensors"],
+    }
+    return {
+        name: (folder / name, inside.get(name, [""])) for name in ("isl.pth", "old.pth", "isl.safetensors", "own", "hf")
+    }
 
 
 def mutated(content: bytes, generator: random.Random) -> bytes:
     "A file that was damaged, cut, or changed on purpose: mostly where a format says what comes."
-    content, where = bytearray(content), lambda: min(int(generator.choice([200, 4000, len(content)]) * generator.random()), len(content) - 1)
+    content, where = (
+        bytearray(content),
+        lambda: min(int(generator.choice([200, 4000, len(content)]) * generator.random()), len(content) - 1),
+    )
     for _ in range(generator.choice([1, 1, 1, 3, 10])):
         place = where() if generator.random() < 0.7 else len(content) - 1 - where()
         match generator.randrange(7):
@@ -171,11 +312,17 @@ def mutated(content: bytes, generator: random.Random) -> bytes:
             case 2:
                 content[place : place + 8] = generator.randbytes(8)
             case 3:
-                content[place:place] = generator.choice([b"\0" * 100, content[: generator.randrange(1, 2000)], generator.randbytes(50), b"[" * 2000])
+                content[place:place] = generator.choice(
+                    [b"\0" * 100, content[: generator.randrange(1, 2000)], generator.randbytes(50), b"[" * 2000]
+                )
             case 4:
                 del content[place : place + generator.choice([1, 8, 1000])]
             case 5:
-                digits = [index for index in range(max(0, place - 300), min(len(content), place + 300)) if 48 <= content[index] <= 57]
+                digits = [
+                    index
+                    for index in range(max(0, place - 300), min(len(content), place + 300))
+                    if 48 <= content[index] <= 57
+                ]
                 for index in digits[: generator.choice([1, 3])]:
                     content[index] = ord("9")
             case 6 if len(content) > 1000:
@@ -217,7 +364,9 @@ def try_mutations(kinds, seed: int, each: int, folder) -> dict:
 def test_damaged_checkpoints_of_every_kind_open_or_are_refused_in_a_sentence(kinds, tmp_path):
     counted = try_mutations(kinds, 0, 12, tmp_path)
     for kind in kinds:
-        assert sum(count for (each, found), count in counted.items() if each == kind and found != "opened") >= 3, counted
+        assert sum(count for (each, found), count in counted.items() if each == kind and found != "opened") >= 3, (
+            counted
+        )
 
 
 @pytest.mark.slow
@@ -246,7 +395,12 @@ def test_what_is_written_is_as_readable_as_its_neighbours(kinds, tmp_path):
         try:
             folder.mkdir()
             (folder / "neighbour").write_text("a file like any other")
-            for name, to in [("isl.pth", "isl-org"), ("isl.safetensors", "isl-org"), ("hf", "transformers"), ("own", "dpt_nb")]:
+            for name, to in [
+                ("isl.pth", "isl-org"),
+                ("isl.safetensors", "isl-org"),
+                ("hf", "transformers"),
+                ("own", "dpt_nb"),
+            ]:
                 convert(kinds["own"][0], folder / name, to)
             DPT.from_pretrained(kinds["own"][0]).save_pretrained(folder / "saved")
         finally:
@@ -267,7 +421,9 @@ def test_a_folder_that_hands_on_its_group_keeps_doing_so(kinds, tmp_path):
     for _ in range(2):
         DPT.from_pretrained(kinds["own"][0]).save_pretrained(folder)
     convert(kinds["own"][0], folder / "hf", "transformers")
-    assert {path.stat().st_gid for path in folder.rglob("*")} == {group} and (folder / "hf").stat().st_mode & stat.S_ISGID
+    assert {path.stat().st_gid for path in folder.rglob("*")} == {group} and (
+        folder / "hf"
+    ).stat().st_mode & stat.S_ISGID
 
 
 FULL = """
@@ -282,7 +438,14 @@ sys.exit(main(sys.argv[1:]))
 def full_disk(*words, folder):
     "A command whose files may not grow beyond 50 kB; the files there before and after."
     before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    done = subprocess.run([sys.executable, "-c", FULL, *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=500, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, *map(str, words)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
     after = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     assert done.returncode == 1 and "Traceback" not in done.stderr, f"{done.returncode}\n{done.stderr}"
     assert "File too large" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -290,7 +453,9 @@ def full_disk(*words, folder):
     return done
 
 
-@pytest.mark.parametrize("name, to", [("new.pth", "isl-org"), ("new.safetensors", "isl-org"), ("new", "dpt_nb"), ("there", "transformers")])
+@pytest.mark.parametrize(
+    "name, to", [("new.pth", "isl-org"), ("new.safetensors", "isl-org"), ("new", "dpt_nb"), ("there", "transformers")]
+)
 def test_a_conversion_on_a_full_disk_is_one_sentence_and_leaves_what_was_there(name, to, kinds, tmp_path):
     convert(kinds["own"][0], tmp_path / "there", "dpt_nb")
     full_disk("dpt_convert", kinds["own"][0], name, "--to", to, "--force", folder=tmp_path)

@@ -1,4 +1,5 @@
 "The launch cell in a kernel of a running JupyterLab: its progress arrives in the cell, and the stop button ends every process."
+
 import asyncio
 import json
 import re
@@ -19,7 +20,12 @@ report = launch(recipe, "run", "data", num_processes=2, cpu=True, workers=1)
 def ask(server, method, path, body=None):
     "One request to the server."
     _, address, token = server
-    request = Request(f"http://{address}/api/{path}", data=None if body is None else json.dumps(body).encode(), method=method, headers={"Authorization": f"token {token}"})
+    request = Request(
+        f"http://{address}/api/{path}",
+        data=None if body is None else json.dumps(body).encode(),
+        method=method,
+        headers={"Authorization": f"token {token}"},
+    )
     with urlopen(request, timeout=300) as answer:
         return json.loads(answer.read() or "null")
 
@@ -27,17 +33,27 @@ def ask(server, method, path, body=None):
 async def run_cell(server, kernel, code, seen=None):
     "Execute a cell; every message it caused, to its end. `seen` is called with each."
     _, address, token = server
-    socket, message, messages = await websocket_connect(f"ws://{address}/api/kernels/{kernel}/channels?token={token}"), uuid.uuid4().hex, []
+    socket, message, messages = (
+        await websocket_connect(f"ws://{address}/api/kernels/{kernel}/channels?token={token}"),
+        uuid.uuid4().hex,
+        [],
+    )
     header = dict(msg_id=message, username="", session=uuid.uuid4().hex, msg_type="execute_request", version="5.3")
-    content = dict(code=code, silent=False, store_history=True, user_expressions={}, allow_stdin=False, stop_on_error=True)
-    await socket.write_message(json.dumps(dict(channel="shell", header=header, parent_header={}, metadata={}, content=content, buffers=[])))
+    content = dict(
+        code=code, silent=False, store_history=True, user_expressions={}, allow_stdin=False, stop_on_error=True
+    )
+    await socket.write_message(
+        json.dumps(dict(channel="shell", header=header, parent_header={}, metadata={}, content=content, buffers=[]))
+    )
     ended = set()
     while len(ended) < 2:  # the reply, and the kernel at rest
         given = json.loads(await asyncio.wait_for(socket.read_message(), 600))
         if given["parent_header"].get("msg_id") != message:
             continue
         messages.append(given)
-        if given["msg_type"] == "execute_reply" or (given["msg_type"] == "status" and given["content"]["execution_state"] == "idle"):
+        if given["msg_type"] == "execute_reply" or (
+            given["msg_type"] == "status" and given["content"]["execution_state"] == "idle"
+        ):
             ended.add(given["msg_type"])
         if seen:
             seen(given)
@@ -47,7 +63,11 @@ async def run_cell(server, kernel, code, seen=None):
 
 def kernel_process(folder):
     "The kernel's process, the child of the server that ipykernel runs in: just started, it may still be a copy of the server."
-    found = lambda: [process for process in psutil.process_iter(["cmdline", "cwd"]) if process.info["cwd"] == str(folder) and "ipykernel_launcher" in " ".join(process.info["cmdline"] or ())]
+    found = lambda: [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if process.info["cwd"] == str(folder) and "ipykernel_launcher" in " ".join(process.info["cmdline"] or ())
+    ]
     return wait_until(found)[0]
 
 
@@ -65,12 +85,19 @@ def test_the_stop_button_ends_every_process_and_the_kernel_goes_on(server):
     messages = asyncio.run(run_cell(server, kernel, CELL.format(assignments=assignments), press_stop))
     error = [message["content"] for message in messages if message["msg_type"] == "error"]
     assert len(pressed) >= 4, "two processes, each with one that reads samples"
-    assert error and error[0]["ename"] == "Stopped" and re.match(r"Stopped after step \d+ of 400", error[0]["evalue"]), error or messages[-1]
-    assert any(message["msg_type"] in ("stream", "display_data") for message in messages), "no progress reached the cell"
+    assert (
+        error and error[0]["ename"] == "Stopped" and re.match(r"Stopped after step \d+ of 400", error[0]["evalue"])
+    ), error or messages[-1]
+    assert any(message["msg_type"] in ("stream", "display_data") for message in messages), (
+        "no progress reached the cell"
+    )
     wait_until(lambda: not alive(pressed))
     done = int(re.search(r"step (\d+)", error[0]["evalue"])[1])
     assert (folder / "run" / "checkpoints" / f"step-{done:08d}.pt").exists()
 
     messages = asyncio.run(run_cell(server, kernel, "print('still here', 1 + 1)"))
-    assert "".join(message["content"]["text"] for message in messages if message["msg_type"] == "stream") == "still here 2\n"
+    assert (
+        "".join(message["content"]["text"] for message in messages if message["msg_type"] == "stream")
+        == "still here 2\n"
+    )
     ask(server, "DELETE", f"kernels/{kernel}")

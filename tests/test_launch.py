@@ -1,4 +1,5 @@
 "Several processes: they do what one does, stop together, and leave nothing running."
+
 import json
 import os
 import re
@@ -17,15 +18,28 @@ from conftest import alive, changes, command, command_here, wait_until
 from safetensors.torch import load_file
 
 from dpt_nb.data.datasets import DatasetError, make_folder
-from dpt_nb.training.launch import launch, recipe_words
 from dpt_nb.data.sampling import open_dataset
-from dpt_nb.training.recipes import change_recipe, get_recipe
+from dpt_nb.training.launch import launch, recipe_words
 from dpt_nb.training.loop import TrainingError, run_words
+from dpt_nb.training.recipes import change_recipe, get_recipe
 from dpt_nb.workbench.training_room import Sitting
 
-SMALL = ["loop.steps=20", "data.batch_size=8", "data.train.count=16", "data.held_out.count=4", "keep.validate_every=20", "keep.every=4", "keep.best=false", "optimizer.lr=2e-4"]
+SMALL = [
+    "loop.steps=20",
+    "data.batch_size=8",
+    "data.train.count=16",
+    "data.held_out.count=4",
+    "keep.validate_every=20",
+    "keep.every=4",
+    "keep.best=false",
+    "optimizer.lr=2e-4",
+]
 DEPTH = change_recipe(get_recipe("rooms_tiny"), SMALL)
-LONG = ["loop.steps=2000", "keep.every=2000", "keep.validate_every=2000"]  # on a busy machine a short run ends before it is stopped
+LONG = [
+    "loop.steps=2000",
+    "keep.every=2000",
+    "keep.validate_every=2000",
+]  # on a busy machine a short run ends before it is stopped
 SCRIPT = """
 import json, sys
 from dpt_nb.training.launch import launch
@@ -76,7 +90,9 @@ def nothing_left():
     "A test that fails half-way leaves no process behind either."
     yield
     for running, started in BEGUN:
-        for process in alive([*started, *(psutil.Process(running.pid).children(recursive=True) if running.poll() is None else [])]):
+        for process in alive(
+            [*started, *(psutil.Process(running.pid).children(recursive=True) if running.poll() is None else [])]
+        ):
             process.kill()
         running.kill()
         running.wait()
@@ -88,7 +104,15 @@ def begin(recipe, folder, before=None, **options):
     name, assignments = recipe_words(recipe)
     words = json.dumps(dict(recipe=name, assignments=assignments) | options, default=str)
     environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", TMPDIR=str(folder))
-    running = subprocess.Popen([sys.executable, "-c", SCRIPT, words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, preexec_fn=before)
+    running = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        preexec_fn=before,
+    )
     BEGUN.append((running, []))
     return running
 
@@ -107,7 +131,11 @@ def reached(run, step, process):
 
 def here():
     "What this process has started and is still running; Python's own tracker of shared memory stays to the end."
-    return [process for process in alive(psutil.Process().children(recursive=True)) if "resource_tracker" not in " ".join(process.cmdline())]
+    return [
+        process
+        for process in alive(psutil.Process().children(recursive=True))
+        if "resource_tracker" not in " ".join(process.cmdline())
+    ]
 
 
 @pytest.mark.slow
@@ -124,18 +152,43 @@ def test_two_processes_that_share_batch_norms_follow_one(data, tmp_path):
     "Depth and labels, with plain gradient descent, which shows a gradient of the wrong size as well. (Adam divides by the size of the gradient, which before a batch norm can be rounding alone.)"
     heads = {"depth": dict(output="exp", hidden=16), "label": dict(classes=12, dropout=0.0)}
     joint, runs = get_recipe("rooms_joint", model=dict(changes=dict(heads=heads, batch_norm=True))), {}
-    for name, processes, synchronised, steps in (("one", 1, "true", 20), ("shared", 2, "true", 20), ("apart", 2, "false", 1)):
-        descent = ["optimizer.name=sgd", "optimizer.lr=1e-3", "optimizer.clip=1e9", f"loop.synchronised={synchronised}", f"loop.steps={steps}", "keep.every=20"]
-        launch(change_recipe(joint, SMALL + descent), tmp_path / name, data, num_processes=processes, cpu=True, workers=0, progress=False)
+    for name, processes, synchronised, steps in (
+        ("one", 1, "true", 20),
+        ("shared", 2, "true", 20),
+        ("apart", 2, "false", 1),
+    ):
+        descent = [
+            "optimizer.name=sgd",
+            "optimizer.lr=1e-3",
+            "optimizer.clip=1e9",
+            f"loop.synchronised={synchronised}",
+            f"loop.steps={steps}",
+            "keep.every=20",
+        ]
+        launch(
+            change_recipe(joint, SMALL + descent),
+            tmp_path / name,
+            data,
+            num_processes=processes,
+            cpu=True,
+            workers=0,
+            progress=False,
+        )
         runs[name] = losses(tmp_path / name)
     assert (runs["one"] - runs["shared"]).abs().max() < 1e-4, (runs["one"] - runs["shared"]).abs().max()
     assert runs["one"][-4:].mean() < runs["one"][:4].mean() - 0.02
     assert (runs["one"][0] - runs["apart"][0]).abs() > 1e-3  # what sharing prevents
 
 
-@pytest.mark.parametrize("method, how, workers", [("fork", signal.SIGINT, 1), pytest.param("fresh", signal.SIGTERM, 1, marks=pytest.mark.slow)], ids=["fork interrupted", "fresh terminated"])
+@pytest.mark.parametrize(
+    "method, how, workers",
+    [("fork", signal.SIGINT, 1), pytest.param("fresh", signal.SIGTERM, 1, marks=pytest.mark.slow)],
+    ids=["fork interrupted", "fresh terminated"],
+)
 def test_a_stop_reaches_all_processes(data, tmp_path, method, how, workers):
-    running = begin(change_recipe(DEPTH, LONG), tmp_path, out="run", data_root=data, num_processes=2, method=method, workers=workers)
+    running = begin(
+        change_recipe(DEPTH, LONG), tmp_path, out="run", data_root=data, num_processes=2, method=method, workers=workers
+    )
     family = reached(tmp_path / "run", 5, running)
     assert len(family) >= 2 * (1 + workers)
     running.send_signal(how)
@@ -154,8 +207,12 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_weights(data, straight, tm
     for process in (psutil.Process(running.pid), *family):
         process.kill()
     running.communicate(timeout=300)
-    assert not (tmp_path / "run" / "report.json").exists() and list((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
-    launch(DEPTH, tmp_path / "run", data, num_processes=2, method="fork", resume=True, cpu=True, workers=0, progress=False)
+    assert not (tmp_path / "run" / "report.json").exists() and list(
+        (tmp_path / "run" / "checkpoints").glob("step-*.pt")
+    )
+    launch(
+        DEPTH, tmp_path / "run", data, num_processes=2, method="fork", resume=True, cpu=True, workers=0, progress=False
+    )
     assert_same_weights(straight, tmp_path / "run")
     assert torch.equal(losses(tmp_path / "run"), losses(straight))
 
@@ -163,7 +220,15 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_weights(data, straight, tm
 @pytest.mark.skipif(sys.platform != "linux", reason="the system tells a process of its parent's end on Linux only")
 @pytest.mark.parametrize("method", ["fork", pytest.param("fresh", marks=pytest.mark.slow)])
 def test_no_process_outlives_the_kernel(data, tmp_path, method):
-    running = begin(change_recipe(DEPTH, ["loop.steps=2000", "keep.every=2000"]), tmp_path, out="run", data_root=data, num_processes=2, method=method, workers=1)
+    running = begin(
+        change_recipe(DEPTH, ["loop.steps=2000", "keep.every=2000"]),
+        tmp_path,
+        out="run",
+        data_root=data,
+        num_processes=2,
+        method=method,
+        workers=1,
+    )
     family = reached(tmp_path / "run", 3, running)
     running.kill()
     running.communicate(timeout=300)
@@ -182,24 +247,35 @@ def listened(processes):
 
 
 def test_forks_listen_on_this_machine_only_and_one_that_is_killed_is_named(data, tmp_path):
-    running = begin(change_recipe(DEPTH, LONG), tmp_path, out="run", data_root=data, num_processes=2, method="fork", workers=1)
+    running = begin(
+        change_recipe(DEPTH, LONG), tmp_path, out="run", data_root=data, num_processes=2, method="fork", workers=1
+    )
     family = reached(tmp_path / "run", 3, running)
     assert listened([psutil.Process(running.pid), *family]) == {"127.0.0.1"}  # something listens, or nobody would meet
     psutil.Process(running.pid).children()[-1].kill()
     said = running.communicate(timeout=300)[0]
-    assert re.search(r"TrainingError: Training process [01] was killed \(signal 9\), perhaps for lack of memory", said), said
+    assert re.search(
+        r"TrainingError: Training process [01] was killed \(signal 9\), perhaps for lack of memory", said
+    ), said
     wait_until(lambda: not alive(family), seconds=60)
     assert not list(tmp_path.glob("dpt_nb-*"))
 
 
 def test_fresh_processes_listen_on_this_machine_only_and_end_with_their_launcher(data, tmp_path):
-    running = begin(change_recipe(DEPTH, LONG), tmp_path, out="run", data_root=data, num_processes=2, method="fresh", workers=1)
+    running = begin(
+        change_recipe(DEPTH, LONG), tmp_path, out="run", data_root=data, num_processes=2, method="fresh", workers=1
+    )
     family = reached(tmp_path / "run", 3, running)
     assert listened([psutil.Process(running.pid), *family]) == {"127.0.0.1"}
-    launcher = next(process for process in psutil.Process(running.pid).children() if "dpt_nb.training.launch" in process.cmdline())
+    launcher = next(
+        process for process in psutil.Process(running.pid).children() if "dpt_nb.training.launch" in process.cmdline()
+    )
     launcher.kill()
     said = running.communicate(timeout=300)[0]
-    assert "TrainingError: The launcher of the training processes was killed (signal 9)" in said and "Stopped after step" in said, said
+    assert (
+        "TrainingError: The launcher of the training processes was killed (signal 9)" in said
+        and "Stopped after step" in said
+    ), said
     wait_until(lambda: not alive(family), seconds=60)
     assert list((tmp_path / "run" / "checkpoints").glob("step-*.pt")) and not list(tmp_path.glob("dpt_nb-*"))
 
@@ -221,7 +297,16 @@ def test_an_error_of_one_process_is_told_in_its_words(data, tmp_path):
     victim = open_dataset("folder", tmp_path / "own", "train").entries[3].depth
     victim.write_bytes(b"no picture")
     with pytest.raises(TrainingError, match=f"^A training sample cannot be used: .*{victim.name}"):
-        launch(own, tmp_path / "run", tmp_path / "own", num_processes=2, method="fresh", cpu=True, workers=0, progress=False)
+        launch(
+            own,
+            tmp_path / "run",
+            tmp_path / "own",
+            num_processes=2,
+            method="fresh",
+            cpu=True,
+            workers=0,
+            progress=False,
+        )
     with pytest.raises(DatasetError, match="nowhere"):
         launch(own, tmp_path / "other", tmp_path / "nowhere", num_processes=2, cpu=True, progress=False)
     with pytest.raises(TrainingError, match="cannot be shared evenly by 3"):
@@ -250,17 +335,45 @@ def test_two_machines(data, straight, tmp_path):
 
 def test_a_script_for_slurm(data, tmp_path):
     wide = change_recipe(DEPTH, ["data.batch_size=32"])
-    script = launch(wide, tmp_path / "my run", data, num_processes=8, num_nodes=4, scheduler="slurm", hours=36.5, workers=3, sbatch=("--partition=gpu",), mixed_precision="bf16", resume=True)
+    script = launch(
+        wide,
+        tmp_path / "my run",
+        data,
+        num_processes=8,
+        num_nodes=4,
+        scheduler="slurm",
+        hours=36.5,
+        workers=3,
+        sbatch=("--partition=gpu",),
+        mixed_precision="bf16",
+        resume=True,
+    )
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     text = script.read_text()
     header = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
-    for option in ("job-name=rooms_tiny", "nodes=4", "ntasks-per-node=1", "gpus-per-node=8", "cpus-per-task=32", "time=36:30:00", "requeue", "signal=B:TERM@120", "partition=gpu"):
+    for option in (
+        "job-name=rooms_tiny",
+        "nodes=4",
+        "ntasks-per-node=1",
+        "gpus-per-node=8",
+        "cpus-per-task=32",
+        "time=36:30:00",
+        "requeue",
+        "signal=B:TERM@120",
+        "partition=gpu",
+    ):
         assert f"--{option}" in header
     command = shlex.split(text[text.index("srun") : text.index(" &\n")].replace("\\\n", " "))
     words = command[command.index("dpt_nb.training.loop") + 1 : -1]
-    recipe = change_recipe(get_recipe(words[0]), [words[index + 1] for index, word in enumerate(words) if word == "--set"])
+    recipe = change_recipe(
+        get_recipe(words[0]), [words[index + 1] for index, word in enumerate(words) if word == "--set"]
+    )
     assert json.dumps(asdict(recipe)) == json.dumps(asdict(change_recipe(wide, ["loop.precision=bf16"])))
-    assert words[words.index("--out") + 1] == str(tmp_path / "my run") and "--cpu" not in words and "how=(--resume)" in text
+    assert (
+        words[words.index("--out") + 1] == str(tmp_path / "my run")
+        and "--cpu" not in words
+        and "how=(--resume)" in text
+    )
     assert not (tmp_path / "my run").exists()
 
 
@@ -269,7 +382,28 @@ def in_python(code):
     return f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"\n'
 
 
-@pytest.mark.parametrize("odd", ["with spaces", "it's", 'a "b"', "$(touch pwned)", "`touch pwned`", "a;touch pwned", "a&&touch pwned", "#none", "größe 雪", "--replace", "a\\b", "*", "~", "%j", "{words}", os.fsdecode(b"caf\xe9"), "two\nlines\ntouch pwned\n"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "with spaces",
+        "it's",
+        'a "b"',
+        "$(touch pwned)",
+        "`touch pwned`",
+        "a;touch pwned",
+        "a&&touch pwned",
+        "#none",
+        "größe 雪",
+        "--replace",
+        "a\\b",
+        "*",
+        "~",
+        "%j",
+        "{words}",
+        os.fsdecode(b"caf\xe9"),
+        "two\nlines\ntouch pwned\n",
+    ],
+)
 def test_names_reach_the_training_as_they_are(odd, tmp_path, monkeypatch):
     "The script's body runs in bash, with commands of Slurm that note what they were given."
     monkeypatch.chdir(tmp_path)
@@ -282,9 +416,16 @@ def test_names_reach_the_training_as_they_are(odd, tmp_path, monkeypatch):
         stub.chmod(0o755)
     recipe = change_recipe(get_recipe("folder_depth"), [f"data.train.split={json.dumps(odd)}"])
     for nodes in (1, 2):
-        script = launch(recipe, f"{name}/run", odd, num_processes=1, num_nodes=nodes, scheduler="slurm", trackers=(odd,), hours=1)
+        script = launch(
+            recipe, f"{name}/run", odd, num_processes=1, num_nodes=nodes, scheduler="slurm", trackers=(odd,), hours=1
+        )
         assert script == Path(f"{name}/run.sbatch")
-        environment = os.environ | dict(PATH=f"{commands}:{os.environ['PATH']}", SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="localhost")
+        environment = os.environ | dict(
+            PATH=f"{commands}:{os.environ['PATH']}",
+            SLURM_JOB_ID="7",
+            SLURM_JOB_NUM_NODES="1",
+            SLURM_JOB_NODELIST="localhost",
+        )
         done = subprocess.run(["bash", script.absolute()], capture_output=True, env=environment, timeout=60)
         assert done.returncode == 0, done.stderr
         words = json.loads((tmp_path / "given").read_text())
@@ -295,7 +436,11 @@ def test_names_reach_the_training_as_they_are(odd, tmp_path, monkeypatch):
         run_words(words)
         (given, out, data_root, *_, trackers), _ = parsed.call_args
         assert (out, data_root, trackers) == (f"{name}/run", odd, (odd,)) and given.data.train == recipe.data.train
-        logs = [line.removeprefix("#SBATCH ") for line in script.read_bytes().decode("utf-8", "surrogateescape").split("\n") if "--output" in line and line.startswith("#SBATCH")]
+        logs = [
+            line.removeprefix("#SBATCH ")
+            for line in script.read_bytes().decode("utf-8", "surrogateescape").split("\n")
+            if "--output" in line and line.startswith("#SBATCH")
+        ]
         assert [shlex.split(line) for line in logs] == [[f"--output={name}/run".replace("%", "%%") + ".%j.log"]]
 
 
@@ -303,19 +448,46 @@ def test_names_reach_the_training_as_they_are(odd, tmp_path, monkeypatch):
 @pytest.mark.parametrize("told", ["all", "launcher"])
 def test_the_script_stops_in_time_and_resumes(data, tmp_path, told):
     "Slurm's commands are imitated: `srun` runs, `scancel` signals all processes of the step as Slurm does, or the launcher only, `scontrol` notes what was asked."
-    script = launch(change_recipe(DEPTH, ["loop.steps=60"]), tmp_path / "run", data, num_processes=2, cpu=True, workers=1, scheduler="slurm")
+    script = launch(
+        change_recipe(DEPTH, ["loop.steps=60"]),
+        tmp_path / "run",
+        data,
+        num_processes=2,
+        cpu=True,
+        workers=1,
+        scheduler="slurm",
+    )
     commands, everyone = tmp_path / "bin", "*family" if told == "all" else ""
     commands.mkdir()
     for name, text in {
         "srun": '#!/bin/bash\nshift\necho $$ > step\nexec "$@"\n',
         "scontrol": "#!/bin/bash\nif [ $1 = show ]; then echo localhost; else echo $@ >> asked; fi\n",
-        "scancel": in_python(f"import psutil, signal\nstep = psutil.Process(int(open('step').read())); family = step.children(recursive=True)\nfor process in (step, {everyone}): process.send_signal(signal.SIGINT)"),
+        "scancel": in_python(
+            f"import psutil, signal\nstep = psutil.Process(int(open('step').read())); family = step.children(recursive=True)\nfor process in (step, {everyone}): process.send_signal(signal.SIGINT)"
+        ),
     }.items():
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
-    script.write_text(script.read_text().replace(f"cd {shlex.quote(os.getcwd())}", f"cd {shlex.quote(str(tmp_path))}").replace(":29500", ":29618"))
-    environment = os.environ | dict(PATH=f"{commands}:{os.environ['PATH']}", SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="localhost", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-    start = lambda count: subprocess.Popen(["bash", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment | dict(SLURM_RESTART_COUNT=count))
+    script.write_text(
+        script.read_text()
+        .replace(f"cd {shlex.quote(os.getcwd())}", f"cd {shlex.quote(str(tmp_path))}")
+        .replace(":29500", ":29618")
+    )
+    environment = os.environ | dict(
+        PATH=f"{commands}:{os.environ['PATH']}",
+        SLURM_JOB_ID="7",
+        SLURM_JOB_NUM_NODES="1",
+        SLURM_JOB_NODELIST="localhost",
+        CUDA_VISIBLE_DEVICES="",
+        OMP_NUM_THREADS="1",
+    )
+    start = lambda count: subprocess.Popen(
+        ["bash", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment | dict(SLURM_RESTART_COUNT=count),
+    )
     running = start("0")
     family = reached(tmp_path / "run", 5, running)
     running.send_signal(signal.SIGTERM)
@@ -332,16 +504,47 @@ def test_the_script_stops_in_time_and_resumes(data, tmp_path, told):
 
 @pytest.mark.slow
 def test_the_training_room_says_what_one_of_several_processes_said(tmp_path):
-    sitting = Sitting(["rooms_tiny", "--cpu", "--workers", "0", "--out", str(tmp_path / "run"), "--data-root", str(tmp_path), "--set", "data.batch_size=7"], processes=2)
+    sitting = Sitting(
+        [
+            "rooms_tiny",
+            "--cpu",
+            "--workers",
+            "0",
+            "--out",
+            str(tmp_path / "run"),
+            "--data-root",
+            str(tmp_path),
+            "--set",
+            "data.batch_size=7",
+        ],
+        processes=2,
+    )
     sitting.process.wait(240)
     assert sitting.ended().startswith("A batch of 7 samples cannot be shared evenly by 2 processes")
 
 
 def test_from_a_shell(data, tmp_path):
-    done = command("dpt_train", "rooms_tiny", "--cpu", "--workers", "0", "--num-processes", "2", "--out", "run", "--data-root", data, *changes(*SMALL, "loop.steps=2"), folder=tmp_path, check=0)
+    done = command(
+        "dpt_train",
+        "rooms_tiny",
+        "--cpu",
+        "--workers",
+        "0",
+        "--num-processes",
+        "2",
+        "--out",
+        "run",
+        "--data-root",
+        data,
+        *changes(*SMALL, "loop.steps=2"),
+        folder=tmp_path,
+        check=0,
+    )
     assert "abs_rel" in done.stdout and "The model is in run/model" in done.stdout
     assert json.loads((tmp_path / "run" / "report.json").read_text())["processes"] == 2
-    script = command_here("dpt_train", "rooms_tiny", "--num-processes", "2", "--out", "again", "--slurm", folder=tmp_path, check=0)
+    script = command_here(
+        "dpt_train", "rooms_tiny", "--num-processes", "2", "--out", "again", "--slurm", folder=tmp_path, check=0
+    )
     assert script.stdout == "again.sbatch is written; submit it with sbatch.\n" and not (tmp_path / "again").exists()
     uneven = command_here("dpt_train", "rooms_tiny", "--cpu", "--num-processes", "3", folder=tmp_path, check=1)
     assert uneven.stderr.count("\n") == 1 and "cannot be shared evenly by 3 processes" in uneven.stderr

@@ -1,4 +1,5 @@
 "Two real processes with unequal shares of a set, even no share at all, must agree on every metric with one process that has it all."
+
 import math
 import tempfile
 from pathlib import Path
@@ -9,7 +10,12 @@ import torch.multiprocessing as multiprocessing
 
 from dpt_nb.objective.metrics import WHDR, BoundaryFScore, DepthMetrics, SegmentationMetrics
 
-SHARES = [([0], [1, 2, 3, 4]), ([0, 1, 2, 3, 4], []), ([], [0, 1, 2, 3, 4]), ([3], [0, 1, 2, 4])]  # image 3 has nothing to judge
+SHARES = [
+    ([0], [1, 2, 3, 4]),
+    ([0, 1, 2, 3, 4], []),
+    ([], [0, 1, 2, 3, 4]),
+    ([3], [0, 1, 2, 4]),
+]  # image 3 has nothing to judge
 
 
 def _set():
@@ -24,17 +30,40 @@ def _set():
     label[3] = 255
     logits = torch.randn(5, 6, 12, 16, generator=generator)
     number = (3, 9, 1, 0, 20)
-    points = [torch.stack((torch.randint(0, 12, (k, 2), generator=generator), torch.randint(0, 16, (k, 2), generator=generator)), dim=-1) for k in number]
+    points = [
+        torch.stack(
+            (torch.randint(0, 12, (k, 2), generator=generator), torch.randint(0, 16, (k, 2), generator=generator)),
+            dim=-1,
+        )
+        for k in number
+    ]
     relation = [torch.randint(-1, 2, (k,), generator=generator) for k in number]
     weight = [torch.rand(k, generator=generator) for k in number]
-    return dict(depth=(prediction, target), inverse_depth=(1 / prediction, target), label=(logits, label), pairs=(prediction, points, relation, weight))
+    return dict(
+        depth=(prediction, target),
+        inverse_depth=(1 / prediction, target),
+        label=(logits, label),
+        pairs=(prediction, points, relation, weight),
+    )
 
 
 def _metrics():
     "Every class in every way to average, and the part of the set that it judges."
-    metrics = {f"depth {average} {align}": ("inverse_depth" if align == "least_squares" else "depth", DepthMetrics(max_depth=20.0, average=average, align=align)) for average in ("image", "pixel") for align in (None, "median", "least_squares")}
-    metrics |= {f"pairs {average}": ("pairs", WHDR("depth", "ratio", 0.1, average=average)) for average in ("pair", "image")}
-    metrics |= {f"edges {average}": ("depth", BoundaryFScore("depth", max_depth=20.0, average=average)) for average in ("image", "pair")}
+    metrics = {
+        f"depth {average} {align}": (
+            "inverse_depth" if align == "least_squares" else "depth",
+            DepthMetrics(max_depth=20.0, average=average, align=align),
+        )
+        for average in ("image", "pixel")
+        for align in (None, "median", "least_squares")
+    }
+    metrics |= {
+        f"pairs {average}": ("pairs", WHDR("depth", "ratio", 0.1, average=average)) for average in ("pair", "image")
+    }
+    metrics |= {
+        f"edges {average}": ("depth", BoundaryFScore("depth", max_depth=20.0, average=average))
+        for average in ("image", "pair")
+    }
     return metrics | {"labels": ("label", SegmentationMetrics(6))}
 
 
@@ -73,5 +102,9 @@ def test_two_processes_with_unequal_shares_agree():
                     assert result.keys() == whole[name].keys()
                     for key, value in result.items():
                         expected = whole[name][key]
-                        close = value == expected or isinstance(value, float) and math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-12)
+                        close = (
+                            value == expected
+                            or isinstance(value, float)
+                            and math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-12)
+                        )
                         assert close, f"{name}, {key}, shares {share}, process {rank}: {value} instead of {expected}"

@@ -1,10 +1,11 @@
 "A DPT with random weights learns one room by heart, edges included. Chapter 51 shows the same for another room at every run; this one is slow."
+
 import pytest
 import torch
 import torch.nn.functional as functional
 
-from dpt_nb.objective.losses import gradient_matching_loss
 from dpt_nb.network.dpt import create_model
+from dpt_nb.objective.losses import gradient_matching_loss
 from dpt_nb.scenes.scenes import random_scene, render
 
 
@@ -20,8 +21,18 @@ def test_one_room_by_heart():
     torch.manual_seed(1)
     room = render(random_scene("rooms", seed=5))
     image, truth = room["image"][None], room["depth"][None]
-    model = create_model("dpt_tiny", heads={"depth": dict(output="exp", hidden=16)}, channels=[32, 64, 128, 128], taps=["stages.0", "stages.1", 1, 2],
-                         backbone_arguments=dict(depth=3, embed_dim=128, num_heads=4, resnet=dict(layers=[1, 2, 2], channels=[32, 64, 128], stem=16, pool=False)))
+    model = create_model(
+        "dpt_tiny",
+        heads={"depth": dict(output="exp", hidden=16)},
+        channels=[32, 64, 128, 128],
+        taps=["stages.0", "stages.1", 1, 2],
+        backbone_arguments=dict(
+            depth=3,
+            embed_dim=128,
+            num_heads=4,
+            resnet=dict(layers=[1, 2, 2], channels=[32, 64, 128], stem=16, pool=False),
+        ),
+    )
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=450)
     for _ in range(450):

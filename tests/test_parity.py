@@ -1,6 +1,7 @@
 """DPT against other implementations with the same random weights: the same numbers, the same gradients, the same unused parts.
 
 The weights go by way of a folder on disk, so that writing there, opening here, renaming, and every layer of the network are tested together."""
+
 import json
 import re
 import shutil
@@ -15,12 +16,20 @@ import transformers
 from official_names import isl_org_hybrid, isl_org_vit, random_tensors
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BeitConfig, BitConfig, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTForDepthEstimation, DPTForSemanticSegmentation
+from transformers import (
+    BeitConfig,
+    BitConfig,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    DPTForDepthEstimation,
+    DPTForSemanticSegmentation,
+    Swinv2Config,
+)
 from transformers import DPTConfig as PeerConfig
-from transformers import Swinv2Config
 
-from dpt_nb.weights.load import into_ours, load_checkpoint, open_checkpoint, rows_of
 from dpt_nb.network.dpt import DPT, create_model
+from dpt_nb.weights.load import into_ours, load_checkpoint, open_checkpoint, rows_of
 
 transformers.utils.logging.disable_progress_bar()
 TOLERANCE = 2e-5  # of the largest value; rounding in float32 leaves some 1e-6
@@ -35,21 +44,48 @@ def plain(**changes):
 
 
 def hybrid():
-    habits = dict(global_padding="same", layer_type="bottleneck", embedding_dynamic_padding=True, out_features=["stage1", "stage2", "stage3"])
+    habits = dict(
+        global_padding="same",
+        layer_type="bottleneck",
+        embedding_dynamic_padding=True,
+        out_features=["stage1", "stage2", "stage3"],
+    )
     resnet = BitConfig(embedding_size=32, hidden_sizes=[128, 256, 512], depths=[2, 1, 1], **habits)
     # The published hybrid's config says 1, 1 for the two levels that come from the ResNet and are not resampled.
-    changes = dict(neck_hidden_sizes=[128, 256, 64, 96], backbone_featmap_shape=[1, 512, 6, 6], backbone_out_indices=[0, 1, 1, 3], reassemble_factors=[1, 1, 1, 0.5])
+    changes = dict(
+        neck_hidden_sizes=[128, 256, 64, 96],
+        backbone_featmap_shape=[1, 512, 6, 6],
+        backbone_out_indices=[0, 1, 1, 3],
+        reassemble_factors=[1, 1, 1, 0.5],
+    )
     return DPTForDepthEstimation(PeerConfig(**OWN | changes, is_hybrid=True, backbone_config=resnet))
 
 
 def on_beit():
-    beit = BeitConfig(**COMMON, **STAGES, intermediate_size=256, image_size=96, use_relative_position_bias=True, reshape_hidden_states=False)
+    beit = BeitConfig(
+        **COMMON,
+        **STAGES,
+        intermediate_size=256,
+        image_size=96,
+        use_relative_position_bias=True,
+        reshape_hidden_states=False,
+    )
     return DPTForDepthEstimation(PeerConfig(**DECODER, backbone_config=beit))
 
 
 def on_swin(pretrained=(0, 0, 0, 0)):
-    swin = Swinv2Config(**STAGES, image_size=128, embed_dim=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], window_size=8, pretrained_window_sizes=list(pretrained))
-    return DPTForDepthEstimation(PeerConfig(**DECODER | dict(neck_hidden_sizes=[16, 32, 64, 128]), backbone_config=swin))
+    swin = Swinv2Config(
+        **STAGES,
+        image_size=128,
+        embed_dim=16,
+        depths=[2, 2, 2, 2],
+        num_heads=[1, 2, 4, 8],
+        window_size=8,
+        pretrained_window_sizes=list(pretrained),
+    )
+    return DPTForDepthEstimation(
+        PeerConfig(**DECODER | dict(neck_hidden_sizes=[16, 32, 64, 128]), backbone_config=swin)
+    )
 
 
 def dinov2(side, **changes):
@@ -57,15 +93,23 @@ def dinov2(side, **changes):
 
 
 def on_dinov2(side=56, apply_layernorm=True, **changes):
-    return DPTForDepthEstimation(PeerConfig(**DECODER | changes, backbone_config=dinov2(side, apply_layernorm=apply_layernorm)))
+    return DPTForDepthEstimation(
+        PeerConfig(**DECODER | changes, backbone_config=dinov2(side, apply_layernorm=apply_layernorm))
+    )
 
 
 def segmentation(**changes):
-    return DPTForSemanticSegmentation(PeerConfig(**OWN, num_labels=7, use_batch_norm_in_fusion_residual=True, semantic_classifier_dropout=0, **changes))
+    return DPTForSemanticSegmentation(
+        PeerConfig(
+            **OWN, num_labels=7, use_batch_norm_in_fusion_residual=True, semantic_classifier_dropout=0, **changes
+        )
+    )
 
 
 def depth_anything(**changes):
-    return DepthAnythingForDepthEstimation(DepthAnythingConfig(**DECODER, backbone_config=dinov2(70), reassemble_hidden_size=64, **changes))
+    return DepthAnythingForDepthEstimation(
+        DepthAnythingConfig(**DECODER, backbone_config=dinov2(70), reassemble_hidden_size=64, **changes)
+    )
 
 
 PROJECTED = dict(add_projection=True, fusion_hidden_size=256, use_bias_in_fusion_residual=False)
@@ -82,7 +126,10 @@ PEERS = {  # what to build, and sizes: its native one first
     "DPT on DINOv2, with projection": (lambda: on_dinov2(28, apply_layernorm=False, **PROJECTED), [(28, 28), (28, 56)]),
     "DPT, segmentation": (segmentation, [(96, 96), (160, 160)]),
     "Depth Anything": (depth_anything, [(70, 70), (70, 126), (42, 98)]),
-    "Depth Anything, metric": (lambda: depth_anything(depth_estimation_type="metric", max_depth=20), [(70, 70), (70, 126)]),
+    "Depth Anything, metric": (
+        lambda: depth_anything(depth_estimation_type="metric", max_depth=20),
+        [(70, 70), (70, 126)],
+    ),
 }
 
 
@@ -157,7 +204,9 @@ def smallest_cosine(model, theirs):
             if gradient.square().mean().sqrt() < 1e-5 * typical:  # a key's bias has none: softmax does not see it
                 assert mine.square().mean().sqrt() < 1e-4 * typical, name
             else:
-                cosines[name] = min(cosines.get(name, 1), torch.cosine_similarity(mine.flatten(), gradient.flatten(), dim=0).item())
+                cosines[name] = min(
+                    cosines.get(name, 1), torch.cosine_similarity(mine.flatten(), gradient.flatten(), dim=0).item()
+                )
     worst = min(cosines, key=cosines.get)
     assert cosines[worst] >= 0.9999, worst
     return cosines[worst]
@@ -184,9 +233,14 @@ def test_the_same_predictions_and_gradients(pair, parity_rows, tmp_path):
         if native:
             weight = torch.rand(theirs.shape, generator=torch.Generator().manual_seed(1))
             (theirs * weight).sum().backward(), (mine * weight).sum().backward()
-            saved, config = gradients_as_saved(pair.peer, tmp_path), json.loads((pair.folder / "config.json").read_text())
+            saved, config = (
+                gradients_as_saved(pair.peer, tmp_path),
+                json.loads((pair.folder / "config.json").read_text()),
+            )
             cosine = smallest_cosine(pair.ours, into_ours(saved, rows_of("transformers", saved, config))[0])
-            assert {name.split(".")[0] for name, parameter in pair.ours.named_parameters() if parameter.grad is None} <= {"auxiliary"}
+            assert {
+                name.split(".")[0] for name, parameter in pair.ours.named_parameters() if parameter.grad is None
+            } <= {"auxiliary"}
         parity_rows.append((f"transformers: {pair.name}", size, found, cosine))
         assert found <= TOLERANCE, f"{size}: {found:.1e}"
 
@@ -194,10 +248,25 @@ def test_the_same_predictions_and_gradients(pair, parity_rows, tmp_path):
 def test_what_we_leave_out_is_what_receives_no_gradient(pair, tmp_path):
     pair.peer.zero_grad(set_to_none=True)
     pair.answers(picture(*pair.sizes[0]))[0].sum().backward()
-    unused = {name for name, gradient in gradients_as_saved(pair.peer, tmp_path).items() if gradient.isnan().all() and not name.startswith("auxiliary_head.")}
-    assert unused == {name for name in open_checkpoint(pair.folder).dropped if not re.search(r"\.(running_mean|running_var|num_batches_tracked)$", name)}
-    idle = {f"neck.fusion_stage.layers.0.residual_layer1.{part}" for part in ("convolution1", "convolution2", "batch_norm1", "batch_norm2")}
-    assert {name.rsplit(".", 1)[0] for name in unused} <= idle | {"dpt.layernorm", "backbone.layernorm", "backbone.embeddings"}
+    unused = {
+        name
+        for name, gradient in gradients_as_saved(pair.peer, tmp_path).items()
+        if gradient.isnan().all() and not name.startswith("auxiliary_head.")
+    }
+    assert unused == {
+        name
+        for name in open_checkpoint(pair.folder).dropped
+        if not re.search(r"\.(running_mean|running_var|num_batches_tracked)$", name)
+    }
+    idle = {
+        f"neck.fusion_stage.layers.0.residual_layer1.{part}"
+        for part in ("convolution1", "convolution2", "batch_norm1", "batch_norm2")
+    }
+    assert {name.rsplit(".", 1)[0] for name in unused} <= idle | {
+        "dpt.layernorm",
+        "backbone.layernorm",
+        "backbone.embeddings",
+    }
 
 
 def test_norms_keep_the_epsilon_that_the_folder_names(tmp_path):
@@ -238,9 +307,15 @@ SMP = [  # segmentation_models_pytorch's names → ours
     (r"decoder\.reassemble_blocks\.(\d)\.project_to_out_channel\.", r"reassemble.\1.reduce."),
     (r"decoder\.reassemble_blocks\.(\d)\.upsample\.", r"reassemble.\1.resample."),
     (r"decoder\.reassemble_blocks\.(\d)\.project_to_feature_dim\.", r"reassemble.\1.widen."),
-    (r"decoder\.fusion_blocks\.(\d)\.residual_conv_block1\.conv_(\d)\.", r"decoder.steps.\1.lateral_unit.convolution\2."),
+    (
+        r"decoder\.fusion_blocks\.(\d)\.residual_conv_block1\.conv_(\d)\.",
+        r"decoder.steps.\1.lateral_unit.convolution\2.",
+    ),
     (r"decoder\.fusion_blocks\.(\d)\.residual_conv_block2\.conv_(\d)\.", r"decoder.steps.\1.unit.convolution\2."),
-    (r"decoder\.fusion_blocks\.(\d)\.residual_conv_block1\.batch_norm_(\d)\.", r"decoder.steps.\1.lateral_unit.norm\2."),
+    (
+        r"decoder\.fusion_blocks\.(\d)\.residual_conv_block1\.batch_norm_(\d)\.",
+        r"decoder.steps.\1.lateral_unit.norm\2.",
+    ),
     (r"decoder\.fusion_blocks\.(\d)\.residual_conv_block2\.batch_norm_(\d)\.", r"decoder.steps.\1.unit.norm\2."),
     (r"decoder\.fusion_blocks\.(\d)\.project\.", r"decoder.steps.\1.mix."),
     (r"segmentation_head\.head\.0\.", "heads.label.convolution."),
@@ -253,24 +328,38 @@ def smp_names(tensors):
     "Under our names; blocks after the last tap, final norm, classifier, and the first unit of the deepest step have none."
     found = {}
     for name, tensor in tensors.items():
-        if not re.match(r"encoder\.model\.(norm|head|blocks\.(8|9|10|11))\.|decoder\.fusion_blocks\.0\.residual_conv_block1\.", name):
+        if not re.match(
+            r"encoder\.model\.(norm|head|blocks\.(8|9|10|11))\.|decoder\.fusion_blocks\.0\.residual_conv_block1\.", name
+        ):
             renamed = [re.sub(f"^{pattern}", ours, name) for pattern, ours in SMP if re.match(pattern, name)]
             assert len(renamed) == 1, name
             found[renamed[0]] = tensor
     return found
 
 
-@pytest.mark.parametrize("readout, size", [("cat", (96, 96)), ("add", (96, 96)), ("ignore", (96, 96)), ("cat", (64, 224))])
+@pytest.mark.parametrize(
+    "readout, size", [("cat", (96, 96)), ("add", (96, 96)), ("ignore", (96, 96)), ("cat", (64, 224))]
+)
 def test_the_same_as_segmentation_models_pytorch(readout, size, parity_rows):
     torch.manual_seed(0)
-    decoder = dict(decoder_readout=readout, decoder_intermediate_channels=[16, 32, 64, 96], decoder_fusion_channels=32, classes=7)
-    peer = smp.DPT("tu-vit_tiny_patch16_224", encoder_weights=None, encoder_output_indices=[1, 3, 4, 7], img_size=size, **decoder)
+    decoder = dict(
+        decoder_readout=readout, decoder_intermediate_channels=[16, 32, 64, 96], decoder_fusion_channels=32, classes=7
+    )
+    peer = smp.DPT(
+        "tu-vit_tiny_patch16_224", encoder_weights=None, encoder_output_indices=[1, 3, 4, 7], img_size=size, **decoder
+    )
     shaken(peer, size, head="segmentation_head")
     # The peer also sends the deepest level through a unit of its own before the first step. isl-org/DPT and we have none there:
     # made to add nothing, the rest coincides.
     deepest = peer.decoder.fusion_blocks[0].residual_conv_block1.batch_norm_2
     nn.init.zeros_(deepest.weight), nn.init.zeros_(deepest.bias)
-    decoder = dict(readout=dict(cat="project").get(readout, readout), channels=[16, 32, 64, 96], features=32, heads={"label": dict(classes=7)}, batch_norm=True)
+    decoder = dict(
+        readout=dict(cat="project").get(readout, readout),
+        channels=[16, 32, 64, 96],
+        features=32,
+        heads={"label": dict(classes=7)},
+        batch_norm=True,
+    )
     ours = create_model("vit_tiny_patch16_224", taps=[1, 3, 4, 7], image_size=list(size), **decoder).eval()
     ours.load_state_dict(smp_names(peer.state_dict()))
     image = picture(*size)
@@ -299,7 +388,9 @@ def isl_org_in_float64(weights, image, heads, classes=None):
         return F.conv2d(value, weights[f"{name}.weight"], weights.get(f"{name}.bias"), **arguments)
 
     def batch_norm(name, value):
-        return F.batch_norm(value, *[weights[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")])
+        return F.batch_norm(
+            value, *[weights[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        )
 
     def larger(value):
         return F.interpolate(value, scale_factor=2, mode="bilinear", align_corners=True)
@@ -309,14 +400,20 @@ def isl_org_in_float64(weights, image, heads, classes=None):
     rows, columns = patches.shape[-2:]
     places = weights[f"{vit}pos_embed"]
     side = int((places.shape[1] - 1) ** 0.5)
-    stretched = F.interpolate(places[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2), size=(rows, columns), mode="bilinear")
+    stretched = F.interpolate(
+        places[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2), size=(rows, columns), mode="bilinear"
+    )
     tokens = torch.cat([weights[f"{vit}cls_token"].expand(len(image), -1, -1), patches.flatten(2).transpose(1, 2)], 1)
     tokens = tokens + torch.cat([places[:, :1], stretched.flatten(2).transpose(1, 2)], 1)
     taps = []
     for block in range(4):
         name = f"{vit}blocks.{block}"
         batch, count, dim = tokens.shape
-        query, key, value = linear(f"{name}.attn.qkv", norm(f"{name}.norm1", tokens)).reshape(batch, count, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            linear(f"{name}.attn.qkv", norm(f"{name}.norm1", tokens))
+            .reshape(batch, count, 3, heads, dim // heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         scores = (query @ key.transpose(-2, -1) * (dim // heads) ** -0.5).softmax(-1)
         tokens = tokens + linear(f"{name}.attn.proj", (scores @ value).transpose(1, 2).reshape(batch, count, dim))
         tokens = tokens + linear(f"{name}.mlp.fc2", F.gelu(linear(f"{name}.mlp.fc1", norm(f"{name}.norm2", tokens))))
@@ -327,7 +424,9 @@ def isl_org_in_float64(weights, image, heads, classes=None):
         read = F.gelu(linear(f"{name}.0.project.0", torch.cat([tap[:, 1:], tap[:, :1].expand_as(tap[:, 1:])], -1)))
         value = convolve(f"{name}.3", read.transpose(1, 2).reshape(batch, dim, rows, columns))
         if level < 3:
-            value = F.conv_transpose2d(value, weights[f"{name}.4.weight"], weights[f"{name}.4.bias"], stride={1: 4, 2: 2}[level])
+            value = F.conv_transpose2d(
+                value, weights[f"{name}.4.weight"], weights[f"{name}.4.bias"], stride={1: 4, 2: 2}[level]
+            )
         elif level == 4:
             value = convolve(f"{name}.4", value, stride=2, padding=1)
         levels.append(convolve(f"scratch.layer{level}_rn", value, padding=1))
@@ -347,9 +446,14 @@ def isl_org_in_float64(weights, image, heads, classes=None):
         paths.append(path)
     if classes:
         ends = [("scratch.output_conv", paths[3]), ("auxlayer", paths[2])]
-        logits = [convolve(f"{name}.4", batch_norm(f"{name}.1", convolve(f"{name}.0", value, padding=1)).relu()) for name, value in ends]
+        logits = [
+            convolve(f"{name}.4", batch_norm(f"{name}.1", convolve(f"{name}.0", value, padding=1)).relu())
+            for name, value in ends
+        ]
         return larger(logits[0]), logits[1]
-    value = convolve("scratch.output_conv.2", larger(convolve("scratch.output_conv.0", path, padding=1)), padding=1).relu()
+    value = convolve(
+        "scratch.output_conv.2", larger(convolve("scratch.output_conv.0", path, padding=1)), padding=1
+    ).relu()
     return convolve("scratch.output_conv.4", value).relu()
 
 
@@ -425,14 +529,33 @@ def test_the_hybrids_resnet_is_that_of_the_code_it_was_trained_with(name, tmp_pa
         taps = ours.look(image)["taps"]
     for theirs, mine in zip(resnet_in_float64(weights, image, stages=2), taps):
         found = difference(theirs, mine)
-        parity_rows.append((f"float64 reference: timm 0.4.5's ResNet, stride {96 // mine.shape[-2]}", (96, 160), found, None))
+        parity_rows.append(
+            (f"float64 reference: timm 0.4.5's ResNet, stride {96 // mine.shape[-2]}", (96, 160), found, None)
+        )
         assert found <= TOLERANCE
 
 
-LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, backbone_out_indices=[5, 11, 17, 23])
+LARGE = dict(
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+    backbone_out_indices=[5, 11, 17, 23],
+)
 LARGE |= dict(neck_hidden_sizes=[256, 512, 1024, 1024])
-BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, backbone_out_indices=[2, 5, 8, 11])
-HYBRID = BASE | dict(is_hybrid=True, neck_hidden_sizes=[256, 512, 768, 768], backbone_featmap_shape=[1, 1024, 24, 24], neck_ignore_stages=[0, 1])
+BASE = dict(
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    backbone_out_indices=[2, 5, 8, 11],
+)
+HYBRID = BASE | dict(
+    is_hybrid=True,
+    neck_hidden_sizes=[256, 512, 768, 768],
+    backbone_featmap_shape=[1, 1024, 24, 24],
+    neck_ignore_stages=[0, 1],
+)
 
 
 @pytest.mark.parametrize("name, arguments", [("dpt_base", BASE), ("dpt_large", LARGE), ("dpt_hybrid", HYBRID)])
@@ -440,23 +563,41 @@ def test_parameters_equal_the_peers_less_what_is_unused(name, arguments):
     with torch.device("meta"):
         peer = DPTForDepthEstimation(PeerConfig(image_size=384, **arguments))
         ours = create_model(name)
-    used = [parameter for name, parameter in peer.named_parameters() if not name.startswith(("dpt.layernorm", "neck.fusion_stage.layers.0.residual_layer1"))]
+    used = [
+        parameter
+        for name, parameter in peer.named_parameters()
+        if not name.startswith(("dpt.layernorm", "neck.fusion_stage.layers.0.residual_layer1"))
+    ]
     assert len(used) < len(list(peer.parameters()))
     assert sum(parameter.numel() for parameter in ours.parameters()) == sum(parameter.numel() for parameter in used)
 
 
 def full_depth_anything():
-    backbone = Dinov2Config(image_size=518, patch_size=14, hidden_size=384, num_attention_heads=6, out_indices=[3, 6, 9, 12], reshape_hidden_states=False)
+    backbone = Dinov2Config(
+        image_size=518,
+        patch_size=14,
+        hidden_size=384,
+        num_attention_heads=6,
+        out_indices=[3, 6, 9, 12],
+        reshape_hidden_states=False,
+    )
     return DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=backbone))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, make, sizes", [
-    ("DPT-Base, full size", lambda: DPTForDepthEstimation(PeerConfig(image_size=384, **BASE)), [(384, 384), (480, 480)]),
-    ("DPT-Large, full size", lambda: DPTForDepthEstimation(PeerConfig(image_size=384, **LARGE)), [(384, 384)]),
-    ("DPT-Hybrid, full size", lambda: DPTForDepthEstimation(PeerConfig(image_size=384, **HYBRID)), [(384, 384)]),
-    ("Depth Anything V2 Small, full size", full_depth_anything, [(518, 518), (350, 1218)]),
-])
+@pytest.mark.parametrize(
+    "name, make, sizes",
+    [
+        (
+            "DPT-Base, full size",
+            lambda: DPTForDepthEstimation(PeerConfig(image_size=384, **BASE)),
+            [(384, 384), (480, 480)],
+        ),
+        ("DPT-Large, full size", lambda: DPTForDepthEstimation(PeerConfig(image_size=384, **LARGE)), [(384, 384)]),
+        ("DPT-Hybrid, full size", lambda: DPTForDepthEstimation(PeerConfig(image_size=384, **HYBRID)), [(384, 384)]),
+        ("Depth Anything V2 Small, full size", full_depth_anything, [(518, 518), (350, 1218)]),
+    ],
+)
 def test_the_same_predictions_at_full_size(name, make, sizes, tmp_path, parity_rows):
     pair = open_pair(name, make, sizes, tmp_path / "peer", amount=0.01)
     shutil.rmtree(tmp_path / "peer")

@@ -1,4 +1,5 @@
 "The recipes that repeat the Toolbox's published runs, beside what mmcv 1.3.13 and the Toolbox's code do, written anew in double precision."
+
 import math
 
 import numpy as np
@@ -7,14 +8,39 @@ import torch
 from torch import nn
 
 from dpt_nb.data.sampling import training_loader
-from dpt_nb.objective.losses import SILogLoss
 from dpt_nb.network.dpt import create_model
-from dpt_nb.training.recipes import RECIPES, TOOLBOX_POINTS, build_losses, build_transforms, change_recipe, difference_table, get_recipe, recipe_differences, recipe_table
-from dpt_nb.training.loop import batch_loss, batch_shares, build_optimiser, build_schedule, kaiming_decoder, parameter_groups, total_steps
+from dpt_nb.objective.losses import SILogLoss
+from dpt_nb.training.loop import (
+    batch_loss,
+    batch_shares,
+    build_optimiser,
+    build_schedule,
+    kaiming_decoder,
+    parameter_groups,
+    total_steps,
+)
+from dpt_nb.training.recipes import (
+    RECIPES,
+    TOOLBOX_POINTS,
+    build_losses,
+    build_transforms,
+    change_recipe,
+    difference_table,
+    get_recipe,
+    recipe_differences,
+    recipe_table,
+)
 
 PUBLISHED = {"kitti": (23158, 1447, 34728), "nyu": (24231, 1514, 36336)}  # training images, steps an epoch, steps
 LOG_LINES = {  # of the Toolbox's logs: (epoch, step within it) → rate as printed
-    "kitti": {(1, 50): "4.005e-06", (2, 50): "8.803e-06", (8, 200): "9.998e-05", (8, 250): "1.000e-04", (15, 400): "6.226e-05", (24, 1400): "4.092e-08"},
+    "kitti": {
+        (1, 50): "4.005e-06",
+        (2, 50): "8.803e-06",
+        (8, 200): "9.998e-05",
+        (8, 250): "1.000e-04",
+        (15, 400): "6.226e-05",
+        (24, 1400): "4.092e-08",
+    },
     "nyu": {(1, 50): "4.005e-06", (10, 1500): "9.335e-05", (24, 1500): "4.007e-08"},
 }
 
@@ -69,7 +95,9 @@ def test_every_rate_by_the_config():
     groups = parameter_groups(TwoParts(), 0.01, 1e-4, recipe.optimizer.backbone, 1.0, recipe.optimizer.no_weight_decay)
     shares = [group["lr"] / 1e-4 for group in groups]
     assert steps == 34737 and sorted(shares) == pytest.approx([0.1, 1.0])
-    expected = [[(rate * share, beta) for share in shares] for rate, beta in (one_cycle(done, steps) for done in range(steps))]
+    expected = [
+        [(rate * share, beta) for share in shares] for rate, beta in (one_cycle(done, steps) for done in range(steps))
+    ]
     assert np.abs(np.array(rates_and_betas(recipe, steps)) / np.array(expected) - 1).max() < 1e-9
 
 
@@ -78,7 +106,10 @@ def test_an_epoch_leaves_its_last_images_out(name):
     images, per_epoch, _ = PUBLISHED[name]
     loader = training_loader(range(images), 16, 0, stop=2 * per_epoch * 16, per_epoch=per_epoch * 16)
     keys = list(loader.sampler)
-    assert len(loader) == 2 * per_epoch and [sum(epoch == number for epoch, _ in keys) for number in (0, 1)] == [per_epoch * 16] * 2
+    assert (
+        len(loader) == 2 * per_epoch
+        and [sum(epoch == number for epoch, _ in keys) for number in (0, 1)] == [per_epoch * 16] * 2
+    )
     left_out = [set(range(images)) - {index for epoch, index in keys if epoch == number} for number in (0, 1)]
     assert [len(left) for left in left_out] == [images % 16] * 2 and left_out[0] != left_out[1]
 
@@ -88,10 +119,15 @@ def decaying(name):
     recipe = get_recipe(name)
     with torch.device("meta"):
         model = create_model(recipe.model.name, **recipe.model.changes)
-    groups, chosen = build_optimiser(recipe, model).param_groups, {id(parameter): own for own, parameter in model.named_parameters()}
+    groups, chosen = (
+        build_optimiser(recipe, model).param_groups,
+        {id(parameter): own for own, parameter in model.named_parameters()},
+    )
     assert {group["weight_decay"] for group in groups} == {0.0, 0.01}
     assert sum(len(group["params"]) for group in groups) == len(chosen)
-    return set(chosen.values()), {chosen[id(parameter)] for group in groups if group["weight_decay"] for parameter in group["params"]}
+    return set(chosen.values()), {
+        chosen[id(parameter)] for group in groups if group["weight_decay"] for parameter in group["params"]
+    }
 
 
 def test_what_decays_in_the_run_and_by_the_config():
@@ -125,7 +161,9 @@ def test_silog_is_the_mean_over_eight_gpus_of_two_images(pieces):
         for part, guess, share in zip(parts, prediction.chunk(pieces), batch_shares(parts, losses)):
             backward, shown = batch_loss({"depth": guess}, part, losses, step, shares=share)
             found = found + backward
-        expected = torch.stack([sigloss(*pair, step < 100) for pair in zip(prediction.split(2), target.split(2))]).mean()
+        expected = torch.stack(
+            [sigloss(*pair, step < 100) for pair in zip(prediction.split(2), target.split(2))]
+        ).mean()
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
         gradients = [torch.autograd.grad(loss, prediction, retain_graph=True)[0].double() for loss in (found, expected)]
         assert (gradients[0] - gradients[1]).abs().max() <= 1e-5 * gradients[1].abs().max()
@@ -149,7 +187,12 @@ def test_colours_change_on_0_to_255(name, brightness):
         differences.append(np.abs(found.double().numpy() - levels / 255).max())
     assert max(differences) < 1e-5
     strong, weak = (build_transforms(get_recipe(f"{name}_vitb{end}")).transforms[-1] for end in ("", "_config"))
-    change = lambda transform: np.mean([(transform(dict(image=image), torch.Generator().manual_seed(seed))["image"] - image).abs().mean().item() for seed in range(40)])
+    change = lambda transform: np.mean(
+        [
+            (transform(dict(image=image), torch.Generator().manual_seed(seed))["image"] - image).abs().mean().item()
+            for seed in range(40)
+        ]
+    )
     assert change(strong) > 1.2 * change(weak)
 
 
@@ -171,7 +214,9 @@ def test_the_decoder_begins_as_mmcv_draws_it():
         assert abs((scaled**4).mean() - 3) < 0.1, "a normal distribution has a kurtosis of 3, a uniform one of 1.8"
         assert bias is None or not bias.any()
     assert not any(name.startswith("backbone.") or "resample" in name or "read." in name for name in drawn)
-    assert {name for name in before if name.startswith("heads.")} - drawn == {f"heads.depth.convolution{number}.{kind}" for number in (1, 2, 3) for kind in ("weight", "bias")}
+    assert {name for name in before if name.startswith("heads.")} - drawn == {
+        f"heads.depth.convolution{number}.{kind}" for number in (1, 2, 3) for kind in ("weight", "bias")
+    }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -181,7 +226,11 @@ def test_every_difference_has_its_source(name):
     assert {row["field"] for row in differences} == set(TOOLBOX_POINTS)
     table = difference_table(run, config)
     for row in differences:
-        assert row["one"][1] in table and row["other"][1] in table and row["one"][1].startswith(("mmcv 1.3.13", "Toolbox "))
+        assert (
+            row["one"][1] in table
+            and row["other"][1] in table
+            and row["one"][1].startswith(("mmcv 1.3.13", "Toolbox "))
+        )
         assert row["one"][1] in recipe_table(run) and row["other"][1] in recipe_table(config)
 
 
@@ -194,5 +243,8 @@ def test_the_norms_of_the_run_have_a_larger_eps():
 
 def test_changing_one_recipe_changes_no_other():
     before = {name: recipe_table(recipe) for name, recipe in RECIPES.items()}
-    change_recipe(get_recipe("kitti_vitb"), ["losses.depth.images_per_group=4", "model.changes.layer_norm_eps=1e-3", "data.transforms=[]"])
+    change_recipe(
+        get_recipe("kitti_vitb"),
+        ["losses.depth.images_per_group=4", "model.changes.layer_norm_eps=1e-3", "data.transforms=[]"],
+    )
     assert {name: recipe_table(recipe) for name, recipe in RECIPES.items()} == before

@@ -1,4 +1,5 @@
 "The library is what the notebooks say, README is the front door, and arrows between wings run down."
+
 import ast
 import importlib
 import json
@@ -13,11 +14,28 @@ from PIL import Image
 from render_readme import render
 
 NOTEBOOKS = sorted((REPOSITORY / "nbs").rglob("[!.]*.ipynb"))
-EXPORTING = {path: match.group(1) for path in NOTEBOOKS if (match := re.search(r"default_exp ([\w.]+)", path.read_text(encoding="utf-8")))}
+EXPORTING = {
+    path: match.group(1)
+    for path in NOTEBOOKS
+    if (match := re.search(r"default_exp ([\w.]+)", path.read_text(encoding="utf-8")))
+}
 
 
 NAMES = {path: path.relative_to(REPOSITORY / "nbs").with_suffix("").as_posix() for path in NOTEBOOKS}
-WINGS = ["images", "scenes", "network", "weights", "objective", "data", "inference", "evaluation", "training", "deploy", "workbench", "commands"]
+WINGS = [
+    "images",
+    "scenes",
+    "network",
+    "weights",
+    "objective",
+    "data",
+    "inference",
+    "evaluation",
+    "training",
+    "deploy",
+    "workbench",
+    "commands",
+]
 
 
 def module_file(module: str) -> str:
@@ -34,11 +52,17 @@ def test_the_library_is_what_the_notebook_exports(notebook, tmp_path):
     nb_export(notebook, lib_path=tmp_path / "dpt_nb")
     place = module_file(EXPORTING[notebook])
     fresh, shipped = ((home / place).read_text(encoding="utf-8") for home in (tmp_path, REPOSITORY))
-    assert code(shipped) == code(fresh), f"{place} differs from {notebook.name}: edit the notebook, then run make export"
+    assert code(shipped) == code(fresh), (
+        f"{place} differs from {notebook.name}: edit the notebook, then run make export"
+    )
 
 
 def test_every_module_comes_from_a_notebook():
-    modules = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "dpt_nb").rglob("*.py") if path.stem != "__init__"}
+    modules = {
+        path.relative_to(REPOSITORY).as_posix()
+        for path in (REPOSITORY / "dpt_nb").rglob("*.py")
+        if path.stem != "__init__"
+    }
     assert modules == set(map(module_file, EXPORTING.values())) | {"dpt_nb/_modidx.py", "dpt_nb/all.py"}
 
 
@@ -48,38 +72,59 @@ def test_a_notebook_stands_in_the_wing_of_its_module():
 
 
 def test_readme_is_the_front_door():
-    assert (REPOSITORY / "README.md").read_text(encoding="utf-8") == render(), "README.md differs from nbs/index.ipynb: run make readme"
+    assert (REPOSITORY / "README.md").read_text(encoding="utf-8") == render(), (
+        "README.md differs from nbs/index.ipynb: run make readme"
+    )
 
 
 def test_readme_names_every_chapter_and_every_link_leads_somewhere():
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", readme)
-    assert all((REPOSITORY / link).exists() for link in links), [link for link in links if not (REPOSITORY / link).exists()]
+    assert all((REPOSITORY / link).exists() for link in links), [
+        link for link in links if not (REPOSITORY / link).exists()
+    ]
     assert {f"nbs/{name}.ipynb" for name in NAMES.values() if name != "index"} <= set(links)
 
 
 def test_the_front_door_says_how_long_each_chapter_takes():
-    index = "".join("".join(cell["source"]) for cell in json.loads((REPOSITORY / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"])
-    stated = {notebook: ((read or "").strip(" |"), (run or "").strip(" |")) for _, notebook, read, run in ROW.findall(index)}
+    index = "".join(
+        "".join(cell["source"])
+        for cell in json.loads((REPOSITORY / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    )
+    stated = {
+        notebook: ((read or "").strip(" |"), (run or "").strip(" |")) for _, notebook, read, run in ROW.findall(index)
+    }
     assert set(stated) == set(NAMES.values()) - {"index", "glossary"}
     for notebook, (read, run) in stated.items():
-        assert re.fullmatch(r"\d+ min", read) and re.fullmatch(r"(< )?\d+ (s|min)|–", run), f"{notebook} has no times in the front door's table: run python tests/chapter_times.py {notebook}"
+        assert re.fullmatch(r"\d+ min", read) and re.fullmatch(r"(< )?\d+ (s|min)|–", run), (
+            f"{notebook} has no times in the front door's table: run python tests/chapter_times.py {notebook}"
+        )
         counted = reading_minutes(notebook)
-        assert abs(int(read.split()[0]) - counted) <= max(5, counted / 5), f"{notebook} takes {counted} minutes to read, and the front door says {read}: run make readme"
+        assert abs(int(read.split()[0]) - counted) <= max(5, counted / 5), (
+            f"{notebook} takes {counted} minutes to read, and the front door says {read}: run make readme"
+        )
 
 
 def test_the_map_shows_every_chapter():
     course = [notebook for notebook, _ in chapters()]
     for notebook in course:
         picked(notebook)  # raises where its picture is missing
-    assert Image.open(MAP).info["comment"] == on_map(course), "nbs/figures/map.jpg was drawn of other notebooks: run make map"
+    assert Image.open(MAP).info["comment"] == on_map(course), (
+        "nbs/figures/map.jpg was drawn of other notebooks: run make map"
+    )
     assert MAP.stat().st_size < 400_000
 
 
 def test_links_between_notebooks_lead_somewhere():
     for path in NOTEBOOKS:
-        text = "".join("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown")
-        missing = [link for link in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", text) if not (path.parent / link).exists()]
+        text = "".join(
+            "".join(cell["source"])
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+            if cell["cell_type"] == "markdown"
+        )
+        missing = [
+            link for link in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", text) if not (path.parent / link).exists()
+        ]
         assert not missing, f"{path.name}: {missing}"
 
 
@@ -126,7 +171,15 @@ def test_notebooks_are_committed_executed_and_clean(notebook):
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"], "a cell shows an error"
     assert not [output for output in outputs if output.get("name") == "stderr"], "a cell shows stderr"
-    text = json.dumps([[output.get("text", ""), {kind: data for kind, data in output.get("data", {}).items() if kind.startswith("text/")}] for output in outputs])
+    text = json.dumps(
+        [
+            [
+                output.get("text", ""),
+                {kind: data for kind, data in output.get("data", {}).items() if kind.startswith("text/")},
+            ]
+            for output in outputs
+        ]
+    )
     assert not re.search(r"/(home|root|work|Users|tmp)/", text), "an output shows a path of the machine that ran it"
     if notebook.stem != "index":
         assert outputs, "the notebook was not executed"

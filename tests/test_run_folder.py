@@ -1,4 +1,5 @@
 "A run folder has one writer, survives every kill and a full disk, and says what is wrong with it in a sentence."
+
 import json
 import os
 import shutil
@@ -19,10 +20,10 @@ from torch import nn
 import dpt_nb.training.loop
 from dpt_nb.data.checks import looked_at
 from dpt_nb.data.datasets import make_folder
-from dpt_nb.images.images import InUse, write_depth, write_label
 from dpt_nb.data.sampling import open_dataset
-from dpt_nb.training.recipes import LOSSES, RecipeError, change_recipe, get_recipe
+from dpt_nb.images.images import InUse, write_depth, write_label
 from dpt_nb.training.loop import RunInUse, TrainingError, TrainingWarning, rehearse, train
+from dpt_nb.training.recipes import LOSSES, RecipeError, change_recipe, get_recipe
 
 OWN = [*SHORT[:4], "data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms", "keep.pictures=0"]
 QUICK = [*SHORT, "keep.pictures=0"]
@@ -54,12 +55,27 @@ def test_fifty_kills_of_one_process_and_ten_of_two_and_twenty_pairs_of_writers_c
 def straight(tmp_path_factory):
     "A folder with a run that was never stopped, and its data."
     folder = tmp_path_factory.mktemp("straight")
-    train(change_recipe(get_recipe("rooms_tiny"), QUICK), folder / "run", folder / "data", cpu=True, workers=0, progress=False)
+    train(
+        change_recipe(get_recipe("rooms_tiny"), QUICK),
+        folder / "run",
+        folder / "data",
+        cpu=True,
+        workers=0,
+        progress=False,
+    )
     return folder
 
 
 def resumed(straight, out, *changes):
-    return train(change_recipe(get_recipe("rooms_tiny"), [*QUICK, *changes]), out, straight / "data", resume=True, cpu=True, workers=0, progress=False)
+    return train(
+        change_recipe(get_recipe("rooms_tiny"), [*QUICK, *changes]),
+        out,
+        straight / "data",
+        resume=True,
+        cpu=True,
+        workers=0,
+        progress=False,
+    )
 
 
 def copied(straight, out):
@@ -82,12 +98,24 @@ def test_a_flipped_bit_costs_the_steps_since_the_state_before_and_nothing_else(s
     last.write_bytes(spoilt)
     with pytest.warns(TrainingWarning, match=f"{last.name} is damaged .*set aside"):
         resumed(straight, out)
-    assert same_weights(straight / "run", out) and last.exists() and last.with_name(f"{last.name}.aside").read_bytes() == spoilt
+    assert (
+        same_weights(straight / "run", out)
+        and last.exists()
+        and last.with_name(f"{last.name}.aside").read_bytes() == spoilt
+    )
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == list(range(1, 7))
 
 
 def test_files_of_a_run_with_any_content_are_told_in_a_sentence(straight, tmp_path):
-    contents = [b"", b"\xff\xfe\x00", b"null", b"[[[]]]", b"[" * 50_000, b'{"recipe": {"data": []}, "data": 3}', b'{"recipe": 3}']
+    contents = [
+        b"",
+        b"\xff\xfe\x00",
+        b"null",
+        b"[[[]]]",
+        b"[" * 50_000,
+        b'{"recipe": {"data": []}, "data": 3}',
+        b'{"recipe": 3}',
+    ]
     out = copied(straight, tmp_path / "run")
     config = (out / "config.json").read_bytes()
     for content in contents:
@@ -95,7 +123,13 @@ def test_files_of_a_run_with_any_content_are_told_in_a_sentence(straight, tmp_pa
         with pytest.raises(TrainingError):
             resumed(straight, out)
     (out / "config.json").write_bytes(config)
-    for name, content in (("samples.json.gz", b"null"), ("metrics.jsonl", b"\xff\n[]\n"), ("report.json", b"\xff"), ("best", b""), ("model", b"")):
+    for name, content in (
+        ("samples.json.gz", b"null"),
+        ("metrics.jsonl", b"\xff\n[]\n"),
+        ("report.json", b"\xff"),
+        ("best", b""),
+        ("model", b""),
+    ):
         shutil.rmtree(out / name) if (out / name).is_dir() else None
         (out / name).write_bytes(content)
     (out / "checkpoints" / "step-00000006.pt").unlink()  # steps to make, and a network to save
@@ -118,7 +152,10 @@ def test_a_validation_that_was_killed_is_made_up_for(straight, tmp_path):
     assert (out / "checkpoints" / "step-00000006.pt").exists(), "the state was not saved before the validation"
     with mock.patch("dpt_nb.training.loop.move", side_effect=AssertionError("a step was made again")):
         resumed(straight, out)
-    strip = lambda folder: [{name: value for name, value in json.loads(line).items() if name != "images_per_second"} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    strip = lambda folder: [
+        {name: value for name, value in json.loads(line).items() if name != "images_per_second"}
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert strip(out) == strip(straight / "run") and same_weights(straight / "run", out)
 
 
@@ -140,7 +177,9 @@ def test_a_living_run_is_neither_resumed_nor_replaced_nor_cleared(straight, tmp_
 
     with mock.patch.object(dpt_nb.training.loop.RunLog, "write", meanwhile):
         train(recipe, out, straight / "data", cpu=True, workers=0, progress=False)
-    assert [isinstance(error, InUse) for error in refused] == [False, True, True], refused  # the first sees that there is a run
+    assert [isinstance(error, InUse) for error in refused] == [False, True, True], (
+        refused
+    )  # the first sees that there is a run
     assert all(f"this process ({os.getpid()})" in str(error) for error in refused[1:])
     assert same_weights(straight / "run", out)
 
@@ -157,7 +196,10 @@ def test_a_reader_that_is_killed_is_named_also_during_a_validation(straight, tmp
             return original(*words, **options)
 
         with mock.patch(f"dpt_nb.training.loop.{moment}", kill_first):
-            with pytest.raises(TrainingError, match=r"A process that reads samples died .*Killed.* at one of: \S+/rgb/\d{6}\.png.*--resume"):
+            with pytest.raises(
+                TrainingError,
+                match=r"A process that reads samples died .*Killed.* at one of: \S+/rgb/\d{6}\.png.*--resume",
+            ):
                 train(recipe, tmp_path / moment, straight / "data", cpu=True, workers=1, progress=False)
 
 
@@ -168,7 +210,14 @@ def own(tmp_path):
 
 
 def started(own, *changes, workers=0, name="run"):
-    return train(change_recipe(get_recipe("rooms_tiny"), [*OWN, *changes]), own.parent / name, own, cpu=True, workers=workers, progress=False)
+    return train(
+        change_recipe(get_recipe("rooms_tiny"), [*OWN, *changes]),
+        own.parent / name,
+        own,
+        cpu=True,
+        workers=workers,
+        progress=False,
+    )
 
 
 def test_what_can_be_known_is_refused_before_the_first_step_and_in_a_dry_run(own):
@@ -195,10 +244,19 @@ def test_what_can_be_known_is_refused_before_the_first_step_and_in_a_dry_run(own
     write_label(spoilt.label, torch.zeros(64, 80, dtype=torch.int64))
     refused([spoilt.image.name, "64x80", "96x128", "Crop"], "data.transforms=[]")
     read = type(dataset).__getitem__
-    for wrong, words in ((None, "has no depth"), (torch.ones(1, 64, 81), "is 64x80 and its depth 64x81"), (torch.full((1, 64, 80), torch.inf), "is not finite everywhere")):
+    for wrong, words in (
+        (None, "has no depth"),
+        (torch.ones(1, 64, 81), "is 64x80 and its depth 64x81"),
+        (torch.full((1, 64, 80), torch.inf), "is not finite everywhere"),
+    ):
+
         def other(self, index):
             sample = read(self, index)
-            return {name: value for name, value in (sample | dict(depth=wrong)).items() if value is not None} if index == first else sample
+            return (
+                {name: value for name, value in (sample | dict(depth=wrong)).items() if value is not None}
+                if index == first
+                else sample
+            )
 
         with mock.patch.object(type(dataset), "__getitem__", other):
             refused([spoilt.image.name, words, "1 of the 16"], "data.transforms=[]", "data.batch_size=1")
@@ -212,7 +270,10 @@ def test_trackers_and_folders_that_cannot_be_are_refused_first(straight, tmp_pat
     options = dict(cpu=True, workers=0, progress=False)
     with pytest.raises(TrainingError, match="There is no tracker 'tensorbord'. There are .*tensorboard"):
         train(recipe, tmp_path / "run", straight / "data", trackers=("tensorbord",), **options)
-    with mock.patch("dpt_nb.training.loop.get_available_trackers", lambda: []), pytest.raises(TrainingError, match="needs a package that is not installed: pip install tensorboard"):
+    with (
+        mock.patch("dpt_nb.training.loop.get_available_trackers", lambda: []),
+        pytest.raises(TrainingError, match="needs a package that is not installed: pip install tensorboard"),
+    ):
         rehearse(recipe, straight / "data", cpu=True, workers=0, trackers=("tensorboard",))
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
@@ -233,10 +294,14 @@ def test_a_sample_that_fails_on_the_way_names_its_file(own, workers):
     picture.resize((80, 64)).save(entries[0].image)
     write_depth(entries[0].depth, torch.ones(1, 64, 80), 1000.0)
     write_label(entries[0].label, torch.zeros(64, 80, dtype=torch.int64))
-    with mock.patch("dpt_nb.training.loop.check_before_training", lambda *parts: []):  # one among many is not looked at before
+    with mock.patch(
+        "dpt_nb.training.loop.check_before_training", lambda *parts: []
+    ):  # one among many is not looked at before
         with pytest.raises(TrainingError) as said:
             started(own, "data.transforms=[]", workers=workers, name="sizes")
-        assert entries[0].image.name in str(said.value) and "64x80" in str(said.value) and "died" not in str(said.value), said.value
+        assert (
+            entries[0].image.name in str(said.value) and "64x80" in str(said.value) and "died" not in str(said.value)
+        ), said.value
         read = type(open_dataset("folder", own, "train")).__getitem__
 
         def stumble(self, index):
@@ -244,9 +309,16 @@ def test_a_sample_that_fails_on_the_way_names_its_file(own, workers):
                 raise KeyError("focal length")
             return read(self, index)
 
-        with mock.patch.object(type(open_dataset("folder", own, "train")), "__getitem__", stumble), pytest.raises(TrainingError) as said:
-            started(own, "data.transforms=[[\"Crop\", {\"height\": 64, \"width\": 64}]]", workers=workers, name="key")
-    assert entries[3].image.name in str(said.value) and "KeyError: 'focal length'" in str(said.value) and "\n" not in str(said.value)
+        with (
+            mock.patch.object(type(open_dataset("folder", own, "train")), "__getitem__", stumble),
+            pytest.raises(TrainingError) as said,
+        ):
+            started(own, 'data.transforms=[["Crop", {"height": 64, "width": 64}]]', workers=workers, name="key")
+    assert (
+        entries[3].image.name in str(said.value)
+        and "KeyError: 'focal length'" in str(said.value)
+        and "\n" not in str(said.value)
+    )
 
 
 class Plain(nn.Module):
@@ -258,13 +330,22 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize("changes", [[], ["loop.accumulate=2"]], ids=["whole", "in parts"])
 def test_a_plain_loss_works_from_the_first_step_to_the_report(straight, tmp_path, changes):
-    recipe = change_recipe(get_recipe("rooms_tiny"), [*QUICK, 'losses={"depth": {"loss": "plain"}}', "loop.steps=4", "keep.validate_every=2", *changes])
+    recipe = change_recipe(
+        get_recipe("rooms_tiny"),
+        [*QUICK, 'losses={"depth": {"loss": "plain"}}', "loop.steps=4", "keep.validate_every=2", *changes],
+    )
     options = dict(cpu=True, workers=0, progress=False)
     with mock.patch.dict(LOSSES["depth"], plain=Plain):
         report = train(recipe, tmp_path / "whole", straight / "data", **options)
         assert report["steps"] == 4 and "abs_rel" in report and report["without_truth"] == {}
         move = dpt_nb.training.loop.move
-        with mock.patch("dpt_nb.training.loop.move", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt) if words[3] == 4 else move(*words)), pytest.raises(KeyboardInterrupt):
+        with (
+            mock.patch(
+                "dpt_nb.training.loop.move",
+                lambda *words: (_ for _ in ()).throw(KeyboardInterrupt) if words[3] == 4 else move(*words),
+            ),
+            pytest.raises(KeyboardInterrupt),
+        ):
             train(recipe, tmp_path / "parts", straight / "data", **options)
         train(recipe, tmp_path / "parts", straight / "data", resume=True, **options)
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
@@ -286,5 +367,13 @@ def test_folders_of_the_run_are_left_as_they_are_when_they_are_somebodys(straigh
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "mine").write_text("mine")
     with pytest.raises(TrainingError, match="holds no run"):
-        train(change_recipe(get_recipe("rooms_tiny"), QUICK), tmp_path / "run", straight / "data", replace=True, cpu=True, workers=0, progress=False)
+        train(
+            change_recipe(get_recipe("rooms_tiny"), QUICK),
+            tmp_path / "run",
+            straight / "data",
+            replace=True,
+            cpu=True,
+            workers=0,
+            progress=False,
+        )
     assert (tmp_path / "run" / "model" / "mine").read_text() == "mine"

@@ -1,4 +1,5 @@
 "What happens to a run that is stopped, killed, or read by other workers: nothing."
+
 import json
 import math
 import os
@@ -21,15 +22,18 @@ from safetensors.torch import load_file
 import dpt_nb.network.heads
 import dpt_nb.training.loop
 from dpt_nb.data.datasets import make_folder
+from dpt_nb.data.sampling import Order, open_dataset
 from dpt_nb.evaluation.evaluate import evaluate
 from dpt_nb.images.images import write_depth
-from dpt_nb.data.sampling import Order, open_dataset
-from dpt_nb.objective.losses import DepthLoss
 from dpt_nb.network.dpt import DPT, create_model
-from dpt_nb.training.recipes import RecipeError, build_losses, change_recipe, get_recipe
+from dpt_nb.objective.losses import DepthLoss
 from dpt_nb.training.loop import TrainingError, TrainingWarning, batch_loss, batch_shares, build_model, train
+from dpt_nb.training.recipes import RecipeError, build_losses, change_recipe, get_recipe
 
-LONGER = [assignment for assignment in SHORT if not assignment.startswith(("loop.steps", "keep.every"))] + ["loop.steps=14", "keep.every=4"]
+LONGER = [assignment for assignment in SHORT if not assignment.startswith(("loop.steps", "keep.every"))] + [
+    "loop.steps=14",
+    "keep.every=4",
+]
 
 
 def weights(run):
@@ -48,10 +52,36 @@ def straight(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("how, workers", [pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow), (signal.SIGINT, 1), pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow)], ids=["terminated", "interrupted", "killed"])
+@pytest.mark.parametrize(
+    "how, workers",
+    [
+        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
+        (signal.SIGINT, 1),
+        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow),
+    ],
+    ids=["terminated", "interrupted", "killed"],
+)
 def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how, workers):
-    words = [Path(sys.executable).parent / "dpt_train", "rooms_tiny", "--cpu", "--workers", str(workers), "--data-root", straight / "data", "--out", "run", *changes(*LONGER)]
-    running = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    words = [
+        Path(sys.executable).parent / "dpt_train",
+        "rooms_tiny",
+        "--cpu",
+        "--workers",
+        str(workers),
+        "--data-root",
+        straight / "data",
+        "--out",
+        "run",
+        *changes(*LONGER),
+    ]
+    running = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
     log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") >= 5):
         assert time.monotonic() < deadline and running.poll() is None, "the run did not get to step 5"
@@ -69,7 +99,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how, work
 
 
 def test_a_network_that_only_convolves_trains_and_opens(tmp_path):
-    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "model.name=resnet_tiny", "optimizer.backbone=0.5", "optimizer.frozen=2", "loop.checkpointing=true"])
+    recipe = change_recipe(
+        get_recipe("rooms_tiny"),
+        [*SHORT, "model.name=resnet_tiny", "optimizer.backbone=0.5", "optimizer.frozen=2", "loop.checkpointing=true"],
+    )
     torch.manual_seed(recipe.seed)
     start = build_model(recipe).state_dict()
     train(recipe, tmp_path / "run", tmp_path / "data", cpu=True, workers=0, progress=False)
@@ -78,7 +111,14 @@ def test_a_network_that_only_convolves_trains_and_opens(tmp_path):
     still = [name for name, value in model.named_parameters() if torch.equal(value, start[name])]
     assert not still, f"did not move: {still}"
     with pytest.raises(RecipeError, match="a convolutional network have stages"):
-        train(change_recipe(recipe, ["optimizer.layer_decay=0.9"]), tmp_path / "other", tmp_path / "data", cpu=True, workers=0, progress=False)
+        train(
+            change_recipe(recipe, ["optimizer.layer_decay=0.9"]),
+            tmp_path / "other",
+            tmp_path / "data",
+            cpu=True,
+            workers=0,
+            progress=False,
+        )
 
 
 def wait_for(path, running):
@@ -110,8 +150,22 @@ run_words(sys.argv[2:])
 
 
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(straight, tmp_path):
-    words = ["rooms_tiny", "--cpu", "--workers", "0", "--data-root", str(straight / "data"), "--out", str(tmp_path / "run"), *changes(*LONGER)]
-    running = subprocess.Popen([sys.executable, "-c", HALF_A_CHECKPOINT, tmp_path / "half", *words], stderr=subprocess.DEVNULL, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    words = [
+        "rooms_tiny",
+        "--cpu",
+        "--workers",
+        "0",
+        "--data-root",
+        str(straight / "data"),
+        "--out",
+        str(tmp_path / "run"),
+        *changes(*LONGER),
+    ]
+    running = subprocess.Popen(
+        [sys.executable, "-c", HALF_A_CHECKPOINT, tmp_path / "half", *words],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
     wait_for(tmp_path / "half", running)
     running.kill()
     running.wait()
@@ -121,9 +175,14 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(s
     torch.load(tmp_path / "run" / "checkpoints" / "step-00000004.pt", weights_only=True)
     done = command(sys.executable, "-m", "dpt_nb.training.loop", *words, "--resume", folder=tmp_path, check=0)
     assert "damaged" not in done.stderr
-    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-00000012.pt", "step-00000014.pt"}
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {
+        "step-00000012.pt",
+        "step-00000014.pt",
+    }
     assert same(weights(straight / "runs" / "rooms_tiny"), weights(tmp_path / "run"))
-    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == list(range(1, 15))
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == list(
+        range(1, 15)
+    )
 
 
 @pytest.fixture
@@ -134,7 +193,11 @@ def small_disk(tmp_path):
 
     def give(size):
         options = f"size={size}" if not made else f"remount,size={size}"
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, text=True) if shutil.which("mount") else None
+        done = (
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, text=True)
+            if shutil.which("mount")
+            else None
+        )
         if done is None or done.returncode:
             pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip() if done else 'there is no mount'}")
         made.append(folder)
@@ -157,8 +220,23 @@ def told_of_a_full_disk(done, out, last, words):
 
 def test_a_full_disk_loses_nothing_already_written(straight, small_disk, tmp_path):
     state = (straight / "runs" / "rooms_tiny" / "checkpoints" / "step-00000014.pt").stat().st_size
-    out = small_disk(3 * state) / "run"  # a state and the best network have room, a second state beside them has, a third has not
-    words = [sys.executable, "-m", "dpt_nb.training.loop", "rooms_tiny", "--cpu", "--workers", "0", "--data-root", straight / "data", "--out", out, *changes(*LONGER)]
+    out = (
+        small_disk(3 * state) / "run"
+    )  # a state and the best network have room, a second state beside them has, a third has not
+    words = [
+        sys.executable,
+        "-m",
+        "dpt_nb.training.loop",
+        "rooms_tiny",
+        "--cpu",
+        "--workers",
+        "0",
+        "--data-root",
+        straight / "data",
+        "--out",
+        out,
+        *changes(*LONGER),
+    ]
     told_of_a_full_disk(command(*words, folder=tmp_path), out, 8, "No space left on device")
     small_disk(8 * state)
     command(*words, "--resume", folder=tmp_path, check=0)
@@ -168,27 +246,59 @@ def test_a_full_disk_loses_nothing_already_written(straight, small_disk, tmp_pat
 @pytest.mark.slow
 def test_a_file_as_large_as_allowed_loses_nothing_already_written(straight, tmp_path):
     out = tmp_path / "run"
-    words = [sys.executable, "-m", "dpt_nb.training.loop", "rooms_tiny", "--cpu", "--workers", "0", "--data-root", straight / "data", "--out", out, *changes(*LONGER)]
+    words = [
+        sys.executable,
+        "-m",
+        "dpt_nb.training.loop",
+        "rooms_tiny",
+        "--cpu",
+        "--workers",
+        "0",
+        "--data-root",
+        straight / "data",
+        "--out",
+        out,
+        *changes(*LONGER),
+    ]
     shutil.copytree(straight / "runs" / "rooms_tiny", out)
     (out / "report.json").unlink()
     states = sorted((out / "checkpoints").iterdir())
     states[-1].unlink()
     limit = states[0].stat().st_size // 2
-    done = command(*words, "--resume", folder=tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    done = command(
+        *words,
+        "--resume",
+        folder=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
     told_of_a_full_disk(done, out, 12, "File too large")
     command(*words, "--resume", folder=tmp_path, check=0)
     assert same(weights(straight / "runs" / "rooms_tiny"), weights(out))
 
 
 def test_the_number_of_workers_changes_nothing(straight, tmp_path):
-    command("dpt_train", "rooms_tiny", "--cpu", "--workers", 2, "--data-root", straight / "data", "--tensorboard", *changes(*LONGER), folder=tmp_path, check=0)
+    command(
+        "dpt_train",
+        "rooms_tiny",
+        "--cpu",
+        "--workers",
+        2,
+        "--data-root",
+        straight / "data",
+        "--tensorboard",
+        *changes(*LONGER),
+        folder=tmp_path,
+        check=0,
+    )
     run = tmp_path / "runs" / "rooms_tiny"
     assert same(weights(straight / "runs" / "rooms_tiny"), weights(run))
     assert list((run / "tensorboard").glob("events.*"))
 
 
 def test_a_run_of_another_recipe_is_not_continued(straight):
-    done = command_here("dpt_train", "rooms_tiny", "--resume", *changes(*LONGER, "optimizer.weight_decay=0.5"), folder=straight, check=1)
+    done = command_here(
+        "dpt_train", "rooms_tiny", "--resume", *changes(*LONGER, "optimizer.weight_decay=0.5"), folder=straight, check=1
+    )
     assert "optimizer.weight_decay: 0.01 there, 0.5 asked" in done.stderr
 
 
@@ -211,17 +321,27 @@ def one_cycle(done, steps, largest, rise=0.2, first=25.0, last=1e4):
     "The rate of the step after so many, by the formula."
     between = lambda start, end, share: end + (start - end) / 2 * (1 + math.cos(math.pi * share))
     top = rise * steps - 1
-    return between(largest / first, largest, done / top) if done <= top else between(largest, largest / first / last, (done - top) / (steps - 1 - top))
+    return (
+        between(largest / first, largest, done / top)
+        if done <= top
+        else between(largest, largest / first / last, (done - top) / (steps - 1 - top))
+    )
 
 
 def test_the_rate_that_is_logged_is_the_one_that_was_used(straight, tmp_path):
     for row in rows(straight / "runs" / "rooms_tiny"):
-        assert row["learning_rate"] == row["learning_rate_backbone"] == pytest.approx(one_cycle(row["step"] - 1, 14, 1.5e-3), rel=1e-9)
+        assert (
+            row["learning_rate"]
+            == row["learning_rate_backbone"]
+            == pytest.approx(one_cycle(row["step"] - 1, 14, 1.5e-3), rel=1e-9)
+        )
     recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "optimizer.backbone=0.1", "optimizer.frozen=2"])
     train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     for row in rows(tmp_path / "run"):
         rate = one_cycle(row["step"] - 1, 6, 1.5e-3)
-        assert (row["learning_rate"], row["learning_rate_backbone"]) == pytest.approx((rate, 0.0 if row["step"] <= 2 else rate / 10), rel=1e-9)
+        assert (row["learning_rate"], row["learning_rate_backbone"]) == pytest.approx(
+            (rate, 0.0 if row["step"] <= 2 else rate / 10), rel=1e-9
+        )
 
 
 def test_after_a_loss_that_is_not_a_number_the_way_that_is_named_leads_out(straight, tmp_path):
@@ -268,15 +388,25 @@ def test_a_finite_loss_with_a_gradient_that_is_not_moves_nothing(straight, tmp_p
         loss = forward(self, prediction, target, step=step)
         return loss + NoGradient.apply(prediction.mean()) if step == 2 else loss
 
-    with mock.patch.object(DepthLoss, "forward", spoilt), pytest.raises(TrainingError, match="(?s)gradient's norm is nan, of a finite loss, at step 3 .* --set optimizer.lr=0.00075"):
+    with (
+        mock.patch.object(DepthLoss, "forward", spoilt),
+        pytest.raises(
+            TrainingError, match="(?s)gradient's norm is nan, of a finite loss, at step 3 .* --set optimizer.lr=0.00075"
+        ),
+    ):
         train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     state = torch.load(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1], weights_only=True)
     assert state["step"] == 2 and all(value.isfinite().all() for value in state["model"].values())
 
 
-@pytest.mark.parametrize("spoil, words", [pytest.param("weights", "in model.", marks=pytest.mark.slow), ("moments", "in optimiser.")])
+@pytest.mark.parametrize(
+    "spoil, words", [pytest.param("weights", "in model.", marks=pytest.mark.slow), ("moments", "in optimiser.")]
+)
 def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight, tmp_path, spoil, words):
-    recipe, move = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.every=2", "keep.validate_every=2"]), dpt_nb.training.loop.move
+    recipe, move = (
+        change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.every=2", "keep.validate_every=2"]),
+        dpt_nb.training.loop.move,
+    )
 
     def spoiling(recipe, parts, accelerator, step):
         done = move(recipe, parts, accelerator, step)
@@ -286,7 +416,11 @@ def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight,
             target.view(-1)[5] = torch.inf
         return done
 
-    expected = "After step 4 the network holds values that are not finite" if spoil == "weights" else f"The state after step 4 holds values that are not finite, {words}"
+    expected = (
+        "After step 4 the network holds values that are not finite"
+        if spoil == "weights"
+        else f"The state after step 4 holds values that are not finite, {words}"
+    )
     with mock.patch("dpt_nb.training.loop.move", spoiling), pytest.raises(TrainingError, match=expected):
         train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002.pt"]
@@ -302,18 +436,28 @@ def unwell_until(step, function, value):
     def unwell(*inputs, **options):
         found = function(*inputs, **options)
         steps.append(torch.is_grad_enabled() and found.ndim == 4)
-        return found if torch.is_grad_enabled() or sum(steps) > step else torch.where(torch.rand_like(found) < 0.5, found, value)
+        return (
+            found
+            if torch.is_grad_enabled() or sum(steps) > step
+            else torch.where(torch.rand_like(found) < 0.5, found, value)
+        )
 
     return unwell
 
 
-@pytest.mark.parametrize("name, part", [("rooms_tiny", "to_depth"), pytest.param("rooms_labels", "SegmentationHead.forward", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name, part",
+    [("rooms_tiny", "to_depth"), pytest.param("rooms_labels", "SegmentationHead.forward", marks=pytest.mark.slow)],
+)
 def test_predictions_that_are_not_numbers_are_said_and_never_best(straight, tmp_path, name, part):
     recipe = change_recipe(get_recipe(name), [*SHORT, "keep.validate_every=2", "keep.pictures=0"])
     owner, _, own = f"dpt_nb.network.heads.{part}".rpartition(".")
     function = getattr(pkgutil.resolve_name(owner.replace("heads.", "heads:")), own)
     with mock.patch(f"dpt_nb.network.heads.{part}", unwell_until(100, function, torch.nan)):
-        with pytest.raises(TrainingError, match=r"(?s)Predictions on held-out samples are not finite \((depth|label)\).*try a lower learning rate"):
+        with pytest.raises(
+            TrainingError,
+            match=r"(?s)Predictions on held-out samples are not finite \((depth|label)\).*try a lower learning rate",
+        ):
             train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     assert not (tmp_path / "run" / "best").exists() and len(rows(tmp_path / "run")) == 1
 
@@ -322,8 +466,13 @@ def test_infinite_predictions_which_can_be_judged_are_said_and_never_best(straig
     recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.validate_every=2", "keep.pictures=0"])
     kept, save_model = [], dpt_nb.training.loop.save_model
     note = lambda model, folder: kept.append((folder.name, len(rows(tmp_path / "run")))) or save_model(model, folder)
-    with mock.patch("dpt_nb.network.heads.to_depth", unwell_until(3, dpt_nb.network.heads.to_depth, torch.inf)), mock.patch("dpt_nb.training.loop.save_model", note):
-        with pytest.warns(TrainingWarning, match=r"Predictions on held-out samples are not finite \(depth\), so there are no metrics"):
+    with (
+        mock.patch("dpt_nb.network.heads.to_depth", unwell_until(3, dpt_nb.network.heads.to_depth, torch.inf)),
+        mock.patch("dpt_nb.training.loop.save_model", note),
+    ):
+        with pytest.warns(
+            TrainingWarning, match=r"Predictions on held-out samples are not finite \(depth\), so there are no metrics"
+        ):
             train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     assert [row["step"] for row in rows(tmp_path / "run") if "abs_rel" in row] == [4, 6]
     assert kept[0] == ("best", 3) and kept[-1][0] == "model"
@@ -331,12 +480,19 @@ def test_infinite_predictions_which_can_be_judged_are_said_and_never_best(straig
 
 def test_other_data_is_found_out_before_a_run_goes_on(tmp_path):
     make_folder(tmp_path / "own", count=30)
-    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms"])
+    recipe = change_recipe(
+        get_recipe("rooms_tiny"),
+        [*SHORT, "data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms"],
+    )
     train(recipe, tmp_path / "run", tmp_path / "own", cpu=True, workers=0, progress=False)
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
-    assert {split: part["samples"] for split, part in kept.items()} == {split: len(open_dataset("folder", tmp_path / "own", split)) for split in ("train", "held_out")}
+    assert {split: part["samples"] for split, part in kept.items()} == {
+        split: len(open_dataset("folder", tmp_path / "own", split)) for split in ("train", "held_out")
+    }
     moved = (tmp_path / "own").rename(tmp_path / "elsewhere")
-    resume = lambda out, *texts: train(change_recipe(recipe, list(texts)), out, moved, resume=True, cpu=True, workers=0, progress=False)
+    resume = lambda out, *texts: train(
+        change_recipe(recipe, list(texts)), out, moved, resume=True, cpu=True, workers=0, progress=False
+    )
     resume(rewound(tmp_path / "run", tmp_path / "moved", 4))  # the same samples at another place
     assert same(weights(tmp_path / "run"), weights(tmp_path / "moved"))
     victim = open_dataset("folder", moved, "train").entries[3]
@@ -347,7 +503,15 @@ def test_other_data_is_found_out_before_a_run_goes_on(tmp_path):
     with pytest.raises(TrainingError) as said:
         resume(out)
     count, name = kept["train"]["samples"], victim.image.name
-    assert all(words in str(said.value) for words in (f"train had {count} samples and has {count - 1}", "number 3, the first that differs", name, "data.may_change=true")), said.value
+    assert all(
+        words in str(said.value)
+        for words in (
+            f"train had {count} samples and has {count - 1}",
+            "number 3, the first that differs",
+            name,
+            "data.may_change=true",
+        )
+    ), said.value
     assert (out / "config.json").read_text() == before and len(rows(out)) == 6, "something was touched"
     with pytest.warns(TrainingWarning, match="goes on with other data"):
         resume(out, "data.may_change=true")
@@ -359,12 +523,26 @@ def test_a_run_that_was_begun_before_it_noted_its_samples_goes_on(straight, tmp_
     out = rewound(straight / "runs" / "rooms_tiny", tmp_path / "run", 12)
     (out / "samples.json.gz").unlink()
     config = json.loads((out / "config.json").read_text())
-    del config["data"], config["recipe"]["data"]["drop_last"], config["recipe"]["optimizer"]["no_weight_decay"], config["recipe"]["schedule"]["cycle_momentum"], config["recipe"]["model"]["decoder_init"]
+    del (
+        config["data"],
+        config["recipe"]["data"]["drop_last"],
+        config["recipe"]["optimizer"]["no_weight_decay"],
+        config["recipe"]["schedule"]["cycle_momentum"],
+        config["recipe"]["model"]["decoder_init"],
+    )
     (out / "config.json").write_text(json.dumps(config))
     state = torch.load(out / "checkpoints" / "step-00000012.pt", weights_only=True)
     del state["without_truth"]
     torch.save(state, out / "checkpoints" / "step-00000012.pt")
-    train(change_recipe(get_recipe("rooms_tiny"), LONGER), out, straight / "data", resume=True, cpu=True, workers=0, progress=False)
+    train(
+        change_recipe(get_recipe("rooms_tiny"), LONGER),
+        out,
+        straight / "data",
+        resume=True,
+        cpu=True,
+        workers=0,
+        progress=False,
+    )
     assert same(weights(straight / "runs" / "rooms_tiny"), weights(out))
     assert json.loads((out / "config.json").read_text())["data"]["train"]["samples"] == 12
 
@@ -374,13 +552,22 @@ def test_images_without_truth_are_counted_over_all_sittings(tmp_path):
     blank = [entry.depth for entry in open_dataset("folder", tmp_path / "own", "train").entries[::3]]
     for path in blank:
         write_depth(path, torch.zeros(1, 96, 128), 1000.0)
-    recipe = change_recipe(get_recipe("rooms_tiny"), [*LONGER, "data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms", "data.transforms=[]"])
+    recipe = change_recipe(
+        get_recipe("rooms_tiny"),
+        [*LONGER, "data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms", "data.transforms=[]"],
+    )
     straight = train(recipe, tmp_path / "straight", tmp_path / "own", cpu=True, workers=0, progress=False)
     count, samples = len(open_dataset("folder", tmp_path / "own", "train")), 14 * 4
     order = [index for _, index in Order(count, 0, stop=samples)]
-    assert straight["without_truth"] == {"depth": sum(index % 3 == 0 for index in order)} and straight["without_truth"]["depth"] > 5
+    assert (
+        straight["without_truth"] == {"depth": sum(index % 3 == 0 for index in order)}
+        and straight["without_truth"]["depth"] > 5
+    )
     out = rewound(tmp_path / "straight", tmp_path / "run", 12)
-    assert train(recipe, out, tmp_path / "own", resume=True, cpu=True, workers=0, progress=False)["without_truth"] == straight["without_truth"]
+    assert (
+        train(recipe, out, tmp_path / "own", resume=True, cpu=True, workers=0, progress=False)["without_truth"]
+        == straight["without_truth"]
+    )
 
 
 def test_tensorboard_has_every_step_once_after_a_run_went_on(straight, tmp_path):
@@ -389,6 +576,7 @@ def test_tensorboard_has_every_step_once_after_a_run_went_on(straight, tmp_path)
     recipe, out = change_recipe(get_recipe("rooms_tiny"), LONGER), tmp_path / "run"
     options = dict(cpu=True, workers=0, progress=False, trackers=("tensorboard",))
     after = dpt_nb.training.loop.Run.after
+
     def stopping(self, step, loss, asked, bar):
         after(self, step, loss, asked, bar)
         if step == 11:
@@ -399,58 +587,129 @@ def test_tensorboard_has_every_step_once_after_a_run_went_on(straight, tmp_path)
     train(recipe, out, straight / "data", resume=True, **options)
     events = EventAccumulator(str(out / "tensorboard"), size_guidance=dict(scalars=0)).Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 15))
-    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows(out)], rel=1e-6)
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(
+        [row["loss"] for row in rows(out)], rel=1e-6
+    )
     assert len(list((out / "tensorboard").glob("events.*"))) == 2
 
 
 def test_validation_of_a_mixture_sees_all_of_its_sets(tmp_path):
     sets = {"rooms": dict(count=20, joint=True), "streets": dict(count=20, joint=True)}
-    recipe = change_recipe(get_recipe("scenes_tiny"), [*SHORT[:4], f"data.train={json.dumps(dict(inverse=False, sets=sets))}", f"data.held_out={json.dumps(dict(inverse=False, sets=sets))}", "keep.validate_on=6", "keep.pictures=2"])
+    recipe = change_recipe(
+        get_recipe("scenes_tiny"),
+        [
+            *SHORT[:4],
+            f"data.train={json.dumps(dict(inverse=False, sets=sets))}",
+            f"data.held_out={json.dumps(dict(inverse=False, sets=sets))}",
+            "keep.validate_on=6",
+            "keep.pictures=2",
+        ],
+    )
     seen = []
-    with mock.patch("dpt_nb.training.loop.evaluate", lambda predictor, dataset, *more, **options: seen.append([dataset[index]["meta"]["path"] for index in range(len(dataset))]) or evaluate(predictor, dataset, *more, **options)):
+    with mock.patch(
+        "dpt_nb.training.loop.evaluate",
+        lambda predictor, dataset, *more, **options: (
+            seen.append([dataset[index]["meta"]["path"] for index in range(len(dataset))])
+            or evaluate(predictor, dataset, *more, **options)
+        ),
+    ):
         report = train(recipe, tmp_path / "run", tmp_path / "data", cpu=True, workers=0, progress=False)
-    assert [[sum(kind in path for path in paths) for kind in ("/rooms-", "/streets-")] for paths in seen[:2]] == [[3, 3]] * 2
+    assert [[sum(kind in path for path in paths) for kind in ("/rooms-", "/streets-")] for paths in seen[:2]] == [
+        [3, 3]
+    ] * 2
     assert [Path(path).stem for path in seen[0]] == ["000000", "000006", "000013"] * 2, "not spread over the whole list"
     for row in (rows(tmp_path / "run")[2], report):
         assert row["abs_rel"] == pytest.approx((row["abs_rel_rooms"] + row["abs_rel_streets"]) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("texts, words", [
-    (["loop.precision=fp16"], "loop.precision=fp16 needs a GPU"), (["data.drop_last=true", "data.batch_size=13"], "data.drop_last leaves nothing of 12 samples"),
-    (["losses.depth.loss=silog", "losses.depth.gradient=0", "losses.depth.images_per_group=3"], "4 images go through the network at once"),
-])
+@pytest.mark.parametrize(
+    "texts, words",
+    [
+        (["loop.precision=fp16"], "loop.precision=fp16 needs a GPU"),
+        (["data.drop_last=true", "data.batch_size=13"], "data.drop_last leaves nothing of 12 samples"),
+        (
+            ["losses.depth.loss=silog", "losses.depth.gradient=0", "losses.depth.images_per_group=3"],
+            "4 images go through the network at once",
+        ),
+    ],
+)
 def test_what_cannot_be_is_refused_before_anything_is_made(straight, tmp_path, texts, words):
-    done = command_here("dpt_train", "rooms_tiny", "--cpu", "--out", tmp_path / "run", "--data-root", straight / "data", *changes(*SHORT, *texts), folder=tmp_path, check=1)
+    done = command_here(
+        "dpt_train",
+        "rooms_tiny",
+        "--cpu",
+        "--out",
+        tmp_path / "run",
+        "--data-root",
+        straight / "data",
+        *changes(*SHORT, *texts),
+        folder=tmp_path,
+        check=1,
+    )
     assert words in done.stderr and "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_a_setting_without_effect_is_said_before_the_first_step(straight, tmp_path):
-    done = command_here("dpt_train", "rooms_tiny", "--cpu", "--workers", 0, "--out", tmp_path / "run", "--data-root", straight / "data", *changes(*SHORT, "schedule.power=2", "optimizer.frozen=6", "loop.synchronised=true"), folder=tmp_path, check=0)
-    for words in ("schedule.power has no effect", "The backbone does not move at all", "loop.synchronised has no effect: this network has no batch norm"):
+    done = command_here(
+        "dpt_train",
+        "rooms_tiny",
+        "--cpu",
+        "--workers",
+        0,
+        "--out",
+        tmp_path / "run",
+        "--data-root",
+        straight / "data",
+        *changes(*SHORT, "schedule.power=2", "optimizer.frozen=6", "loop.synchronised=true"),
+        folder=tmp_path,
+        check=0,
+    )
+    for words in (
+        "schedule.power has no effect",
+        "The backbone does not move at all",
+        "loop.synchronised has no effect: this network has no batch norm",
+    ):
         assert f"Note: {words}" in done.stderr
 
 
 def test_other_classes_than_outputs_are_refused_and_their_names_are_kept(straight, tmp_path):
     recipe = change_recipe(get_recipe("rooms_labels"), SHORT)
     for outputs in (7, 20):
-        with pytest.raises(RecipeError, match=f"The data has 12 classes and the head has {outputs} outputs.*classes=12"):
-            train(change_recipe(recipe, [f"model.changes.heads.label.classes={outputs}"]), tmp_path / "other", straight / "data", cpu=True, workers=0, progress=False)
+        with pytest.raises(
+            RecipeError, match=f"The data has 12 classes and the head has {outputs} outputs.*classes=12"
+        ):
+            train(
+                change_recipe(recipe, [f"model.changes.heads.label.classes={outputs}"]),
+                tmp_path / "other",
+                straight / "data",
+                cpu=True,
+                workers=0,
+                progress=False,
+            )
     assert not (tmp_path / "other").exists()
     train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
-    assert config["class_names"] == list(open_dataset("rooms", straight / "data", "train", count=12, progress=False).classes)
+    assert config["class_names"] == list(
+        open_dataset("rooms", straight / "data", "train", count=12, progress=False).classes
+    )
 
 
 def test_a_batch_in_parts_with_unequal_labels_has_the_gradient_of_the_whole():
     "In double precision, the auxiliary head included; the parts have all and an eighth of their labels."
     torch.manual_seed(0)
-    model = create_model("dpt_tiny", heads={"label": dict(classes=5, auxiliary=True, dropout=0.0)}, batch_norm=True).double().train()
+    model = (
+        create_model("dpt_tiny", heads={"label": dict(classes=5, auxiliary=True, dropout=0.0)}, batch_norm=True)
+        .double()
+        .train()
+    )
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._NormBase):
             module.eval()  # a batch norm sees each part by itself, by definition
     images, labels = torch.rand(4, 3, 96, 128, dtype=torch.float64), torch.randint(5, (4, 96, 128))
     labels[2:][torch.rand(2, 96, 128) < 7 / 8] = 255
-    losses = build_losses(get_recipe("rooms_labels", losses={"label": dict(auxiliary_weight=0.4, class_weights=[1, 2, 3, 4, 5])}))
+    losses = build_losses(
+        get_recipe("rooms_labels", losses={"label": dict(auxiliary_weight=0.4, class_weights=[1, 2, 3, 4, 5])})
+    )
 
     def gradient_of(parts):
         model.zero_grad()
@@ -461,15 +720,25 @@ def test_a_batch_in_parts_with_unequal_labels_has_the_gradient_of_the_whole():
             backward, shown = batch_loss(predictions, piece, losses, shares=share)
             backward.backward()
             total += shown.item()
-        return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+        return total, {
+            name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+        }
 
     def by_hand():
         model.zero_grad()
-        predictions, weight = {name: logits.double() for name, logits in model(images).items()}, torch.tensor([1, 2, 3, 4, 5], dtype=torch.float64)
+        predictions, weight = (
+            {name: logits.double() for name, logits in model(images).items()},
+            torch.tensor([1, 2, 3, 4, 5], dtype=torch.float64),
+        )
         resized = torch.nn.functional.interpolate(predictions["label_auxiliary"], (96, 128), mode="bilinear")
-        loss = sum(share * torch.nn.functional.cross_entropy(logits, labels, weight, ignore_index=255) for share, logits in ((1, predictions["label"]), (0.4, resized)))
+        loss = sum(
+            share * torch.nn.functional.cross_entropy(logits, labels, weight, ignore_index=255)
+            for share, logits in ((1, predictions["label"]), (0.4, resized))
+        )
         loss.backward()
-        return loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+        return loss.item(), {
+            name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+        }
 
     loss, expected = by_hand()
     largest = max(value.abs().max() for value in expected.values())
@@ -480,7 +749,19 @@ def test_a_batch_in_parts_with_unequal_labels_has_the_gradient_of_the_whole():
 
 
 def test_a_dry_run_of_few_steps_says_how_long_a_step_takes(straight, tmp_path):
-    done = command_here("dpt_train", "rooms_tiny", "--cpu", "--workers", 0, "--data-root", straight / "data", "--dry-run", *changes(*SHORT, "loop.steps=3", "schedule.warm_up=0"), folder=tmp_path, check=0)
+    done = command_here(
+        "dpt_train",
+        "rooms_tiny",
+        "--cpu",
+        "--workers",
+        0,
+        "--data-root",
+        straight / "data",
+        "--dry-run",
+        *changes(*SHORT, "loop.steps=3", "schedule.warm_up=0"),
+        folder=tmp_path,
+        check=0,
+    )
     seconds = float(done.stdout.split("time: ")[1].split(" s a step")[0])
     assert seconds > 0 and "steps: 3 of" in done.stdout
 

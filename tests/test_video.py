@@ -1,4 +1,5 @@
 "Films as people have them: on their side, with times of their own, odd and broken; what options do with them; and what smoothing leaves of a moving room."
+
 import json
 import math
 import os
@@ -15,14 +16,14 @@ from PIL import Image
 
 av = pytest.importorskip("av", reason="films need PyAV")
 
-from dpt_nb.inference import video  # noqa: E402
 from dpt_nb.commands import main  # noqa: E402
+from dpt_nb.inference import video  # noqa: E402
 from dpt_nb.inference.folders import read_predictions  # noqa: E402
-from dpt_nb.inference.predictor import Predictor  # noqa: E402
-from dpt_nb.network.dpt import create_model  # noqa: E402
 from dpt_nb.inference.outputs import read_map, read_scaled  # noqa: E402
+from dpt_nb.inference.predictor import Predictor  # noqa: E402
+from dpt_nb.inference.video import FilmReader, TemporalSmoother, VideoError, predict_video, read_video  # noqa: E402
+from dpt_nb.network.dpt import create_model  # noqa: E402
 from dpt_nb.scenes.scenes import random_scene, render  # noqa: E402
-from dpt_nb.inference.video import FilmReader, TemporalSmoother, VideoError, VideoWriter, predict_video, read_video  # noqa: E402
 
 MODEL = str(Path(__file__).resolve().parent.parent / "dpt_nb" / "weights" / "dpt_tiny_scenes")
 CORNERS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -50,7 +51,19 @@ def corners(image):
     return [min(CORNERS, key=lambda name: np.abs(np.array(CORNERS[name]) - place).sum()) for place in places]
 
 
-def write_raw(path, pictures, times=None, base=Fraction(1, 25), rate=25, codec="libx264", pixels="yuv420p", form="rgb24", setup=None, options=None, container_options=None):
+def write_raw(
+    path,
+    pictures,
+    times=None,
+    base=Fraction(1, 25),
+    rate=25,
+    codec="libx264",
+    pixels="yuv420p",
+    form="rgb24",
+    setup=None,
+    options=None,
+    container_options=None,
+):
     "A film by PyAV itself, not by the code that is tested."
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
@@ -119,7 +132,12 @@ def test_pixels_that_are_not_square_are_made_square_and_said_so(tmp_path, predic
 @pytest.mark.parametrize("suffix, tolerance", [(".mp4", 2e-5), (".mkv", 1.1e-3)])
 def test_times_of_a_variable_rate_film_are_kept(suffix, tolerance, tmp_path, predictor):
     times = [0, 3600, 7300, 12000, 90000, 93003, 140000, 500000]
-    film = write_raw(tmp_path / f"varied{suffix}", [np.full((32, 32, 3), 20 * i, np.uint8) for i in range(8)], times, Fraction(1, 90000))
+    film = write_raw(
+        tmp_path / f"varied{suffix}",
+        [np.full((32, 32, 3), 20 * i, np.uint8) for i in range(8)],
+        times,
+        Fraction(1, 90000),
+    )
     for every in (1, 3):
         entry = predict_video(predictor, film, tmp_path / "out", every=every, outputs=("colour", "npy"), progress=False)
         assert entry["frames"] == len(times[::every])
@@ -130,11 +148,27 @@ def test_times_of_a_variable_rate_film_are_kept(suffix, tolerance, tmp_path, pre
             assert abs(float(written) - time / 90000) <= tolerance and abs(noted["time"] - time / 90000) <= tolerance
 
 
-@pytest.mark.parametrize("base", [Fraction(1001, 30000), Fraction(1001, 24000), Fraction(1, 90000), Fraction(1, 1000), Fraction(3), Fraction(1000, 14985)])
+@pytest.mark.parametrize(
+    "base",
+    [
+        Fraction(1001, 30000),
+        Fraction(1001, 24000),
+        Fraction(1, 90000),
+        Fraction(1, 1000),
+        Fraction(3),
+        Fraction(1000, 14985),
+    ],
+)
 def test_odd_time_bases(base, tmp_path, predictor):
     step = max(1, round(Fraction(1, 20) / base)) if base < Fraction(1, 100) else 1
     times = [index * step for index in range(6)]
-    film = write_raw(tmp_path / "odd.mp4", [np.full((32, 32, 3), 40 * i, np.uint8) for i in range(6)], times, base, rate=1 / (base * step))
+    film = write_raw(
+        tmp_path / "odd.mp4",
+        [np.full((32, 32, 3), 40 * i, np.uint8) for i in range(6)],
+        times,
+        base,
+        rate=1 / (base * step),
+    )
     predict_video(predictor, film, tmp_path / "out", progress=False)
     for time, written in zip(times, stated_times(tmp_path / "out" / "odd-depth.mp4"), strict=True):
         assert abs(written - time * base) <= Fraction(1, 45000)
@@ -142,7 +176,10 @@ def test_odd_time_bases(base, tmp_path, predictor):
 
 def test_frames_without_times_are_placed_by_the_rate_and_counted(tmp_path, predictor):
     some_film(tmp_path / "raw.mp4", 5)
-    with av.open(str(tmp_path / "raw.mp4")) as source, av.open(str(tmp_path / "raw.h264"), "w", format="h264") as target:
+    with (
+        av.open(str(tmp_path / "raw.mp4")) as source,
+        av.open(str(tmp_path / "raw.h264"), "w", format="h264") as target,
+    ):
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None:
@@ -155,16 +192,27 @@ def test_frames_without_times_are_placed_by_the_rate_and_counted(tmp_path, predi
 
 
 def test_times_that_begin_below_zero(tmp_path):
-    film = write_raw(tmp_path / "early.mkv", [np.full((32, 32, 3), 40 * i, np.uint8) for i in range(4)], [500, 1500, 2500, 3500], Fraction(1, 25000))
+    film = write_raw(
+        tmp_path / "early.mkv",
+        [np.full((32, 32, 3), 40 * i, np.uint8) for i in range(4)],
+        [500, 1500, 2500, 3500],
+        Fraction(1, 25000),
+    )
     assert [round(float(frame.time), 2) for frame in FilmReader(film)] == [0, 0.04, 0.08, 0.12]
 
 
 # kinds of films
 
 
-@pytest.mark.parametrize("codec, pixels, suffix, size", [
-    ("libx264", "yuv420p10le", ".mp4", (48, 64)), ("ffv1", "gray", ".mkv", (33, 51)), ("ffv1", "bgr0", ".mkv", (33, 51)), ("mpeg4", "yuv420p", ".avi", (48, 64)),
-])
+@pytest.mark.parametrize(
+    "codec, pixels, suffix, size",
+    [
+        ("libx264", "yuv420p10le", ".mp4", (48, 64)),
+        ("ffv1", "gray", ".mkv", (33, 51)),
+        ("ffv1", "bgr0", ".mkv", (33, 51)),
+        ("mpeg4", "yuv420p", ".avi", (48, 64)),
+    ],
+)
 def test_kinds_of_frames(codec, pixels, suffix, size, tmp_path, predictor):
     picture = corner_picture(*size)
     film = write_raw(tmp_path / f"kind{suffix}", [picture] * 2, codec=codec, pixels=pixels)
@@ -193,18 +241,36 @@ def test_one_frame_and_sound(tmp_path, predictor):
 
 def test_a_cover_picture_is_no_film(monkeypatch, tmp_path):
     "An attached picture is the first video stream of many music files; a film may have one, too."
+
     class Stream:
         width, height, sample_aspect_ratio = 64, 48, None
 
-        def __init__(self, kind, disposition): self.type, self.disposition, self.thread_type, self.codec_context = kind, disposition, None, SimpleNamespace()
+        def __init__(self, kind, disposition):
+            self.type, self.disposition, self.thread_type, self.codec_context = (
+                kind,
+                disposition,
+                None,
+                SimpleNamespace(),
+            )
 
-    cover, film = Stream("video", av.stream.Disposition.attached_pic | av.stream.Disposition.default), Stream("video", av.stream.Disposition.default)
+    cover, film = (
+        Stream("video", av.stream.Disposition.attached_pic | av.stream.Disposition.default),
+        Stream("video", av.stream.Disposition.default),
+    )
 
     class Container:
         closed = False
-        def __init__(self, *streams): self.streams = self; self.all = streams; self.video = [each for each in streams if each.type == "video"]
-        def __iter__(self): return iter(self.all)
-        def close(self): Container.closed = True
+
+        def __init__(self, *streams):
+            self.streams = self
+            self.all = streams
+            self.video = [each for each in streams if each.type == "video"]
+
+        def __iter__(self):
+            return iter(self.all)
+
+        def close(self):
+            Container.closed = True
 
     (tmp_path / "song.m4a").write_bytes(b"x")
     monkeypatch.setattr(av, "open", lambda path, **options: Container(cover, Stream("audio", None), film))
@@ -237,7 +303,11 @@ def test_of_a_film_that_breaks_off_the_beginning_is_kept_and_said(suffix, tmp_pa
         said = capsys.readouterr()
         count = len(list(read_video("out/long-depth.mp4")))
         assert 3 < count < 17 and f"out/long-depth.mp4 ({count} frames)" in said.out
-        assert "what came before was read" in said.err and "Traceback" not in said.err and "were there already" not in said.out
+        assert (
+            "what came before was read" in said.err
+            and "Traceback" not in said.err
+            and "were there already" not in said.out
+        )
 
 
 def test_bytes_broken_in_the_middle(tmp_path, capsys, monkeypatch):
@@ -267,7 +337,13 @@ def test_a_stop_leaves_nothing_half_written(tmp_path, predictor, monkeypatch):
 
 def test_a_prediction_that_is_nan_is_named_and_nothing_is_written(tmp_path, predictor, monkeypatch):
     film, real = some_film(tmp_path / "film.mp4"), Predictor.predict
-    monkeypatch.setattr(Predictor, "predict", lambda self, image: {head: values * torch.nan if image.mean() > 0.3 else values for head, values in real(self, image).items()})
+    monkeypatch.setattr(
+        Predictor,
+        "predict",
+        lambda self, image: {
+            head: values * torch.nan if image.mean() > 0.3 else values for head, values in real(self, image).items()
+        },
+    )
     with pytest.raises(VideoError, match="predicted for frame 2 of .* holds NaN"):
         predict_video(predictor, film, tmp_path / "out", smooth=0.5, progress=False)
     assert list((tmp_path / "out").iterdir()) == []
@@ -276,10 +352,18 @@ def test_a_prediction_that_is_nan_is_named_and_nothing_is_written(tmp_path, pred
 # options of the command
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["--outputs", "png,ply"], "ply cannot be written of a video"), (["--outputs", "bar"], "bar cannot be written"), (["--smooth", "1"], "below 1"),
-    (["--every", "0"], "--every 0"), (["--window", "0"], "at least 1 pixel"), (["--window", "32", "--overlap", "0.95"], "below 0.9"), (["--batch", "0"], "1 or more"),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--outputs", "png,ply"], "ply cannot be written of a video"),
+        (["--outputs", "bar"], "bar cannot be written"),
+        (["--smooth", "1"], "below 1"),
+        (["--every", "0"], "--every 0"),
+        (["--window", "0"], "at least 1 pixel"),
+        (["--window", "32", "--overlap", "0.95"], "below 0.9"),
+        (["--batch", "0"], "1 or more"),
+    ],
+)
 def test_what_films_cannot_do_is_refused_before_a_model_is_opened(words, sentence, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     some_film("film.mp4")
@@ -301,12 +385,34 @@ def test_outputs_of_films_and_images_together(tmp_path, capsys, monkeypatch, pre
     monkeypatch.chdir(tmp_path)
     some_film("film.mp4", 4)
     Image.fromarray(corner_picture()).save("a.png")
-    assert predict("a.png", "film.mp4", "--out", "out", "--outputs", "png,npy,pfm,colour,overlay,side", "--every", 2) == 0
+    assert (
+        predict("a.png", "film.mp4", "--out", "out", "--outputs", "png,npy,pfm,colour,overlay,side", "--every", 2) == 0
+    )
     written = {path.name for path in Path("out").iterdir()}
-    assert {"a-depth.png", "film-depth", "film-label", "film-depth.mp4", "film-depth-colour.mp4", "film-depth-overlay.mp4", "film-label-overlay.mp4", "predictions.json"} <= written
-    assert {path.name for path in Path("out/film-label").iterdir()} == {"000000.png", "000000.npy", "000002.png", "000002.npy", "frames.json"}
+    assert {
+        "a-depth.png",
+        "film-depth",
+        "film-label",
+        "film-depth.mp4",
+        "film-depth-colour.mp4",
+        "film-depth-overlay.mp4",
+        "film-label-overlay.mp4",
+        "predictions.json",
+    } <= written
+    assert {path.name for path in Path("out/film-label").iterdir()} == {
+        "000000.png",
+        "000000.npy",
+        "000002.png",
+        "000002.npy",
+        "frames.json",
+    }
     said = json.loads(Path("out/film-depth/frames.json").read_text())
-    assert [frame["number"] for frame in said["frames"]] == [0, 2] and said["frames"][1]["time"] == 0.08 and said["scale"] == 1000 and said["unit"] == "metre"
+    assert (
+        [frame["number"] for frame in said["frames"]] == [0, 2]
+        and said["frames"][1]["time"] == 0.08
+        and said["scale"] == 1000
+        and said["unit"] == "metre"
+    )
     expected = predictor(list(read_video("film.mp4"))[2])["depth"]
     assert torch.allclose(read_map("out/film-depth/000002.pfm"), expected, atol=1e-5)
     assert torch.allclose(read_map("out/film-depth/000002.npy"), expected, atol=1e-5)
@@ -334,7 +440,10 @@ def test_finished_films_are_left_alone_and_again_is_heard(tmp_path, capsys, monk
 
 def test_windows_batches_flip_scales_and_precision(tmp_path, predictor, monkeypatch):
     scene = random_scene("rooms", 4, (96, 128))
-    views = [render(replace(scene, camera=replace(scene.camera, yaw=scene.camera.yaw + 0.01 * step)))["image"] for step in range(2)]
+    views = [
+        render(replace(scene, camera=replace(scene.camera, yaw=scene.camera.yaw + 0.01 * step)))["image"]
+        for step in range(2)
+    ]
     film = write_raw(tmp_path / "room.mp4", [(view * 255).round().byte().permute(1, 2, 0).numpy() for view in views])
     images = list(read_video(film))
     found = lambda predictor, **how: [each["depth"] for each in predictor.frames(film, **how)]
@@ -344,7 +453,9 @@ def test_windows_batches_flip_scales_and_precision(tmp_path, predictor, monkeypa
         assert torch.allclose(one, other, atol=1e-4)
     other = Predictor(predictor.model, "cpu", flip=True, scales=(0.5, 1.0))
     for one, image in zip(found(other), images, strict=True):
-        assert torch.allclose(one, other(image)["depth"], atol=1e-4) and not torch.allclose(one, predictor(image)["depth"], atol=1e-3)
+        assert torch.allclose(one, other(image)["depth"], atol=1e-4) and not torch.allclose(
+            one, predictor(image)["depth"], atol=1e-3
+        )
     votes = [each["label"] for each in predictor.frames(film, window=128, smooth=0.3)]
     assert (votes[0] == predictor(images[0])["label"]).all()
 
@@ -360,7 +471,11 @@ def test_what_a_user_put_beside_is_not_overwritten(tmp_path, predictor):
         assert entry["name"] == "film-3" and entry.get("earlier", False) == earlier
     assert all(path.read_bytes() == content for path, content in mine.items())
     assert {path.name for path in out.iterdir()} == {
-        "film-depth", "film-2-depth.mp4", "predictions.json", *(f"film-3-{head}{end}" for head in ("depth", "label") for end in ("", ".mp4"))}
+        "film-depth",
+        "film-2-depth.mp4",
+        "predictions.json",
+        *(f"film-3-{head}{end}" for head in ("depth", "label") for end in ("", ".mp4")),
+    }
     notes = out / "film-3-depth" / "notes.txt"
     notes.write_text("mine")
     with pytest.raises(VideoError, match="what no film wrote"):
@@ -386,7 +501,9 @@ def test_frames_that_are_too_large_are_refused_by_what_they_declare(tmp_path, pr
     with pytest.raises(VideoError, match="declares frames of 96×128 pixels, .*--max-pixels"):
         FilmReader(film, max_pixels=96 * 128 - 1)
     header = b"YUV4MPEG2 W64 H48 F25:1 Ip A{aspect}:1 C420jpeg\n"
-    (tmp_path / "wide.avi").write_bytes(header.replace(b"{aspect}", b"65535") + (b"FRAME\n" + bytes(64 * 48 * 3 // 2)) * 2)
+    (tmp_path / "wide.avi").write_bytes(
+        header.replace(b"{aspect}", b"65535") + (b"FRAME\n" + bytes(64 * 48 * 3 // 2)) * 2
+    )
     with pytest.raises(VideoError, match="declares frames of 48×4194240 pixels"):
         predict_video(predictor, tmp_path / "wide.avi", tmp_path / "out", progress=False)
 
@@ -412,7 +529,9 @@ def walk(seed, pose, count, size=(48, 64)):
         x = right * math.cos(camera.yaw) - ahead * math.sin(camera.yaw)
         y = right * math.sin(camera.yaw) + ahead * math.cos(camera.yaw)
         position = (camera.position[0] + x, camera.position[1] + y, camera.position[2])
-        frames.append(render(replace(scene, camera=replace(camera, yaw=camera.yaw + math.radians(turn), position=position))))
+        frames.append(
+            render(replace(scene, camera=replace(camera, yaw=camera.yaw + math.radians(turn), position=position)))
+        )
     return frames
 
 
@@ -428,15 +547,24 @@ def spread(shown, true):
 slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize("seed, strength", [(4, 0.8), *(pytest.param(seed, strength, marks=slow) for seed in (1, 4, 7) for strength in (0.5, 0.9))])
+@pytest.mark.parametrize(
+    "seed, strength",
+    [(4, 0.8), *(pytest.param(seed, strength, marks=slow) for seed in (1, 4, 7) for strength in (0.5, 0.9))],
+)
 def test_a_turning_camera_keeps_the_spread_of_a_perfect_network(seed, strength):
     frames = walk(seed, lambda step: (step / 2, 0, 0), 121)
     true = [1 / frame["depth"][None] for frame in frames]
     ratios = spread(smoothed(frames, true, strength), true)
-    assert 0.95 <= ratios[120] <= 1.1 and min(ratios) > 0.92 and max(ratios) < 1.12, (ratios[120], min(ratios), max(ratios))
+    assert 0.95 <= ratios[120] <= 1.1 and min(ratios) > 0.92 and max(ratios) < 1.12, (
+        ratios[120],
+        min(ratios),
+        max(ratios),
+    )
 
 
-@pytest.mark.parametrize("pose", [lambda step: (0, 0.01 * step, 0), lambda step: (0, 0, 0.015 * step)], ids=["sideways", "ahead"])
+@pytest.mark.parametrize(
+    "pose", [lambda step: (0, 0.01 * step, 0), lambda step: (0, 0, 0.015 * step)], ids=["sideways", "ahead"]
+)
 def test_a_walking_camera(pose):
     frames = walk(4, pose, 60)
     true = [1 / frame["depth"][None] for frame in frames]
@@ -450,7 +578,9 @@ def test_a_jitter_of_scale_on_a_still_scene_is_steadied():
     frames, generator = walk(4, lambda step: (0, 0, 0), 1) * 60, torch.Generator().manual_seed(0)
     true = 1 / frames[0]["depth"][None]
     jitter = [true * (0.8 + 0.4 * torch.rand(1, generator=generator)) for _ in frames]
-    flicker = lambda maps: sum((b - a).square().mean().sqrt() for a, b in zip(maps, maps[1:])).item() / 59 / true.std().item()
+    flicker = lambda maps: (
+        sum((b - a).square().mean().sqrt() for a, b in zip(maps, maps[1:])).item() / 59 / true.std().item()
+    )
     shown = smoothed(frames, jitter, 0.8)
     assert flicker(shown) < 0.05 * flicker(jitter) and 0.8 < spread(shown, [true] * 60)[-1] < 1.2
     shifted = [values + torch.rand(1, generator=generator) for values in jitter]
@@ -460,7 +590,10 @@ def test_a_jitter_of_scale_on_a_still_scene_is_steadied():
 def test_after_a_cut_nothing_of_the_old_scene_remains():
     for seed in range(2):
         old, new = walk(seed, lambda step: (step / 2, 0, 0), 4), walk(seed + 20, lambda step: (step / 2, 0, 0), 4)
-        for head, quantity in (("inverse_depth", lambda frame: 1 / frame["depth"][None]), ("depth", lambda frame: frame["depth"][None])):
+        for head, quantity in (
+            ("inverse_depth", lambda frame: 1 / frame["depth"][None]),
+            ("depth", lambda frame: frame["depth"][None]),
+        ):
             joined = smoothed(old + new, [quantity(frame) for frame in old + new], 0.9, head)
             alone = smoothed(new, [quantity(frame) for frame in new], 0.9, head)
             assert all(torch.equal(a, b) for a, b in zip(joined[4:], alone)), (seed, head)
@@ -475,6 +608,9 @@ def test_frames_without_spread_and_with_holes():
     maps[5] = torch.full_like(true, torch.nan)
     shown = smoothed(frames, maps, 0.8)
     assert torch.equal(shown[2].isnan(), maps[2].isnan()) and shown[5].isnan().all()
-    assert all(shown[index].isfinite().all() for index in (0, 1, 3, 4, 6, 7)) and abs(spread(shown, [true] * 8)[7] - 1) < 0.2
+    assert (
+        all(shown[index].isfinite().all() for index in (0, 1, 3, 4, 6, 7))
+        and abs(spread(shown, [true] * 8)[7] - 1) < 0.2
+    )
     depth = smoothed(frames, [torch.full_like(true, 4.0)] * 8, 0.8, "depth")
     assert all(torch.allclose(values, torch.tensor(4.0), atol=1e-4) for values in depth)

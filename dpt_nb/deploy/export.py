@@ -30,17 +30,33 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from .. import __version__
-from ..weights.load import scan_pickle
 from ..images.images import not_written, out_of_room, whole_file
 from ..inference.predictor import resize_policy
-from ..network.dpt import DPT, ConfigError, DeviationConv, SIDES, Schema, choice, either, fields_of, parse_json, read_json, violation, whole
+from dpt_nb.network.dpt import (
+    DPT,
+    SIDES,
+    ConfigError,
+    DeviationConv,
+    Schema,
+    choice,
+    either,
+    fields_of,
+    parse_json,
+    read_json,
+    violation,
+    whole,
+)
+from ..weights.load import scan_pickle
 
 # %% ../../nbs/deploy/export.ipynb #524aa791
 class ExportError(ValueError):
     "A network that cannot be written, or a file that cannot be opened, said in one sentence."
 
 
-LEAST_PATCHES, MOST_PATCHES = 3, 4096  # along an open side; from two, the coarsest level would be one wide, which a graph treats as a case of its own
+LEAST_PATCHES, MOST_PATCHES = (
+    3,
+    4096,
+)  # along an open side; from two, the coarsest level would be one wide, which a graph treats as a case of its own
 
 
 @contextmanager
@@ -66,7 +82,9 @@ def trace(
     if batch is None:
         open_sides[0] = Dim("batch", min=1)
     if sizes == "any":
-        open_sides |= {axis: patch * Dim(name, min=LEAST_PATCHES, max=MOST_PATCHES) for axis, name in [(2, "rows"), (3, "columns")]}
+        open_sides |= {
+            axis: patch * Dim(name, min=LEAST_PATCHES, max=MOST_PATCHES) for axis, name in [(2, "rows"), (3, "columns")]
+        }
     height, width = (5 * patch, 7 * patch) if sizes == "any" else sizes
     image = torch.rand(batch or 2, 3, height, width, device=network.mean.device)
     with torch.no_grad(), quiet():
@@ -89,7 +107,16 @@ def plain_convolution(
     std, mean = torch.std_mean(layer.weight, dim=(1, 2, 3), correction=0, keepdim=True)
     std = std + layer.eps if isinstance(layer, DeviationConv) else (std.square() + layer.eps).sqrt()
     padding = 0 if layer.same_pad else layer.padding
-    plain = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, padding, layer.dilation, layer.groups, layer.bias is not None)
+    plain = nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        padding,
+        layer.dilation,
+        layer.groups,
+        layer.bias is not None,
+    )
     plain.weight = nn.Parameter((layer.weight - mean) / std)
     plain.bias = layer.bias
     return nn.Sequential(constant_padding(layer, 0.0), plain) if layer.same_pad else plain
@@ -105,11 +132,20 @@ def settled(
             if isinstance(child, StdConv2dSame):
                 setattr(parent, name, plain_convolution(child))
             elif isinstance(child, MaxPool2dSame):
-                setattr(parent, name, nn.Sequential(constant_padding(child, -torch.inf), nn.MaxPool2d(child.kernel_size, child.stride)))
+                setattr(
+                    parent,
+                    name,
+                    nn.Sequential(constant_padding(child, -torch.inf), nn.MaxPool2d(child.kernel_size, child.stride)),
+                )
     return network
 
 # %% ../../nbs/deploy/export.ipynb #a94f68e0
-HEAD_UNITS = {"depth": "metres along the optical axis", "inverse_depth": "none: larger is nearer, known up to scale and shift", "label": "logits: the largest along axis 1 is the class"}
+HEAD_UNITS = {
+    "depth": "metres along the optical axis",
+    "inverse_depth": "none: larger is nearer, known up to scale and shift",
+    "label": "logits: the largest along axis 1 is the class",
+}
+
 
 def facts_of(
     model: DPT,
@@ -119,13 +155,33 @@ def facts_of(
 ) -> dict:  # what JSON can say
     "What to feed and what comes out."
     policy = resize_policy(model.config, model.backbone.patch)
-    heads = {name: dict(shape=f"B,{arguments.get('classes', 150) if name == 'label' else 1},H,W", unit=HEAD_UNITS[name]) for name, arguments in model.config.heads.items()}
-    heads = {name: facts | (dict(classes=model.config.heads[name].get("classes", 150)) if name == "label" else {}) for name, facts in heads.items()}
+    heads = {
+        name: dict(shape=f"B,{arguments.get('classes', 150) if name == 'label' else 1},H,W", unit=HEAD_UNITS[name])
+        for name, arguments in model.config.heads.items()
+    }
+    heads = {
+        name: facts | (dict(classes=model.config.heads[name].get("classes", 150)) if name == "label" else {})
+        for name, facts in heads.items()
+    }
     return dict(
-        made_by=f"dpt_nb {__version__}", backbone=model.config.backbone, form=form, torch=torch.__version__.split("+")[0],
-        input=dict(name="image", shape="B,3,H,W", type="float32", values="RGB in [0, 1] as stored in the file; mean and std are inside"),
-        multiple=model.backbone.patch, smallest=LEAST_PATCHES * model.backbone.patch if sizes == "any" else min(sizes), sizes=sizes if sizes == "any" else list(sizes), batch=batch or "any",
-        sizing=dict(native=list(policy.size), multiple=policy.multiple, method=policy.method, resizing=model.config.resizing), heads=heads,
+        made_by=f"dpt_nb {__version__}",
+        backbone=model.config.backbone,
+        form=form,
+        torch=torch.__version__.split("+")[0],
+        input=dict(
+            name="image",
+            shape="B,3,H,W",
+            type="float32",
+            values="RGB in [0, 1] as stored in the file; mean and std are inside",
+        ),
+        multiple=model.backbone.patch,
+        smallest=LEAST_PATCHES * model.backbone.patch if sizes == "any" else min(sizes),
+        sizes=sizes if sizes == "any" else list(sizes),
+        batch=batch or "any",
+        sizing=dict(
+            native=list(policy.size), multiple=policy.multiple, method=policy.method, resizing=model.config.resizing
+        ),
+        heads=heads,
     )
 
 # %% ../../nbs/deploy/export.ipynb #6536d4d0
@@ -135,7 +191,9 @@ def need_onnx() -> None:
         try:
             __import__(name)
         except ImportError:
-            raise ExportError(f'ONNX needs {name}, which is not installed: pip install "dpt_nb[export]", or choose form="torch_export", which needs torch alone.') from None
+            raise ExportError(
+                f'ONNX needs {name}, which is not installed: pip install "dpt_nb[export]", or choose form="torch_export", which needs torch alone.'
+            ) from None
 
 
 def write_onnx(
@@ -146,9 +204,13 @@ def write_onnx(
     "Graph, weights and facts in one file. Raises `ExportError` for a network too large for one file."
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
     if size > 1.9e9:
-        raise ExportError(f'The weights are {size / 1e9:.1f} GB, and an ONNX file can hold 2: choose form="torch_export".')
+        raise ExportError(
+            f'The weights are {size / 1e9:.1f} GB, and an ONNX file can hold 2: choose form="torch_export".'
+        )
     with quiet():
-        written = torch.onnx.export(program, (), input_names=["image"], output_names=list(facts["heads"]), external_data=False, verbose=False)
+        written = torch.onnx.export(
+            program, (), input_names=["image"], output_names=list(facts["heads"]), external_data=False, verbose=False
+        )
     for value in (*written.model.graph.inputs, *written.model.graph.outputs):
         for axis, name in [(0, "batch"), (2, "height"), (3, "width")]:
             if not isinstance(value.shape[axis], int):
@@ -160,7 +222,9 @@ def write_onnx(
 def need_compiler() -> None:
     "Raises `ExportError` where torch would find no C++ compiler."
     if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name):
-        raise ExportError("The compiled form needs a C++ compiler, and neither g++ nor clang++ was found: install one (Debian: apt install g++), or choose onnx or torch_export, which need none.")
+        raise ExportError(
+            "The compiled form needs a C++ compiler, and neither g++ nor clang++ was found: install one (Debian: apt install g++), or choose onnx or torch_export, which need none."
+        )
 
 
 def compiled(program: ExportedProgram) -> bytes:
@@ -172,8 +236,12 @@ def compiled(program: ExportedProgram) -> bytes:
         words = str(error)
         full = out_of_room(error) or re.search("No space left on device|File too large|Disk quota exceeded", words)
         if full:
-            raise ExportError(f"The compiler has no room for its work ({full if isinstance(full, str) else full[0]}): make room in the temporary folder, or name another in TORCHINDUCTOR_CACHE_DIR.") from error
-        raise ExportError(f"The network could not be compiled ({(words.strip() or type(error).__name__).splitlines()[0]}): choose onnx or torch_export, which need no compiler.") from error
+            raise ExportError(
+                f"The compiler has no room for its work ({full if isinstance(full, str) else full[0]}): make room in the temporary folder, or name another in TORCHINDUCTOR_CACHE_DIR."
+            ) from error
+        raise ExportError(
+            f"The network could not be compiled ({(words.strip() or type(error).__name__).splitlines()[0]}): choose onnx or torch_export, which need no compiler."
+        ) from error
     return buffer.getvalue()
 
 
@@ -194,6 +262,7 @@ def write_pt2(
 # %% ../../nbs/deploy/export.ipynb #bb91ecd8
 EXPORT_FORMS = {"onnx": ".onnx", "torch_export": ".pt2", "compiled": ".pt2"}
 
+
 def facts_beside(
     path: Path,  # of a .pt2
 ) -> Path:
@@ -205,7 +274,8 @@ def export(
     model: DPT,  # is left as it is; exported in float32
     path: str | Path,  # file to write: .onnx, or .pt2 for the other two forms
     form: str = "onnx",  # "onnx", "torch_export" or "compiled"
-    sizes: tuple[int, int] | str = "any",  # height and width in pixels, or "any": all multiples of the patch from three patches on
+    sizes: tuple[int, int]
+    | str = "any",  # height and width in pixels, or "any": all multiples of the patch from three patches on
     batch: int | None = None,  # pictures at a time; None: any number
 ) -> Path:  # the file
     "Write a network for programs that know nothing of this library. Raises `ExportError` for what cannot be written so, and for a disk that has no room."
@@ -234,12 +304,16 @@ def check_place(
     "Raises `ExportError` where something stands that is not to be replaced: a folder, a device, or other facts than of an export."
     for place in (path, *([] if form == "onnx" else [facts_beside(path)])):
         if place.exists() and not place.is_file():
-            raise ExportError(f"{place} is {'a folder' if place.is_dir() else 'no regular file'}, and a file was to be written there: choose another name.")
+            raise ExportError(
+                f"{place} is {'a folder' if place.is_dir() else 'no regular file'}, and a file was to be written there: choose another name."
+            )
     if form != "onnx" and facts_beside(path).exists():
         try:
             check_facts(read_json(facts_beside(path)), facts_beside(path))
         except (ConfigError, ExportError):
-            raise ExportError(f"{facts_beside(path)} is there, is not of an export, and would be replaced: choose another name for {path.name}.") from None
+            raise ExportError(
+                f"{facts_beside(path)} is there, is not of an export, and would be replaced: choose another name for {path.name}."
+            ) from None
 
 # %% ../../nbs/deploy/export.ipynb #dad68600
 def check_wish(
@@ -254,29 +328,63 @@ def check_wish(
     if form not in EXPORT_FORMS:
         raise ExportError(f"There is no form {form!r}. Choose {', '.join(EXPORT_FORMS)}.")
     if path.suffix != EXPORT_FORMS[form]:
-        raise ExportError(f"The form {form} is a file whose name ends in {EXPORT_FORMS[form]}, and {path.name} was given.")
-    if sizes != "any" and not (isinstance(sizes, (tuple, list)) and len(sizes) == 2 and all(isinstance(side, int) and side > 0 for side in sizes)):
+        raise ExportError(
+            f"The form {form} is a file whose name ends in {EXPORT_FORMS[form]}, and {path.name} was given."
+        )
+    if sizes != "any" and not (
+        isinstance(sizes, (tuple, list))
+        and len(sizes) == 2
+        and all(isinstance(side, int) and side > 0 for side in sizes)
+    ):
         raise ExportError(f'sizes is {sizes!r}; expected (height, width) in pixels, or "any".')
     if sizes != "any" and any(side % patch for side in sizes):
         fitting = "×".join(str(max(1, round(side / patch)) * patch) for side in sizes)
-        raise ExportError(f"sizes is {sizes[0]}×{sizes[1]}, and both sides have to be multiples of the patch size {patch}. Take {fitting}; whoever runs the file resizes the picture.")
+        raise ExportError(
+            f"sizes is {sizes[0]}×{sizes[1]}, and both sides have to be multiples of the patch size {patch}. Take {fitting}; whoever runs the file resizes the picture."
+        )
     if sizes == "any" and model.backbone.windowed:
-        raise ExportError(f"{model.config.backbone} cuts its maps into windows, and how those are padded and masked is worked out for one size. Give sizes=(height, width), such as its own {native}; one file for each size wanted.")
+        raise ExportError(
+            f"{model.config.backbone} cuts its maps into windows, and how those are padded and masked is worked out for one size. Give sizes=(height, width), such as its own {native}; one file for each size wanted."
+        )
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise ExportError(f"batch is {batch!r}; expected a number of pictures, or None for any.")
     need_onnx() if form == "onnx" else need_compiler() if form == "compiled" else None
 
 # %% ../../nbs/deploy/export.ipynb #049d7a1e
-PIXELS, TEXT, ANY = whole(1, 2**20, " pixels"), dict(type="string", maxLength=300, description="a text"), dict(const="any", description="any")
+PIXELS, TEXT, ANY = (
+    whole(1, 2**20, " pixels"),
+    dict(type="string", maxLength=300, description="a text"),
+    dict(const="any", description="any"),
+)
 HEAD_FACTS = fields_of(dict(shape=TEXT, unit=TEXT, classes=whole(1, 2**20)), "its shape, unit and number of classes")
-FACTS_SCHEMA = Schema(dict(
-    type="object", description="a dict", required=["form", "multiple", "smallest", "sizes", "batch", "sizing", "heads"],
-    properties=dict(
-        form=choice("onnx", "torch_export", "compiled"), multiple=PIXELS, smallest=PIXELS, sizes=either(SIDES, ANY), batch=either(whole(1, 2**20, " pictures"), ANY),
-        sizing=dict(type="object", required=["native", "method"], properties=dict(native=SIDES, multiple=PIXELS, method=TEXT, resizing=TEXT), description="a dict of native, multiple, method and resizing"),
-        heads=dict(type="object", minProperties=1, maxProperties=20, propertyNames=dict(pattern="^[a-z_]{1,40}$"), additionalProperties=HEAD_FACTS, description="names of heads with their shape and unit"),
-    ),
-))
+FACTS_SCHEMA = Schema(
+    dict(
+        type="object",
+        description="a dict",
+        required=["form", "multiple", "smallest", "sizes", "batch", "sizing", "heads"],
+        properties=dict(
+            form=choice("onnx", "torch_export", "compiled"),
+            multiple=PIXELS,
+            smallest=PIXELS,
+            sizes=either(SIDES, ANY),
+            batch=either(whole(1, 2**20, " pictures"), ANY),
+            sizing=dict(
+                type="object",
+                required=["native", "method"],
+                properties=dict(native=SIDES, multiple=PIXELS, method=TEXT, resizing=TEXT),
+                description="a dict of native, multiple, method and resizing",
+            ),
+            heads=dict(
+                type="object",
+                minProperties=1,
+                maxProperties=20,
+                propertyNames=dict(pattern="^[a-z_]{1,40}$"),
+                additionalProperties=HEAD_FACTS,
+                description="names of heads with their shape and unit",
+            ),
+        ),
+    )
+)
 
 
 def check_facts(found: dict, source: Path) -> dict:
@@ -287,6 +395,7 @@ def check_facts(found: dict, source: Path) -> dict:
 
 # %% ../../nbs/deploy/export.ipynb #f9d8ee54
 FACTS = ("made_by", "backbone", "form", "torch", "input", "multiple", "smallest", "sizes", "batch", "sizing", "heads")
+
 
 def export_facts(
     path: str | Path,  # of an exported file
@@ -300,8 +409,14 @@ def export_facts(
         import onnx
 
         try:
-            written = {each.key: each.value for each in onnx.load(path, load_external_data=False).metadata_props if each.key in FACTS}
-            found = parse_json(f"{{{', '.join(f'{json.dumps(key)}: {value}' for key, value in written.items())}}}".encode(), path)
+            written = {
+                each.key: each.value
+                for each in onnx.load(path, load_external_data=False).metadata_props
+                if each.key in FACTS
+            }
+            found = parse_json(
+                f"{{{', '.join(f'{json.dumps(key)}: {value}' for key, value in written.items())}}}".encode(), path
+            )
         except Exception as error:
             raise ExportError(f"{path} cannot be read as ONNX ({type(error).__name__}): write it again.") from None
         if written:
@@ -311,7 +426,10 @@ def export_facts(
             return check_facts(read_json(facts_beside(path)), path)
         except ConfigError as error:
             raise ExportError(str(error)) from None
-    raise ExportError(f"{path} says nothing about what to feed it; expected a file written by export" + ("." if path.suffix == ".onnx" else f", with {facts_beside(path).name} beside it."))
+    raise ExportError(
+        f"{path} says nothing about what to feed it; expected a file written by export"
+        + ("." if path.suffix == ".onnx" else f", with {facts_beside(path).name} beside it.")
+    )
 
 # %% ../../nbs/deploy/export.ipynb #5eaf7adb
 PROGRAM_MEMBERS = r"(data/weights/(weight_[0-9]+|\w+_config\.json)|data/constants/(tensor_[0-9]+|\w+_config\.json)|models/\w+\.json|data/sample_inputs/\w+\.pt|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment|extra/.*)"
@@ -322,18 +440,28 @@ TERMS = rb"[A-Z]\w*|[suz][0-9a-z]*[0-9]+|positive|integer|nonnegative|nonzero|re
 def is_arithmetic(formula: bytes) -> bool:
     "Whether a formula of a graph has numbers, sides and sympy's classes alone, and calls nothing else."
     words = re.findall(rb"[A-Za-z_]\w*", formula)
-    return bool(re.fullmatch(rb"[\w\s+\-*/(),.'<>=]{0,2000}", formula)) and b"__" not in formula and all(re.fullmatch(TERMS, word) for word in words)
+    return (
+        bool(re.fullmatch(rb"[\w\s+\-*/(),.'<>=]{0,2000}", formula))
+        and b"__" not in formula
+        and all(re.fullmatch(TERMS, word) for word in words)
+    )
 
 
 def check_program(
     path: Path,  # of a .pt2 that `torch.export.save` wrote
 ) -> None:
     "Raises `ExportError` for an archive that holds more than a program, its weights and examples of what it takes."
-    refuse = lambda what: ExportError(f"{path} was refused: {what}, which export does not write, and which could run code or fill the memory.")
+    refuse = lambda what: ExportError(
+        f"{path} was refused: {what}, which export does not write, and which could run code or fill the memory."
+    )
     with ZipFile(path) as archive:
         for member in archive.infolist():
             name = member.filename.split("/", 1)[-1]
-            if not re.fullmatch(PROGRAM_MEMBERS, name) or member.compress_type != ZIP_STORED or member.file_size > path.stat().st_size:
+            if (
+                not re.fullmatch(PROGRAM_MEMBERS, name)
+                or member.compress_type != ZIP_STORED
+                or member.file_size > path.stat().st_size
+            ):
                 raise refuse(f"it holds {name[:60]!r}")
             if name.endswith(".json"):
                 content = archive.read(member)
@@ -356,7 +484,9 @@ def open_program(path: Path, form: str) -> Callable:
     except ExportError:
         raise
     except Exception as error:
-        raise ExportError(f"{path} cannot be opened ({(str(error).strip() or type(error).__name__).splitlines()[0][:200]}): write it again.") from None
+        raise ExportError(
+            f"{path} cannot be opened ({(str(error).strip() or type(error).__name__).splitlines()[0][:200]}): write it again."
+        ) from None
 
 # %% ../../nbs/deploy/export.ipynb #242dfe39
 def check_fed(
@@ -368,9 +498,13 @@ def check_fed(
     any_size = facts["sizes"] == "any"
     if any_size and (height % multiple or width % multiple or min(height, width) < facts["smallest"]):
         fitting = "×".join(str(max(facts["smallest"], round(side / multiple) * multiple)) for side in (height, width))
-        raise ExportError(f"The picture is {height}×{width}, and this file takes multiples of {multiple} from {facts['smallest']} on: resize it to {fitting}.")
+        raise ExportError(
+            f"The picture is {height}×{width}, and this file takes multiples of {multiple} from {facts['smallest']} on: resize it to {fitting}."
+        )
     if not any_size and [height, width] != facts["sizes"]:
-        raise ExportError(f"The picture is {height}×{width}, and this file was written for {facts['sizes'][0]}×{facts['sizes'][1]} alone: resize it.")
+        raise ExportError(
+            f"The picture is {height}×{width}, and this file was written for {facts['sizes'][0]}×{facts['sizes'][1]} alone: resize it."
+        )
     if facts["batch"] not in ("any", batch):
         raise ExportError(f"{batch} pictures came together, and this file was written for {facts['batch']} at a time.")
 
@@ -387,8 +521,13 @@ def open_export(
         try:
             session = onnxruntime.InferenceSession(str(path), providers=list(providers))
         except Exception as error:
-            raise ExportError(f"{path} cannot be opened by ONNX Runtime ({str(error).splitlines()[0][:200]}): write it again.") from None
-        run = lambda image: {name: torch.from_numpy(values) for name, values in zip(facts["heads"], session.run(list(facts["heads"]), {"image": image.numpy()}))}
+            raise ExportError(
+                f"{path} cannot be opened by ONNX Runtime ({str(error).splitlines()[0][:200]}): write it again."
+            ) from None
+        run = lambda image: {
+            name: torch.from_numpy(values)
+            for name, values in zip(facts["heads"], session.run(list(facts["heads"]), {"image": image.numpy()}))
+        }
     else:
         run = open_program(Path(path), facts["form"])
 
@@ -402,6 +541,7 @@ def open_export(
 # %% ../../nbs/deploy/export.ipynb #cbcfa5c6
 class Parity(NamedTuple):
     "One comparison of a file with the model."
+
     name: str  # of the file
     head: str
     size: tuple[int, int]  # height and width, pixels
@@ -419,7 +559,13 @@ class ParityTable(list):
 
     def _repr_markdown_(self) -> str:
         lines = ["| file | head | height×width | batch | largest difference / range |", "|---|---|---|---:|---:|"]
-        return "\n".join(lines + [f"| {row.name} | {row.head} | {row.size[0]}×{row.size[1]} | {row.batch} | {row.difference:.1e} |" for row in self])
+        return "\n".join(
+            lines
+            + [
+                f"| {row.name} | {row.head} | {row.size[0]}×{row.size[1]} | {row.batch} | {row.difference:.1e} |"
+                for row in self
+            ]
+        )
 
 # %% ../../nbs/deploy/export.ipynb #4712bcb0
 def sizes_to_check(
@@ -431,7 +577,15 @@ def sizes_to_check(
     patch, native = facts["multiple"], facts["sizing"]["native"]
     native = [min(native)] * 2 if facts["sizing"]["method"] == "short_side" else native
     rows, columns = (max(LEAST_PATCHES, side // patch) for side in native)
-    return [(height * patch, width * patch) for height, width in [(rows, columns), (rows, 2 * columns + 1), (rows + 3, max(LEAST_PATCHES, columns // 2)), (2 * rows - 1, 2 * columns)]]
+    return [
+        (height * patch, width * patch)
+        for height, width in [
+            (rows, columns),
+            (rows, 2 * columns + 1),
+            (rows + 3, max(LEAST_PATCHES, columns // 2)),
+            (2 * rows - 1, 2 * columns),
+        ]
+    ]
 
 
 @torch.no_grad()

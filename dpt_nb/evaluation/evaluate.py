@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from ..data.sampling import unusable_sample
+from ..data.transforms import KBCrop
 from ..images.images import depth_panel, whole_file
 from ..inference.predictor import PredictionError, Predictor
-from ..data.sampling import unusable_sample
 from ..objective.metrics import DEPTH_METRICS, DepthMetrics, SegmentationMetrics
-from ..data.transforms import KBCrop
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #658e3a6b
 class EvaluationError(ValueError):
@@ -51,16 +51,27 @@ class Protocol:
     crop: str | None = None  # one of `CROPS`: only inside it depth is judged; None: everywhere
     kb_crop: bool = False  # picture and ground truth are cut to the bottom 352 rows and the middle 1216 columns before anything else
     crop_of: str = "picture"  # what the shares of `crop` are shares of: "picture", as it was before `kb_crop`, or "cut", what that left
-    align: str | None = None  # None: metres are judged; "median": depth up to a factor; "least_squares": inverse depth up to scale and shift
+    align: str | None = (
+        None  # None: metres are judged; "median": depth up to a factor; "least_squares": inverse depth up to scale and shift
+    )
     average: str = "image"  # "image": every image weighs the same; "pixel": every judged pixel does
 
     def __post_init__(self):
-        choices = dict(crop=(None, *CROPS), crop_of=("picture", "cut"), align=(None, "median", "least_squares"), average=("image", "pixel"))
+        choices = dict(
+            crop=(None, *CROPS),
+            crop_of=("picture", "cut"),
+            align=(None, "median", "least_squares"),
+            average=("image", "pixel"),
+        )
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise EvaluationError(f"A protocol with {name}={getattr(self, name)!r} does not exist. Choose from {', '.join(map(repr, known))}.")
+                raise EvaluationError(
+                    f"A protocol with {name}={getattr(self, name)!r} does not exist. Choose from {', '.join(map(repr, known))}."
+                )
         if not 0 < self.min_depth < self.max_depth:
-            raise EvaluationError(f"A protocol judges depths between min_depth and max_depth, and {self.min_depth} and {self.max_depth} metres were given. Both have to be above 0, and the first below the second.")
+            raise EvaluationError(
+                f"A protocol judges depths between min_depth and max_depth, and {self.min_depth} and {self.max_depth} metres were given. Both have to be above 0, and the first below the second."
+            )
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #39ad56cc
 def crop_window(
@@ -74,7 +85,9 @@ def crop_window(
     top, bottom, left, right = CROPS[crop]
     if crop == "nyu_eigen":
         if (height, width) != (480, 640):
-            raise EvaluationError(f"The crop {crop!r} is rows {top} to {bottom} and columns {left} to {right} of pictures with 480 rows and 640 columns, and this one has {height} and {width}. Choose another protocol, or pictures of NYUv2 at their own size.")
+            raise EvaluationError(
+                f"The crop {crop!r} is rows {top} to {bottom} and columns {left} to {right} of pictures with 480 rows and 640 columns, and this one has {height} and {width}. Choose another protocol, or pictures of NYUv2 at their own size."
+            )
         return top, bottom, left, right
     return int(top * height), int(bottom * height), int(left * width), int(right * width)
 
@@ -83,7 +96,9 @@ def judged_window(
     protocol: Protocol,
     height: int,  # of the picture as the data set gives it, pixels
     width: int,  # likewise
-) -> tuple[int, int, int, int]:  # top, bottom, left, right, in the picture that is predicted: the cut, where there is one
+) -> tuple[
+    int, int, int, int
+]:  # top, bottom, left, right, in the picture that is predicted: the cut, where there is one
     "The rectangle that a protocol judges. BTS `utils/eval_with_pngs.py` for shares of the picture, Toolbox `depth/datasets/kitti.py` for shares of the cut."
     if not protocol.kb_crop:
         return crop_window(protocol.crop, height, width)
@@ -93,7 +108,12 @@ def judged_window(
     first_row, first_column = height - rows, (width - columns) // 2
     top, bottom, left, right = crop_window(protocol.crop, height, width)
     inside = lambda place, first, size: min(max(place - first, 0), size)
-    return inside(top, first_row, rows), inside(bottom, first_row, rows), inside(left, first_column, columns), inside(right, first_column, columns)
+    return (
+        inside(top, first_row, rows),
+        inside(bottom, first_row, rows),
+        inside(left, first_column, columns),
+        inside(right, first_column, columns),
+    )
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #7557ea93
 PROTOCOLS = {
@@ -110,7 +130,13 @@ PROTOCOLS = {
     "zero_shot": Protocol(align="least_squares"),
 }
 DEFAULT_PROTOCOLS = {  # name of a data set, as in `DATASETS` of `data.sampling` → name of the protocol that its papers use
-    "rooms": "rooms", "streets": "streets", "folder": "folder", "kitti": "kitti_eigen", "nyu": "nyu", "ade20k": "ade20k", "pascal_context": "pascal_context",
+    "rooms": "rooms",
+    "streets": "streets",
+    "folder": "folder",
+    "kitti": "kitti_eigen",
+    "nyu": "nyu",
+    "ade20k": "ade20k",
+    "pascal_context": "pascal_context",
 }
 
 
@@ -119,7 +145,9 @@ def protocol_for(
 ) -> Protocol:
     "The protocol by which a data set is usually judged. Raises `EvaluationError` for a name that does not exist."
     if data not in DEFAULT_PROTOCOLS:
-        raise EvaluationError(f"There is no protocol for data called {data!r}. Choose from {', '.join(DEFAULT_PROTOCOLS)}.")
+        raise EvaluationError(
+            f"There is no protocol for data called {data!r}. Choose from {', '.join(DEFAULT_PROTOCOLS)}."
+        )
     return PROTOCOLS[DEFAULT_PROTOCOLS[data]]
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #fbc4c6d2
@@ -131,14 +159,21 @@ def as_judged(
     protocol: Protocol,
 ) -> dict:  # `image`, the truths it has, `judged` `(1, H, W)` bool where the protocol has a crop, `path` for messages
     "A sample cut as the protocol says. Raises `EvaluationError`, naming it, for truth of another size than the picture's, and for a picture too small for the cut."
-    parts, path = {name: sample[name] for name in ("image", *TRUTHS) if name in sample}, sample.get("meta", {}).get("path", "a picture")
+    parts, path = (
+        {name: sample[name] for name in ("image", *TRUTHS) if name in sample},
+        sample.get("meta", {}).get("path", "a picture"),
+    )
     height, width = size = tuple(parts["image"].shape[-2:])
     for name, value in parts.items():
         if tuple(value.shape[-2:]) != size:
-            raise EvaluationError(f"{path} has {height} rows and {width} columns, and its {name} {value.shape[-2]} and {value.shape[-1]}. Both have to be of one size.")
+            raise EvaluationError(
+                f"{path} has {height} rows and {width} columns, and its {name} {value.shape[-2]} and {value.shape[-1]}. Both have to be of one size."
+            )
     if protocol.kb_crop:
         if height < KBCrop.height or width < KBCrop.width:
-            raise EvaluationError(f"{path} has {height} rows and {width} columns, and the protocol cuts {KBCrop.height}×{KBCrop.width} out of every picture. Is this KITTI at its own size?")
+            raise EvaluationError(
+                f"{path} has {height} rows and {width} columns, and the protocol cuts {KBCrop.height}×{KBCrop.width} out of every picture. Is this KITTI at its own size?"
+            )
         parts = KBCrop()(parts)
     if protocol.crop and "depth" in parts:
         top, bottom, left, right = judged_window(protocol, height, width)
@@ -172,7 +207,9 @@ def read_share(
     "The samples that one of several processes judges: every `share[1]`-th, from `share[0]` on. Raises what the data set raises, and as `as_judged` does."
     places = range(share[0], len(dataset), share[1])
     # A generator of its own: judging must not move the random state of a training run
-    for sample in DataLoader(ErrorsKept(dataset), batch_size=None, sampler=places, num_workers=workers, generator=torch.Generator()):
+    for sample in DataLoader(
+        ErrorsKept(dataset), batch_size=None, sampler=places, num_workers=workers, generator=torch.Generator()
+    ):
         if isinstance(sample, Exception):
             raise sample
         yield as_judged(sample, protocol)
@@ -204,12 +241,18 @@ def judged_heads(
     said, fitted = f"The model predicts {', '.join(heads)}", protocol.align == "least_squares"
     head = "inverse_depth" if fitted else "depth"
     if "depth" in truths and head not in heads and fitted and "depth" in heads:
-        raise EvaluationError(f"{said}, and the protocol fits scale and shift to inverse depth. Judge depth in metres by a protocol with align=None, or depth up to a factor by align='median'.")
+        raise EvaluationError(
+            f"{said}, and the protocol fits scale and shift to inverse depth. Judge depth in metres by a protocol with align=None, or depth up to a factor by align='median'."
+        )
     if "depth" in truths and head not in heads and "inverse_depth" in heads:
-        raise EvaluationError(f"{said}, which has no unit, and the data holds metres, so there is nothing to judge as it is. Choose a protocol with align='least_squares', such as zero_shot.")
+        raise EvaluationError(
+            f"{said}, which has no unit, and the data holds metres, so there is nothing to judge as it is. Choose a protocol with align='least_squares', such as zero_shot."
+        )
     pairs = {name: truth for name, truth in (("label", "label"), (head, "depth")) if name in heads and truth in truths}
     if not pairs:
-        raise EvaluationError(f"{said} and the data holds no truth for it, so there is nothing to judge. A depth model needs `depth` in its samples, a segmentation model `label`.")
+        raise EvaluationError(
+            f"{said} and the data holds no truth for it, so there is nothing to judge. A depth model needs `depth` in its samples, a segmentation model `label`."
+        )
     return pairs
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #40bcef0b
@@ -224,13 +267,17 @@ def build_judge(
     if head == "label":
         count = prediction.shape[1] if prediction.ndim == 4 else classes
         if not count:
-            raise EvaluationError("The predicted labels are numbers of classes, and the data does not say how many classes it has. Predict logits, or judge on data with named classes.")
+            raise EvaluationError(
+                "The predicted labels are numbers of classes, and the data does not say how many classes it has. Predict logits, or judge on data with named classes."
+            )
         return SegmentationMetrics(count, **options)
     return DepthMetrics(protocol.min_depth, protocol.max_depth, protocol.average, protocol.align, **options)
 
 
 def build_judges(
-    maps: dict[str, torch.Tensor],  # head → `(B, C, H, W)`, of any pictures; labels also as numbers of classes, `(B, H, W)`
+    maps: dict[
+        str, torch.Tensor
+    ],  # head → `(B, C, H, W)`, of any pictures; labels also as numbers of classes, `(B, H, W)`
     sample: dict,  # as `as_judged` gives it: which truths there are
     protocol: Protocol,
     classes: int = 0,  # names that the data has for its labels; 0: not known
@@ -239,7 +286,9 @@ def build_judges(
     "A judge for every head that can be judged. Raises `EvaluationError` as `judged_heads` does, and for another number of classes than the data's."
     heads = judged_heads(maps, [truth for truth in TRUTHS if truth in sample], protocol)
     if "label" in heads and maps["label"].ndim == 4 and classes not in (0, maps["label"].shape[1]):
-        raise EvaluationError(f"The model tells {maps['label'].shape[1]} classes apart and the data has {classes}, so their numbers do not mean the same. Judge it on the data that it was trained for.")
+        raise EvaluationError(
+            f"The model tells {maps['label'].shape[1]} classes apart and the data has {classes}, so their numbers do not mean the same. Judge it on the data that it was trained for."
+        )
     return {head: build_judge(head, maps[head], protocol, classes, **options).to(maps[head].device) for head in heads}
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #368145ec
@@ -254,9 +303,17 @@ def judge_batch(
     for head, judge in judges.items():
         truth, prediction = "label" if head == "label" else "depth", maps[head]
         if truth not in batch[0]:
-            raise EvaluationError(f"{where} has no {truth}, and the pictures before have. Where nothing is known, depth is 0 and a label 255.")
-        if prediction.ndim not in ((3, 4) if head == "label" else (4,)) or len(prediction) != len(batch) or tuple(prediction.shape[-2:]) != (height, width):
-            raise EvaluationError(f"{where}: the prediction `{head}` has shape {tuple(prediction.shape)}, and ({len(batch)}, C, {height}, {width}) was expected, a map of the picture's size for each picture.")
+            raise EvaluationError(
+                f"{where} has no {truth}, and the pictures before have. Where nothing is known, depth is 0 and a label 255."
+            )
+        if (
+            prediction.ndim not in ((3, 4) if head == "label" else (4,))
+            or len(prediction) != len(batch)
+            or tuple(prediction.shape[-2:]) != (height, width)
+        ):
+            raise EvaluationError(
+                f"{where}: the prediction `{head}` has shape {tuple(prediction.shape)}, and ({len(batch)}, C, {height}, {width}) was expected, a map of the picture's size for each picture."
+            )
         stacked = lambda name: torch.stack([sample[name] for sample in batch]).to(prediction.device)
         mask = (stacked("judged"),) if truth == "depth" and "judged" in batch[0] else ()
         try:
@@ -309,9 +366,13 @@ def check_judging(
         raise EvaluationError(f"The batch size is {batch_size}, and has to be at least 1.")
     rank, processes = share
     if not 0 <= rank < processes:
-        raise EvaluationError(f"The share is {rank} of {processes} processes, and they are numbered from 0 to {processes - 1}.")
+        raise EvaluationError(
+            f"The share is {rank} of {processes} processes, and they are numbered from 0 to {processes - 1}."
+        )
     if processes > 1 and process_count() not in (0, processes):
-        raise EvaluationError(f"The data is shared by {processes} processes, and {process_count()} are running, whose numbers are added up. Share it by as many.")
+        raise EvaluationError(
+            f"The data is shared by {processes} processes, and {process_count()} are running, whose numbers are added up. Share it by as many."
+        )
 
 
 def process_count() -> int:  # 0: none has been announced to `torch.distributed`
@@ -335,12 +396,21 @@ def collected(
 ) -> dict:  # metric → value
     "What the judges say. Raises `EvaluationError` when there was not one pixel to judge in the whole set."
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The ``compute`` method")  # said of an empty share, whose states are zeros
+        warnings.filterwarnings(
+            "ignore", message="The ``compute`` method"
+        )  # said of an empty share, whose states are zeros
         said = {head: judge.compute() for head, judge in judges.items()}
     for head, numbers in said.items():
         if whole and not numbers["images"]:
-            missing = "a label other than 255" if head == "label" else f"measured depth between {protocol.min_depth:g} and {protocol.max_depth:g} m" + (f" inside the crop {protocol.crop!r}" if protocol.crop else "")
-            raise EvaluationError(f"Not one of the {numbers['skipped']} pictures has {missing}, so there is nothing to judge.")
+            missing = (
+                "a label other than 255"
+                if head == "label"
+                else f"measured depth between {protocol.min_depth:g} and {protocol.max_depth:g} m"
+                + (f" inside the crop {protocol.crop!r}" if protocol.crop else "")
+            )
+            raise EvaluationError(
+                f"Not one of the {numbers['skipped']} pictures has {missing}, so there is nothing to judge."
+            )
     # both count images: depth comes last, so that its count, which knows of images without truth, is the one reported
     return {key: value for numbers in said.values() for key, value in numbers.items()}
 
@@ -365,7 +435,8 @@ def evaluate(
     workers: int = 0,  # processes that read the samples
     progress: bool = True,  # show a bar with rate and time left
     share: tuple[int, int] = (0, 1),  # number of this process, and how many judge together
-    each: Callable[[dict], None] | None = None,  # is given the metrics of every image of this share alone, in order, with its path
+    each: Callable[[dict], None]
+    | None = None,  # is given the metrics of every image of this share alone, in order, with its path
 ) -> dict:  # metric → value; keys as in `objective.metrics`
     """Judge a predictor; every process of a share gets the numbers of all. Raises `EvaluationError` for what `check_judging` and
     `judged_heads` find, for a prediction or truth that does not fit, and when no picture has ground truth."""
@@ -392,9 +463,14 @@ def median_depth(
     progress: bool = True,  # show a bar with rate and time left
 ) -> torch.Tensor:  # `(1, H, W)` metres
     "The median measured depth at each pixel; where nothing was measured, the median of all. Raises `EvaluationError` for pictures of several sizes."
-    depths = [dataset[index]["depth"] for index in tqdm(range(len(dataset)), desc="median depth", unit="scene", disable=not progress, leave=False)]
+    depths = [
+        dataset[index]["depth"]
+        for index in tqdm(range(len(dataset)), desc="median depth", unit="scene", disable=not progress, leave=False)
+    ]
     if len(sizes := {tuple(depth.shape[-2:]) for depth in depths}) > 1:
-        raise EvaluationError(f"A median at each pixel needs pictures of one size, and these have {len(sizes)}: {', '.join(f'{height}×{width}' for height, width in sorted(sizes))}.")
+        raise EvaluationError(
+            f"A median at each pixel needs pictures of one size, and these have {len(sizes)}: {', '.join(f'{height}×{width}' for height, width in sorted(sizes))}."
+        )
     depths = torch.stack(depths)
     depths[depths == 0] = torch.nan
     median = depths.nanmedian(dim=0).values
@@ -427,7 +503,9 @@ def class_shares(
         label = dataset[index]["label"]
         known = label != 255
         if known.any() and not 0 <= label[known].min() <= label[known].max() < classes:
-            raise EvaluationError(f"Sample {index} has labels from {label[known].min()} to {label[known].max()}, and {classes} classes are numbered from 0 to {classes - 1}.")
+            raise EvaluationError(
+                f"Sample {index} has labels from {label[known].min()} to {label[known].max()}, and {classes} classes are numbered from 0 to {classes - 1}."
+            )
         each = F.one_hot(torch.where(known, label, classes), classes + 1)[..., :classes].movedim(-1, 0)
         shares += F.adaptive_avg_pool2d(each.double(), grid)
     if not shares.any():
@@ -450,20 +528,64 @@ class SharesPredictor:
         return {"label": stretched.expand(len(image), -1, -1, -1)}
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #aba21907
-_HYBRID_KITTI = dict(abs_rel=0.062, sq_rel=0.222, rmse=2.575, rmse_log=0.092, log10=0.027, silog=8.282, delta1=0.959, delta2=0.995, delta3=0.999)
-_HYBRID_NYU = dict(abs_rel=0.109, sq_rel=0.054, rmse=0.357, rmse_log=0.129, log10=0.045, silog=9.521, delta1=0.904, delta2=0.988, delta3=0.998)
+_HYBRID_KITTI = dict(
+    abs_rel=0.062,
+    sq_rel=0.222,
+    rmse=2.575,
+    rmse_log=0.092,
+    log10=0.027,
+    silog=8.282,
+    delta1=0.959,
+    delta2=0.995,
+    delta3=0.999,
+)
+_HYBRID_NYU = dict(
+    abs_rel=0.109,
+    sq_rel=0.054,
+    rmse=0.357,
+    rmse_log=0.129,
+    log10=0.045,
+    silog=9.521,
+    delta1=0.904,
+    delta2=0.988,
+    delta3=0.998,
+)
 _TOOLBOX_KITTI = dict(abs_rel=0.073, rmse=2.604)  # Garg's shares of the cut
 _ZERO_SHOT = {  # of Ranftl et al., ICCV 2021, table 1
-    "DPT-Large": {"DIW": dict(whdr=0.1082), "ETH3D": dict(abs_rel=0.089), "Sintel": dict(abs_rel=0.270), "KITTI": dict(delta1=0.9154), "NYU": dict(delta1=0.9168), "TUM": dict(delta1=0.9003)},
-    "DPT-Hybrid": {"DIW": dict(whdr=0.1106), "ETH3D": dict(abs_rel=0.093), "Sintel": dict(abs_rel=0.274), "KITTI": dict(delta1=0.8844), "NYU": dict(delta1=0.9131), "TUM": dict(delta1=0.8911)},
+    "DPT-Large": {
+        "DIW": dict(whdr=0.1082),
+        "ETH3D": dict(abs_rel=0.089),
+        "Sintel": dict(abs_rel=0.270),
+        "KITTI": dict(delta1=0.9154),
+        "NYU": dict(delta1=0.9168),
+        "TUM": dict(delta1=0.9003),
+    },
+    "DPT-Hybrid": {
+        "DIW": dict(whdr=0.1106),
+        "ETH3D": dict(abs_rel=0.093),
+        "Sintel": dict(abs_rel=0.274),
+        "KITTI": dict(delta1=0.8844),
+        "NYU": dict(delta1=0.9131),
+        "TUM": dict(delta1=0.8911),
+    },
 }
 PUBLISHED_FIGURES = {  # protocol → row → metrics; isl-org/DPT's EVALUATION.md, the Toolbox's table, and Ranftl et al., ICCV 2021
-    "kitti_eigen": {"DPT-Hybrid (published)": _HYBRID_KITTI, "DPT-Base, Toolbox, +flip, crop of the cut (published)": _TOOLBOX_KITTI},
+    "kitti_eigen": {
+        "DPT-Hybrid (published)": _HYBRID_KITTI,
+        "DPT-Base, Toolbox, +flip, crop of the cut (published)": _TOOLBOX_KITTI,
+    },
     "kitti_eigen_toolbox": {"DPT-Base, Toolbox, +flip (published)": _TOOLBOX_KITTI},
-    "nyu": {"DPT-Hybrid (published)": _HYBRID_NYU, "DPT-Base, Toolbox, +flip (published)": dict(abs_rel=0.135, rmse=0.413)},
+    "nyu": {
+        "DPT-Hybrid (published)": _HYBRID_NYU,
+        "DPT-Base, Toolbox, +flip (published)": dict(abs_rel=0.135, rmse=0.413),
+    },
     "ade20k": {"DPT-Hybrid (published)": dict(miou=0.4902, pixel_accuracy=0.8311)},
     "pascal_context": {"DPT-Hybrid (published)": dict(miou=0.6046)},
-    "zero_shot": {f"{model} on {data} (published)": figures for model, sets in _ZERO_SHOT.items() for data, figures in sets.items()},
+    "zero_shot": {
+        f"{model} on {data} (published)": figures
+        for model, sets in _ZERO_SHOT.items()
+        for data, figures in sets.items()
+    },
 }
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #357b5d70
@@ -477,7 +599,13 @@ def metric_table(
     width, cell = max(map(len, rows)), max(10, *(len(column) + 2 for column in columns))
     lines = [" " * width + "".join(f"{column:>{cell}}" for column in columns)]
     for name, metrics in rows.items():
-        lines.append(f"{name:{width}}" + "".join(f"{metrics[column]:{cell}.4f}" if metrics.get(column) is not None else f"{'–':>{cell}}" for column in columns))
+        lines.append(
+            f"{name:{width}}"
+            + "".join(
+                f"{metrics[column]:{cell}.4f}" if metrics.get(column) is not None else f"{'–':>{cell}}"
+                for column in columns
+            )
+        )
     return "\n".join(lines)
 
 

@@ -19,12 +19,23 @@ from torch.utils.data import Dataset, Subset
 from ..data.checks import spread
 from ..data.datasets import FileDataset
 from .evaluate import EvaluationError, Protocol, as_judged, predicted
-from ..images.images import TILE_WIDTH, colour_label, depth_range, figure_text, label_palette, label_patches, tile_height
-from ..objective.metrics import aligned_by_least_squares, aligned_by_median
 from .prediction_files import StoredTruth, prediction_name
+from dpt_nb.images.images import (
+    TILE_WIDTH,
+    colour_label,
+    depth_range,
+    figure_text,
+    label_palette,
+    label_patches,
+    tile_height,
+)
+from ..objective.metrics import aligned_by_least_squares, aligned_by_median
 
 # %% ../../nbs/evaluation/gallery.ipynb #49626e6b
-MAIN_METRICS = {"depth": ("abs_rel", 1), "label": ("miou", -1)}  # truth → the metric that sorts, and the sign that puts the worst last
+MAIN_METRICS = {
+    "depth": ("abs_rel", 1),
+    "label": ("miou", -1),
+}  # truth → the metric that sorts, and the sign that puts the worst last
 
 
 def chosen_images(
@@ -59,7 +70,10 @@ def image_name(
     return Path(dataset[index].get("meta", {}).get("path", str(index))).stem
 
 
-CAPTION_FIGURES = {"depth": {"abs_rel": "AbsRel {:.3f}", "rmse": "RMSE {:.2f} m", "delta1": "δ1 {:.3f}"}, "label": {"miou": "mIoU {:.3f}", "pixel_accuracy": "pixel accuracy {:.3f}"}}
+CAPTION_FIGURES = {
+    "depth": {"abs_rel": "AbsRel {:.3f}", "rmse": "RMSE {:.2f} m", "delta1": "δ1 {:.3f}"},
+    "label": {"miou": "mIoU {:.3f}", "pixel_accuracy": "pixel accuracy {:.3f}"},
+}
 
 
 def caption(
@@ -69,14 +83,18 @@ def caption(
     truth: str,  # "depth" or "label"
 ) -> str:
     "Kind, name, and the figures that say how good it is."
-    return f"{kind}: {name}    " + ", ".join(words.format(figures[key]) for key, words in CAPTION_FIGURES[truth].items())
+    return f"{kind}: {name}    " + ", ".join(
+        words.format(figures[key]) for key, words in CAPTION_FIGURES[truth].items()
+    )
 
 # %% ../../nbs/evaluation/gallery.ipynb #39728f01
 def depth_rows(
     samples: list[dict],  # as `as_judged` gives them
     maps: list[dict],  # of each, as `predicted` says it, `(1, 1, H, W)`
     protocol: Protocol,
-) -> list[tuple]:  # truth in metres, prediction in metres, relative error, `(H, W)` arrays; NaN where nothing is known, or not judged
+) -> list[
+    tuple
+]:  # truth in metres, prediction in metres, relative error, `(H, W)` arrays; NaN where nothing is known, or not judged
     "What is drawn of each depth map."
     rows = []
     for sample, said in zip(samples, maps):
@@ -93,7 +111,9 @@ def depth_rows(
             radius = max(1, truth.shape[-1] // 400)
             known = F.max_pool2d(torch.where(judged, error.nan_to_num() + 1e-6, 0.0), 2 * radius + 1, 1, radius)
             error, truth = torch.where(known > 0, known, torch.nan), spread(truth[0], radius)[None]
-        rows.append(tuple(values[0, 0].double().numpy() for values in (torch.where(truth > 0, truth, torch.nan), depth, error)))
+        rows.append(
+            tuple(values[0, 0].double().numpy() for values in (torch.where(truth > 0, truth, torch.nan), depth, error))
+        )
     return rows
 
 # %% ../../nbs/evaluation/gallery.ipynb #1c3733f7
@@ -110,7 +130,10 @@ class Sheet:
         widest = min(image.shape[-2] / image.shape[-1] for image in images)
         self.tile, self.gap, line = TILE_WIDTH * (1.5 if widest < 0.4 else 1), 0.08, 0.26
         heights = [self.tile * tile_height(image) / TILE_WIDTH for image in images]
-        self.width, self.height = (self.tile + self.gap) * len(titles) + self.gap, 0.2 + sum(heights) + line * len(heights) + foot
+        self.width, self.height = (
+            (self.tile + self.gap) * len(titles) + self.gap,
+            0.2 + sum(heights) + line * len(heights) + foot,
+        )
         self.figure, self.rows, top = plt.figure(figsize=(self.width, self.height), dpi=90), [], self.height - 0.2
         for number, title in enumerate(titles):
             self.write(self.left(number) + self.tile / 2, top, title, ha="center")
@@ -144,15 +167,21 @@ def depth_gallery(
     "Image, truth, prediction and relative error, a row an image, one colour scale for all."
     drawn = depth_rows(samples, maps, protocol)
     low, high = depth_range(np.nan_to_num(np.concatenate([truth.ravel() for truth, _, _ in drawn])))
-    page = Sheet([sample["image"] for sample in samples], captions, ("image", "truth", "prediction", "relative error"), 0.65)
+    page = Sheet(
+        [sample["image"] for sample in samples], captions, ("image", "truth", "prediction", "relative error"), 0.65
+    )
     for axes, sample, (truth, depth, error) in zip(page.rows, samples, drawn):
         axes[0].imshow(sample["image"].permute(1, 2, 0).clamp(0, 1).numpy())
         for axis, metres in zip(axes[1:3], (truth, depth)):
             depths = axis.imshow(metres, cmap="Spectral", vmin=low, vmax=high, interpolation="nearest")
         errors = axes[3].imshow(error, cmap="magma", vmin=0, vmax=0.5, interpolation="nearest")
     bar = lambda column, columns: page.place(page.left(column) + 0.1, 0.42, columns * page.tile - 0.2, 0.1)
-    page.figure.colorbar(depths, cax=bar(1, 2), orientation="horizontal", extend="both").set_label("depth (m)", fontsize=8.5)
-    page.figure.colorbar(errors, cax=bar(3, 1), orientation="horizontal", extend="max").set_label("error as a share of the truth", fontsize=8.5)
+    page.figure.colorbar(depths, cax=bar(1, 2), orientation="horizontal", extend="both").set_label(
+        "depth (m)", fontsize=8.5
+    )
+    page.figure.colorbar(errors, cax=bar(3, 1), orientation="horizontal", extend="max").set_label(
+        "error as a share of the truth", fontsize=8.5
+    )
     return page.figure
 
 # %% ../../nbs/evaluation/gallery.ipynb #e8ddd7a8
@@ -166,7 +195,9 @@ def label_gallery(
     "Image, truth, prediction and wrong pixels, a row an image, with a legend."
     said = [own["label"][0].cpu() for own in maps]
     said = [label.argmax(0) if label.ndim == 3 else label for label in said]
-    present, sizes = torch.cat([label.flatten() for sample, own in zip(samples, said) for label in (sample["label"], own)]).unique(return_counts=True)
+    present, sizes = torch.cat(
+        [label.flatten() for sample, own in zip(samples, said) for label in (sample["label"], own)]
+    ).unique(return_counts=True)
     known = present != 255
     largest = present[known][sizes[known].argsort(descending=True)][:named].tolist()
     palette = label_palette(max(len(classes), int(present[known].max()) + 1))
@@ -175,10 +206,24 @@ def label_gallery(
     page = Sheet([sample["image"] for sample in samples], captions, ("image", "truth", "prediction", "wrong"), foot)
     for axes, sample, own in zip(page.rows, samples, said):
         image, truth = sample["image"].clamp(0, 1), sample["label"]
-        wrong = torch.where((own != truth) & (truth != 255), torch.tensor([0.85, 0.1, 0.1])[:, None, None], 0.5 + 0.5 * image.mean(0, keepdim=True).expand(3, -1, -1))
-        for axis, picture in zip(axes, (image, colour_label(truth, palette), colour_label(own, palette), torch.where(truth == 255, 0.0, wrong))):
+        wrong = torch.where(
+            (own != truth) & (truth != 255),
+            torch.tensor([0.85, 0.1, 0.1])[:, None, None],
+            0.5 + 0.5 * image.mean(0, keepdim=True).expand(3, -1, -1),
+        )
+        for axis, picture in zip(
+            axes,
+            (image, colour_label(truth, palette), colour_label(own, palette), torch.where(truth == 255, 0.0, wrong)),
+        ):
             axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-    page.figure.legend(handles=patches, ncols=7, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, foot / page.height), frameon=False)
+    page.figure.legend(
+        handles=patches,
+        ncols=7,
+        fontsize=7,
+        loc="upper center",
+        bbox_to_anchor=(0.5, foot / page.height),
+        frameon=False,
+    )
     return page.figure
 
 # %% ../../nbs/evaluation/gallery.ipynb #24740a74
@@ -195,7 +240,11 @@ def gallery(
     places = [place for chosen in kinds.values() for place in chosen]
     samples = [as_judged(dataset[place], protocol) for place in places]
     maps = [predicted(predictor, [sample]) for sample in samples]
-    captions = [caption(kind, image_name(dataset, place), figures[place], truth) for kind, chosen in kinds.items() for place in chosen]
+    captions = [
+        caption(kind, image_name(dataset, place), figures[place], truth)
+        for kind, chosen in kinds.items()
+        for place in chosen
+    ]
     if truth == "label":
         while isinstance(dataset, Subset):
             dataset = dataset.dataset

@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..data.datasets import Entry, FileDataset, read_metres
+from ..data.kitti_nyu import KITTI, NYUSync
 from .evaluate import EvaluationError, Protocol, evaluate
 from ..images.images import declared_picture, not_written, read_depth, read_image, whole_file
-from ..data.kitti_nyu import KITTI, NYUSync
 
 # %% ../../nbs/evaluation/prediction_files.ipynb #85776949
 def prediction_name(
@@ -46,7 +46,9 @@ def prediction_names(
     names = [prediction_name(dataset, entry) for entry in dataset.entries]
     if len(set(names)) < len(names):
         twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise EvaluationError(f"Two pictures of {dataset.title} are called {twice} here, and a prediction belongs to one. Judge a list in which every name is there once.")
+        raise EvaluationError(
+            f"Two pictures of {dataset.title} are called {twice} here, and a prediction belongs to one. Judge a list in which every name is there once."
+        )
     return names
 
 # %% ../../nbs/evaluation/prediction_files.ipynb #227bbf31
@@ -65,9 +67,13 @@ def check_names(
     like = f"Predictions for this list are called like {expected[0]}."
     if missing:
         there = f", but {strange[0]} is there, which no picture is called" if strange else ""
-        raise EvaluationError(f"{len(missing)} of {len(expected)} predictions are missing in {folder}, the first is {missing[0]}{there}. {like} Add them, or judge by a list of the pictures that are there (--set split_file=LIST).")
+        raise EvaluationError(
+            f"{len(missing)} of {len(expected)} predictions are missing in {folder}, the first is {missing[0]}{there}. {like} Add them, or judge by a list of the pictures that are there (--set split_file=LIST)."
+        )
     if strange:
-        raise EvaluationError(f"{len(strange)} files in {folder} belong to no picture of the list, the first is {strange[0]}. {like} Take them out, or judge by the list that they belong to.")
+        raise EvaluationError(
+            f"{len(strange)} files in {folder} belong to no picture of the list, the first is {strange[0]}. {like} Take them out, or judge by the list that they belong to."
+        )
 
 # %% ../../nbs/evaluation/prediction_files.ipynb #fc1e085e
 class StoredTruth(Dataset):
@@ -79,14 +85,24 @@ class StoredTruth(Dataset):
         folder: str | Path,  # of the predictions
         pictures: bool = False,  # read the pictures that are there
     ):
-        self.dataset, self.folder, self.pictures, self.classes, self.gives = dataset, Path(folder), pictures, dataset.classes, dataset.gives
+        self.dataset, self.folder, self.pictures, self.classes, self.gives = (
+            dataset,
+            Path(folder),
+            pictures,
+            dataset.classes,
+            dataset.gives,
+        )
         self.in_files = any(entry.depth or entry.label for entry in dataset.entries)
         known = [bool(entry.depth or entry.label) or not self.in_files for entry in dataset.entries]
         if getattr(dataset, "split", "") == "test" or not any(known):
-            raise EvaluationError(f"No picture of {dataset.title} in this list has ground truth, so there is nothing to judge by.")
+            raise EvaluationError(
+                f"No picture of {dataset.title} in this list has ground truth, so there is nothing to judge by."
+            )
         pictures_of = {entry.image for entry in dataset.entries}
         if gone := [path for path in dataset.missing() if path not in pictures_of]:
-            raise EvaluationError(f"There is no {gone[0]}, which is ground truth{f', nor {len(gone) - 1} more' if len(gone) > 1 else ''}. Predictions can be judged without the pictures, but not without it.")
+            raise EvaluationError(
+                f"There is no {gone[0]}, which is ground truth{f', nor {len(gone) - 1} more' if len(gone) > 1 else ''}. Predictions can be judged without the pictures, but not without it."
+            )
         named = list(zip(prediction_names(dataset), known))
         self.places = [place for place, (_, known) in enumerate(named) if known]
         self.names, self.bare = [name for name, known in named if known], [name for name, known in named if not known]
@@ -148,8 +164,14 @@ def read_map(self: StoredPredictor, sample: dict) -> torch.Tensor:  # `(1, H, W)
     "Depth, or inverse depth."
     depth = check_prediction_size(read_depth(sample["path"], self.scale), sample, self.protocol)
     if not depth.any():
-        raise EvaluationError(f"{sample['path']} holds 0 everywhere, which is no depth: was it written as 16 bits, and in units of which a metre has {self.scale:g}?")
-    judged = (sample["depth"] > self.protocol.min_depth) & (sample["depth"] < self.protocol.max_depth) & sample.get("judged", torch.tensor(True))
+        raise EvaluationError(
+            f"{sample['path']} holds 0 everywhere, which is no depth: was it written as 16 bits, and in units of which a metre has {self.scale:g}?"
+        )
+    judged = (
+        (sample["depth"] > self.protocol.min_depth)
+        & (sample["depth"] < self.protocol.max_depth)
+        & sample.get("judged", torch.tensor(True))
+    )
     if judged.any():
         self.ratios.append((depth[judged].median() / sample["depth"][judged].median()).item())
     return depth
@@ -161,7 +183,9 @@ def read_labels(self: StoredPredictor, sample: dict) -> torch.Tensor:  # `(H, W)
     label = check_prediction_size(self.dataset.read_classes(Path(sample["path"])), sample, self.protocol)
     count, judged = len(self.dataset.classes), sample["label"] != 255
     if bool((judged & (label == 255)).any()):
-        raise EvaluationError(f"{sample['path']} leaves pixels without a class, and every pixel that the truth knows needs one of {count}, stored as {self.dataset.title} stores its own. Are the numbers shifted by one?")
+        raise EvaluationError(
+            f"{sample['path']} leaves pixels without a class, and every pixel that the truth knows needs one of {count}, stored as {self.dataset.title} stores its own. Are the numbers shifted by one?"
+        )
     return label
 
 # %% ../../nbs/evaluation/prediction_files.ipynb #6f0000c9
@@ -173,12 +197,20 @@ def check_prediction_size(
     "Raises `EvaluationError`, naming the file, for another size than the picture's."
     found, size = tuple(values.shape[-2:]), tuple(sample["image"].shape[-2:])
     if found != size:
-        why = "the bottom and middle of each picture, which is what the protocol cuts out" if protocol.kb_crop else "the picture's own"
-        raise EvaluationError(f"{sample['path']} has {found[0]} rows and {found[1]} columns, and {size[0]} and {size[1]} were expected: {why}. Write predictions at that size.")
+        why = (
+            "the bottom and middle of each picture, which is what the protocol cuts out"
+            if protocol.kb_crop
+            else "the picture's own"
+        )
+        raise EvaluationError(
+            f"{sample['path']} has {found[0]} rows and {found[1]} columns, and {size[0]} and {size[1]} were expected: {why}. Write predictions at that size."
+        )
     return values
 
 # %% ../../nbs/evaluation/prediction_files.ipynb #ee843bf1
-FARTHEST_RATIO = 3.0  # between the median of a prediction and of its truth, in the median picture; 256 for 1000 makes 3.9
+FARTHEST_RATIO = (
+    3.0  # between the median of a prediction and of its truth, in the median picture; 256 for 1000 makes 3.9
+)
 
 
 def check_ratio(
@@ -188,8 +220,17 @@ def check_ratio(
     "Raises `EvaluationError` for predictions that must have been written in another unit."
     typical = float(np.median(ratios)) if ratios else 1.0
     if not 1 / FARTHEST_RATIO <= typical <= FARTHEST_RATIO:
-        likely = next((f", as if they were written with {other}" for other in (1000, 256, 100, 1) if 0.67 < typical * scale / other < 1.5), "")
-        raise EvaluationError(f"Read with {scale:g} units a metre, the predictions are {typical:.3g} times the ground truth in the median picture{likely}. Say with how many they were written (--scale), or --scale {scale:g} to have them judged as they are.")
+        likely = next(
+            (
+                f", as if they were written with {other}"
+                for other in (1000, 256, 100, 1)
+                if 0.67 < typical * scale / other < 1.5
+            ),
+            "",
+        )
+        raise EvaluationError(
+            f"Read with {scale:g} units a metre, the predictions are {typical:.3g} times the ground truth in the median picture{likely}. Say with how many they were written (--scale), or --scale {scale:g} to have them judged as they are."
+        )
 
 # %% ../../nbs/evaluation/prediction_files.ipynb #eaaa35f0
 def judge_predictions(
@@ -217,7 +258,9 @@ def submission_png(
     "A depth map as the server reads it. Raises `EvaluationError` for values that are no depth."
     metres = depth[0].double().cpu().numpy()
     if not np.isfinite(metres).all() or metres.min() < 0:
-        raise EvaluationError(f"The prediction for {path} holds negative, NaN or infinite values, and the server expects metres. Check the model.")
+        raise EvaluationError(
+            f"The prediction for {path} holds negative, NaN or infinite values, and the server expects metres. Check the model."
+        )
     file = io.BytesIO()
     Image.fromarray(np.clip(np.round(metres * 256), 1, 65535).astype(np.uint16)).save(file, format="PNG")
     return file.getvalue()
@@ -231,10 +274,17 @@ def check_submission(
     try:
         with zipfile.ZipFile(path) as archive:
             if sorted(archive.namelist()) != sorted(sizes):
-                raise EvaluationError(f"{path} holds {len(archive.namelist())} files, and exactly {len(sizes)} named as the test pictures were expected.")
+                raise EvaluationError(
+                    f"{path} holds {len(archive.namelist())} files, and exactly {len(sizes)} named as the test pictures were expected."
+                )
             for name, size in sizes.items():
                 check_member(archive, name, size)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:  # damaged, encrypted, packed in another way, missing
+    except (
+        zipfile.BadZipFile,
+        RuntimeError,
+        NotImplementedError,
+        OSError,
+    ) as error:  # damaged, encrypted, packed in another way, missing
         raise EvaluationError(f"{path} cannot be read as a zip ({error}).") from None
 
 
@@ -244,18 +294,32 @@ def check_member(
     size: tuple[int, int],  # height and width of its picture
 ) -> None:
     "Raises `EvaluationError` for anything but 16 bits and a depth at every pixel. What a member declares is compared with what a picture can take before it is unpacked."
-    declared, most = archive.getinfo(name).file_size, 4 * size[0] * size[1] + 2**16  # two bytes a pixel, and more than enough beside them
+    declared, most = (
+        archive.getinfo(name).file_size,
+        4 * size[0] * size[1] + 2**16,
+    )  # two bytes a pixel, and more than enough beside them
     if declared > most:
-        raise EvaluationError(f"{name} in {archive.filename} unpacks to {declared} bytes, and a depth map of {size[0]}×{size[1]} has at most {most}.")
+        raise EvaluationError(
+            f"{name} in {archive.filename} unpacks to {declared} bytes, and a depth map of {size[0]}×{size[1]} has at most {most}."
+        )
     try:
         with declared_picture(io.BytesIO(archive.read(name)), name, max_pixels=most) as picture:
             stored = np.asarray(picture)
     except (zipfile.BadZipFile, RuntimeError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise EvaluationError(f"{name} in {archive.filename} is not a picture of {size[0]}×{size[1]} that can be read ({str(error) or type(error).__name__}).") from None
-    if picture.format != "PNG" or not picture.mode.startswith("I") or stored.shape != tuple(size) or not stored.min() > 0:
-        raise EvaluationError(f"{name} in {archive.filename} is a {picture.format} with {picture.mode} pixels, {stored.shape}, the smallest {stored.min()}; expected are 16 bits, {tuple(size)}, and a depth at every pixel.")
+        raise EvaluationError(
+            f"{name} in {archive.filename} is not a picture of {size[0]}×{size[1]} that can be read ({str(error) or type(error).__name__})."
+        ) from None
+    if (
+        picture.format != "PNG"
+        or not picture.mode.startswith("I")
+        or stored.shape != tuple(size)
+        or not stored.min() > 0
+    ):
+        raise EvaluationError(
+            f"{name} in {archive.filename} is a {picture.format} with {picture.mode} pixels, {stored.shape}, the smallest {stored.min()}; expected are 16 bits, {tuple(size)}, and a depth at every pixel."
+        )
 
 # %% ../../nbs/evaluation/prediction_files.ipynb #328b770c
 def write_submission(
@@ -266,18 +330,24 @@ def write_submission(
 ) -> int:  # pictures in it; the server wants 500
     "Predict the anonymous test pictures into a zip, whole or not at all. Raises `EvaluationError` for other data, other predictions, and another suffix."
     if not isinstance(dataset, KITTI) or (dataset.benchmark, dataset.split) != ("official", "test"):
-        raise EvaluationError("A submission is for the anonymous test pictures: open KITTI with benchmark='official' and split='test'.")
+        raise EvaluationError(
+            "A submission is for the anonymous test pictures: open KITTI with benchmark='official' and split='test'."
+        )
     if Path(path).suffix.lower() != ".zip":
         raise EvaluationError(f"{path} does not end in .zip, and the server takes a zip.")
     sizes = {}
     try:
         with whole_file(path) as temporary:
             with zipfile.ZipFile(temporary, "w") as archive:
-                for index in tqdm(range(len(dataset)), desc="predicting", unit="picture", disable=not progress, leave=False):
+                for index in tqdm(
+                    range(len(dataset)), desc="predicting", unit="picture", disable=not progress, leave=False
+                ):
                     image, name = dataset[index]["image"], dataset.entries[index].image.name
                     maps = predictor.predict(image[None])
                     if "depth" not in maps:
-                        raise EvaluationError(f"The model predicts {', '.join(maps)}, and the server judges depth in metres. Choose a model of metric depth.")
+                        raise EvaluationError(
+                            f"The model predicts {', '.join(maps)}, and the server judges depth in metres. Choose a model of metric depth."
+                        )
                     sizes[name] = tuple(image.shape[-2:])
                     archive.writestr(name, submission_png(maps["depth"][0], name))
             check_submission(temporary, sizes)

@@ -75,7 +75,10 @@ def whole_file(
     path = Path(path)
     try:
         there = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):  # but not a name that is too long, which the renaming would say after all the work
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+    ):  # but not a name that is too long, which the renaming would say after all the work
         there = 0
     if stat.S_ISDIR(there):
         raise IsADirectoryError(f"{path} is a folder, and a file was to be written there: choose another name.")
@@ -121,7 +124,9 @@ def not_written(
     if full := out_of_room(error):
         return shown_name(f"{path} could not be written ({full}): make room, or choose another folder.")
     words = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
-    return shown_name(f"{path} could not be written ({words}): check the folder and its permissions, or choose another name.")
+    return shown_name(
+        f"{path} could not be written ({words}): check the folder and its permissions, or choose another name."
+    )
 
 # %% ../../nbs/images/00_images.ipynb #f434973c
 def set_room_aside(
@@ -203,7 +208,9 @@ def one_writer(
     try:
         held.acquire(timeout=wait)
     except Timeout:
-        raise InUse(f"{what} is being written by {holder(lock)}: wait until it has ended, or stop it, or choose another folder.") from None
+        raise InUse(
+            f"{what} is being written by {holder(lock)}: wait until it has ended, or stop it, or choose another folder."
+        ) from None
     try:
         lock.write_text(json.dumps(dict(process=os.getpid(), machine=socket.gethostname())), encoding="utf-8")
         yield
@@ -212,9 +219,32 @@ def one_writer(
 
 # %% ../../nbs/images/00_images.ipynb #e044032b
 IMAGE_FORMATS = {
-    ".apng": "PNG", ".avif": "AVIF", ".bmp": "BMP", ".gif": "GIF", ".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".j2c": "JPEG2000", ".j2k": "JPEG2000",
-    ".jfif": "JPEG", ".jp2": "JPEG2000", ".jpe": "JPEG", ".jpeg": "JPEG", ".jpf": "JPEG2000", ".jpg": "JPEG", ".jpx": "JPEG2000", ".mpo": "MPO", ".pbm": "PPM",
-    ".pgm": "PPM", ".png": "PNG", ".pnm": "PPM", ".ppm": "PPM", ".tga": "TGA", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
+    ".apng": "PNG",
+    ".avif": "AVIF",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".heic": "HEIF",
+    ".heif": "HEIF",
+    ".hif": "HEIF",
+    ".j2c": "JPEG2000",
+    ".j2k": "JPEG2000",
+    ".jfif": "JPEG",
+    ".jp2": "JPEG2000",
+    ".jpe": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpf": "JPEG2000",
+    ".jpg": "JPEG",
+    ".jpx": "JPEG2000",
+    ".mpo": "MPO",
+    ".pbm": "PPM",
+    ".pgm": "PPM",
+    ".png": "PNG",
+    ".pnm": "PPM",
+    ".ppm": "PPM",
+    ".tga": "TGA",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
 }  # suffix → pillow's name of the format
 IMAGE_SUFFIXES = tuple(IMAGE_FORMATS)
 BUILT_IN = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # format → what `PIL.features` calls it
@@ -273,7 +303,12 @@ def declared_picture(
             continue
         try:
             picture = factory(os.fspath(source) if own else source)
-        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as `Image.open` has it: another format may fit
+        except (
+            SyntaxError,
+            IndexError,
+            TypeError,
+            struct.error,
+        ) as error:  # as `Image.open` has it: another format may fit
             damage = SyntaxError(f"it begins as {kind} does, and then: {error}")
             continue
         return within_limit(picture, name, max_pixels)
@@ -296,7 +331,9 @@ def within_limit(
     return picture
 
 # %% ../../nbs/images/00_images.ipynb #3b363f94
-TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # EXIF orientation → what turns the picture back
+TURNS = dict(
+    zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)))
+)  # EXIF orientation → what turns the picture back
 
 
 def turned_upright(
@@ -311,7 +348,12 @@ def turned_upright(
         return picture
     turned = picture.transpose(TURNS[note])
     turned.format = picture.format
-    for place in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):  # where the note may stand: it would be obeyed twice
+    for place in (
+        "exif",
+        "Raw profile type exif",
+        "xmp",
+        "XML:com.adobe.xmp",
+    ):  # where the note may stand: it would be obeyed twice
         turned.info.pop(place, None)
     return turned
 
@@ -332,7 +374,9 @@ def check_scans(
         scans = file.read().count(b"\xff\xda")
     if scans * pixels > most:
         picture.close()
-        raise ImageError(f"{path} has {scans} scans over {pixels / 1e6:.0f} million pixels, and a progressive JPEG has about ten: save it anew, or allow more with max_pixels (--max-pixels of a command).")
+        raise ImageError(
+            f"{path} has {scans} scans over {pixels / 1e6:.0f} million pixels, and a progressive JPEG has about ten: save it anew, or allow more with max_pixels (--max-pixels of a command)."
+        )
 
 
 def decode_picture(
@@ -347,7 +391,11 @@ def decode_picture(
             picture.verify()  # and then it cannot be decoded any more
     with declared_picture(path, path, max_pixels) as picture:
         picture.load()
-        return turned_upright(within_limit(picture, path, max_pixels)) if upright else within_limit(picture, path, max_pixels)
+        return (
+            turned_upright(within_limit(picture, path, max_pixels))
+            if upright
+            else within_limit(picture, path, max_pixels)
+        )
 
 # %% ../../nbs/images/00_images.ipynb #e887edec
 def open_picture(
@@ -363,9 +411,13 @@ def open_picture(
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # of a part: a tile, a frame
         numbers = re.findall(r"\d+", str(error)) or ["?"]
-        raise ImageError(f"{path} claims a tile or a frame of {numbers[0]} pixels, and of this format pillow unpacks at most {numbers[-1]}: convert it to PNG or JPEG if you trust it.") from None
+        raise ImageError(
+            f"{path} claims a tile or a frame of {numbers[0]} pixels, and of this format pillow unpacks at most {numbers[-1]}: convert it to PNG or JPEG if you trust it."
+        ) from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path} is not a picture in a format that is read here, whatever its suffix says.{format_hint(path)}") from None
+        raise ImageError(
+            f"{path} is not a picture in a format that is read here, whatever its suffix says.{format_hint(path)}"
+        ) from None
     except PermissionError:
         raise ImageError(f"{path} may not be read: check its permissions.") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
@@ -381,7 +433,11 @@ def check_file(
         facts = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a zero in the name
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError))
-        raise ImageError(f"There is no file {path}: check the name and the folder." if missing else f"{path} cannot be looked at ({error.strerror}).") from None
+        raise ImageError(
+            f"There is no file {path}: check the name and the folder."
+            if missing
+            else f"{path} cannot be looked at ({error.strerror})."
+        ) from None
     if stat.S_ISDIR(facts.st_mode):
         raise ImageError(f"{path} is a folder, and one file was expected: find_images lists the pictures in a folder.")
     if not stat.S_ISREG(facts.st_mode):
@@ -397,7 +453,15 @@ def format_hint(
     with open(path, "rb") as file:
         start = file.read(16)
     brand = start[8:12] if start[4:8] == b"ftyp" else b""
-    kind = "AVIF" if brand in (b"avif", b"avis") else "HEIF" if brand else "WEBP" if start[8:12] == b"WEBP" else IMAGE_FORMATS.get(Path(path).suffix.lower(), "")
+    kind = (
+        "AVIF"
+        if brand in (b"avif", b"avis")
+        else "HEIF"
+        if brand
+        else "WEBP"
+        if start[8:12] == b"WEBP"
+        else IMAGE_FORMATS.get(Path(path).suffix.lower(), "")
+    )
     return f" Maybe it cannot be read here: {words}." if (words := unreadable(kind)) else ""
 
 # %% ../../nbs/images/00_images.ipynb #4d0b70c4
@@ -407,11 +471,15 @@ def picture_colours(
 ) -> np.ndarray:  # `(H, W, 3)` float32 in [0, 1]
     "Turn a PIL image of any mode into RGB over white. Raises `ImageError` for floating-point pixels and for integers above 16 bits."
     if picture.mode == "F":
-        raise ImageError(f"{name} has floating-point pixels of unknown range: scale them to [0, 1] and pass an array to to_image.")
+        raise ImageError(
+            f"{name} has floating-point pixels of unknown range: scale them to [0, 1] and pass an array to to_image."
+        )
     if picture.mode.startswith("I"):
         gray = np.asarray(picture).astype(np.float32) / 65535
         if gray.min() < 0 or gray.max() > 1:
-            raise ImageError(f"{name} has pixels from {gray.min() * 65535:g} to {gray.max() * 65535:g}, and 16-bit gray ends at 65535.")
+            raise ImageError(
+                f"{name} has pixels from {gray.min() * 65535:g} to {gray.max() * 65535:g}, and 16-bit gray ends at 65535."
+            )
         return np.repeat(gray[..., None], 3, axis=2)
     try:
         if not picture.has_transparency_data:
@@ -435,7 +503,11 @@ def picture_tensor(
     exact = keep_bytes and picture.mode[0] not in "IF" and not picture.has_transparency_data
     image = torch.empty(3, height, width, dtype=torch.uint8 if exact else torch.float32)
     for row in range(0, height, rows):
-        part = picture if whole and rows >= height else picture.crop((left, top + row, left + width, top + min(row + rows, height)))
+        part = (
+            picture
+            if whole and rows >= height
+            else picture.crop((left, top + row, left + width, top + min(row + rows, height)))
+        )
         colours = np.array(part.convert("RGB")) if exact else picture_colours(part, name)
         image[:, row : row + rows] = torch.from_numpy(colours).permute(2, 0, 1)
     return image
@@ -467,7 +539,9 @@ def tensor_to_image(
         raise ImageError(f"The picture's type is {picture.dtype}, and uint8, uint16 or a float in [0, 1] was expected.")
     low, high = picture.min().item(), picture.max().item()
     if not (-1e-3 <= low and high <= 1 + 1e-3):  # interpolation overshoots a little; half an 8-bit step is 2e-3
-        raise ImageError(f"The picture's values go from {low:g} to {high:g}, and [0, 1] was expected: divide by the largest possible value.")
+        raise ImageError(
+            f"The picture's values go from {low:g} to {high:g}, and [0, 1] was expected: divide by the largest possible value."
+        )
     return picture.float()
 
 # %% ../../nbs/images/00_images.ipynb #a858409e
@@ -477,7 +551,11 @@ def array_to_image(
     "Check an array and scale it to [0, 1]. Raises `ImageError` for other shapes, types and ranges."
     shape = picture.shape
     if not (picture.ndim == 2 or (picture.ndim == 3 and shape[2] == 3)):
-        hint = "transpose(1, 2, 0) puts the colours last" if picture.ndim == 3 and shape[0] == 3 else "pass one gray or RGB image"
+        hint = (
+            "transpose(1, 2, 0) puts the colours last"
+            if picture.ndim == 3 and shape[0] == 3
+            else "pass one gray or RGB image"
+        )
         raise ImageError(f"The array has shape {shape}, and (H, W) or (H, W, 3) was expected: {hint}.")
     if picture.dtype not in (np.uint8, np.uint16) and picture.dtype.kind != "f":
         raise ImageError(f"The picture's type is {picture.dtype}, and uint8, uint16 or a float in [0, 1] was expected.")
@@ -495,12 +573,18 @@ def loaded_picture(
     try:
         picture.load()
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise ImageError(f"The PIL image{f' of {picture.filename}' if getattr(picture, 'filename', '') else ''} cannot be decoded ({error}): copy or download it again.") from None
+        raise ImageError(
+            f"The PIL image{f' of {picture.filename}' if getattr(picture, 'filename', '') else ''} cannot be decoded ({error}): copy or download it again."
+        ) from None
     return picture
 
 
 def to_image(
-    picture: str | Path | Image.Image | np.ndarray | torch.Tensor,  # a file, a PIL image, an array `(H, W)` or `(H, W, 3)`, or a tensor `(3, H, W)` or `(1, 3, H, W)`
+    picture: str
+    | Path
+    | Image.Image
+    | np.ndarray
+    | torch.Tensor,  # a file, a PIL image, an array `(H, W)` or `(H, W, 3)`, or a tensor `(3, H, W)` or `(1, 3, H, W)`
     max_pixels: int | None = None,  # of a file: the most that is unpacked; None: twice pillow's `MAX_IMAGE_PIXELS`
 ) -> torch.Tensor:  # `(3, H, W)` float32 RGB in [0, 1], on the tensor's device
     "Turn any picture into an image tensor: uint8 and uint16 are divided by their largest value, floats must lie in [0, 1]. Raises `ImageError` for other shapes, types and ranges."
@@ -534,12 +618,20 @@ def check_array(
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, kind = read(file)
             size, held = kind.itemsize * math.prod(shape), os.fstat(file.fileno()).st_size - file.tell()
-    except Exception as error:  # numpy raises ValueError, and what its parser does: SyntaxError, RecursionError, MemoryError
-        raise ImageError(f"{path} cannot be opened as an array ({(str(error) or type(error).__name__).splitlines()[0]}).") from None
+    except (
+        Exception
+    ) as error:  # numpy raises ValueError, and what its parser does: SyntaxError, RecursionError, MemoryError
+        raise ImageError(
+            f"{path} cannot be opened as an array ({(str(error) or type(error).__name__).splitlines()[0]})."
+        ) from None
     if kind.hasobject or kind.kind not in "biuf":
-        raise ImageError(f"{path} is an array of {'Python objects' if kind.hasobject else kind}, and numbers were expected.")
+        raise ImageError(
+            f"{path} is an array of {'Python objects' if kind.hasobject else kind}, and numbers were expected."
+        )
     if min(shape, default=0) < 0 or size > held:
-        raise ImageError(f"{path} declares an array of {'×'.join(map(str, shape))} {kind.name}, {size} bytes, and holds {held}: copy or download it again.")
+        raise ImageError(
+            f"{path} declares an array of {'×'.join(map(str, shape))} {kind.name}, {size} bytes, and holds {held}: copy or download it again."
+        )
     return shape, kind
 
 # %% ../../nbs/images/00_images.ipynb #b2cdef84
@@ -551,6 +643,7 @@ def figure_text(
 
 # %% ../../nbs/images/00_images.ipynb #951c0b62
 TILE_WIDTH = 2.4  # inches
+
 
 def tile_height(
     picture: torch.Tensor,  # `(…, H, W)`
@@ -568,10 +661,14 @@ def show_images(
     pictures = [to_image(image).detach().cpu() for image in images]
     titles = [""] * len(pictures) if titles is None else list(titles)
     if not pictures or len(titles) != len(pictures):
-        raise ImageError(f"There are {len(pictures)} pictures and {len(titles)} titles, and at least one picture and one title each were expected.")
+        raise ImageError(
+            f"There are {len(pictures)} pictures and {len(titles)} titles, and at least one picture and one title each were expected."
+        )
     columns = min(columns, len(pictures))
     heights = [max(map(tile_height, pictures[start : start + columns])) for start in range(0, len(pictures), columns)]
-    figure = plt.figure(figsize=(TILE_WIDTH * columns, sum(heights) + 0.25 * len(heights)), dpi=90, layout="constrained")
+    figure = plt.figure(
+        figsize=(TILE_WIDTH * columns, sum(heights) + 0.25 * len(heights)), dpi=90, layout="constrained"
+    )
     axes = figure.subplots(len(heights), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for place in axes.flat:
         place.axis("off")
@@ -594,7 +691,9 @@ def write_image(
     kind, options = formats[suffix]
     colours = (to_image(image).detach().cpu() * 255).round().to(torch.uint8)
     if kind == "JPEG" and max(colours.shape) > 65500:
-        raise ImageError(f"The image for {path} has shape {tuple(colours.shape)}, and a JPEG ends at 65500 pixels a side: write a PNG.")
+        raise ImageError(
+            f"The image for {path} has shape {tuple(colours.shape)}, and a JPEG ends at 65500 pixels a side: write a PNG."
+        )
     with whole_output(path) as temporary:
         Image.fromarray(colours.permute(1, 2, 0).numpy()).save(temporary, format=kind, **options)
 
@@ -628,7 +727,9 @@ def sort_folder(
             inside = [path for path in place.iterdir() if not path.name.startswith(".")]
         except OSError as error:
             if place == Path(folder):
-                raise ImageError(f"The folder {folder} cannot be read ({error.strerror}): check its name and permissions.") from None
+                raise ImageError(
+                    f"The folder {folder} cannot be read ({error.strerror}): check its name and permissions."
+                ) from None
             unused.setdefault(CLOSED, []).append(place)
             continue
         for path in inside:
@@ -671,7 +772,9 @@ def check_scale(
 ):
     "Raise `ImageError` unless the scale is a positive number."
     if not 0 < scale < float("inf"):
-        raise ImageError(f"The depth scale is {scale}, and a positive number of stored units per metre was expected (1000 NYUv2, 256 KITTI).")
+        raise ImageError(
+            f"The depth scale is {scale}, and a positive number of stored units per metre was expected (1000 NYUv2, 256 KITTI)."
+        )
 
 # %% ../../nbs/images/00_images.ipynb #2c83423c
 def read_depth(
@@ -682,7 +785,9 @@ def read_depth(
     check_scale(scale)
     picture = open_picture(path)
     if picture.format != "PNG" or not picture.mode.startswith("I"):
-        raise ImageError(f"{path} is a {picture.format} file with {picture.mode} pixels, and a depth map is a 16-bit gray PNG.")
+        raise ImageError(
+            f"{path} is a {picture.format} file with {picture.mode} pixels, and a depth map is a 16-bit gray PNG."
+        )
     return torch.tensor(np.asarray(picture).astype(np.float32))[None] / scale
 
 # %% ../../nbs/images/00_images.ipynb #e63dde56
@@ -692,7 +797,9 @@ def check_png(
 ):
     "Raise `ImageError` unless the name ends in .png: other formats would change the values."
     if Path(path).suffix.lower() != ".png":
-        raise ImageError(f"{path} does not end in .png, and a {kind} is written as PNG, which keeps every value exactly.")
+        raise ImageError(
+            f"{path} does not end in .png, and a {kind} is written as PNG, which keeps every value exactly."
+        )
 
 
 def map_array(
@@ -706,7 +813,9 @@ def map_array(
     array = np.asarray(values)
     plane = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
     if plane.ndim != 2 or plane.size == 0:
-        raise ImageError(f"The {kind} has shape {tuple(array.shape)}, and (H, W) or (1, H, W) was expected: pass one at a time.")
+        raise ImageError(
+            f"The {kind} has shape {tuple(array.shape)}, and (H, W) or (1, H, W) was expected: pass one at a time."
+        )
     return plane
 
 # %% ../../nbs/images/00_images.ipynb #460fbf2e
@@ -720,12 +829,18 @@ def write_depth(
     check_png(path, "depth map")
     metres = map_array(depth, "depth map").astype(np.float64)
     if not np.isfinite(metres).all() or metres.min() < 0:
-        raise ImageError(f"The depth map for {path} has negative, NaN or infinite values, and metres were expected, with 0 for not measured.")
+        raise ImageError(
+            f"The depth map for {path} has negative, NaN or infinite values, and metres were expected, with 0 for not measured."
+        )
     stored = np.where(metres > 0, np.maximum(np.round(metres * scale), 1), 0)
     if stored.max() > 65535:
         largest = metres.max()
-        fits = next((f"scale={s} would hold it." for s in (1000, 256, 100, 10, 1) if s * largest <= 65535), "are these metres?")
-        raise ImageError(f"The largest depth for {path} is {largest:g} m, and 16 bits at scale={scale:g} end at {65535 / scale:g} m: {fits}")
+        fits = next(
+            (f"scale={s} would hold it." for s in (1000, 256, 100, 10, 1) if s * largest <= 65535), "are these metres?"
+        )
+        raise ImageError(
+            f"The largest depth for {path} is {largest:g} m, and 16 bits at scale={scale:g} end at {65535 / scale:g} m: {fits}"
+        )
     with whole_output(path) as temporary:
         Image.fromarray(stored.astype(np.uint16)).save(temporary, format="PNG")
 
@@ -740,7 +855,9 @@ def read_label(
             bits = file.read(25)[24]  # the header's bit depth, which pillow does not tell
         if picture.mode == "P" or (picture.mode == "L" and bits == 8):
             return torch.tensor(np.asarray(picture).astype(np.int64))
-        raise ImageError(f"{path} has {picture.mode} pixels with {bits} bits, and a label map is an 8-bit PNG, gray or with a palette.")
+        raise ImageError(
+            f"{path} has {picture.mode} pixels with {bits} bits, and a label map is an 8-bit PNG, gray or with a palette."
+        )
     raise ImageError(f"{path} is a {picture.format} file, and a label map is an 8-bit PNG, gray or with a palette.")
 
 # %% ../../nbs/images/00_images.ipynb #c88aaa78
@@ -750,7 +867,9 @@ def label_palette(
 ) -> torch.Tensor:  # `(count, 3)` uint8
     "Distinct colours, one a class; a shorter palette is the beginning of a longer one. Raises `ImageError` for more than 255 classes."
     if not 0 <= count <= 255:
-        raise ImageError(f"A palette for {count} classes was wanted, and 8-bit labels have at most 255 (255 is ignore).")
+        raise ImageError(
+            f"A palette for {count} classes was wanted, and 8-bit labels have at most 255 (255 is ignore)."
+        )
     choice = torch.randint(30, 250, (2000, 3), generator=torch.Generator().manual_seed(seed))
     weighted = choice * torch.tensor([2.0, 4.0, 3.0]).sqrt()
     paper = 255 * torch.tensor([2.0, 4.0, 3.0]).sqrt()
@@ -769,9 +888,13 @@ def full_palette(
     "Fill a palette up to 256 colours, 255 (ignore) black. Raises `ImageError` for another shape, or when the largest class has no colour."
     palette = palette.cpu() if isinstance(palette, torch.Tensor) else torch.tensor(palette)
     if palette.ndim != 2 or palette.shape[1] != 3 or len(palette) > 256 or palette.dtype != torch.uint8:
-        raise ImageError(f"The palette has shape {tuple(palette.shape)} and type {palette.dtype}, and (count, 3) uint8 with at most 256 colours was expected.")
+        raise ImageError(
+            f"The palette has shape {tuple(palette.shape)} and type {palette.dtype}, and (count, 3) uint8 with at most 256 colours was expected."
+        )
     if largest >= len(palette):
-        raise ImageError(f"The label map has class {int(largest)}, and the palette has colours for {len(palette)} classes only (0 to {len(palette) - 1}).")
+        raise ImageError(
+            f"The label map has class {int(largest)}, and the palette has colours for {len(palette)} classes only (0 to {len(palette) - 1})."
+        )
     full = torch.zeros(256, 3, dtype=torch.uint8)
     full[: len(palette)] = palette
     full[255] = 0
@@ -779,6 +902,7 @@ def full_palette(
 
 # %% ../../nbs/images/00_images.ipynb #c119c5ba
 MADE_BY = {"Software": "dpt_nb"}  # a text chunk in the PNGs that are made of a user's image
+
 
 def is_our_picture(
     path: str | Path,  # of a file that is there
@@ -798,9 +922,13 @@ def write_label(
     check_png(path, "label map")
     plane = map_array(label, "label map")
     if plane.dtype.kind not in "iu":
-        raise ImageError(f"The label map for {path} has type {plane.dtype}, and whole numbers were expected (logits need argmax first).")
+        raise ImageError(
+            f"The label map for {path} has type {plane.dtype}, and whole numbers were expected (logits need argmax first)."
+        )
     if plane.min() < 0 or plane.max() > 255:
-        raise ImageError(f"The label map for {path} goes from {plane.min()} to {plane.max()}, and 8 bits hold 0 to 255 (255 = ignore).")
+        raise ImageError(
+            f"The label map for {path} goes from {plane.min()} to {plane.max()}, and 8 bits hold 0 to 255 (255 = ignore)."
+        )
     picture = Image.fromarray(plane.astype(np.uint8))
     if palette is not None:
         picture.putpalette(full_palette(palette, plane.max(initial=0, where=plane != 255)).flatten().tolist())
@@ -849,7 +977,9 @@ def colour_label(
     "Labels as a picture, ignore black. Raises `ImageError` when a class has no colour."
     plane = map_array(label, "label map")
     if plane.dtype.kind not in "iu" or plane.min() < 0 or plane.max() > 255:
-        raise ImageError(f"The label map has type {plane.dtype} and values {plane.min()} to {plane.max()}, and whole numbers 0 to 255 were expected.")
+        raise ImageError(
+            f"The label map has type {plane.dtype} and values {plane.min()} to {plane.max()}, and whole numbers 0 to 255 were expected."
+        )
     palette = label_palette(255) if palette is None else palette
     colours = full_palette(palette, plane.max(initial=0, where=plane != 255))
     return colours[torch.tensor(plane.astype(np.int64))].permute(2, 0, 1) / 255
@@ -863,10 +993,15 @@ def label_patches(
     "One coloured patch a class. Raises `ImageError` when a class has no name or no colour."
     known = [index for index in classes if index != 255]
     if names is not None and known and max(known) >= len(names):
-        raise ImageError(f"The label map has class {max(known)}, and there are names for {len(names)} classes only (0 to {len(names) - 1}).")
+        raise ImageError(
+            f"The label map has class {max(known)}, and there are names for {len(names)} classes only (0 to {len(names) - 1})."
+        )
     colours = full_palette(label_palette(255) if palette is None else palette, max(known, default=0)) / 255
     called = {index: names[index] if names is not None else f"class {index}" for index in known} | {255: "ignore"}
-    return [Patch(facecolor=colours[index].tolist(), edgecolor="gray", label=figure_text(called[index])) for index in classes]
+    return [
+        Patch(facecolor=colours[index].tolist(), edgecolor="gray", label=figure_text(called[index]))
+        for index in classes
+    ]
 
 # %% ../../nbs/images/00_images.ipynb #35c846fb
 def label_legend(
@@ -895,7 +1030,9 @@ def show_label(
     picture = to_image(image).detach().cpu()
     plane = torch.tensor(map_array(label, "label map").astype(np.int64))
     if picture.shape[1:] != plane.shape:
-        raise ImageError(f"The image is {tuple(picture.shape[1:])} and the label map {tuple(plane.shape)} (height, width), and the same size was expected.")
+        raise ImageError(
+            f"The image is {tuple(picture.shape[1:])} and the label map {tuple(plane.shape)} (height, width), and the same size was expected."
+        )
     mixed = torch.lerp(picture, colour_label(plane, palette), opacity * (plane != 255))
     patches = label_patches(names, palette, [index for index in plane.unique().tolist() if index != 255])
     figure, axes = plt.subplots(figsize=(7, 0.1 + 5 * tile_height(picture) / TILE_WIDTH), dpi=90, layout="constrained")
@@ -916,12 +1053,20 @@ def panel_scenes(
     names = [""] * len(images) if names is None else list(names)
     counts = [len(images), len(truths), len(predictions), len(names)]
     if counts[0] == 0 or len(set(counts)) > 1:
-        raise ImageError(f"There are {counts[0]} images, {counts[1]} truths, {counts[2]} predictions and {counts[3]} names, and one of each a scene was expected.")
+        raise ImageError(
+            f"There are {counts[0]} images, {counts[1]} truths, {counts[2]} predictions and {counts[3]} names, and one of each a scene was expected."
+        )
     scenes = []
     for image, truth, prediction, name in zip(images, truths, predictions, names):
-        image, truth, prediction = to_image(image).detach().cpu(), map_array(truth, "truth"), map_array(prediction, "prediction")
+        image, truth, prediction = (
+            to_image(image).detach().cpu(),
+            map_array(truth, "truth"),
+            map_array(prediction, "prediction"),
+        )
         if not image.shape[1:] == truth.shape == prediction.shape:
-            raise ImageError(f"Image, truth and prediction are {tuple(image.shape[1:])}, {truth.shape} and {prediction.shape} (height, width), and the same size was expected.")
+            raise ImageError(
+                f"Image, truth and prediction are {tuple(image.shape[1:])}, {truth.shape} and {prediction.shape} (height, width), and the same size was expected."
+            )
         scenes.append((image, truth, prediction, name))
     return scenes
 
@@ -937,9 +1082,14 @@ def draw_scene(
     image, truth, prediction, name = scene
     axes[0].imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
     axes[0].set_ylabel(figure_text(name), fontsize=9)
-    depth_map, error_map = plt.get_cmap("Spectral").with_extremes(bad="black"), plt.get_cmap("magma").with_extremes(bad="white")
+    depth_map, error_map = (
+        plt.get_cmap("Spectral").with_extremes(bad="black"),
+        plt.get_cmap("magma").with_extremes(bad="white"),
+    )
     for place, metres in zip(axes[1:3], (truth, prediction)):
-        depths = place.imshow(np.where(metres > 0, metres, np.nan), cmap=depth_map, vmin=low, vmax=high, interpolation="nearest")
+        depths = place.imshow(
+            np.where(metres > 0, metres, np.nan), cmap=depth_map, vmin=low, vmax=high, interpolation="nearest"
+        )
     errors = axes[3].imshow(panel_error(truth, prediction), cmap=error_map, vmin=0, vmax=worst, interpolation="nearest")
     plt.setp(axes, xticks=[], yticks=[])
     return depths, errors
@@ -964,15 +1114,25 @@ def depth_panel(
     "Draw image, truth, prediction and error, a row a scene, with one colour bar for depth and one for error. Raises `ImageError` when the counts or sizes differ."
     scenes = panel_scenes(images, truths, predictions, names)
     low, high = depth_range(np.concatenate([truth.ravel() for _, truth, _, _ in scenes]), low, high)
-    worst = depth_range(np.concatenate([panel_error(truth, prediction).ravel() for _, truth, prediction, _ in scenes]))[1]
+    worst = depth_range(np.concatenate([panel_error(truth, prediction).ravel() for _, truth, prediction, _ in scenes]))[
+        1
+    ]
     heights = [tile_height(image) for image, *_ in scenes]
     figure = plt.figure(figsize=(4 * TILE_WIDTH, sum(heights) + 0.1 * len(heights) + 1.1), dpi=90, layout="constrained")
-    grid = figure.add_gridspec(len(scenes) + 1, 4, height_ratios=[*heights, 0.12])  # the last row is for the colour bars
+    grid = figure.add_gridspec(
+        len(scenes) + 1, 4, height_ratios=[*heights, 0.12]
+    )  # the last row is for the colour bars
     for row, scene in enumerate(scenes):
-        depths, errors = draw_scene([figure.add_subplot(grid[row, column]) for column in range(4)], scene, low, high, worst)
+        depths, errors = draw_scene(
+            [figure.add_subplot(grid[row, column]) for column in range(4)], scene, low, high, worst
+        )
     for place, title in zip(figure.axes, ("image", "truth", "prediction", "error")):
         place.set_title(title, fontsize=10)
-    figure.colorbar(depths, cax=figure.add_subplot(grid[-1, 1:3]), orientation="horizontal", extend="both", label="depth in metres")
-    figure.colorbar(errors, cax=figure.add_subplot(grid[-1, 3]), orientation="horizontal", extend="max", label="error in metres")
+    figure.colorbar(
+        depths, cax=figure.add_subplot(grid[-1, 1:3]), orientation="horizontal", extend="both", label="depth in metres"
+    )
+    figure.colorbar(
+        errors, cax=figure.add_subplot(grid[-1, 3]), orientation="horizontal", extend="max", label="error in metres"
+    )
     plt.close(figure)
     return figure

@@ -38,12 +38,23 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..images.images import NO_IMAGE, ImageError, check_file, declared_picture, not_written, one_writer, out_of_room, read_image, shown_name
-from ..images.images import sort_folder, whole_file
-from .predictor import Prediction, Predictor
-from .tiled import window_size
+from dpt_nb.images.images import (
+    NO_IMAGE,
+    ImageError,
+    check_file,
+    declared_picture,
+    not_written,
+    one_writer,
+    out_of_room,
+    read_image,
+    shown_name,
+    sort_folder,
+    whole_file,
+)
 from .outputs import check_outputs, output_names
 from .point_clouds import camera_for
+from .predictor import Prediction, Predictor
+from .tiled import window_size
 
 # %% ../../nbs/inference/folders.ipynb #667ffa02
 class FolderError(ImageError):
@@ -60,9 +71,11 @@ def folded(
 def plain_name(
     name: str,  # a file's, or a part of it
     most: int = 200,  # bytes: a file's name ends at 255, and results add to it
-) -> str:  # without what a disk or a terminal cannot hold; a long one is cut and ends in 8 characters that tell it from others
+) -> (
+    str
+):  # without what a disk or a terminal cannot hold; a long one is cut and ends in 8 characters that tell it from others
     "What results are named after."
-    strange = lambda letter: letter in '/\\' or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+    strange = lambda letter: letter in "/\\" or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
     plain = "".join("_" if strange(letter) else letter for letter in name)
     if plain in ("", ".", ".."):
         return "_"
@@ -120,7 +133,9 @@ def is_file_name(
     return isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name and os.path.basename(name) == name
 
 
-ENTRY_KINDS = dict(path=str, name=str, made_by=str, bytes=int, changed=int, note=str, damage=str, frames=int, width=int, height=int)
+ENTRY_KINDS = dict(
+    path=str, name=str, made_by=str, bytes=int, changed=int, note=str, damage=str, frames=int, width=int, height=int
+)
 
 
 def is_entry(
@@ -153,9 +168,13 @@ def read_predictions(
         raise FolderError(f"{path} may not be read ({error.strerror}): check its permissions.") from None
     except (ValueError, RecursionError) as error:
         words = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise FolderError(f"{path} is not readable as JSON ({words}): move it away, and the pictures are predicted again.") from None
+        raise FolderError(
+            f"{path} is not readable as JSON ({words}): move it away, and the pictures are predicted again."
+        ) from None
     if not isinstance(entries, list) or not all(map(is_entry, entries)):
-        raise FolderError(f"{path} holds what was not written here, and a list of predictions was expected: move it away, or choose another folder.")
+        raise FolderError(
+            f"{path} holds what was not written here, and a list of predictions was expected: move it away, or choose another folder."
+        )
     return entries
 
 # %% ../../nbs/inference/folders.ipynb #c89a357c
@@ -195,8 +214,18 @@ def fingerprint(
     **settings,  # whatever else changes what is written
 ) -> str:  # 16 characters
     "Says whether two runs would write the same."
-    digest = hashlib.sha256(json.dumps([asdict(predictor.model.config), settings], sort_keys=True, default=str).encode())
-    chosen = predictor.flip, predictor.size, predictor.scales, predictor.precision, predictor.classes, predictor.policy, predictor.resizing
+    digest = hashlib.sha256(
+        json.dumps([asdict(predictor.model.config), settings], sort_keys=True, default=str).encode()
+    )
+    chosen = (
+        predictor.flip,
+        predictor.size,
+        predictor.scales,
+        predictor.precision,
+        predictor.classes,
+        predictor.policy,
+        predictor.resizing,
+    )
     digest.update(repr(chosen).encode())
     for name, tensor in predictor.model.state_dict().items():
         values = tensor.detach().flatten()
@@ -262,12 +291,19 @@ def open_folder(
             file.write(bytes(4096))
             file.flush()
     except (OSError, ValueError) as error:  # ValueError: a zero in the name
-        what = "make room, or choose another one" if out_of_room(error) else "choose another one with out, or change its permissions"
-        raise FolderError(f"Nothing can be written into the folder {out} ({getattr(error, 'strerror', None) or error}): {what}.") from None
+        what = (
+            "make room, or choose another one"
+            if out_of_room(error)
+            else "choose another one with out, or change its permissions"
+        )
+        raise FolderError(
+            f"Nothing can be written into the folder {out} ({getattr(error, 'strerror', None) or error}): {what}."
+        ) from None
     return out
 
 # %% ../../nbs/inference/folders.ipynb #428b526e
 LOCK, WORK, PLANS = ".predictions.lock", ".predictions.work", "plans.json"
+
 
 class ResultFolder:
     "A folder in which one run writes; use it in a `with` block. Raises `FolderError`, and `InUse` where another run writes there."
@@ -331,7 +367,9 @@ def is_there(self: ResultFolder) -> bool:
 def check(self: ResultFolder) -> None:
     "Raises `FolderError` where the folder is gone."
     if not self.is_there():
-        raise FolderError(f"The folder {self.path} was deleted or moved while results were written into it: the run ends here.")
+        raise FolderError(
+            f"The folder {self.path} was deleted or moved while results were written into it: the run ends here."
+        )
 
 
 @patch
@@ -348,7 +386,9 @@ def tidy(self: ResultFolder) -> list[dict]:  # of `plan`
     for path in self.work.iterdir():
         if path.name != PLANS:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
-    is_plan = lambda plan: isinstance(plan, dict) and isinstance(plan.get("path"), str) and isinstance(plan.get("name"), str)
+    is_plan = lambda plan: (
+        isinstance(plan, dict) and isinstance(plan.get("path"), str) and isinstance(plan.get("name"), str)
+    )
     whole = lambda plan: isinstance(plan.get("files"), list) and all(map(is_file_name, plan["files"]))
     plans = [plan for plan in (plans if isinstance(plans, list) else []) if is_plan(plan) and whole(plan)]
     return [plan for plan in plans if any(os.path.lexists(self.path / name) for name in plan["files"])]
@@ -462,9 +502,13 @@ def place(
     names = sorted(os.listdir(made))
     for target in (self.path / name for name in names):
         if os.path.lexists(target) and folded(target.name) not in own:
-            raise ImageError(f"{target} was put there meanwhile and is left as it is: move it away, and the picture is predicted again.")
+            raise ImageError(
+                f"{target} was put there meanwhile and is left as it is: move it away, and the picture is predicted again."
+            )
         if (made / target.name).is_dir() and os.path.lexists(target) and not only_frames(target):
-            raise ImageError(f"{target} holds what no film wrote, and the numbers of its frames were to lie there: move it away.")
+            raise ImageError(
+                f"{target} holds what no film wrote, and the numbers of its frames were to lie there: move it away."
+            )
     for name in names:
         if (self.path / name).is_dir() and (made / name).is_dir():
             with tempfile.TemporaryDirectory(dir=self.work) as former:
@@ -478,7 +522,9 @@ def ahead(
     threads: int = 2,
     waiting: int = 4,  # at most so many results are ready or in work
     finish: bool = False,  # when no more results are asked for, do what was begun, instead of leaving it
-    alone: Callable[[object], bool] = lambda item: False,  # which items are so large that nothing else is begun before they are done
+    alone: Callable[[object], bool] = lambda item: (
+        False
+    ),  # which items are so large that nothing else is begun before they are done
 ) -> Iterator[Future]:  # in the order of the items
     "The results of work that is begun before they are asked for."
     pool, begun = ThreadPoolExecutor(threads), deque()
@@ -555,7 +601,9 @@ def through_window(
                 found = predictor.windows(file, None, window, overlap, progress=False, name=name)
             else:
                 out.mkdir(exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=out, prefix=".windows-") as folder:  # the maps live on until nobody looks at them
+                with tempfile.TemporaryDirectory(
+                    dir=out, prefix=".windows-"
+                ) as folder:  # the maps live on until nobody looks at them
                     found = predictor.windows(file, folder, window, overlap, progress=False, name=name)
         except Exception as error:  # whatever is wrong with this one, the others are still wanted
             found = error
@@ -579,7 +627,9 @@ def predictions(
     decoded = ((place, future.exception() or future.result()) for place, future in enumerate(decoding))
     for group in group_pictures(predictor, decoded, batch or (1 if predictor.device.type == "cpu" else 8)):
         places = [place for place, _ in group]
-        yield from zip(places, predicted_group(predictor, [found for _, found in group], [names[place] for place in places]))
+        yield from zip(
+            places, predicted_group(predictor, [found for _, found in group], [names[place] for place in places])
+        )
 
 
 def predicted_group(
@@ -606,7 +656,14 @@ class Record:
         folder: ResultFolder,
         every: float = 5.0,  # seconds
     ):
-        self.folder, self.every, self.last, self.new, self.all, self.lock = folder, every, time.monotonic(), [], [], threading.Lock()
+        self.folder, self.every, self.last, self.new, self.all, self.lock = (
+            folder,
+            every,
+            time.monotonic(),
+            [],
+            [],
+            threading.Lock(),
+        )
 
     def add(
         self,
@@ -629,7 +686,12 @@ class Record:
 
     def missing(self) -> list[str]:  # a sentence for each picture
         "Results that somebody has taken away since they were written."
-        gone = [(entry, name) for entry in self.all for name in sorted(all_files(entry)) if not (self.folder.path / name).exists()]
+        gone = [
+            (entry, name)
+            for entry in self.all
+            for name in sorted(all_files(entry))
+            if not (self.folder.path / name).exists()
+        ]
         return [shown_name(f"{entry['source']}: its result {name} was deleted during the run.") for entry, name in gone]
 
 # %% ../../nbs/inference/folders.ipynb #acb67378
@@ -645,7 +707,11 @@ def no_memory(
 ) -> bool:
     "Whether an error says that memory did not suffice; torch says so in words."
     words = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or isinstance(error, RuntimeError) and "allocate memory" in words
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or isinstance(error, RuntimeError)
+        and "allocate memory" in words
+    )
 
 
 def in_words(
@@ -656,21 +722,49 @@ def in_words(
     if type(error).__module__.startswith("dpt_nb."):
         return str(error)
     if no_memory(error):
-        return shown_name(f"{file} needs more memory than there is: look at it through --window, or let --max-memory say when to.")
+        return shown_name(
+            f"{file} needs more memory than there is: look at it through --window, or let --max-memory say when to."
+        )
     said = (getattr(error, "strerror", None) or str(error) or "no reason given").split("\n")[0]
     kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
     return shown_name(f"{file} could not be predicted ({kind}{said}).")
 
 # %% ../../nbs/inference/folders.ipynb #0160e689
 VIDEO_SUFFIXES = (
-    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".m2t", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
+    ".3g2",
+    ".3gp",
+    ".asf",
+    ".avi",
+    ".divx",
+    ".f4v",
+    ".flv",
+    ".m2t",
+    ".m2ts",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".mxf",
+    ".ogm",
+    ".ogv",
+    ".qt",
+    ".rm",
+    ".rmvb",
+    ".ts",
+    ".vob",
+    ".webm",
+    ".wmv",
 )
 FILM = "a film"
 EARLIER = "the result of an earlier run"
 
+
 class Listing(NamedTuple):
     "What there is to predict."
+
     files: list[Path]  # pictures
     stems: list[str]  # what each should be named after
     films: list[Path]  # that folders hold
@@ -697,7 +791,9 @@ def sort_inputs(
     try:
         found, unused = sort_folder(folder, recursive)
     except RecursionError:
-        raise ImageError(f"The folder {folder} holds folders inside folders too deep to be read: name the inner ones.") from None
+        raise ImageError(
+            f"The folder {folder} holds folders inside folders too deep to be read: name the inner ones."
+        ) from None
     results = {parent: results_in(parent) for parent in {path.parent for path in chain(found, *unused.values())}}
     own = lambda path: path.name in results[path.parent] or path.name == "predictions.json" and results[path.parent]
     is_film = lambda path: path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
@@ -707,7 +803,11 @@ def sort_inputs(
             kind = EARLIER if own(path) else FILM if reason == NO_IMAGE and is_film(path) else reason
             sorted_out.setdefault(kind, []).append(path)
     sorted_out.setdefault(EARLIER, []).extend(path for path in found if own(path))
-    return [path for path in found if not own(path)], sorted_out.pop(FILM, []), {why: paths for why, paths in sorted_out.items() if paths}
+    return (
+        [path for path in found if not own(path)],
+        sorted_out.pop(FILM, []),
+        {why: paths for why, paths in sorted_out.items() if paths},
+    )
 
 
 def left_sentence(
@@ -741,7 +841,11 @@ def list_files(
             continue
         left += [left_sentence(place, reason, paths) for reason, paths in unused.items()]
         if not found and not moving:
-            bad.append(shown_name(f"The folder {place} holds no pictures{' (what it holds is said apart)' if unused else ': it is empty'}."))
+            bad.append(
+                shown_name(
+                    f"The folder {place} holds no pictures{' (what it holds is said apart)' if unused else ': it is empty'}."
+                )
+            )
         for path, kept in [(path, files) for path in found] + [(path, films) for path in moving]:
             kept.setdefault(file_path(path), (path, "_".join((*path.relative_to(place).parent.parts, path.stem))))
     lists = [[pair[part] for pair in kept.values()] for kept in (files, films) for part in (0, 1)]
@@ -804,8 +908,20 @@ def predict_todo(
     record, bad = Record(folder), []
     files, names = [Path(each["source"]) for each in todo], [each["name"] for each in todo]
     found = predictions(predictor, files, names, window, overlap, batch, folder.work)
-    saved = ahead(lambda pair: keep(pair[1], folder, record, outputs, field_of_view, todo[pair[0]]), found, waiting=3, finish=True, alone=lambda pair: is_large(pair[1]))
-    bar = tqdm(saved, total=earlier + len(todo), initial=earlier, unit="picture", disable=not progress or earlier + len(todo) < 2)
+    saved = ahead(
+        lambda pair: keep(pair[1], folder, record, outputs, field_of_view, todo[pair[0]]),
+        found,
+        waiting=3,
+        finish=True,
+        alone=lambda pair: is_large(pair[1]),
+    )
+    bar = tqdm(
+        saved,
+        total=earlier + len(todo),
+        initial=earlier,
+        unit="picture",
+        disable=not progress or earlier + len(todo) < 2,
+    )
     try:
         for future in bar:
             bad += [sentence] if (sentence := future.result()) else []
@@ -868,10 +984,15 @@ def predict_files(
     field_of_view: float = 60.0,  # of points: degrees across the picture's longer side
     recursive: bool = False,  # also pictures in folders inside folders
     left: list[str] | None = None,  # gets a sentence for what folders hold and was not used; None: they are warnings
-) -> tuple[list[dict], list[str]]:  # what is there, `earlier` where it was there before; a sentence for each picture that is not
+) -> tuple[
+    list[dict], list[str]
+]:  # what is there, `earlier` where it was there before; a sentence for each picture that is not
     """Predict every picture that can be read, write its maps, and list the others. A picture whose result is there, made from the same file by the same
     network, is left alone. Raises `FolderError` for a folder in which a run cannot go on, and what `check_prediction_settings` does."""
-    outputs, listing = check_prediction_settings(outputs, window, overlap, batch, field_of_view), list_files(pictures, recursive)
+    outputs, listing = (
+        check_prediction_settings(outputs, window, overlap, batch, field_of_view),
+        list_files(pictures, recursive),
+    )
     films = [left_sentence(Path(), FILM + ", which predict_video predicts", listing.films)] if listing.films else []
     if left is None:
         for sentence in listing.left + films:
@@ -891,7 +1012,13 @@ def predict_files(
         done = [None if again else finished(folder.path, made_by, each, folder.entries_of(each)) for each in abouts]
         todo = [about for about, entry in zip(abouts, done) if entry is None]
         folder.plan(todo, files_for)
-        new, bad = predict_todo(predictor, folder, todo, len(done) - len(todo), progress, outputs, window, overlap, batch, field_of_view)
-    there = [dict(entry, earlier=True) | {key: about[key] for key in ("source", "path")} for about, entry in zip(abouts, done) if entry]
+        new, bad = predict_todo(
+            predictor, folder, todo, len(done) - len(todo), progress, outputs, window, overlap, batch, field_of_view
+        )
+    there = [
+        dict(entry, earlier=True) | {key: about[key] for key in ("source", "path")}
+        for about, entry in zip(abouts, done)
+        if entry
+    ]
     order = {about["path"]: place for place, about in enumerate(abouts)}
     return sorted(there + new, key=lambda entry: order[entry["path"]]), listing.bad + bad

@@ -23,9 +23,24 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from ..images.images import MADE_BY, ImageError, check_array, check_file, colour_depth, colour_label, depth_range, figure_text, is_our_picture
-from ..images.images import label_palette, label_patches, map_array, open_picture, read_label, whole_output, write_label
-from .predictor import Prediction, check_finite, draw_map, resize_image, thinned, to_levels
+from dpt_nb.images.images import (
+    MADE_BY,
+    ImageError,
+    check_array,
+    check_file,
+    colour_depth,
+    colour_label,
+    depth_range,
+    figure_text,
+    is_our_picture,
+    label_palette,
+    map_array,
+    open_picture,
+    read_label,
+    whole_output,
+    write_label,
+)
+from .predictor import Prediction, check_finite, draw_map, thinned, to_levels
 
 # %% ../../nbs/inference/outputs.ipynb #4fd70266
 def row_strips(
@@ -55,10 +70,14 @@ def as_16_bits(
     for rows in row_strips(len(plane)):
         part = plane[rows].astype(np.float64)
         if not np.isfinite(part).all() or (part.min() < 0 and not below_zero):
-            raise ImageError(f"The map for {path} has negative, NaN or infinite values, and 0 or more was expected: write npy or pfm to keep negative ones.")
+            raise ImageError(
+                f"The map for {path} has negative, NaN or infinite values, and 0 or more was expected: write npy or pfm to keep negative ones."
+            )
         part = np.where(part > 0, np.maximum(np.round(part * scale), 1), 0)
         if part.max() > 65535:
-            raise ImageError(f"The largest value for {path} is {part.max() / scale:g}, and 16 bits at scale={scale:g} end at {65535 / scale:g}: write npy or pfm to keep it.")
+            raise ImageError(
+                f"The largest value for {path} is {part.max() / scale:g}, and 16 bits at scale={scale:g} end at {65535 / scale:g}: write npy or pfm to keep it."
+            )
         yield part.astype(np.uint16)
 
 # %% ../../nbs/inference/outputs.ipynb #e593e5bd
@@ -83,8 +102,16 @@ def write_png(
             raw = strip.astype(">u2").view(np.uint8) if strip.dtype == np.uint16 else strip.reshape(len(strip), -1)
             if not started:
                 bits, colour = (16, 0) if strip.dtype == np.uint16 else (8, 2)
-                file.write(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], bits, colour, 0, 0, 0)))
-                file.write(b"".join(png_chunk(b"tEXt", f"{key}\0{said}".encode("latin-1")) for key, said in (MADE_BY | (words or {})).items()))
+                file.write(
+                    b"\x89PNG\r\n\x1a\n"
+                    + png_chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], bits, colour, 0, 0, 0))
+                )
+                file.write(
+                    b"".join(
+                        png_chunk(b"tEXt", f"{key}\0{said}".encode("latin-1"))
+                        for key, said in (MADE_BY | (words or {})).items()
+                    )
+                )
                 started, above = True, np.zeros_like(raw[:1])
             rows = np.full((len(raw), raw.shape[1] + 1), 2, np.uint8)  # 2: the row above was subtracted
             rows[:, 1:] = raw - np.concatenate([above, raw[:-1]])
@@ -95,6 +122,7 @@ def write_png(
 # %% ../../nbs/inference/outputs.ipynb #a4bdefd7
 UNITS = {"depth": "metre", "inverse_depth": "relative, larger is nearer"}
 
+
 def write_scaled(
     path: str | Path,  # ends in .png
     head: str,  # "depth" or "inverse_depth"
@@ -103,9 +131,13 @@ def write_scaled(
 ) -> float:  # the scale used
     "Write a 16-bit PNG that says its scale, whole or not at all. Raises `ImageError` for values that no such file holds."
     scale = scale or map_scale(head, float(values.max()))
-    words = dict(quantity=head, unit=UNITS[head], scale=repr(scale), Description=f"{head} = value / {scale!r}; 0 = nothing")
+    words = dict(
+        quantity=head, unit=UNITS[head], scale=repr(scale), Description=f"{head} = value / {scale!r}; 0 = nothing"
+    )
     # A cubic on the way back overshoots: relative inverse depth dips below 0, which is the farthest there is
-    write_png(path, tuple(values.shape[-2:]), as_16_bits(values, scale, path, below_zero=head == "inverse_depth"), words)
+    write_png(
+        path, tuple(values.shape[-2:]), as_16_bits(values, scale, path, below_zero=head == "inverse_depth"), words
+    )
     return scale
 
 
@@ -116,7 +148,9 @@ def read_scaled(
     "Read a 16-bit PNG by the scale it states. Raises `ImageError` for another kind of file, and for one that states none when none is given."
     picture = open_picture(path)
     if picture.format != "PNG" or not picture.mode.startswith("I"):
-        raise ImageError(f"{path} is a {picture.format} file with {picture.mode} pixels, and a 16-bit gray PNG was expected.")
+        raise ImageError(
+            f"{path} is a {picture.format} file with {picture.mode} pixels, and a 16-bit gray PNG was expected."
+        )
     said = scale or picture.info.get("scale")
     if said is None:
         raise ImageError(f"{path} does not say its scale: give it (scale=256 for KITTI, 1000 for NYUv2).")
@@ -125,7 +159,9 @@ def read_scaled(
     except (TypeError, ValueError):
         units = 0.0
     if not 0 < units < float("inf"):
-        raise ImageError(f"{path} says that its scale is {str(said)[:40]!r}, and a positive number of units was expected: give it (scale=256 for KITTI, 1000 for NYUv2).")
+        raise ImageError(
+            f"{path} says that its scale is {str(said)[:40]!r}, and a positive number of units was expected: give it (scale=256 for KITTI, 1000 for NYUv2)."
+        )
     return torch.tensor(np.asarray(picture).astype(np.float32))[None] / units, picture.info.get("quantity", "depth")
 
 # %% ../../nbs/inference/outputs.ipynb #85450086
@@ -168,11 +204,14 @@ def read_pfm(
     except (ValueError, OSError, OverflowError):
         raise ImageError(f"{path} is no whole portable float map.") from None
     if kind.strip() != b"Pf":
-        raise ImageError(f"{path} is a {kind.decode(errors='replace')[:8]} file, and Pf, one value a pixel, was expected.")
+        raise ImageError(
+            f"{path} is a {kind.decode(errors='replace')[:8]} file, and Pf, one value a pixel, was expected."
+        )
     return torch.tensor(plane[::-1].astype(np.float32))[None]
 
 # %% ../../nbs/inference/outputs.ipynb #88154a88
 CMAPS = {"depth": "Spectral", "inverse_depth": "Spectral_r"}
+
 
 def coloured(
     head: str,  # "depth", "inverse_depth" or "label"
@@ -182,7 +221,11 @@ def coloured(
     "A map in colours, a few rows at a time."
     plane = torch.as_tensor(map_array(values, "map"))
     ends = () if head == "label" else depth_range(thinned(plane, 2000))
-    paint = (lambda part: colour_label(part, palette)) if head == "label" else (lambda part: colour_depth(part, *ends, cmap=CMAPS[head]))
+    paint = (
+        (lambda part: colour_label(part, palette))
+        if head == "label"
+        else (lambda part: colour_depth(part, *ends, cmap=CMAPS[head]))
+    )
     for rows in row_strips(len(plane)):
         yield (paint(plane[rows]) * 255).round().byte().permute(1, 2, 0).numpy()
 
@@ -250,10 +293,14 @@ def palette_for(
 # %% ../../nbs/inference/outputs.ipynb #9b269738
 OUTPUTS = {
     "png": "numbers: 16-bit PNG that states its scale; labels as a PNG with a palette",
-    "npy": "numbers: numpy's file", "pfm": "numbers: portable float map",
-    "colour": "the map in colours, pixel for pixel", "bar": "the map with a colour bar or legend",
-    "overlay": "the map over the picture, with a legend or colour bar", "side": "picture and map side by side",
+    "npy": "numbers: numpy's file",
+    "pfm": "numbers: portable float map",
+    "colour": "the map in colours, pixel for pixel",
+    "bar": "the map with a colour bar or legend",
+    "overlay": "the map over the picture, with a legend or colour bar",
+    "side": "picture and map side by side",
 }
+
 
 class OutputError(ValueError):
     "A kind of output that is none, said in one sentence."
@@ -266,7 +313,9 @@ def check_outputs(
     "Raises `OutputError` for a name that is none."
     unknown = [name for name in outputs if name not in OUTPUTS and name not in beside]
     if unknown or not outputs:
-        raise OutputError(f"Outputs called {', '.join(unknown) or 'nothing'} were asked for, and there are {', '.join([*OUTPUTS, *beside])}.")
+        raise OutputError(
+            f"Outputs called {', '.join(unknown) or 'nothing'} were asked for, and there are {', '.join([*OUTPUTS, *beside])}."
+        )
     return tuple(outputs)
 
 # %% ../../nbs/inference/outputs.ipynb #74e01801
@@ -278,8 +327,16 @@ def write_numbers(
 ) -> dict:  # `file`, and `scale`, `smallest`, `largest` or `classes`
     "The map in each of the forms for programs; `file` is the first of them."
     values, facts = prediction[head], {}
-    said = dict(classes=list(prediction.classes)) if head == "label" else dict(smallest=values.min().item(), largest=values.max().item())
-    files = [f"{stem.name}.{kind}" for kind in ("png", "npy", "pfm") if kind in outputs and not (kind == "pfm" and head == "label")]
+    said = (
+        dict(classes=list(prediction.classes))
+        if head == "label"
+        else dict(smallest=values.min().item(), largest=values.max().item())
+    )
+    files = [
+        f"{stem.name}.{kind}"
+        for kind in ("png", "npy", "pfm")
+        if kind in outputs and not (kind == "pfm" and head == "label")
+    ]
     if "png" in outputs and head == "label":
         write_label(f"{stem}.png", values, palette_for(prediction), MADE_BY)
     elif "png" in outputs:
@@ -303,10 +360,14 @@ def write_pictures(
     values = prediction[head]
     colours = lambda: coloured(head, values, palette_for(prediction) if head == "label" else None)
     makers: dict[str, Callable[[str], None]] = dict(
-        colour=lambda path: write_png(path, tuple(values.shape[-2:]), colours()), bar=lambda path: write_figure(path, map_figure(prediction, head)),
-        overlay=lambda path: write_figure(path, overlay_figure(prediction, head)), side=lambda path: write_png(path, (pair := side_by_side(prediction, head)).shape[:2], iter([pair])),
+        colour=lambda path: write_png(path, tuple(values.shape[-2:]), colours()),
+        bar=lambda path: write_figure(path, map_figure(prediction, head)),
+        overlay=lambda path: write_figure(path, overlay_figure(prediction, head)),
+        side=lambda path: write_png(path, (pair := side_by_side(prediction, head)).shape[:2], iter([pair])),
     )
-    wanted = [name for name in makers if name in outputs and not (name == "colour" and head == "label" and "png" in outputs)]  # its palette is its colours
+    wanted = [
+        name for name in makers if name in outputs and not (name == "colour" and head == "label" and "png" in outputs)
+    ]  # its palette is its colours
     for name in wanted:
         makers[name](f"{stem}-{name}.png")
     return [f"{stem.name}-{name}.png" for name in wanted]
@@ -375,7 +436,9 @@ def save(
             stem = Path(folder) / f"{self.name}-{head}"
             facts = write_numbers(self, head, stem, outputs)
             pictures = write_pictures(self, head, stem, outputs)
-            written[head] = (facts if "file" in facts else dict(file=pictures[0]) | facts) | (dict(pictures=pictures) if pictures else {})
+            written[head] = (facts if "file" in facts else dict(file=pictures[0]) | facts) | (
+                dict(pictures=pictures) if pictures else {}
+            )
     return written
 
 # %% ../../nbs/inference/outputs.ipynb #c051314b
@@ -389,7 +452,9 @@ def read_map(
     if suffix == ".npy":
         shape, _ = check_array(path)
         if len(shape) != 2:
-            raise ImageError(f"{path} is an array of {'×'.join(map(str, shape)) or 'one value'}, and a map of height and width was expected.")
+            raise ImageError(
+                f"{path} is an array of {'×'.join(map(str, shape)) or 'one value'}, and a map of height and width was expected."
+            )
         try:
             plane = torch.tensor(np.load(path))
         except (OSError, ValueError, EOFError, TypeError) as error:

@@ -34,7 +34,9 @@ def camera_for(
     if intrinsics is not None:
         intrinsics = torch.as_tensor(intrinsics).float()
         if tuple(intrinsics.shape) != (3, 3) or not (intrinsics[0, 0] > 0 and intrinsics[1, 1] > 0):
-            raise PointError(f"The intrinsics have shape {tuple(intrinsics.shape)}, and a 3×3 matrix with positive focal lengths was expected.")
+            raise PointError(
+                f"The intrinsics have shape {tuple(intrinsics.shape)}, and a 3×3 matrix with positive focal lengths was expected."
+            )
         return intrinsics
     if not 0 < field_of_view < 180:
         raise PointError(f"The field of view is {field_of_view}, and degrees between 0 and 180 were expected.")
@@ -76,13 +78,16 @@ def depth_points(
     if edge is not None:
         kept &= ~on_edges(depth, edge)
     points = unproject(depth, intrinsics)
-    kept, points, colours = (values[::step, ::step] for values in (kept, points, (image * 255).round().byte().permute(1, 2, 0)))
+    kept, points, colours = (
+        values[::step, ::step] for values in (kept, points, (image * 255).round().byte().permute(1, 2, 0))
+    )
     if not kept.any():
         raise PointError("No pixel is left: none has a depth above 0, or all are at jumps; edge=None keeps those.")
     return points[kept], colours[kept]
 
 # %% ../../nbs/inference/point_clouds.ipynb #740d7141
 POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")])
+
 
 def write_ply(
     path: str | Path,  # ends in .ply
@@ -97,7 +102,15 @@ def write_ply(
         table[name] = (points if index < 3 else colours)[:, index % 3].cpu().numpy()
     kinds = {"<f4": "float", "|u1": "uchar"}
     properties = [f"property {kinds[POINT[name].str]} {name}" for name in POINT.names]
-    header = ["ply", "format binary_little_endian 1.0", "comment camera axes: x right, y down, z forward", f"element vertex {len(table)}", *properties, "end_header", ""]
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        "comment camera axes: x right, y down, z forward",
+        f"element vertex {len(table)}",
+        *properties,
+        "end_header",
+        "",
+    ]
     with whole_output(path) as temporary, open(temporary, "wb") as file:
         file.write("\n".join(header).encode())
         for start in range(0, len(table), 2**20):  # Python's own writing says why it failed, numpy's does not
@@ -111,12 +124,23 @@ def read_ply(
     check_file(path)
     header, end, content = Path(path).read_bytes().partition(b"end_header\n")
     words = header.decode(errors="replace").split()
-    names, counts = [words[i + 2 : i + 3] for i, word in enumerate(words) if word == "property"], [words[i + 1 : i + 2] for i, word in enumerate(words) if word == "vertex"]
-    if not end or "binary_little_endian" not in words or names != [[name] for name in POINT.names] or len(counts) != 1 or not "".join(counts[0]).isdecimal():
+    names, counts = (
+        [words[i + 2 : i + 3] for i, word in enumerate(words) if word == "property"],
+        [words[i + 1 : i + 2] for i, word in enumerate(words) if word == "vertex"],
+    )
+    if (
+        not end
+        or "binary_little_endian" not in words
+        or names != [[name] for name in POINT.names]
+        or len(counts) != 1
+        or not "".join(counts[0]).isdecimal()
+    ):
         raise PointError(f"{path} is no binary PLY of x, y, z, red, green, blue.")
     count = int(counts[0][0])
     if len(content) != count * POINT.itemsize:
-        raise PointError(f"{path} announces {count} points and holds {len(content) / POINT.itemsize:g}: copy or write it again.")
+        raise PointError(
+            f"{path} announces {count} points and holds {len(content) / POINT.itemsize:g}: copy or write it again."
+        )
     table = np.frombuffer(content, POINT)
     column = lambda names: torch.from_numpy(np.stack([table[name] for name in names], 1))
     return column(POINT.names[:3]), column(POINT.names[3:])
@@ -137,7 +161,11 @@ def prediction_points(
     height, width = next(iter(prediction.maps.values())).shape[-2:]
     camera, step = camera_for((height, width), intrinsics, field_of_view), math.ceil((height * width / most) ** 0.5)
     camera = camera / torch.tensor([[step], [step], [1.0]])  # of the map with each n-th row and column
-    depth = prediction["depth"][:, ::step, ::step] if "depth" in prediction.maps else relative_to_depth(prediction["inverse_depth"][:, ::step, ::step], near, far)
+    depth = (
+        prediction["depth"][:, ::step, ::step]
+        if "depth" in prediction.maps
+        else relative_to_depth(prediction["inverse_depth"][:, ::step, ::step], near, far)
+    )
     return depth_points(depth, resize_image(prediction.image[None], tuple(depth.shape[-2:]))[0], camera, edge)
 
 
@@ -164,7 +192,9 @@ def view_points(
     dot: int = 2,  # rows and columns of pixels that a point covers, so that walls are closed
 ) -> torch.Tensor:  # `(3, H, W)` in [0, 1], white where there is no point
     "Points as seen from a camera that turns around them; the nearest point of a pixel is the one seen."
-    middle = points.quantile(0.5, dim=0) if len(points) < 10**6 else points[:: len(points) // 10**6 + 1].quantile(0.5, dim=0)
+    middle = (
+        points.quantile(0.5, dim=0) if len(points) < 10**6 else points[:: len(points) // 10**6 + 1].quantile(0.5, dim=0)
+    )
     cos_yaw, sin_yaw, cos_pitch, sin_pitch = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
     about_y = torch.tensor([[cos_yaw, 0, sin_yaw], [0, 1, 0], [-sin_yaw, 0, cos_yaw]])
     about_x = torch.tensor([[1, 0, 0], [0, cos_pitch, -sin_pitch], [0, sin_pitch, cos_pitch]])
@@ -173,7 +203,10 @@ def view_points(
     corner = torch.stack((focal * y / z + (size[0] - 1) / 2, focal * x / z + (size[1] - 1) / 2)) - (dot - 1) / 2
     covered = torch.cartesian_prod(torch.arange(dot), torch.arange(dot)).reshape(-1, 2).T.to(points.device)
     row, column = (corner[:, :, None] + covered[:, None]).round().long().flatten(1)
-    z, which = z.repeat_interleave(dot * dot), torch.arange(len(points), device=points.device).repeat_interleave(dot * dot)
+    z, which = (
+        z.repeat_interleave(dot * dot),
+        torch.arange(len(points), device=points.device).repeat_interleave(dot * dot),
+    )
     shown = (z > 0.05) & (column >= 0) & (column < size[1]) & (row >= 0) & (row < size[0])
     order = z[shown].argsort(descending=True, stable=True)
     nearest = torch.full((size[0] * size[1],), -1, device=points.device)
@@ -192,5 +225,8 @@ def turntable(
     field_of_view: float = 60.0,  # degrees across the longer side
 ) -> plt.Figure:
     "Points from several sides, in one picture."
-    views = [view_points(points.cpu(), colours.cpu(), math.radians(angle), math.radians(pitch), field_of_view=field_of_view) for angle in degrees]
+    views = [
+        view_points(points.cpu(), colours.cpu(), math.radians(angle), math.radians(pitch), field_of_view=field_of_view)
+        for angle in degrees
+    ]
     return show_images(views, [f"{angle:+g}°" for angle in degrees], columns=len(degrees))

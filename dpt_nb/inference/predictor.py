@@ -24,7 +24,16 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from ..images.images import ImageError, colour_label, figure_text, find_images, label_palette, label_patches, read_image, to_image
+from dpt_nb.images.images import (
+    ImageError,
+    colour_label,
+    figure_text,
+    find_images,
+    label_palette,
+    label_patches,
+    read_image,
+    to_image,
+)
 from ..network.dpt import DPT, INPUT_METHODS, DPTConfig
 
 # %% ../../nbs/inference/13_predictor.ipynb #82087841
@@ -59,6 +68,7 @@ def fit_size(
 # %% ../../nbs/inference/13_predictor.ipynb #65e66fff
 class ResizePolicy(NamedTuple):
     "How an image is brought to a network's size: what `fit_size` needs."
+
     size: tuple[int, int]  # height and width that the method starts from, pixels
     multiple: int  # pixels
     method: str = "minimal"  # one of `INPUT_METHODS`
@@ -74,14 +84,18 @@ def resize_policy(
     patch: int,  # the backbone's own multiple, pixels
 ) -> ResizePolicy:
     "How the images of a network are fed, as its config says."
-    return ResizePolicy(tuple(config.input_size or config.image_size), config.input_multiple or patch, config.input_method)
+    return ResizePolicy(
+        tuple(config.input_size or config.image_size), config.input_multiple or patch, config.input_method
+    )
 
 # %% ../../nbs/inference/13_predictor.ipynb #9aaba42f
 def linear_weights(
     length: int,  # of the side that is resized, pixels
     wanted: int,  # pixels
     device: torch.device,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # `(wanted,)` each: first and second neighbour, and their weights in 2048ths
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]:  # `(wanted,)` each: first and second neighbour, and their weights in 2048ths
     "OpenCV's `resize`, INTER_LINEAR."
     places = (torch.arange(wanted, dtype=torch.float64, device=device) + 0.5) * (length / wanted) - 0.5
     first = places.floor()
@@ -110,12 +124,16 @@ def resize_bytes(
     left, right, left_share, right_share = linear_weights(width, size[1], image.device)
     across = levels[..., left] * left_share + levels[..., right] * right_share
     above, below, above_share, below_share = linear_weights(height, size[0], image.device)
-    parts = [(share[:, None] * (across[..., rows, :] >> 4)) >> 16 for rows, share in ((above, above_share), (below, below_share))]
+    parts = [
+        (share[:, None] * (across[..., rows, :] >> 4)) >> 16
+        for rows, share in ((above, above_share), (below, below_share))
+    ]
     return ((sum(parts) + 2) >> 2).to(image.dtype) / 255
 
 # %% ../../nbs/inference/13_predictor.ipynb #bdd3201d
 class Resizing(NamedTuple):
     "By which interpolation an image comes to the network's size, and an answer back: arguments of `F.interpolate`."
+
     image: dict
     prediction: dict  # depth and inverse depth
     label: dict  # logits
@@ -186,7 +204,11 @@ def resized_label(
             continue
         better = values > largest
         torch.maximum(values, largest, out=largest)
-        label = label.masked_fill_(better, start) if isinstance(places, int) else torch.where(better, places + start, label).short()
+        label = (
+            label.masked_fill_(better, start)
+            if isinstance(places, int)
+            else torch.where(better, places + start, label).short()
+        )
     return label.long()
 
 # %% ../../nbs/inference/13_predictor.ipynb #fb239f26
@@ -205,8 +227,11 @@ class Prediction:
 
     def show(self) -> plt.Figure:
         "The picture and each map, with a colour bar in metres or a legend."
-        figure, axes = plt.subplots(1, 1 + len(self.maps), figsize=(4.2 * (1 + len(self.maps)), 3.4), layout="constrained")
-        axes[0].imshow(thinned(self.image).permute(1, 2, 0)); axes[0].set_title(figure_text(self.name))
+        figure, axes = plt.subplots(
+            1, 1 + len(self.maps), figsize=(4.2 * (1 + len(self.maps)), 3.4), layout="constrained"
+        )
+        axes[0].imshow(thinned(self.image).permute(1, 2, 0))
+        axes[0].set_title(figure_text(self.name))
         for axis, (head, values) in zip(axes[1:], self.maps.items()):
             draw_map(axis, head, values, self.classes)
         for axis in axes:
@@ -237,7 +262,12 @@ def draw_map(
         present = [int(index) for index in values.unique()]
         names = classes or tuple(f"class {index}" for index in range(max(present) + 1))
         axis.imshow(colour_label(values, label_palette(len(names))).permute(1, 2, 0))
-        axis.legend(handles=label_patches(names, label_palette(len(names)), present), fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.legend(
+            handles=label_patches(names, label_palette(len(names)), present),
+            fontsize=7,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+        )
         return
     cmap, unit = ("Spectral", "depth (m)") if head == "depth" else ("Spectral_r", "inverse depth (relative)")
     axis.figure.colorbar(axis.imshow(values[0], cmap=cmap), ax=axis, label=unit, shrink=0.8)
@@ -291,16 +321,27 @@ def check_input_size(
     if size is None:
         return None
     sides = (size, size) if isinstance(size, (int, np.integer)) else size
-    whole = isinstance(sides, (tuple, list)) and len(sides) == 2 and all(isinstance(side, (int, np.integer)) and side > 0 for side in sides)
+    whole = (
+        isinstance(sides, (tuple, list))
+        and len(sides) == 2
+        and all(isinstance(side, (int, np.integer)) and side > 0 for side in sides)
+    )
     if not whole:
-        raise PredictorError(f"The size is {size!r}; expected height and width in pixels, such as (384, 512), or one number for both.")
+        raise PredictorError(
+            f"The size is {size!r}; expected height and width in pixels, such as (384, 512), or one number for both."
+        )
     if any(side % patch for side in sides):
         nearest = "×".join(str(max(1, round(side / patch)) * patch) for side in sides)
-        raise PredictorError(f"The size is {sides[0]}×{sides[1]}, and both sides have to be multiples of the patch, {patch} pixels. The nearest is {nearest}.")
+        raise PredictorError(
+            f"The size is {sides[0]}×{sides[1]}, and both sides have to be multiples of the patch, {patch} pixels. The nearest is {nearest}."
+        )
     return tuple(int(side) for side in sides)
 
 # %% ../../nbs/inference/13_predictor.ipynb #c3a55cc2
-CONTROL_GROUPS = [("", "memory.max", "memory.current", "inactive_file"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")]  # version 2, version 1
+CONTROL_GROUPS = [
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+]  # version 2, version 1
 
 
 def group_memory(
@@ -346,21 +387,29 @@ class Predictor:
         model: DPT,  # put into evaluation mode
         device: str | torch.device | None = None,  # None: CUDA where there is one, else CPU
         flip: bool = False,  # average with the prediction of the mirrored picture
-        size: int | tuple[int, int] | None = None,  # height and width the network sees, or one number for both; None follows the config
+        size: int
+        | tuple[int, int]
+        | None = None,  # height and width the network sees, or one number for both; None follows the config
         classes: tuple | None = None,  # names of the labels; None: those that came with the weights
         scales: tuple[float, ...] = (1.0,),  # average over these multiples of that size
         precision: str = "float32",  # "float32", "float16" or "bfloat16"
         channels_last: bool = False,  # convolutions with the channels innermost
         compile: bool = False,  # through `torch.compile`
         resizing: str | None = None,  # one of `RESIZINGS`; None: as the config says
-        depth_range: tuple[float, float] | None = None,  # metres: each view's depth is clamped to it before views are averaged
-        max_memory: float | None = None,  # bytes that one image may take; None: half of what is free now. An image that needs more is seen in tiles
+        depth_range: tuple[float, float]
+        | None = None,  # metres: each view's depth is clamped to it before views are averaged
+        max_memory: float
+        | None = None,  # bytes that one image may take; None: half of what is free now. An image that needs more is seen in tiles
         max_pixels: int | None = None,  # of a file, the most that is unpacked; None: twice pillow's `MAX_IMAGE_PIXELS`
     ):
         if max_memory is not None and not max_memory > 0 or max_pixels is not None and not max_pixels > 0:
-            raise PredictorError(f"Found max_memory {max_memory!r} and max_pixels {max_pixels!r}; expected bytes, and pixels, above 0.")
+            raise PredictorError(
+                f"Found max_memory {max_memory!r} and max_pixels {max_pixels!r}; expected bytes, and pixels, above 0."
+            )
         if precision not in PRECISIONS or not scales or not all(0 < scale < float("inf") for scale in scales):
-            raise PredictorError(f"Found precision {precision!r} and scales {tuple(scales)}; expected one of {', '.join(PRECISIONS)}, and at least one positive factor.")
+            raise PredictorError(
+                f"Found precision {precision!r} and scales {tuple(scales)}; expected one of {', '.join(PRECISIONS)}, and at least one positive factor."
+            )
         self.device = usable_device(device)
         self.model = model.to(self.device).eval()
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
@@ -371,7 +420,10 @@ class Predictor:
         self.classes = tuple(config.class_names if classes is None else classes)
         self.scales = tuple(sorted(scales, key=lambda scale: abs(1 - scale)))  # the first is what others are aligned to
         self.policy, self.size = resize_policy(config, patch), check_input_size(size, patch)
-        self.max_pixels, self.max_memory = max_pixels, free_memory(self.device) / 2 if max_memory is None else max_memory
+        self.max_pixels, self.max_memory = (
+            max_pixels,
+            free_memory(self.device) / 2 if max_memory is None else max_memory,
+        )
         self.resizing = resizing or config.resizing
         if self.resizing not in RESIZINGS:
             raise PredictorError(f"There is no resizing called {self.resizing!r}. Choose from {', '.join(RESIZINGS)}.")
@@ -399,7 +451,9 @@ def check_finite(
     "Raises `PredictionError` for maps with NaN or infinite values."
     broken = {head: 0 if all_finite(values) else int((~values.isfinite()).sum()) for head, values in maps.items()}
     if any(broken.values()):
-        words = ", ".join(f"{count} of {maps[head].numel()} values of {head}" for head, count in broken.items() if count)
+        words = ", ".join(
+            f"{count} of {maps[head].numel()} values of {head}" for head, count in broken.items() if count
+        )
         raise PredictionError(
             f"The network gave NaN or infinite values for {name}: {words}. Nothing of it is used. Half precision may overflow: try float32; else the weights are damaged."
         )
@@ -557,7 +611,9 @@ def predict_list(
     for members in groups.values():
         for chosen in (members[start : start + batch] for start in range(0, len(members), batch)):
             shown = [images[index] for index in chosen]
-            resized = lambda seen: torch.cat([resize_image(as_floats(image.to(self.device))[None], seen, self.resizing) for image in shown])
+            resized = lambda seen: torch.cat(
+                [resize_image(as_floats(image.to(self.device))[None], seen, self.resizing) for image in shown]
+            )
             maps = self.views(resized, tuple(shown[0].shape[-2:]))
             for place, index in enumerate(chosen):
                 own = {head: values[place : place + 1] for head, values in maps.items()}
@@ -597,9 +653,15 @@ def finish(
     "One image's maps at its own size. Raises `PredictionError` for maps that cannot be used."
     check_finite(maps, name)
     size = tuple(image.shape[-2:])
-    at_size = lambda head, values: resized_label(values[0], size, self.resizing, AT_ONCE) if head == "label" else resize_prediction(values, size, head, self.resizing)[0]
+    at_size = lambda head, values: (
+        resized_label(values[0], size, self.resizing, AT_ONCE)
+        if head == "label"
+        else resize_prediction(values, size, head, self.resizing)[0]
+    )
     own = {head: at_size(head, values).cpu() for head, values in maps.items()}
-    return self.prediction(as_floats(image), own, name)  # floats last: labels take more memory while they are made than when they are there
+    return self.prediction(
+        as_floats(image), own, name
+    )  # floats last: labels take more memory while they are made than when they are there
 
 # %% ../../nbs/inference/13_predictor.ipynb #5dd60296
 @patch
@@ -614,7 +676,11 @@ def prediction(
     height, width = image.shape[-2:]
     seen = "×".join(map(str, self.input_size(height, width)))
     strange = max(height, width) >= STRANGE_ASPECT * min(height, width) and max(height, width) > 1
-    note = f"{name} is {height}×{width}, and the network saw it at {seen}: at such an aspect ratio expect little of the result." if strange else ""
+    note = (
+        f"{name} is {height}×{width}, and the network saw it at {seen}: at such an aspect ratio expect little of the result."
+        if strange
+        else ""
+    )
     return Prediction(image, maps, name, self.classes, note)
 
 # %% ../../nbs/inference/13_predictor.ipynb #b1b584ac
@@ -676,13 +742,20 @@ def __call__(
     is_path = lambda one: isinstance(one, (str, Path))
     if is_path(picture) and Path(picture).is_dir():
         picture = find_images(picture)
-    several = isinstance(picture, (list, tuple)) or (isinstance(picture, torch.Tensor) and picture.ndim == 4 and len(picture) != 1)
+    several = isinstance(picture, (list, tuple)) or (
+        isinstance(picture, torch.Tensor) and picture.ndim == 4 and len(picture) != 1
+    )
     if several and len(picture) and all(map(is_path, picture)):
         return LazyPredictions(self, list(map(Path, picture)), several_names(picture, name))
     if not several:
-        image = read_image(picture, max_pixels=self.max_pixels, keep_bytes=True) if is_path(picture) else to_image(picture)
+        image = (
+            read_image(picture, max_pixels=self.max_pixels, keep_bytes=True) if is_path(picture) else to_image(picture)
+        )
         return self.predict_list([image], [name or (Path(picture).stem if is_path(picture) else "picture")])[0]
-    images = [read_image(one, max_pixels=self.max_pixels, keep_bytes=True) if is_path(one) else to_image(one) for one in picture]
+    images = [
+        read_image(one, max_pixels=self.max_pixels, keep_bytes=True) if is_path(one) else to_image(one)
+        for one in picture
+    ]
     return self.predict_list(images, several_names(picture, name))
 
 
@@ -693,7 +766,13 @@ def several_names(
     "What the files of several pictures are named after, so that none replaces another's."
     if name:
         return [f"{name}-{index}" for index in range(len(pictures))]
-    stems = [Path(one).stem if isinstance(one, (str, Path)) else f"picture-{index}" for index, one in enumerate(pictures)]
+    stems = [
+        Path(one).stem if isinstance(one, (str, Path)) else f"picture-{index}" for index, one in enumerate(pictures)
+    ]
     counts = Counter(stem.casefold() for stem in stems)  # some disks do not tell A from a
     names = [stem if counts[stem.casefold()] == 1 else f"{stem}-{index}" for index, stem in enumerate(stems)]
-    return names if len({one.casefold() for one in names}) == len(names) else [f"{stem}-{index}" for index, stem in enumerate(stems)]
+    return (
+        names
+        if len({one.casefold() for one in names}) == len(names)
+        else [f"{stem}-{index}" for index, stem in enumerate(stems)]
+    )

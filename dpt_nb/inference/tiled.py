@@ -21,8 +21,19 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..images.images import ImageError, WriteError, array_to_image, check_array, not_written, open_picture, picture_tensor
-from ..images.images import set_room_aside, tensor_to_image, to_image, whole_file
+from dpt_nb.images.images import (
+    ImageError,
+    WriteError,
+    array_to_image,
+    check_array,
+    not_written,
+    open_picture,
+    picture_tensor,
+    set_room_aside,
+    tensor_to_image,
+    to_image,
+    whole_file,
+)
 from .predictor import Prediction, PredictionError, Predictor, aligned_to, line_onto, resize_image
 
 # %% ../../nbs/inference/tiled.ipynb #d1ce9bca
@@ -61,7 +72,9 @@ def blend(
     window: tuple[int, int],  # h and w, pixels
     rows: list[int],  # where windows begin, downwards
     columns: list[int],  # where they begin, rightwards
-) -> Iterator[tuple[str, int, int, torch.Tensor]]:  # head, top, left, block `(C, a, b)`; the blocks of a head cover the picture once
+) -> Iterator[
+    tuple[str, int, int, torch.Tensor]
+]:  # head, top, left, block `(C, a, b)`; the blocks of a head cover the picture once
     "The weighted sum of windows, a block as soon as it is final."
     down, across = (window_weights(*each) for each in zip(size, window, (rows, columns)))
     below = {}  # head → `(C, overlap, W)`: what windows said so far of rows that the next ones see too
@@ -78,7 +91,9 @@ def blend(
                 if head in below:
                     piece[:, : below[head].shape[1]] += below[head][..., left : left + width]
                 if column == 0:
-                    kept[head] = values.new_empty(len(piece), window[0] - height, size[1], dtype=torch.float16 if len(piece) > 1 else values.dtype)
+                    kept[head] = values.new_empty(
+                        len(piece), window[0] - height, size[1], dtype=torch.float16 if len(piece) > 1 else values.dtype
+                    )
                 kept[head][..., left : left + width] = piece[:, height:]
                 yield head, top, left, piece[:, :height]
         below = kept
@@ -90,7 +105,8 @@ class LargePicture:
     def __init__(
         self,
         picture,  # path, also of a `.npy` of `(H, W, 3)` bytes; PIL image, array or tensor, see `to_image`
-        max_pixels: int | None = None,  # of an image file, the most that is unpacked; None: twice pillow's `MAX_IMAGE_PIXELS`
+        max_pixels: int
+        | None = None,  # of an image file, the most that is unpacked; None: twice pillow's `MAX_IMAGE_PIXELS`
     ):
         if isinstance(picture, (str, Path)) and Path(picture).suffix.lower() == ".npy":
             picture = open_array(picture)
@@ -100,7 +116,11 @@ class LargePicture:
             picture = picture[0]
         self.picture = picture
         array, tensor = isinstance(picture, np.ndarray), isinstance(picture, torch.Tensor)
-        if not (array or tensor or isinstance(picture, Image.Image)) or (array or tensor) and (picture.ndim not in (2, 3) or 0 in picture.shape):
+        if (
+            not (array or tensor or isinstance(picture, Image.Image))
+            or (array or tensor)
+            and (picture.ndim not in (2, 3) or 0 in picture.shape)
+        ):
             to_image(picture)  # says what is wrong with it
         self.height, self.width = picture.shape[:2] if array else picture.shape[-2:] if tensor else picture.size[::-1]
 
@@ -181,11 +201,15 @@ def shrunk(
     "The whole picture at a small size, without ever holding it as floats."
     factor = max(1, min(self.height // (2 * size[0]), self.width // (2 * size[1])))
     rows = max(1, strip // factor) * factor
-    small = torch.empty(1, 3, -(-self.height // factor), -(-self.width // factor))  # first, so that the strips' memory can be given back in one piece
+    small = torch.empty(
+        1, 3, -(-self.height // factor), -(-self.width // factor)
+    )  # first, so that the strips' memory can be given back in one piece
     for top in range(0, self.height, rows):
         part = self.crop(top, 0, min(rows, self.height - top), self.width)[None]
         let_go(self.picture)
-        small[:, :, top // factor : -(-(top + part.shape[2]) // factor)] = F.avg_pool2d(part, factor, ceil_mode=True, count_include_pad=False)
+        small[:, :, top // factor : -(-(top + part.shape[2]) // factor)] = F.avg_pool2d(
+            part, factor, ceil_mode=True, count_include_pad=False
+        )
     return resize_image(small, size)
 
 # %% ../../nbs/inference/tiled.ipynb #34346641
@@ -196,7 +220,10 @@ def guide_for(
     points: tuple[int, int],  # rows and columns
 ) -> torch.Tensor:  # `(1, 1, *points)`
     "What the guide says at the middle of each cell of a grid laid over a window."
-    y, x = (2 * (begin + (torch.arange(count, device=guide.device) + 0.5) * length / count) / side - 1 for begin, length, count, side in zip(place[:2], place[2:], points, size))
+    y, x = (
+        2 * (begin + (torch.arange(count, device=guide.device) + 0.5) * length / count) / side - 1
+        for begin, length, count, side in zip(place[:2], place[2:], points, size)
+    )
     grid = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1).to(guide.dtype)
     return F.grid_sample(guide, grid[None], align_corners=False, padding_mode="border")
 
@@ -219,13 +246,17 @@ def align_window(
 def window_size(
     predictor: Predictor,  # whose network looks through the window
     source: LargePicture,  # the picture
-    window: int | tuple[int, int] | None,  # pixels of the picture, both sides or height and width; None: the network's native size
+    window: int
+    | tuple[int, int]
+    | None,  # pixels of the picture, both sides or height and width; None: the network's native size
     overlap: float,  # share of a window
 ) -> tuple[int, int]:  # height and width, not larger than the picture
     "Raises `WindowError` for a window or an overlap that is none."
     height, width = (window, window) if isinstance(window, int) else window or predictor.policy.window
     if min(height, width) < 1 or not 0 <= overlap < 0.9:
-        raise WindowError(f"Found a window of {height}×{width} pixels and an overlap of {overlap}; expected at least 1 pixel, and an overlap from 0 to below 0.9.")
+        raise WindowError(
+            f"Found a window of {height}×{width} pixels and an overlap of {overlap}; expected at least 1 pixel, and an overlap from 0 to below 0.9."
+        )
     return min(height, source.height), min(width, source.width)
 
 
@@ -247,7 +278,9 @@ def window_maps(
             raise PredictionError(f"{name}, window at row {chosen[0][0]} and column {chosen[0][1]}: {error}") from None
         for index, place in enumerate(chosen):
             points = tuple(min(32, side) for side in place[2:])
-            guide = {head: guide_for(whole, (source.height, source.width), place, points) for head, whole in guides.items()}
+            guide = {
+                head: guide_for(whole, (source.height, source.width), place, points) for head, whole in guides.items()
+            }
             yield {head: align_window(head, values[index], guide.get(head)) for head, values in maps.items()}
 
 # %% ../../nbs/inference/tiled.ipynb #6d52a1a4
@@ -262,7 +295,10 @@ def map_files(
     if out is None:
         return {head: np.zeros(size, kind) for head, kind in kinds.items()}
     paths = {head: Path(out) / f"{name}-{head}.npy" for head in kinds}
-    return {head: new_array(files.enter_context(whole_file(paths[head], durable=False)), kind, size, paths[head]) for head, kind in kinds.items()}
+    return {
+        head: new_array(files.enter_context(whole_file(paths[head], durable=False)), kind, size, paths[head])
+        for head, kind in kinds.items()
+    }
 
 
 def map_kinds(
@@ -270,7 +306,10 @@ def map_kinds(
 ) -> dict[str, type]:  # head → numpy's type of a value
     "Depth in float32; the number of a class in as few bytes as hold it."
     heads = predictor.model.config.heads
-    return {head: np.float32 if head != "label" else np.uint8 if heads[head].get("classes", 0) <= 256 else np.int32 for head in heads}
+    return {
+        head: np.float32 if head != "label" else np.uint8 if heads[head].get("classes", 0) <= 256 else np.int32
+        for head in heads
+    }
 
 # %% ../../nbs/inference/tiled.ipynb #6c1d4e26
 @contextmanager
@@ -289,14 +328,18 @@ def windows(
     self: Predictor,
     picture,  # path, also of a `.npy` of bytes; PIL image, array or tensor
     out: str | Path | None = None,  # folder for `.npy` files that hold the maps; None: in memory
-    window: int | tuple[int, int] | None = None,  # pixels of the picture that the network sees at once; None: its native size
+    window: int
+    | tuple[int, int]
+    | None = None,  # pixels of the picture that the network sees at once; None: its native size
     overlap: float = 0.25,  # of windows, at least; a share of their side
     align: bool = True,  # bring windows to the scale of the whole picture
     batch: int | None = None,  # windows at once; None: 1 on a CPU, 8 on a GPU
     progress: bool = True,  # show a bar with rate and time left
     name: str | None = None,  # what files are named after; None: the file's name
     max_pixels: int | None = None,  # of an image file, the most that is unpacked; None: the predictor's
-) -> Prediction:  # maps at the picture's size, mapped from files where `out` is given; the image at most 1600 pixels wide or high
+) -> (
+    Prediction
+):  # maps at the picture's size, mapped from files where `out` is given; the image at most 1600 pixels wide or high
     "Predict a large picture window by window. Raises `ImageError` and `WindowError`."
     source = LargePicture(picture, max_pixels or self.max_pixels)
     size, shape = (source.height, source.width), window_size(self, source, window, overlap)
@@ -314,12 +357,17 @@ def windows(
         results = map_files(kinds, size, out, name, files)
         bar = files.enter_context(tqdm(total=len(places), unit="window", disable=not progress or not several))
         for head, top, left, block in blend(maps, size, shape, rows, columns):
-            results[head][top : top + block.shape[1], left : left + block.shape[2]] = (block.argmax(0) if head == "label" else block[0]).cpu().numpy()
+            results[head][top : top + block.shape[1], left : left + block.shape[2]] = (
+                (block.argmax(0) if head == "label" else block[0]).cpu().numpy()
+            )
             bar.update(head == next(iter(kinds)))
             if left == columns[-1]:
                 let_go(results[head])
                 let_go(source.picture)
         shown = min(1.0, 1600 / max(size))
         image = source.shrunk(tuple(max(1, round(side * shown)) for side in size))[0]
-    found = {head: torch.from_numpy(values) if head == "label" else torch.from_numpy(values)[None] for head, values in results.items()}
+    found = {
+        head: torch.from_numpy(values) if head == "label" else torch.from_numpy(values)[None]
+        for head, values in results.items()
+    }
     return Prediction(image, found, name, self.classes)

@@ -29,14 +29,43 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from .folders import VIDEO_SUFFIXES, FolderError, ResultFolder, all_files, finished, fingerprint, in_words, is_full
-from .folders import note_predictions, only_frames, origin, plain_name
-from ..images.images import ImageError, colour_depth, colour_label, depth_range, label_palette, not_written, out_of_room
-from ..images.images import whole_file, write_label
+from dpt_nb.images.images import (
+    ImageError,
+    colour_depth,
+    colour_label,
+    depth_range,
+    label_palette,
+    not_written,
+    out_of_room,
+    whole_file,
+    write_label,
+)
+from dpt_nb.inference.folders import (
+    FolderError,
+    ResultFolder,
+    all_files,
+    fingerprint,
+    finished,
+    in_words,
+    is_full,
+    note_predictions,
+    only_frames,
+    origin,
+    plain_name,
+)
+from dpt_nb.inference.outputs import (
+    CMAPS,
+    UNITS,
+    check_outputs,
+    map_scale,
+    palette_for,
+    read_scaled,
+    write_npy,
+    write_pfm,
+    write_scaled,
+)
 from .predictor import Prediction, Predictor
 from .tiled import window_size
-from .outputs import CMAPS, UNITS, check_outputs, map_scale, palette_for
-from .outputs import read_scaled, write_npy, write_pfm, write_scaled
 
 # %% ../../nbs/inference/video.ipynb #11819b1f
 class VideoError(ImageError):
@@ -48,17 +77,43 @@ def pyav():  # the module `av`
     try:
         import av
     except ImportError:
-        raise VideoError('Video needs PyAV, which is not installed: pip install "dpt_nb[video]", or pip install av.') from None
+        raise VideoError(
+            'Video needs PyAV, which is not installed: pip install "dpt_nb[video]", or pip install av.'
+        ) from None
     return av
-
 
 # %% ../../nbs/inference/video.ipynb #b2ccb9bd
 ATTACHED_PICTURE = 0x400  # ffmpeg's AV_DISPOSITION_ATTACHED_PIC
 CONTAINERS = (  # by ffmpeg's names; playlists, which name further files and addresses, are not among them
-    "3g2", "3gp", "asf", "avi", "dv", "flv", "h264", "hevc", "ivf", "m4v", "matroska", "mj2", "mov", "mp4", "mpeg", "mpegts",
-    "mpegtsraw", "mpegvideo", "mxf", "nut", "obu", "ogg", "rm", "webm", "wtv", "yuv4mpegpipe",
+    "3g2",
+    "3gp",
+    "asf",
+    "avi",
+    "dv",
+    "flv",
+    "h264",
+    "hevc",
+    "ivf",
+    "m4v",
+    "matroska",
+    "mj2",
+    "mov",
+    "mp4",
+    "mpeg",
+    "mpegts",
+    "mpegtsraw",
+    "mpegvideo",
+    "mxf",
+    "nut",
+    "obu",
+    "ogg",
+    "rm",
+    "webm",
+    "wtv",
+    "yuv4mpegpipe",
 )
 MOST_FRAME_PIXELS = 2**25  # of a frame: 7680×4320, and a little more
+
 
 def open_video(
     path: str | Path,
@@ -162,6 +217,7 @@ class FrameClock:
 # %% ../../nbs/inference/video.ipynb #1e016899
 class FilmFrame(NamedTuple):
     "A frame of a film."
+
     image: torch.Tensor  # `(3, H, W)` in [0, 1], upright
     number: int  # in the film, from 0
     time: Fraction  # seconds since the first frame
@@ -213,7 +269,9 @@ def __iter__(self: FilmReader) -> Iterator[FilmFrame]:
                     image = frame_image(frame, self.pixel_aspect)
                     size = size or image.shape[1:]
                     if image.shape[1:] != size:
-                        self.damage = f"{self.path} changes its size after {self.count} frames: what came before was read."
+                        self.damage = (
+                            f"{self.path} changes its size after {self.count} frames: what came before was read."
+                        )
                         return
                     yield FilmFrame(image, self.count, time)
                 self.count += 1
@@ -324,7 +382,9 @@ def add(
         self.container.mux(self.stream.encode(frame))
     except (av.FFmpegError, ValueError, OverflowError) as error:
         self.refuse_if_full(error)
-        raise VideoError(f"A frame of {height}×{width} pixels cannot be written ({error}): write .mp4 or .mkv.") from None
+        raise VideoError(
+            f"A frame of {height}×{width} pixels cannot be written ({error}): write .mp4 or .mkv."
+        ) from None
 
 # %% ../../nbs/inference/video.ipynb #449230cb
 def sample_at(
@@ -503,7 +563,9 @@ def scales(
     known: torch.Tensor,  # `(1, 1, H, W)`, where
     flow: torch.Tensor,  # `(1, 2, H, W)`, of `compare`
     same: torch.Tensor,  # `(1, 1, H, W)`, where the past shows the same surface
-) -> tuple[float, float, float, float] | None:  # scale and shift onto the past; those to be shown; None: nothing is the same
+) -> (
+    tuple[float, float, float, float] | None
+):  # scale and shift onto the past; those to be shown; None: nothing is the same
     "Lines for a frame of relative inverse depth."
     step, past = max(1, max(present.shape[-2:]) // 256), self.past["inverse_depth"]
     seen = (same > 0.5)[..., ::step, ::step]
@@ -544,8 +606,10 @@ def steady(
     mean = onto_past + share * (moved - onto_past)
     mean = (mean - shift) / scale * shown_scale + shown_shift if head == "inverse_depth" else mean
     self.past[head] = SimpleNamespace(
-        aligned=shown_scale * present + shown_shift, shown=torch.where(known, mean, 0),
-        known=known.to(mean.dtype), scale=shown_scale,
+        aligned=shown_scale * present + shown_shift,
+        shown=torch.where(known, mean, 0),
+        known=known.to(mean.dtype),
+        scale=shown_scale,
     )
     if head == "depth":
         return torch.where(share > 0, 1 / mean, values)
@@ -636,7 +700,9 @@ class FrameRenderer:
         "One frame in colours."
         image, colours = prediction.image, self.colours(prediction[self.head])
         under = image if self.head == "label" else image.mean(0, keepdim=True).expand(3, -1, -1)
-        forms = dict(side=lambda: torch.cat([image, colours], 2), overlay=lambda: (under + colours) / 2, colour=lambda: colours)
+        forms = dict(
+            side=lambda: torch.cat([image, colours], 2), overlay=lambda: (under + colours) / 2, colour=lambda: colours
+        )
         return {form: (forms[form]() * 255).round().byte().permute(1, 2, 0).numpy() for form in self.forms}
 
     def colours(
@@ -679,7 +745,9 @@ class FrameFolder:
                 said = self.about | dict(quantity=self.head) | scale | dict(frames=self.frames)
                 said |= dict(unit=UNITS[self.head]) if self.head in UNITS else {}
                 text = json.dumps(said, indent=1, ensure_ascii=False)
-                (self.temporary / "frames.json").write_bytes(text.encode("utf-8", "backslashreplace"))  # names need not be UTF-8
+                (self.temporary / "frames.json").write_bytes(
+                    text.encode("utf-8", "backslashreplace")
+                )  # names need not be UTF-8
                 check_replaceable(self.path)
                 former = self.path.parent / f".{uuid4().hex}"
                 if self.path.exists():
@@ -739,6 +807,7 @@ def make_room(
 
 # %% ../../nbs/inference/video.ipynb #30221d72
 FILM_OUTPUTS = ("side", "overlay", "colour", "png", "npy", "pfm")
+
 
 def check_film_settings(
     outputs: tuple[str, ...] = ("side",),  # of `FILM_OUTPUTS`
@@ -864,14 +933,19 @@ def predict_video(
 ) -> dict:  # `source`, `frames`, files of each head; `earlier`: were there before; `damage` of a film that breaks off
     """Predict a video, whole or not at all. Raises what `check_film_settings` does, `VideoError`, and `FolderError` for a folder in which a run
     cannot go on."""
-    outputs, film = check_film_settings(outputs, smooth, every, window, overlap, batch), FilmReader(path, every, predictor.max_pixels)
+    outputs, film = (
+        check_film_settings(outputs, smooth, every, window, overlap, batch),
+        FilmReader(path, every, predictor.max_pixels),
+    )
     how, heads = dict(smooth=smooth, window=window, overlap=overlap), list(predictor.model.config.heads)
     made_by = fingerprint(predictor, film=True, outputs=outputs, every=every, ends=ends, **how)
-    files_for = lambda name: {file.name for of in film_files(heads, Path(name), outputs).values() for file in of.values()}
+    files_for = lambda name: {
+        file.name for of in film_files(heads, Path(name), outputs).values() for file in of.values()
+    }
     files_for("film")
     with ResultFolder(out) as folder:
         about = origin(Path(path)) | dict(made_by=made_by)
-        about["name"], = folder.choose_names([about], [plain_name(name or Path(path).stem)], files_for)
+        (about["name"],) = folder.choose_names([about], [plain_name(name or Path(path).stem)], files_for)
         done = finished(folder.path, made_by, about, folder.entries_of(about))
         if done and not again and film_is_whole(done, folder.path):
             return dict(done, earlier=True) | {key: about[key] for key in ("source", "path")}

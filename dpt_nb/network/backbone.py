@@ -9,8 +9,9 @@ __all__ = ['CONVOLUTIONAL', 'Tap', 'BackboneError', 'open_vit', 'resnet_argument
 
 # %% ../../nbs/network/03_backbone.ipynb #3345c540
 import difflib
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import timm
 import torch
@@ -31,6 +32,7 @@ from .patch_embed import check_size, embed_tokens, prefix_tokens, resize_places,
 # %% ../../nbs/network/03_backbone.ipynb #4e67147d
 class Tap(NamedTuple):
     "What the transformer says at one depth."
+
     tokens: torch.Tensor  # `(B, rows·columns, D)` one a patch, in reading order
     prefix: torch.Tensor  # `(B, P, D)` class token, and distillation token where there is one
     grid: tuple[int, int]  # rows, columns
@@ -50,7 +52,9 @@ def open_vit(
     "A timm ViT. Raises `BackboneError` for a name timm does not know and for a model that cannot carry a DPT."
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 5)
-        raise BackboneError(f"timm has no model called {name!r}. Names like it: {', '.join(near) or 'none'}; timm.list_models() lists all.")
+        raise BackboneError(
+            f"timm has no model called {name!r}. Names like it: {', '.join(near) or 'none'}; timm.list_models() lists all."
+        )
     if resnet is not None:
         arguments |= dict(patch_size=1, embed_layer=resnet_embedding(**resnet))
     if "swin" in name:
@@ -78,8 +82,16 @@ def resnet_arguments(
 ) -> dict:  # arguments of timm's `ResNetV2`
     "A ResNet of any shape, otherwise like the hybrid's: standardised weights, group norm, no norm in front."
     return dict(
-        layers=layers, channels=channels, stem_chs=stem, bottle_ratio=squeeze, preact=False, num_classes=0, global_pool="",
-        stem_type="same", conv_layer=partial(StdConv2dSame, eps=1e-8), norm_layer=partial(GroupNormAct, num_groups=groups),
+        layers=layers,
+        channels=channels,
+        stem_chs=stem,
+        bottle_ratio=squeeze,
+        preact=False,
+        num_classes=0,
+        global_pool="",
+        stem_type="same",
+        conv_layer=partial(StdConv2dSame, eps=1e-8),
+        norm_layer=partial(GroupNormAct, num_groups=groups),
     )
 
 
@@ -117,7 +129,9 @@ def relative_bias(
         offsets = table[:-3].reshape(1, 2 * grid[0] - 1, 2 * grid[1] - 1, -1).permute(0, 3, 1, 2)
         offsets = resize_places(offsets, (2 * to[0] - 1, 2 * to[1] - 1), "bilinear")
         table = torch.cat([offsets.permute(0, 2, 3, 1).flatten(0, 2), table[-3:]])
-    index = relative_index if sizes_known(to) else relative_index.__wrapped__  # a symbol is nothing to remember by: `deploy.export`
+    index = (
+        relative_index if sizes_known(to) else relative_index.__wrapped__
+    )  # a symbol is nothing to remember by: `deploy.export`
     return table[index(*to, table.device)].permute(2, 0, 1)[None]
 
 # %% ../../nbs/network/03_backbone.ipynb #585f19cd
@@ -128,7 +142,11 @@ def beit_attention(
 ) -> torch.Tensor:  # `(B, tokens, D)`
     "Attention with a number for each offset (BEiT, Bao et al. 2022; timm `beit.py`)."
     joint_bias = None if attention.q_bias is None else torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-    query, key, value = F.linear(tokens, attention.qkv.weight, joint_bias).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    query, key, value = (
+        F.linear(tokens, attention.qkv.weight, joint_bias)
+        .unflatten(-1, (3, attention.num_heads, -1))
+        .permute(2, 0, 3, 1, 4)
+    )
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
     return attention.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -195,11 +213,21 @@ class Backbone(nn.Module):
         self.taps = self.check_taps(name, taps)
         self.drop_unheard()
         for module_name, module in self.vit.named_modules():
-            if layer_norm_eps is not None and isinstance(module, nn.LayerNorm) and ("blocks." in module_name or module_name == "norm"):
+            if (
+                layer_norm_eps is not None
+                and isinstance(module, nn.LayerNorm)
+                and ("blocks." in module_name or module_name == "norm")
+            ):
                 module.eps = layer_norm_eps
         self.dim = self.vit.embed_dim
         size = self.vit.patch_embed.patch_size[0]
-        self.patch = size * (2 ** (len(self.vit.layers) - 1) if self.windowed else self.vit.patch_embed.feat_ratio() if self.hybrid and size == 1 else 1)
+        self.patch = size * (
+            2 ** (len(self.vit.layers) - 1)
+            if self.windowed
+            else self.vit.patch_embed.feat_ratio()
+            if self.hybrid and size == 1
+            else 1
+        )
 
     def forward(
         self,
@@ -255,7 +283,11 @@ def set_grad_checkpointing(
 @patch
 def go_through(self: Backbone, block: Callable, *given) -> torch.Tensor:
     "What the block makes of what it is given."
-    return checkpoint(block, *given, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else block(*given)
+    return (
+        checkpoint(block, *given, use_reentrant=False)
+        if self.checkpointing and torch.is_grad_enabled()
+        else block(*given)
+    )
 
 # %% ../../nbs/network/03_backbone.ipynb #de19bdf2
 @patch
@@ -315,7 +347,11 @@ def tap_info(
     if self.windowed:
         maps = {f"layers.{index}": info for index, info in enumerate(self.vit.feature_info)}
     else:
-        maps = {f"stages.{index}": info for index, info in enumerate(self.vit.patch_embed.backbone.feature_info[1:])} if self.hybrid else {}
+        maps = (
+            {f"stages.{index}": info for index, info in enumerate(self.vit.patch_embed.backbone.feature_info[1:])}
+            if self.hybrid
+            else {}
+        )
     return [
         dict(tap=tap, kind="map", channels=maps[tap]["num_chs"], stride=maps[tap]["reduction"])
         if tap in maps
@@ -349,12 +385,22 @@ class ConvolutionalBackbone(nn.Module):
     ):
         super().__init__()
         if not is_convolutional(name):
-            raise BackboneError(f"timm has no convolutional network {name!r} that can carry a DPT. Try resnet50, resnext101_32x8d, resnetv2_50, convnext_tiny, regnetx_032.")
-        self.network = timm.create_model(name, pretrained=pretrained, **(dict(num_classes=0) | arguments | ({} if resnet is None else resnet_arguments(**resnet))))
+            raise BackboneError(
+                f"timm has no convolutional network {name!r} that can carry a DPT. Try resnet50, resnext101_32x8d, resnetv2_50, convnext_tiny, regnetx_032."
+            )
+        self.network = timm.create_model(
+            name,
+            pretrained=pretrained,
+            **(dict(num_classes=0) | arguments | ({} if resnet is None else resnet_arguments(**resnet))),
+        )
         places = {info["reduction"]: place for place, info in enumerate(self.network.feature_info)}
-        possible = {f"stages.{number}": places[stride] for number, stride in enumerate((4, 8, 16, 32)) if stride in places}
+        possible = {
+            f"stages.{number}": places[stride] for number, stride in enumerate((4, 8, 16, 32)) if stride in places
+        }
         if not taps or [tap for tap in possible if tap in taps] != list(taps):
-            raise BackboneError(f"The taps {taps} are not places of {name}, shallow to deep. Choose from {list(possible)}.")
+            raise BackboneError(
+                f"The taps {taps} are not places of {name}, shallow to deep. Choose from {list(possible)}."
+            )
         self.taps, self.places = list(taps), [possible[tap] for tap in taps]
         self.network.prune_intermediate_layers(self.places, prune_norm=True, prune_head=True)
         self.dim, self.patch = (self.network.feature_info[self.places[-1]][key] for key in ("num_chs", "reduction"))
@@ -377,4 +423,7 @@ class ConvolutionalBackbone(nn.Module):
     def tap_info(self) -> list[dict]:  # one a tap: `tap`, `kind` ("map"), `channels`, `stride` in pixels
         "What each tap gives, for whoever builds on it."
         infos = [self.network.feature_info[place] for place in self.places]
-        return [dict(tap=tap, kind="map", channels=info["num_chs"], stride=info["reduction"]) for tap, info in zip(self.taps, infos)]
+        return [
+            dict(tap=tap, kind="map", channels=info["num_chs"], stride=info["reduction"])
+            for tap, info in zip(self.taps, infos)
+        ]

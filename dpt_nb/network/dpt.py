@@ -14,14 +14,14 @@ import json
 import math
 import reprlib
 import stat
-import struct
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import timm
 import torch
@@ -37,11 +37,11 @@ from timm.layers import StdConv2dSame, pad_same
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..images.images import not_written
 from .backbone import Backbone, BackboneError, ConvolutionalBackbone, is_convolutional, open_vit
 from .fusion import Decoder
 from .heads import DepthHead, HeadError, SegmentationHead
-from ..images.images import not_written
-from .reassemble import ReadoutError, Reassemble
+from .reassemble import Reassemble
 from ..scenes.scenes import classes
 
 # %% ../../nbs/network/07_dpt.ipynb #45279c2b
@@ -68,7 +68,11 @@ def whole(low: int, high: int, words: str = "") -> dict:  # words: what it count
 def real(low: float, high: float, words: str = "", above: bool = False) -> dict:  # above: `low` itself is refused
     "The schema of a number."
     bounds = {"exclusiveMinimum" if above else "minimum": low, "maximum": high}
-    return dict(type="number", **bounds, description=f"a finite number {'above' if above else 'from'} {low:g} {'and ' if above else ''}up to {high:g}{words}")
+    return dict(
+        type="number",
+        **bounds,
+        description=f"a finite number {'above' if above else 'from'} {low:g} {'and ' if above else ''}up to {high:g}{words}",
+    )
 
 
 def choice(*values: str) -> dict:
@@ -96,59 +100,156 @@ def of_stages(item: dict) -> dict:
 
 
 SHAPE = {  # timm's words for the size of a network → schema
-    "depth": whole(1, 128, " blocks"), "depths": of_stages(whole(1, 128, " blocks")), "layers": of_stages(whole(1, 128, " units")),
-    "embed_dim": whole(1, 16384, " channels"), "num_heads": of_stages(whole(1, 512, " heads")), "head_dim": either(whole(1, 4096, " channels"), none="timm's"),
-    "patch_size": either(whole(1, 128, " pixels"), listed(whole(1, 128), 2, 2, "two of these")), "mlp_ratio": real(0, 64, above=True),
+    "depth": whole(1, 128, " blocks"),
+    "depths": of_stages(whole(1, 128, " blocks")),
+    "layers": of_stages(whole(1, 128, " units")),
+    "embed_dim": whole(1, 16384, " channels"),
+    "num_heads": of_stages(whole(1, 512, " heads")),
+    "head_dim": either(whole(1, 4096, " channels"), none="timm's"),
+    "patch_size": either(whole(1, 128, " pixels"), listed(whole(1, 128), 2, 2, "two of these")),
+    "mlp_ratio": real(0, 64, above=True),
     "window_size": either(whole(1, 64, " tokens"), listed(whole(1, 64), 2, 2, "two of these")),
-    "pretrained_window_sizes": listed(whole(0, 64), 1, 8, "a list of whole numbers from 0 to 64"), "reg_tokens": whole(0, 64, " tokens"),
-    "channels": of_stages(whole(1, 16384, " channels")), "dims": of_stages(whole(1, 16384, " channels")), "kernel_sizes": of_stages(whole(1, 64, " pixels")),
-    "width_factor": whole(1, 16), "stem_chs": whole(1, 4096, " channels"), "stem_width": whole(1, 4096, " channels"), "base_width": whole(1, 4096, " channels"),
-    "cardinality": whole(1, 1024, " groups"), "output_stride": whole(8, 32), "bottle_ratio": real(0, 16, above=True), "block_reduce_first": whole(1, 16),
-    "down_kernel_size": whole(1, 16, " pixels"), "head_init_scale": real(-1e6, 1e6), "norm_eps": either(real(0, 1, above=True), none="timm's"),
-    "init_values": either(real(-1e6, 1e6), none="no scale"), "ls_init_value": either(real(-1e6, 1e6), none="no scale"),
+    "pretrained_window_sizes": listed(whole(0, 64), 1, 8, "a list of whole numbers from 0 to 64"),
+    "reg_tokens": whole(0, 64, " tokens"),
+    "channels": of_stages(whole(1, 16384, " channels")),
+    "dims": of_stages(whole(1, 16384, " channels")),
+    "kernel_sizes": of_stages(whole(1, 64, " pixels")),
+    "width_factor": whole(1, 16),
+    "stem_chs": whole(1, 4096, " channels"),
+    "stem_width": whole(1, 4096, " channels"),
+    "base_width": whole(1, 4096, " channels"),
+    "cardinality": whole(1, 1024, " groups"),
+    "output_stride": whole(8, 32),
+    "bottle_ratio": real(0, 16, above=True),
+    "block_reduce_first": whole(1, 16),
+    "down_kernel_size": whole(1, 16, " pixels"),
+    "head_init_scale": real(-1e6, 1e6),
+    "norm_eps": either(real(0, 1, above=True), none="timm's"),
+    "init_values": either(real(-1e6, 1e6), none="no scale"),
+    "ls_init_value": either(real(-1e6, 1e6), none="no scale"),
 }
-SHAPE |= {f"{part}drop_rate": real(0, 0.99) for part in ("", "pos_", "patch_", "proj_", "attn_")} | {f"drop_{part}_rate": real(0, 0.99) for part in ("path", "block")}
-SHAPE |= {name: YES_NO for name in (
-    "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm", "final_norm", "pool_include_prefix",
-    "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "always_partition", "fix_init", "swiglu_mlp", "scale_mlp", "use_abs_pos_emb", "use_rel_pos_bias",
-    "use_shared_rel_pos_bias", "replace_stem_pool", "avg_down", "zero_init_last", "preact", "basic", "head_norm_first", "conv_mlp", "conv_bias", "use_grn",
-)}
+SHAPE |= {f"{part}drop_rate": real(0, 0.99) for part in ("", "pos_", "patch_", "proj_", "attn_")} | {
+    f"drop_{part}_rate": real(0, 0.99) for part in ("path", "block")
+}
+SHAPE |= {
+    name: YES_NO
+    for name in (
+        "qkv_bias",
+        "qk_norm",
+        "scale_attn_norm",
+        "scale_mlp_norm",
+        "proj_bias",
+        "class_token",
+        "no_embed_class",
+        "pre_norm",
+        "final_norm",
+        "pool_include_prefix",
+        "dynamic_img_size",
+        "dynamic_img_pad",
+        "strict_img_size",
+        "always_partition",
+        "fix_init",
+        "swiglu_mlp",
+        "scale_mlp",
+        "use_abs_pos_emb",
+        "use_rel_pos_bias",
+        "use_shared_rel_pos_bias",
+        "replace_stem_pool",
+        "avg_down",
+        "zero_init_last",
+        "preact",
+        "basic",
+        "head_norm_first",
+        "conv_mlp",
+        "conv_bias",
+        "use_grn",
+    )
+}
 SHAPE |= {name: either(YES_NO, none="timm's") for name in ("fc_norm", "use_fc_norm")}
 WORD = dict(type="string", pattern="^[a-z0-9_]{0,40}$", description="a word of at most 40 small letters")
 SHAPE |= {name: WORD for name in ("global_pool", "pos_embed", "weight_init", "stem_type", "act_layer", "norm_layer")}
 RESNET = dict(  # of `resnet_arguments`
-    layers=listed(whole(1, 12), 1, 4, "one to four whole numbers from 1 to 12"), channels=listed(whole(1, 16384), 1, 4, "one to four whole numbers from 1 to 16384"),
-    stem=whole(1, 4096, " channels"), squeeze=real(0, 16, above=True), groups=whole(1, 1024), pool=YES_NO,
+    layers=listed(whole(1, 12), 1, 4, "one to four whole numbers from 1 to 12"),
+    channels=listed(whole(1, 16384), 1, 4, "one to four whole numbers from 1 to 16384"),
+    stem=whole(1, 4096, " channels"),
+    squeeze=real(0, 16, above=True),
+    groups=whole(1, 1024),
+    pool=YES_NO,
 )
 
 
 def fields_of(properties: dict, words: str, required: tuple = ()) -> dict:
     "The schema of a dict of these fields alone."
-    return dict(type="object", properties=properties, additionalProperties=False, required=list(required), description=words)
+    return dict(
+        type="object", properties=properties, additionalProperties=False, required=list(required), description=words
+    )
 
 # %% ../../nbs/network/07_dpt.ipynb #5f9efe27
 SIDES = listed(whole(1, 8192), 2, 2, "a height and a width in pixels, such as [384, 384], up to 8192")
 LENGTH = "a finite number above 0 and up to 1e+09"
 CONSTANTS = dict(
-    min_depth=real(0, 1e9), max_depth=real(0, 1e9, above=True), scale=real(0, 1e9, above=True), shift=real(0, 1e9), hidden=whole(1, 4096, " channels"),
-    output=choice("relu", "relu_above", "invert", "sigmoid", "exp"), projection=YES_NO,
+    min_depth=real(0, 1e9),
+    max_depth=real(0, 1e9, above=True),
+    scale=real(0, 1e9, above=True),
+    shift=real(0, 1e9),
+    hidden=whole(1, 4096, " channels"),
+    output=choice("relu", "relu_above", "invert", "sigmoid", "exp"),
+    projection=YES_NO,
 )
 LABEL = dict(classes=whole(1, 4096), dropout=real(0, 0.99), step=whole(-4, -1), align_corners=YES_NO, auxiliary=YES_NO)
 HEAD_FIELDS = {"depth": CONSTANTS, "inverse_depth": CONSTANTS, "label": LABEL}
 COLOURS = ": one each for red, green and blue in [0, 1]"
 CONFIG_FIELDS = dict(
-    backbone=dict(type="string", pattern=r"^[A-Za-z0-9_.\-]{1,100}$", description="timm's name of a network, such as vit_base_patch16_384"),
-    taps=listed(either(whole(0, 127), dict(type="string", pattern=r"^(stages|layers)\.[0-9]$", description="stages.N, layers.N")), 4, 4, "four places, shallow to deep: numbers of blocks, stages.N or layers.N"),
+    backbone=dict(
+        type="string",
+        pattern=r"^[A-Za-z0-9_.\-]{1,100}$",
+        description="timm's name of a network, such as vit_base_patch16_384",
+    ),
+    taps=listed(
+        either(
+            whole(0, 127), dict(type="string", pattern=r"^(stages|layers)\.[0-9]$", description="stages.N, layers.N")
+        ),
+        4,
+        4,
+        "four places, shallow to deep: numbers of blocks, stages.N or layers.N",
+    ),
     channels=listed(whole(1, 16384), 4, 4, "four whole numbers from 1 to 16384, one a level"),
-    heads=dict(type="object", minProperties=1, properties={head: fields_of(known, f"arguments of its head: {', '.join(known)}") for head, known in HEAD_FIELDS.items()}, description="a head's name, depth for one, with its arguments"),
-    features=whole(2, 8192, " channels"), readout=choice("ignore", "add", "project"), batch_norm=YES_NO, image_size=SIDES,
-    backbone_arguments=fields_of(SHAPE | dict(resnet=either(fields_of(RESNET, "a dict of " + ", ".join(RESNET)), none="no ResNet")), "a dict of timm's arguments for the shape of a network, such as depth or embed_dim"),
-    mean=listed(real(-1e6, 1e6), 3, 3, "three finite numbers" + COLOURS), std=listed(real(1e-6, 1e6), 3, 3, "three finite numbers above 0" + COLOURS),
-    positions=choice("bilinear", "bicubic", "dinov2"), normed_taps=YES_NO, layer_norm_eps=either(real(0, 1, above=True), none="timm's"),
-    standardised_eps=either(real(0, 1, above=True), none="timm's"), residual_bias=either(YES_NO, none="a bias where no batch norm follows"), fusion_doubles=YES_NO,
-    input_size=either(SIDES, none="image_size"), input_multiple=either(whole(1, 8192, " pixels"), none="the patch"), input_method=choice(*INPUT_METHODS),
-    resizing=dict(type="string", pattern=r"^[a-z0-9\-]{1,40}$", description="the name of an interpolation, such as antialiased"),
-    class_names=listed(dict(type="string", maxLength=200, description="a name of at most 200 letters"), 0, 4096, "a list of names, each of at most 200 letters"),
+    heads=dict(
+        type="object",
+        minProperties=1,
+        properties={
+            head: fields_of(known, f"arguments of its head: {', '.join(known)}") for head, known in HEAD_FIELDS.items()
+        },
+        description="a head's name, depth for one, with its arguments",
+    ),
+    features=whole(2, 8192, " channels"),
+    readout=choice("ignore", "add", "project"),
+    batch_norm=YES_NO,
+    image_size=SIDES,
+    backbone_arguments=fields_of(
+        SHAPE | dict(resnet=either(fields_of(RESNET, "a dict of " + ", ".join(RESNET)), none="no ResNet")),
+        "a dict of timm's arguments for the shape of a network, such as depth or embed_dim",
+    ),
+    mean=listed(real(-1e6, 1e6), 3, 3, "three finite numbers" + COLOURS),
+    std=listed(real(1e-6, 1e6), 3, 3, "three finite numbers above 0" + COLOURS),
+    positions=choice("bilinear", "bicubic", "dinov2"),
+    normed_taps=YES_NO,
+    layer_norm_eps=either(real(0, 1, above=True), none="timm's"),
+    standardised_eps=either(real(0, 1, above=True), none="timm's"),
+    residual_bias=either(YES_NO, none="a bias where no batch norm follows"),
+    fusion_doubles=YES_NO,
+    input_size=either(SIDES, none="image_size"),
+    input_multiple=either(whole(1, 8192, " pixels"), none="the patch"),
+    input_method=choice(*INPUT_METHODS),
+    resizing=dict(
+        type="string", pattern=r"^[a-z0-9\-]{1,40}$", description="the name of an interpolation, such as antialiased"
+    ),
+    class_names=listed(
+        dict(type="string", maxLength=200, description="a name of at most 200 letters"),
+        0,
+        4096,
+        "a list of names, each of at most 200 letters",
+    ),
 )
 CONFIG_SCHEMA = fields_of(CONFIG_FIELDS, "a dict", ("backbone", "taps", "channels", "heads"))
 
@@ -163,10 +264,13 @@ def is_number(checker, value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
-TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many({
-    "array": lambda checker, value: isinstance(value, (list, tuple)), "number": is_number,
-    "integer": lambda checker, value: isinstance(value, int) and is_number(checker, value),
-})
+TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many(
+    {
+        "array": lambda checker, value: isinstance(value, (list, tuple)),
+        "number": is_number,
+        "integer": lambda checker, value: isinstance(value, int) and is_number(checker, value),
+    }
+)
 Schema = extend(Draft202012Validator, type_checker=TYPES)
 
 
@@ -200,7 +304,11 @@ def violation(
     node, value, place = validator.schema, found, []
     words, shown, where = node["description"], value, []
     for step in error.absolute_path:
-        node, value, place = node.get("properties", {}).get(step) or node.get("items") or {}, value[step], [*place, step]
+        node, value, place = (
+            node.get("properties", {}).get(step) or node.get("items") or {},
+            value[step],
+            [*place, step],
+        )
         if "description" in node and not isinstance(step, int):
             words, shown, where = node["description"], value, place
     called = ".".join(map(str, where)) or "it"
@@ -226,16 +334,26 @@ def check_config(
     heads, size = found["heads"], found.get("input_size") or found.get("image_size") or [384, 384]
     unknown = [name for name in heads if name not in HEADS]
     if unknown:
-        raise ConfigError(f"Heads called {SHORT.repr(unknown)} were asked for, and a head is one of {list(HEADS)}; its name says what it predicts.")
+        raise ConfigError(
+            f"Heads called {SHORT.repr(unknown)} were asked for, and a head is one of {list(HEADS)}; its name says what it predicts."
+        )
     names, classes = found.get("class_names") or (), num_classes(heads)
     if names and len(names) != classes:
         raise ConfigError(f"There are {len(names)} class names for {classes} classes: give one for each, or none.")
     for name in ("image_size", "input_size"):
         if math.prod(found.get(name) or [1]) > MOST_INPUT_PIXELS:
-            raise ConfigError(f"{name} is {'×'.join(map(str, found[name]))}, and a picture may have {MOST_INPUT_PIXELS:,} pixels: larger ones are looked at through windows.")
-    width = found.get("features", 256) + classes + sum(head.get("hidden", 32) for name, head in heads.items() if name != "label")
+            raise ConfigError(
+                f"{name} is {'×'.join(map(str, found[name]))}, and a picture may have {MOST_INPUT_PIXELS:,} pixels: larger ones are looked at through windows."
+            )
+    width = (
+        found.get("features", 256)
+        + classes
+        + sum(head.get("hidden", 32) for name, head in heads.items() if name != "label")
+    )
     if (memory := 4 * math.prod(size) * width) > MOST_MEMORY:
-        raise ConfigError(f"The maps of one picture of {'×'.join(map(str, size))} would take {memory / 2**30:.0f} GB, and {MOST_MEMORY / 2**30:.0f} are the most: choose fewer features or classes, or a smaller size.")
+        raise ConfigError(
+            f"The maps of one picture of {'×'.join(map(str, size))} would take {memory / 2**30:.0f} GB, and {MOST_MEMORY / 2**30:.0f} are the most: choose fewer features or classes, or a smaller size."
+        )
 
 # %% ../../nbs/network/07_dpt.ipynb #e66bacdf
 @dataclass
@@ -256,9 +374,13 @@ class DPTConfig:
     positions: str = "bilinear"  # how they are resampled: "bilinear", "bicubic" or "dinov2"
     normed_taps: bool = False  # taps are read through the backbone's final norm: Depth Anything
     layer_norm_eps: float | None = None  # of the backbone's blocks; None is timm's
-    standardised_eps: float | None = None  # of the hybrid's ResNet, beside the deviation of its weights; None is timm's, beside their variance
+    standardised_eps: float | None = (
+        None  # of the hybrid's ResNet, beside the deviation of its weights; None is timm's, beside their variance
+    )
     residual_bias: bool | None = None  # of the residual conv units; None: exactly where no batch norm follows
-    fusion_doubles: bool = False  # fusion steps double odd grids too, and levels are resized to them: mmsegmentation, transformers' DPT
+    fusion_doubles: bool = (
+        False  # fusion steps double odd grids too, and levels are resized to them: mmsegmentation, transformers' DPT
+    )
     input_size: list | None = None  # height and width at which images are fed, pixels; None: `image_size`
     input_multiple: int | None = None  # both sides of what is fed are multiples of this, pixels; None: the patch
     input_method: str = "minimal"  # how an image comes to that size, one of `INPUT_METHODS`
@@ -269,7 +391,9 @@ class DPTConfig:
         check_config(vars(self))
 
 # %% ../../nbs/network/07_dpt.ipynb #6241d74f
-class DPT(nn.Module, PyTorchModelHubMixin, library_name="dpt_nb", tags=["depth-estimation", "image-segmentation", "dpt"]):
+class DPT(
+    nn.Module, PyTorchModelHubMixin, library_name="dpt_nb", tags=["depth-estimation", "image-segmentation", "dpt"]
+):
     "Dense Prediction Transformer (Ranftl, Bochkovskiy, Koltun, ICCV 2021)."
 
     def __init__(
@@ -287,8 +411,12 @@ class DPT(nn.Module, PyTorchModelHubMixin, library_name="dpt_nb", tags=["depth-e
             Reassemble(info["channels"], channels, config.features, factor, config.readout, info["kind"])
             for info, channels, factor in zip(infos, config.channels, factors)
         )
-        self.decoder = Decoder(config.features, config.batch_norm, bias=config.residual_bias, doubles=config.fusion_doubles)
-        self.heads = nn.ModuleDict({name: build_head(name, config.features, arguments) for name, arguments in config.heads.items()})
+        self.decoder = Decoder(
+            config.features, config.batch_norm, bias=config.residual_bias, doubles=config.fusion_doubles
+        )
+        self.heads = nn.ModuleDict(
+            {name: build_head(name, config.features, arguments) for name, arguments in config.heads.items()}
+        )
         label = config.heads.get("label", {})
         self.auxiliary = build_head("label", config.features, label | dict(step=-2)) if label.get("auxiliary") else None
         self.register_buffer("mean", torch.tensor(config.mean).reshape(1, 3, 1, 1), persistent=False)
@@ -297,15 +425,20 @@ class DPT(nn.Module, PyTorchModelHubMixin, library_name="dpt_nb", tags=["depth-e
     def forward(
         self,
         image: torch.Tensor,  # `(B, 3, H, W)` float, RGB in [0, 1]; H and W multiples of the patch
-        unpadded: tuple[int, int] | None = None,  # height and width before padding: labels come at that size, depth as the decoder gives it
-    ) -> dict[str, torch.Tensor]:  # one entry a head at the image's size, where nothing was padded; in training also `label_auxiliary`
+        unpadded: tuple[int, int]
+        | None = None,  # height and width before padding: labels come at that size, depth as the decoder gives it
+    ) -> dict[
+        str, torch.Tensor
+    ]:  # one entry a head at the image's size, where nothing was padded; in training also `label_auxiliary`
         fused, size = self.look(image)["fused"], tuple(image.shape[-2:])
         doubled = tuple(2 * side for side in fused[-1].shape[-2:]) if self.config.fusion_doubles else size
         predictions = {}
         for name, head in self.heads.items():
             values = head(fused, unpadded or size) if name == "label" else head(fused, doubled)
             fits = name == "label" or unpadded or doubled == size
-            predictions[name] = values if fits else F.interpolate(values, size=size, mode="bilinear", align_corners=False)
+            predictions[name] = (
+                values if fits else F.interpolate(values, size=size, mode="bilinear", align_corners=False)
+            )
         if self.training and self.auxiliary is not None:
             predictions["label_auxiliary"] = self.auxiliary(fused)
         return predictions
@@ -333,9 +466,13 @@ def check_counts(
     "Raises `ConfigError`, see `check_network_size`."
     parameters, tables = sum(each.numel() for each in model.parameters()), sum(each.nbytes for each in model.buffers())
     if parameters > MOST_PARAMETERS:
-        raise ConfigError(f"This {config.backbone} would have {parameters / 1e9:.0f} billion parameters, and 10 billion are the most: choose smaller backbone_arguments, channels or features.")
+        raise ConfigError(
+            f"This {config.backbone} would have {parameters / 1e9:.0f} billion parameters, and 10 billion are the most: choose smaller backbone_arguments, channels or features."
+        )
     if tables > MOST_MEMORY / 4:
-        raise ConfigError(f"The tables of this {config.backbone} would take {tables / 2**30:.0f} GB at {'×'.join(map(str, config.image_size))}, and {MOST_MEMORY / 4 / 2**30:.0f} are the most: choose a smaller image_size.")
+        raise ConfigError(
+            f"The tables of this {config.backbone} would take {tables / 2**30:.0f} GB at {'×'.join(map(str, config.image_size))}, and {MOST_MEMORY / 4 / 2**30:.0f} are the most: choose a smaller image_size."
+        )
 
 
 def check_maps(
@@ -345,7 +482,9 @@ def check_maps(
     "Raises `ConfigError` where a level has other channels than the map that it takes, or a readout needs a class token that is not there."
     for info, channels in zip(infos, config.channels):
         if info["kind"] == "map" and info["channels"] != channels:
-            raise ConfigError(f"channels is {list(config.channels)}, and {info['tap']} gives {info['channels']}: a map is taken as it is, so its level has as many.")
+            raise ConfigError(
+                f"channels is {list(config.channels)}, and {info['tap']} gives {info['channels']}: a map is taken as it is, so its level has as many."
+            )
 
 # %% ../../nbs/network/07_dpt.ipynb #b519dc1b
 def open_timm(
@@ -370,13 +509,17 @@ def build_backbone(
     "The backbone that a config describes. Raises `ConfigError` for settings of which timm builds nothing, or that belong to another kind of network."
     arguments, convolutional = config.backbone_arguments, is_convolutional(config.backbone)
     if convolutional and (config.normed_taps or config.layer_norm_eps is not None):
-        raise ConfigError(f"normed_taps and layer_norm_eps concern the blocks of a transformer, and {config.backbone} has none: leave them out.")
+        raise ConfigError(
+            f"normed_taps and layer_norm_eps concern the blocks of a transformer, and {config.backbone} has none: leave them out."
+        )
     settings = dict(taps=config.taps, pretrained=pretrained)
     if convolutional:
         backbone = open_timm(partial(ConvolutionalBackbone, **settings), config.backbone, arguments)
     else:
         settings |= dict(positions=config.positions, normed=config.normed_taps, layer_norm_eps=config.layer_norm_eps)
-        backbone = open_timm(partial(Backbone, img_size=tuple(config.image_size), **settings), config.backbone, arguments)
+        backbone = open_timm(
+            partial(Backbone, img_size=tuple(config.image_size), **settings), config.backbone, arguments
+        )
     if config.standardised_eps is not None:
         standardise_by_deviation(backbone, config.standardised_eps)
     return backbone
@@ -404,7 +547,9 @@ def look(
 ) -> dict[str, list]:  # `taps`, `levels` (both shallow to deep), `fused` (deepest first)
     "All that happens before the heads. Raises `ConfigError` for a tensor that is no batch of RGB pictures."
     if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
-        raise ConfigError(f"The network takes (B, 3, H, W) floats in [0, 1] and was given {tuple(image.shape)} of {image.dtype}. Predictor takes anything else.")
+        raise ConfigError(
+            f"The network takes (B, 3, H, W) floats in [0, 1] and was given {tuple(image.shape)} of {image.dtype}. Predictor takes anything else."
+        )
     taps = self.backbone((image - self.mean) / self.std)
     levels = [reassemble(tap) for reassemble, tap in zip(self.reassemble, taps)]
     return dict(taps=taps, levels=levels, fused=self.decoder(levels))
@@ -420,7 +565,15 @@ class DeviationConv(StdConv2dSame):
         deviation, mean = torch.std_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
         if self.same_pad:
             features = pad_same(features, self.kernel_size, self.stride, self.dilation)
-        return F.conv2d(features, (self.weight - mean) / (deviation + self.eps), self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(
+            features,
+            (self.weight - mean) / (deviation + self.eps),
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
 
 
 def standardise_by_deviation(
@@ -428,9 +581,16 @@ def standardise_by_deviation(
     eps: float,  # beside the deviation
 ) -> None:
     "Raises `ConfigError` for a backbone without such convolutions."
-    places = [(parent, name, child) for parent in backbone.modules() for name, child in parent.named_children() if isinstance(child, StdConv2dSame)]
+    places = [
+        (parent, name, child)
+        for parent in backbone.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, StdConv2dSame)
+    ]
     if not places:
-        raise ConfigError("standardised_eps concerns the ResNet of a hybrid, and this backbone has no convolution with standardised weights: leave it out.")
+        raise ConfigError(
+            "standardised_eps concerns the ResNet of a hybrid, and this backbone has no convolution with standardised weights: leave it out."
+        )
     for parent, name, child in places:
         shape = (child.in_channels, child.out_channels, child.kernel_size, child.stride)
         replacement = DeviationConv(*shape, dilation=child.dilation, groups=child.groups, eps=eps, device="meta")
@@ -446,34 +606,55 @@ TEST_PIPELINES = {  # project → fields of a config: how its test script or tes
     "mmseg": dict(input_size=[512, 2048], input_method="short_side", resizing="mmseg", fusion_doubles=True),
 }
 INPUT_SIZES = {  # name of a model → height and width that its authors feed, where that is not its grid
-    "dpt_hybrid_kitti": [352, 1216], "dpt_hybrid_nyu": [480, 640], "dpt_large_ade20k": [480, 480], "dpt_hybrid_ade20k": [480, 480],
+    "dpt_hybrid_kitti": [352, 1216],
+    "dpt_hybrid_nyu": [480, 640],
+    "dpt_large_ade20k": [480, 480],
+    "dpt_hybrid_ade20k": [480, 480],
 }
 
 # %% ../../nbs/network/07_dpt.ipynb #505b5b94
 NAMED = {
     "dpt_tiny": dict(
-        backbone="vit_tiny_patch16_224", taps=["stages.0", "stages.1", 1, 3], channels=[64, 128, 192, 192], features=32,
-        image_size=[96, 128], backbone_arguments=dict(depth=4, resnet=dict(layers=[2, 2, 2], channels=[64, 128, 256])),
+        backbone="vit_tiny_patch16_224",
+        taps=["stages.0", "stages.1", 1, 3],
+        channels=[64, 128, 192, 192],
+        features=32,
+        image_size=[96, 128],
+        backbone_arguments=dict(depth=4, resnet=dict(layers=[2, 2, 2], channels=[64, 128, 256])),
     ),
-    "dpt_base": dict(backbone="vit_base_patch16_384", taps=[2, 5, 8, 11], channels=[96, 192, 384, 768], input_multiple=32),
+    "dpt_base": dict(
+        backbone="vit_base_patch16_384", taps=[2, 5, 8, 11], channels=[96, 192, 384, 768], input_multiple=32
+    ),
     "dpt_large": dict(backbone="vit_large_patch16_384", taps=[5, 11, 17, 23], channels=[256, 512, 1024, 1024]),
     "dpt_hybrid": dict(
-        backbone="vit_base_r50_s16_384", taps=["stages.0", "stages.1", 8, 11], channels=[256, 512, 768, 768], standardised_eps=1e-5,
+        backbone="vit_base_r50_s16_384",
+        taps=["stages.0", "stages.1", 8, 11],
+        channels=[256, 512, 768, 768],
+        standardised_eps=1e-5,
     ),
 }
-NAMED |= {name: NAMED[name] | TEST_PIPELINES["isl-org"] for name in ("dpt_large", "dpt_hybrid")}  # of dpt_base nobody published weights
+NAMED |= {
+    name: NAMED[name] | TEST_PIPELINES["isl-org"] for name in ("dpt_large", "dpt_hybrid")
+}  # of dpt_base nobody published weights
 NAMED["dpt_tiny_scenes"] = NAMED["dpt_tiny"] | dict(
-    heads={"depth": dict(output="exp", hidden=16), "label": dict(classes=21)}, class_names=[*classes("rooms"), *classes("streets")],
+    heads={"depth": dict(output="exp", hidden=16), "label": dict(classes=21)},
+    class_names=[*classes("rooms"), *classes("streets")],
 )
 
 # %% ../../nbs/network/07_dpt.ipynb #5c233132
 NAMED["resnet_tiny"] = dict(
-    backbone="resnetv2_50", taps=["stages.0", "stages.1", "stages.2", "stages.3"], channels=[64, 128, 256, 256], features=32,
-    image_size=[96, 128], backbone_arguments=dict(resnet=dict(layers=[2, 2, 11, 2], channels=[64, 128, 256, 256])),
+    backbone="resnetv2_50",
+    taps=["stages.0", "stages.1", "stages.2", "stages.3"],
+    channels=[64, 128, 256, 256],
+    features=32,
+    image_size=[96, 128],
+    backbone_arguments=dict(resnet=dict(layers=[2, 2, 11, 2], channels=[64, 128, 256, 256])),
 )
 
 # %% ../../nbs/network/07_dpt.ipynb #4408f786
-ADE20K_CLASSES = tuple(name.strip() for name in """
+ADE20K_CLASSES = tuple(
+    name.strip()
+    for name in """
     wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door, table, mountain, plant, curtain,
     chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing,
     cushion, base, box, column, signboard, chest of drawers, counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway,
@@ -483,13 +664,15 @@ ADE20K_CLASSES = tuple(name.strip() for name in """
     fountain, conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, food,
     step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray,
     ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag
-""".split(","))
+""".split(",")
+)
 
 # %% ../../nbs/network/07_dpt.ipynb #aae1c07b
 ADE20K = dict(heads={"label": dict(classes=150, auxiliary=True)}, batch_norm=True, class_names=list(ADE20K_CLASSES))
 
 NAMED |= {
-    "dpt_hybrid_kitti": NAMED["dpt_hybrid"] | dict(heads={"depth": dict(output="invert", scale=0.00006016, shift=0.00579)}),
+    "dpt_hybrid_kitti": NAMED["dpt_hybrid"]
+    | dict(heads={"depth": dict(output="invert", scale=0.00006016, shift=0.00579)}),
     "dpt_hybrid_nyu": NAMED["dpt_hybrid"] | dict(heads={"depth": dict(output="invert", scale=0.000305, shift=0.1378)}),
     "dpt_large_ade20k": NAMED["dpt_large"] | ADE20K,
     "dpt_hybrid_ade20k": NAMED["dpt_hybrid"] | ADE20K,
@@ -505,7 +688,9 @@ NAMED |= {
     "dpt_beit_base_384": NAMED["dpt_base"] | TEST_PIPELINES["isl-org"] | dict(backbone="beit_base_patch16_384"),
     "dpt_swin2_large_384": dict(backbone="swinv2_large_window12to24_192to384", channels=[192, 384, 768, 1536]),
     "dpt_swin2_base_384": dict(backbone="swinv2_base_window12to24_192to384", channels=[128, 256, 512, 1024]),
-    "dpt_swin2_tiny_256": dict(backbone="swinv2_tiny_window16_256", channels=[96, 192, 384, 768], image_size=[256, 256]),
+    "dpt_swin2_tiny_256": dict(
+        backbone="swinv2_tiny_window16_256", channels=[96, 192, 384, 768], image_size=[256, 256]
+    ),
     "dpt_swin_large_384": dict(backbone="swin_large_patch4_window12_384", channels=[192, 384, 768, 1536]),
 }
 SQUARE = TEST_PIPELINES["isl-org"] | dict(input_method="exact", taps=SWIN_TAPS)  # its windows fit one size
@@ -521,12 +706,25 @@ def depth_anything(
     heads: dict | None = None,  # None: relative inverse depth
 ) -> dict:  # fields of `DPTConfig`
     "Depth Anything's structure (V1 `depth_anything/dpt.py`, V2 `depth_anything_v2/dpt.py`)."
-    features, channels = {"small": (64, [48, 96, 192, 384]), "base": (128, [96, 192, 384, 768]), "large": (256, [256, 512, 1024, 1024])}[size]
+    features, channels = {
+        "small": (64, [48, 96, 192, 384]),
+        "base": (128, [96, 192, 384, 768]),
+        "large": (256, [256, 512, 1024, 1024]),
+    }[size]
     depth = 24 if size == "large" else 12
     spread = [4, 11, 17, 23] if size == "large" else [2, 5, 8, 11]
     return dict(
-        backbone=f"vit_{size}_patch14_dinov2", taps=spread if version == 2 else list(range(depth - 4, depth)), channels=channels, features=features,
-        heads=heads or {"inverse_depth": {}}, readout="ignore", image_size=[518, 518], mean=IMAGENET_MEAN, std=IMAGENET_STD, positions="dinov2", normed_taps=True,
+        backbone=f"vit_{size}_patch14_dinov2",
+        taps=spread if version == 2 else list(range(depth - 4, depth)),
+        channels=channels,
+        features=features,
+        heads=heads or {"inverse_depth": {}},
+        readout="ignore",
+        image_size=[518, 518],
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        positions="dinov2",
+        normed_taps=True,
         **TEST_PIPELINES["depth-anything-v1" if version == 1 else "depth-anything"],
     )
 
@@ -536,16 +734,22 @@ NAMED |= {f"depth_anything_{size}": depth_anything(size, 1) for size in DEPTH_AN
 NAMED |= {f"depth_anything_v2_{size}": depth_anything(size, 2) for size in DEPTH_ANYTHING_SIZES}
 NAMED |= {
     f"depth_anything_v2_{place}_{size}": depth_anything(size, 2, {"depth": dict(output="sigmoid", max_depth=farthest)})
-    for place, farthest in [("indoor", 20.0), ("outdoor", 80.0)] for size in DEPTH_ANYTHING_SIZES
+    for place, farthest in [("indoor", 20.0), ("outdoor", 80.0)]
+    for size in DEPTH_ANYTHING_SIZES
 }
 
 # %% ../../nbs/network/07_dpt.ipynb #e18ec83c
-DPT_FILES, MIDAS_FILES, HUB = "https://github.com/intel-isl/DPT/releases/download/1_0/", "https://github.com/isl-org/MiDaS/releases/download/v3_1/", "https://huggingface.co/"
+DPT_FILES, MIDAS_FILES, HUB = (
+    "https://github.com/intel-isl/DPT/releases/download/1_0/",
+    "https://github.com/isl-org/MiDaS/releases/download/v3_1/",
+    "https://huggingface.co/",
+)
 SHIPPED = files("dpt_nb") / "weights"  # a folder for each model that comes along
 
 # %% ../../nbs/network/07_dpt.ipynb #6d9bafed
 class Published(NamedTuple):
     "Where a model's weights are, and what their authors say of them."
+
     weights: str  # URL of the original file
     licence: str  # SPDX
     figures: dict  # as published
@@ -553,32 +757,153 @@ class Published(NamedTuple):
 
 # %% ../../nbs/network/07_dpt.ipynb #a4fee0c8
 PUBLISHED = {
-    "dpt_tiny_scenes": Published(f"{SHIPPED}/dpt_tiny_scenes", "Apache-2.0", {"held-out rooms AbsRel": 0.127, "held-out streets AbsRel": 0.111}),
-    "dpt_large": Published(f"{DPT_FILES}dpt_large-midas-2f21e586.pt", "MIT", {"DIW WHDR": 0.1082, "ETH3D AbsRel": 0.0888, "Sintel AbsRel": 0.2697}, ["dpt_large_384.pt", "Intel/dpt-large"]),
-    "dpt_hybrid": Published(f"{DPT_FILES}dpt_hybrid-midas-501f0c75.pt", "MIT", {"DIW WHDR": 0.1106, "ETH3D AbsRel": 0.0934, "Sintel AbsRel": 0.2741}, ["dpt_hybrid_384.pt", "Intel/dpt-hybrid-midas"]),
-    "dpt_hybrid_kitti": Published(f"{DPT_FILES}dpt_hybrid_kitti-cb926ef4.pt", "MIT", {"KITTI AbsRel": 0.062, "KITTI RMSE": 2.575, "KITTI SILog": 8.282, "KITTI δ<1.25": 0.959}),
-    "dpt_hybrid_nyu": Published(f"{DPT_FILES}dpt_hybrid_nyu-2ce69ec7.pt", "MIT", {"NYUv2 AbsRel": 0.109, "NYUv2 RMSE": 0.357, "NYUv2 SILog": 9.521, "NYUv2 δ<1.25": 0.904}),
-    "dpt_large_ade20k": Published(f"{DPT_FILES}dpt_large-ade20k-b12dca68.pt", "MIT", {"ADE20K mIoU": 47.63, "ADE20K pixAcc": 82.7}, ["Intel/dpt-large-ade"]),
-    "dpt_hybrid_ade20k": Published(f"{DPT_FILES}dpt_hybrid-ade20k-53898607.pt", "MIT", {"ADE20K mIoU": 49.02, "ADE20K pixAcc": 83.11}),
-    "dpt_beit_large_512": Published(f"{MIDAS_FILES}dpt_beit_large_512.pt", "MIT", {"DIW WHDR": 0.1137, "ETH3D AbsRel": 0.0659, "Sintel AbsRel": 0.2366}, ["Intel/dpt-beit-large-512"]),
-    "dpt_beit_large_384": Published(f"{MIDAS_FILES}dpt_beit_large_384.pt", "MIT", {"DIW WHDR": 0.1239, "ETH3D AbsRel": 0.0667, "Sintel AbsRel": 0.2545}, ["Intel/dpt-beit-large-384"]),
-    "dpt_beit_base_384": Published(f"{MIDAS_FILES}dpt_beit_base_384.pt", "MIT", {"DIW WHDR": 0.1159, "ETH3D AbsRel": 0.0967, "Sintel AbsRel": 0.2901}, ["Intel/dpt-beit-base-384"]),
-    "dpt_swin2_large_384": Published(f"{MIDAS_FILES}dpt_swin2_large_384.pt", "MIT", {"DIW WHDR": 0.1106, "ETH3D AbsRel": 0.0732, "Sintel AbsRel": 0.2442}, ["Intel/dpt-swinv2-large-384"]),
-    "dpt_swin2_base_384": Published(f"{MIDAS_FILES}dpt_swin2_base_384.pt", "MIT", {"DIW WHDR": 0.1095, "ETH3D AbsRel": 0.079, "Sintel AbsRel": 0.2404}, ["Intel/dpt-swinv2-base-384"]),
-    "dpt_swin2_tiny_256": Published(f"{MIDAS_FILES}dpt_swin2_tiny_256.pt", "MIT", {"DIW WHDR": 0.1211, "ETH3D AbsRel": 0.1106, "Sintel AbsRel": 0.2868}, ["Intel/dpt-swinv2-tiny-256"]),
-    "dpt_swin_large_384": Published(f"{MIDAS_FILES}dpt_swin_large_384.pt", "MIT", {"DIW WHDR": 0.1126, "ETH3D AbsRel": 0.0853, "Sintel AbsRel": 0.2428}),
-    "depth_anything_small": Published(f"{HUB}spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints/depth_anything_vits14.pth", "Apache-2.0", {"KITTI AbsRel": 0.08, "KITTI δ1": 0.936, "NYUv2 AbsRel": 0.053, "NYUv2 δ1": 0.972}, ["LiheYoung/depth_anything_vits14", "LiheYoung/depth-anything-small-hf"]),
-    "depth_anything_base": Published(f"{HUB}spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints/depth_anything_vitb14.pth", "Apache-2.0", {"KITTI AbsRel": 0.08, "KITTI δ1": 0.939, "NYUv2 AbsRel": 0.046, "NYUv2 δ1": 0.979}, ["LiheYoung/depth_anything_vitb14", "LiheYoung/depth-anything-base-hf"]),
-    "depth_anything_large": Published(f"{HUB}spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints/depth_anything_vitl14.pth", "Apache-2.0", {"KITTI AbsRel": 0.076, "KITTI δ1": 0.947, "NYUv2 AbsRel": 0.043, "NYUv2 δ1": 0.981}, ["LiheYoung/depth_anything_vitl14", "LiheYoung/depth-anything-large-hf"]),
-    "depth_anything_v2_small": Published(f"{HUB}depth-anything/Depth-Anything-V2-Small/resolve/main/depth_anything_v2_vits.pth", "Apache-2.0", {"KITTI AbsRel": 0.078, "KITTI δ1": 0.936, "NYUv2 AbsRel": 0.053, "NYUv2 δ1": 0.973}, ["depth-anything/Depth-Anything-V2-Small-hf"]),
-    "depth_anything_v2_base": Published(f"{HUB}depth-anything/Depth-Anything-V2-Base/resolve/main/depth_anything_v2_vitb.pth", "CC-BY-NC-4.0", {"KITTI AbsRel": 0.078, "KITTI δ1": 0.939, "NYUv2 AbsRel": 0.049, "NYUv2 δ1": 0.976}, ["depth-anything/Depth-Anything-V2-Base-hf"]),
-    "depth_anything_v2_large": Published(f"{HUB}depth-anything/Depth-Anything-V2-Large/resolve/main/depth_anything_v2_vitl.pth", "CC-BY-NC-4.0", {"KITTI AbsRel": 0.074, "KITTI δ1": 0.946, "NYUv2 AbsRel": 0.045, "NYUv2 δ1": 0.979}, ["depth-anything/Depth-Anything-V2-Large-hf"]),
-    "depth_anything_v2_indoor_small": Published(f"{HUB}depth-anything/Depth-Anything-V2-Metric-Hypersim-Small/resolve/main/depth_anything_v2_metric_hypersim_vits.pth", "Apache-2.0", {}, ["depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf"]),
-    "depth_anything_v2_indoor_base": Published(f"{HUB}depth-anything/Depth-Anything-V2-Metric-Hypersim-Base/resolve/main/depth_anything_v2_metric_hypersim_vitb.pth", "CC-BY-NC-4.0", {}, ["depth-anything/Depth-Anything-V2-Metric-Indoor-Base-hf"]),
-    "depth_anything_v2_indoor_large": Published(f"{HUB}depth-anything/Depth-Anything-V2-Metric-Hypersim-Large/resolve/main/depth_anything_v2_metric_hypersim_vitl.pth", "CC-BY-NC-4.0", {}, ["depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf"]),
-    "depth_anything_v2_outdoor_small": Published(f"{HUB}depth-anything/Depth-Anything-V2-Metric-VKITTI-Small/resolve/main/depth_anything_v2_metric_vkitti_vits.pth", "Apache-2.0", {}, ["depth-anything/Depth-Anything-V2-Metric-Outdoor-Small-hf"]),
-    "depth_anything_v2_outdoor_base": Published(f"{HUB}depth-anything/Depth-Anything-V2-Metric-VKITTI-Base/resolve/main/depth_anything_v2_metric_vkitti_vitb.pth", "CC-BY-NC-4.0", {}, ["depth-anything/Depth-Anything-V2-Metric-Outdoor-Base-hf"]),
-    "depth_anything_v2_outdoor_large": Published(f"{HUB}depth-anything/Depth-Anything-V2-Metric-VKITTI-Large/resolve/main/depth_anything_v2_metric_vkitti_vitl.pth", "CC-BY-NC-4.0", {}, ["depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf"]),
+    "dpt_tiny_scenes": Published(
+        f"{SHIPPED}/dpt_tiny_scenes", "Apache-2.0", {"held-out rooms AbsRel": 0.127, "held-out streets AbsRel": 0.111}
+    ),
+    "dpt_large": Published(
+        f"{DPT_FILES}dpt_large-midas-2f21e586.pt",
+        "MIT",
+        {"DIW WHDR": 0.1082, "ETH3D AbsRel": 0.0888, "Sintel AbsRel": 0.2697},
+        ["dpt_large_384.pt", "Intel/dpt-large"],
+    ),
+    "dpt_hybrid": Published(
+        f"{DPT_FILES}dpt_hybrid-midas-501f0c75.pt",
+        "MIT",
+        {"DIW WHDR": 0.1106, "ETH3D AbsRel": 0.0934, "Sintel AbsRel": 0.2741},
+        ["dpt_hybrid_384.pt", "Intel/dpt-hybrid-midas"],
+    ),
+    "dpt_hybrid_kitti": Published(
+        f"{DPT_FILES}dpt_hybrid_kitti-cb926ef4.pt",
+        "MIT",
+        {"KITTI AbsRel": 0.062, "KITTI RMSE": 2.575, "KITTI SILog": 8.282, "KITTI δ<1.25": 0.959},
+    ),
+    "dpt_hybrid_nyu": Published(
+        f"{DPT_FILES}dpt_hybrid_nyu-2ce69ec7.pt",
+        "MIT",
+        {"NYUv2 AbsRel": 0.109, "NYUv2 RMSE": 0.357, "NYUv2 SILog": 9.521, "NYUv2 δ<1.25": 0.904},
+    ),
+    "dpt_large_ade20k": Published(
+        f"{DPT_FILES}dpt_large-ade20k-b12dca68.pt",
+        "MIT",
+        {"ADE20K mIoU": 47.63, "ADE20K pixAcc": 82.7},
+        ["Intel/dpt-large-ade"],
+    ),
+    "dpt_hybrid_ade20k": Published(
+        f"{DPT_FILES}dpt_hybrid-ade20k-53898607.pt", "MIT", {"ADE20K mIoU": 49.02, "ADE20K pixAcc": 83.11}
+    ),
+    "dpt_beit_large_512": Published(
+        f"{MIDAS_FILES}dpt_beit_large_512.pt",
+        "MIT",
+        {"DIW WHDR": 0.1137, "ETH3D AbsRel": 0.0659, "Sintel AbsRel": 0.2366},
+        ["Intel/dpt-beit-large-512"],
+    ),
+    "dpt_beit_large_384": Published(
+        f"{MIDAS_FILES}dpt_beit_large_384.pt",
+        "MIT",
+        {"DIW WHDR": 0.1239, "ETH3D AbsRel": 0.0667, "Sintel AbsRel": 0.2545},
+        ["Intel/dpt-beit-large-384"],
+    ),
+    "dpt_beit_base_384": Published(
+        f"{MIDAS_FILES}dpt_beit_base_384.pt",
+        "MIT",
+        {"DIW WHDR": 0.1159, "ETH3D AbsRel": 0.0967, "Sintel AbsRel": 0.2901},
+        ["Intel/dpt-beit-base-384"],
+    ),
+    "dpt_swin2_large_384": Published(
+        f"{MIDAS_FILES}dpt_swin2_large_384.pt",
+        "MIT",
+        {"DIW WHDR": 0.1106, "ETH3D AbsRel": 0.0732, "Sintel AbsRel": 0.2442},
+        ["Intel/dpt-swinv2-large-384"],
+    ),
+    "dpt_swin2_base_384": Published(
+        f"{MIDAS_FILES}dpt_swin2_base_384.pt",
+        "MIT",
+        {"DIW WHDR": 0.1095, "ETH3D AbsRel": 0.079, "Sintel AbsRel": 0.2404},
+        ["Intel/dpt-swinv2-base-384"],
+    ),
+    "dpt_swin2_tiny_256": Published(
+        f"{MIDAS_FILES}dpt_swin2_tiny_256.pt",
+        "MIT",
+        {"DIW WHDR": 0.1211, "ETH3D AbsRel": 0.1106, "Sintel AbsRel": 0.2868},
+        ["Intel/dpt-swinv2-tiny-256"],
+    ),
+    "dpt_swin_large_384": Published(
+        f"{MIDAS_FILES}dpt_swin_large_384.pt",
+        "MIT",
+        {"DIW WHDR": 0.1126, "ETH3D AbsRel": 0.0853, "Sintel AbsRel": 0.2428},
+    ),
+    "depth_anything_small": Published(
+        f"{HUB}spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints/depth_anything_vits14.pth",
+        "Apache-2.0",
+        {"KITTI AbsRel": 0.08, "KITTI δ1": 0.936, "NYUv2 AbsRel": 0.053, "NYUv2 δ1": 0.972},
+        ["LiheYoung/depth_anything_vits14", "LiheYoung/depth-anything-small-hf"],
+    ),
+    "depth_anything_base": Published(
+        f"{HUB}spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints/depth_anything_vitb14.pth",
+        "Apache-2.0",
+        {"KITTI AbsRel": 0.08, "KITTI δ1": 0.939, "NYUv2 AbsRel": 0.046, "NYUv2 δ1": 0.979},
+        ["LiheYoung/depth_anything_vitb14", "LiheYoung/depth-anything-base-hf"],
+    ),
+    "depth_anything_large": Published(
+        f"{HUB}spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints/depth_anything_vitl14.pth",
+        "Apache-2.0",
+        {"KITTI AbsRel": 0.076, "KITTI δ1": 0.947, "NYUv2 AbsRel": 0.043, "NYUv2 δ1": 0.981},
+        ["LiheYoung/depth_anything_vitl14", "LiheYoung/depth-anything-large-hf"],
+    ),
+    "depth_anything_v2_small": Published(
+        f"{HUB}depth-anything/Depth-Anything-V2-Small/resolve/main/depth_anything_v2_vits.pth",
+        "Apache-2.0",
+        {"KITTI AbsRel": 0.078, "KITTI δ1": 0.936, "NYUv2 AbsRel": 0.053, "NYUv2 δ1": 0.973},
+        ["depth-anything/Depth-Anything-V2-Small-hf"],
+    ),
+    "depth_anything_v2_base": Published(
+        f"{HUB}depth-anything/Depth-Anything-V2-Base/resolve/main/depth_anything_v2_vitb.pth",
+        "CC-BY-NC-4.0",
+        {"KITTI AbsRel": 0.078, "KITTI δ1": 0.939, "NYUv2 AbsRel": 0.049, "NYUv2 δ1": 0.976},
+        ["depth-anything/Depth-Anything-V2-Base-hf"],
+    ),
+    "depth_anything_v2_large": Published(
+        f"{HUB}depth-anything/Depth-Anything-V2-Large/resolve/main/depth_anything_v2_vitl.pth",
+        "CC-BY-NC-4.0",
+        {"KITTI AbsRel": 0.074, "KITTI δ1": 0.946, "NYUv2 AbsRel": 0.045, "NYUv2 δ1": 0.979},
+        ["depth-anything/Depth-Anything-V2-Large-hf"],
+    ),
+    "depth_anything_v2_indoor_small": Published(
+        f"{HUB}depth-anything/Depth-Anything-V2-Metric-Hypersim-Small/resolve/main/depth_anything_v2_metric_hypersim_vits.pth",
+        "Apache-2.0",
+        {},
+        ["depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf"],
+    ),
+    "depth_anything_v2_indoor_base": Published(
+        f"{HUB}depth-anything/Depth-Anything-V2-Metric-Hypersim-Base/resolve/main/depth_anything_v2_metric_hypersim_vitb.pth",
+        "CC-BY-NC-4.0",
+        {},
+        ["depth-anything/Depth-Anything-V2-Metric-Indoor-Base-hf"],
+    ),
+    "depth_anything_v2_indoor_large": Published(
+        f"{HUB}depth-anything/Depth-Anything-V2-Metric-Hypersim-Large/resolve/main/depth_anything_v2_metric_hypersim_vitl.pth",
+        "CC-BY-NC-4.0",
+        {},
+        ["depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf"],
+    ),
+    "depth_anything_v2_outdoor_small": Published(
+        f"{HUB}depth-anything/Depth-Anything-V2-Metric-VKITTI-Small/resolve/main/depth_anything_v2_metric_vkitti_vits.pth",
+        "Apache-2.0",
+        {},
+        ["depth-anything/Depth-Anything-V2-Metric-Outdoor-Small-hf"],
+    ),
+    "depth_anything_v2_outdoor_base": Published(
+        f"{HUB}depth-anything/Depth-Anything-V2-Metric-VKITTI-Base/resolve/main/depth_anything_v2_metric_vkitti_vitb.pth",
+        "CC-BY-NC-4.0",
+        {},
+        ["depth-anything/Depth-Anything-V2-Metric-Outdoor-Base-hf"],
+    ),
+    "depth_anything_v2_outdoor_large": Published(
+        f"{HUB}depth-anything/Depth-Anything-V2-Metric-VKITTI-Large/resolve/main/depth_anything_v2_metric_vkitti_vitl.pth",
+        "CC-BY-NC-4.0",
+        {},
+        ["depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf"],
+    ),
 }
 
 # %% ../../nbs/network/07_dpt.ipynb #205347e3
@@ -588,7 +913,11 @@ def changed_config(
 ) -> DPTConfig:
     "A config with changes; class names go with the head that they were given for."
     config = known | changes
-    if "heads" in changes and "class_names" not in changes and num_classes(known["heads"]) != num_classes(changes["heads"]):
+    if (
+        "heads" in changes
+        and "class_names" not in changes
+        and num_classes(known["heads"]) != num_classes(changes["heads"])
+    ):
         config["class_names"] = []
     return DPTConfig(**config)
 
@@ -604,7 +933,9 @@ def config_for(
     if name in NAMED:
         return changed_config({"heads": {"inverse_depth": {}}} | NAMED[name], changes)
     if not timm.is_model(name):
-        raise ConfigError(f"There is no model called {name!r}. Ours: {', '.join(NAMED)}; or the name of a timm vision transformer, such as vit_small_patch14_dinov2.")
+        raise ConfigError(
+            f"There is no model called {name!r}. Ours: {', '.join(NAMED)}; or the name of a timm vision transformer, such as vit_small_patch14_dinov2."
+        )
     trial = dict(backbone=name, taps=[0, 1, 2, 3], channels=[1, 1, 1, 1], heads={"inverse_depth": {}})
     check_config(trial | {key: changes[key] for key in ("backbone_arguments", "image_size") if key in changes})
     if is_convolutional(name):
@@ -616,7 +947,13 @@ def config_for(
     else:
         taps = [len(vit.blocks) * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
         channels = [vit.embed_dim // share for share in (8, 4, 2, 1)]
-    derived = dict(backbone=name, heads={"inverse_depth": {}}, taps=taps, channels=channels, image_size=list(vit.patch_embed.img_size))
+    derived = dict(
+        backbone=name,
+        heads={"inverse_depth": {}},
+        taps=taps,
+        channels=channels,
+        image_size=list(vit.patch_embed.img_size),
+    )
     normalisation = dict(mean=list(vit.pretrained_cfg["mean"]), std=list(vit.pretrained_cfg["std"]))
     return DPTConfig(**(derived | normalisation | changes))
 
@@ -630,7 +967,13 @@ def convolutional_config(
     with torch.device("meta"):
         backbone = open_timm(partial(ConvolutionalBackbone, taps=taps), name, changes.get("backbone_arguments", {}))
     channels, published = [info["channels"] for info in backbone.tap_info()], backbone.network.pretrained_cfg
-    derived = dict(backbone=name, heads={"inverse_depth": {}}, taps=taps, channels=channels, image_size=list(published["input_size"][1:]))
+    derived = dict(
+        backbone=name,
+        heads={"inverse_depth": {}},
+        taps=taps,
+        channels=channels,
+        image_size=list(published["input_size"][1:]),
+    )
     return DPTConfig(**(derived | dict(mean=list(published["mean"]), std=list(published["std"])) | changes))
 
 # %% ../../nbs/network/07_dpt.ipynb #91e1cf98
@@ -657,9 +1000,18 @@ def open_shipped(
     "Raises `ConfigError` for a name without such weights, and for changes."
     if not (SHIPPED / name).is_dir():
         come_along = ", ".join(sorted(folder.name for folder in SHIPPED.iterdir()))
-        raise ConfigError(f"No weights of {name} come with this library, only those of {come_along}. " + (f'load_checkpoint("{name}") downloads the published ones.' if name in PUBLISHED else "Nobody has published any."))
+        raise ConfigError(
+            f"No weights of {name} come with this library, only those of {come_along}. "
+            + (
+                f'load_checkpoint("{name}") downloads the published ones.'
+                if name in PUBLISHED
+                else "Nobody has published any."
+            )
+        )
     if changes:
-        raise ConfigError(f'The weights of {name} fit the network as it is, without changed {", ".join(changes)}. load_checkpoint("{name}", …) changes what can be changed.')
+        raise ConfigError(
+            f'The weights of {name} fit the network as it is, without changed {", ".join(changes)}. load_checkpoint("{name}", …) changes what can be changed.'
+        )
     return DPT.from_pretrained(SHIPPED / name)
 
 # %% ../../nbs/network/07_dpt.ipynb #8352b639
@@ -699,9 +1051,15 @@ def model_facts(
     heads = {} if "label" in config.heads else dict(heads={"depth": {}})
     parameters, multiply_adds = counts(json.dumps(asdict(config) | heads))
     return dict(
-        name=name, backbone=config.backbone, predicts=", ".join(config.heads).replace("_", " "), size="×".join(str(side) for side in config.input_size or config.image_size),
-        parameters=parameters, multiply_adds=multiply_adds, licence=published.licence if published else None,
-        weights=published.weights if published else None, published=published.figures if published else {},
+        name=name,
+        backbone=config.backbone,
+        predicts=", ".join(config.heads).replace("_", " "),
+        size="×".join(str(side) for side in config.input_size or config.image_size),
+        parameters=parameters,
+        multiply_adds=multiply_adds,
+        licence=published.licence if published else None,
+        weights=published.weights if published else None,
+        published=published.figures if published else {},
     )
 
 
@@ -709,13 +1067,18 @@ class ModelNames(list):
     "Names of models that draw themselves as a table."
 
     def _repr_markdown_(self) -> str:
-        lines = ["| name, backbone | predicts | size | parameters | multiply-adds | weights | as published |", "|---|---|---|---:|---:|---|---|"]
+        lines = [
+            "| name, backbone | predicts | size | parameters | multiply-adds | weights | as published |",
+            "|---|---|---|---:|---:|---|---|",
+        ]
         for row in map(model_facts, self):
             figures = ", ".join(f"{label} {value}" for label, value in row["published"].items())
             place = "comes along" if (SHIPPED / row["name"]).is_dir() else f"[file]({row['weights']})"
             where = f"{place}<br>{row['licence']}" if row["weights"] else "none"
             counts = f"{row['parameters'] / 1e6:.1f} M | {row['multiply_adds'] / 1e9:.1f} G"
-            lines.append(f"| `{row['name']}`<br>{row['backbone']} | {row['predicts']} | {row['size']} | {counts} | {where} | {figures} |")
+            lines.append(
+                f"| `{row['name']}`<br>{row['backbone']} | {row['predicts']} | {row['size']} | {counts} | {where} | {figures} |"
+            )
         return "\n".join(lines)
 
 # %% ../../nbs/network/07_dpt.ipynb #0a007bc0
@@ -742,16 +1105,21 @@ def _save_pretrained(self: DPT, save_directory: Path) -> None:
     "Weights and config; called by `save_pretrained`."
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
     if broken := not_finite(state):
-        raise ConfigError(f"This network holds NaN or infinite values ({broken}), so it was not saved: what was there before is untouched.")
+        raise ConfigError(
+            f"This network holds NaN or infinite values ({broken}), so it was not saved: what was there before is untouched."
+        )
     save_tensors(state, save_directory / "model.safetensors")
-    (save_directory / "config.json").write_text(json.dumps(asdict(self.config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (save_directory / "config.json").write_text(
+        json.dumps(asdict(self.config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 # %% ../../nbs/network/07_dpt.ipynb #28399879
 @patch
 def save_pretrained(
     self: DPT,
     save_directory: str | Path,  # the folder to write; other files in it stay, a README.md among them
-    figures: dict | None = None,  # for the card: what was judged → {metric: value}; a card that is there is written anew
+    figures: dict
+    | None = None,  # for the card: what was judged → {metric: value}; a card that is there is written anew
     **arguments,  # of huggingface_hub's mixin: `push_to_hub`, `repo_id`, `model_card_kwargs`, …
 ) -> str | None:
     "Write `config.json`, `model.safetensors` and a card, all or none. Raises `ConfigError` for a network with NaN, and for a folder that cannot be written."
@@ -831,12 +1199,26 @@ def generate_model_card(
 ) -> ModelCard:
     "What the model is, its figures, and how to use it."
     config, heads = self.config, self.config.heads
-    header = ModelCardData(library_name="dpt_nb", pipeline_tag="image-segmentation" if list(heads) == ["label"] else "depth-estimation", **(dict(tags=["dpt"]) | metadata))
-    rows = [f"| {what} | {metric} | {value:.4g} |" for what, found in (figures or {}).items() for metric, value in found.items()]
+    header = ModelCardData(
+        library_name="dpt_nb",
+        pipeline_tag="image-segmentation" if list(heads) == ["label"] else "depth-estimation",
+        **(dict(tags=["dpt"]) | metadata),
+    )
+    rows = [
+        f"| {what} | {metric} | {value:.4g} |"
+        for what, found in (figures or {}).items()
+        for metric, value in found.items()
+    ]
     text = CARD.format(
-        title=repo_id or f"DPT for {', '.join(heads).replace('_', ' ')}", backbone=config.backbone, source=repo_id or "this folder", multiple=self.backbone.patch,
-        parameters=count_parameters(self) / 1e6, **dict(zip(("height", "width"), config.input_size or config.image_size)),
-        outputs="; ".join(MEANINGS[name].format(classes=arguments.get("classes", 150)) for name, arguments in heads.items()),
+        title=repo_id or f"DPT for {', '.join(heads).replace('_', ' ')}",
+        backbone=config.backbone,
+        source=repo_id or "this folder",
+        multiple=self.backbone.patch,
+        parameters=count_parameters(self) / 1e6,
+        **dict(zip(("height", "width"), config.input_size or config.image_size)),
+        outputs="; ".join(
+            MEANINGS[name].format(classes=arguments.get("classes", 150)) for name, arguments in heads.items()
+        ),
         figures="\n".join(["", "| judged on | metric | value |", "|---|---|---:|", *rows, ""]) if rows else "",
     )
     return ModelCard(f"---\n{header.to_yaml()}\n---\n{text}")
@@ -865,8 +1247,14 @@ def misfits(
     called=str,  # what a name is called in the file
 ) -> str:  # empty when all names and shapes agree
     "The first keys that are missing, unknown or of another shape."
-    missing, unknown = ([called(key) for key in sorted(keys)] for keys in (set(wanted) - set(state), set(state) - set(wanted)))
-    unlike = [f"{called(key)} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}" for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    missing, unknown = (
+        [called(key) for key in sorted(keys)] for keys in (set(wanted) - set(state), set(state) - set(wanted))
+    )
+    unlike = [
+        f"{called(key)} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
     complaints = [(missing, "missing"), (unknown, "unknown"), (unlike, "of another shape")]
     return "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for keys, what in complaints if keys)
 
@@ -890,9 +1278,13 @@ def fill(
     "Load weights, all or none. Raises `ConfigError` naming the first keys that do not fit."
     wanted = model.state_dict()
     if found := misfits(wanted, state):
-        raise ConfigError(f"The weights of {source} do not fit the model its config describes: {found}. Nothing was loaded.")
+        raise ConfigError(
+            f"The weights of {source} do not fit the model its config describes: {found}. Nothing was loaded."
+        )
     if broken := not_finite(state):
-        raise ConfigError(f"The weights of {source} hold NaN or infinite values: {broken}. Nothing was loaded. Train or download them again.")
+        raise ConfigError(
+            f"The weights of {source} hold NaN or infinite values: {broken}. Nothing was loaded. Train or download them again."
+        )
     model.load_state_dict({name: state[name].to("cpu", wanted[name].dtype, copy=True) for name in wanted}, assign=True)
     for module in model.modules():
         waiting = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
@@ -913,17 +1305,34 @@ def check_tensors(
     source: str | Path,  # what to call it in a message
 ) -> None:
     "Raises `ConfigError` for tensors that are not plain numbers, or that claim more values than are there."
-    plain = lambda tensor: tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized and tensor.dtype in FLOATS | INTEGERS
+    plain = lambda tensor: (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and tensor.dtype in FLOATS | INTEGERS
+    )
     for name, tensor in state.items():
         if not plain(tensor):
-            kind = tensor.device.type if tensor.device.type != "cpu" else tensor.dtype if tensor.layout == torch.strided else tensor.layout
-            raise ConfigError(f"{source} holds {SHORT.repr(name)} as a tensor of kind {kind}, and weights are plain floats or integers in memory. Save it again so.")
+            kind = (
+                tensor.device.type
+                if tensor.device.type != "cpu"
+                else tensor.dtype
+                if tensor.layout == torch.strided
+                else tensor.layout
+            )
+            raise ConfigError(
+                f"{source} holds {SHORT.repr(name)} as a tensor of kind {kind}, and weights are plain floats or integers in memory. Save it again so."
+            )
         if tensor.numel() == 0:
-            raise ConfigError(f"{source} holds {SHORT.repr(name)} of shape {tuple(tensor.shape)}, which has no values. Copy or download it again.")
+            raise ConfigError(
+                f"{source} holds {SHORT.repr(name)} of shape {tuple(tensor.shape)}, which has no values. Copy or download it again."
+            )
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if claimed > 4 * sum(storages.values()) + 2**26:  # weights may be shared, and small tables repeated
-        raise ConfigError(f"{source} claims {claimed / 1e9:.1f} GB of values and holds {sum(storages.values()) / 1e9:.1f}: its tensors repeat what they have. Save them contiguous.")
+        raise ConfigError(
+            f"{source} claims {claimed / 1e9:.1f} GB of values and holds {sum(storages.values()) / 1e9:.1f}: its tensors repeat what they have. Save them contiguous."
+        )
 
 
 def read_safetensors(
@@ -933,18 +1342,24 @@ def read_safetensors(
     path = Path(path)
     try:
         if not path.is_file():
-            raise ConfigError(f"{path} is {'no regular file' if path.exists() else 'not there'}, and a safetensors file was expected.")
+            raise ConfigError(
+                f"{path} is {'no regular file' if path.exists() else 'not there'}, and a safetensors file was expected."
+            )
         with open(path, "rb") as file:
             header = int.from_bytes(file.read(8).ljust(8, b"\xff"), "little")
         if header > min(LARGEST_HEADER, path.stat().st_size - 8):
-            raise ConfigError(f"{path} is not a whole safetensors file (its header claims {header} bytes). Copy or save it again.")
+            raise ConfigError(
+                f"{path} is not a whole safetensors file (its header claims {header} bytes). Copy or save it again."
+            )
         state = load_file(path)
     except ConfigError:
         raise
     except PermissionError:
         raise ConfigError(f"{path} may not be read: its permissions forbid it.") from None
     except Exception as error:  # also types that torch has no name for
-        raise ConfigError(f"{path} is not a whole safetensors file ({str(error).split(chr(10))[0]}). Copy or save it again.") from None
+        raise ConfigError(
+            f"{path} is not a whole safetensors file ({str(error).split(chr(10))[0]}). Copy or save it again."
+        ) from None
     check_tensors(state, path)
     return state
 
@@ -958,7 +1373,9 @@ def local_path(
         path.is_dir()
         return path
     except (RuntimeError, OSError, ValueError) as error:
-        raise ConfigError(f"{SHORT.repr(str(name))} can be no path ({getattr(error, 'strerror', None) or error}): check the name.") from None
+        raise ConfigError(
+            f"{SHORT.repr(str(name))} can be no path ({getattr(error, 'strerror', None) or error}): check the name."
+        ) from None
 
 # %% ../../nbs/network/07_dpt.ipynb #0a468f55
 def find_file(
@@ -968,16 +1385,27 @@ def find_file(
 ) -> Path:
     "One file of a saved model, downloaded when `name` is a Hub id. Raises `ConfigError` when it is not there."
     folder = local_path(name)
-    like_an_id = str(name).count("/") == 1 and not str(name).startswith((".", "~", "/")) and not folder.parent.is_dir() and folder.name != "model"
+    like_an_id = (
+        str(name).count("/") == 1
+        and not str(name).startswith((".", "~", "/"))
+        and not folder.parent.is_dir()
+        and folder.name != "model"
+    )
     if not folder.is_dir() and like_an_id:
         try:
             return Path(hf_hub_download(str(name), file, **hub))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise ConfigError(f"{name} is no folder here, and the Hub did not give its {file}: {str(error).splitlines()[0]}") from None
+            raise ConfigError(
+                f"{name} is no folder here, and the Hub did not give its {file}: {str(error).splitlines()[0]}"
+            ) from None
     if not folder.is_dir():
-        raise ConfigError(f"There is no model folder at {name}. A model is a folder with config.json and model.safetensors, such as a run's model/.")
+        raise ConfigError(
+            f"There is no model folder at {name}. A model is a folder with config.json and model.safetensors, such as a run's model/."
+        )
     if not (folder / file).is_file():
-        raise ConfigError(f"{name} holds no {file}, and a dpt_nb model is a folder with config.json and model.safetensors.")
+        raise ConfigError(
+            f"{name} holds no {file}, and a dpt_nb model is a folder with config.json and model.safetensors."
+        )
     return folder / file
 
 # %% ../../nbs/network/07_dpt.ipynb #83e84c99
@@ -989,6 +1417,7 @@ def parse_json(
     source: str | Path,  # what to call it in a message
 ) -> dict:
     "One JSON object. Raises `ConfigError` for anything else."
+
     def unique(pairs):
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
         if twice:
@@ -1012,13 +1441,17 @@ def read_json(
     path = Path(path)
     try:
         if not path.is_file():  # opening a pipe would wait for someone who writes
-            raise ConfigError(f"{path} is {'no regular file' if path.exists() else 'not there'}, and a JSON file was expected.")
+            raise ConfigError(
+                f"{path} is {'no regular file' if path.exists() else 'not there'}, and a JSON file was expected."
+            )
         with open(path, "rb") as file:
             content = file.read(LARGEST_JSON + 1)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
     if len(content) > LARGEST_JSON:
-        raise ConfigError(f"{path} is larger than {LARGEST_JSON // 2**20} MB, and describes no model: it is another file.")
+        raise ConfigError(
+            f"{path} is larger than {LARGEST_JSON // 2**20} MB, and describes no model: it is another file."
+        )
     return parse_json(content, path)
 
 # %% ../../nbs/network/07_dpt.ipynb #bf6455fe
@@ -1041,8 +1474,15 @@ def with_test_pipeline(
         return found
     if project := mmseg_pipeline(found["heads"]):
         return TEST_PIPELINES[project] | found
-    plain = lambda config: {key: value for key, value in asdict(config).items() if key not in (*FEEDING, "class_names", "fusion_doubles")}
-    counted = lambda fields: json.dumps(fields | dict(heads={head: kind | ({"classes": 0} if head == "label" else {}) for head, kind in fields["heads"].items()}))
+    plain = lambda config: {
+        key: value for key, value in asdict(config).items() if key not in (*FEEDING, "class_names", "fusion_doubles")
+    }
+    counted = lambda fields: json.dumps(
+        fields
+        | dict(
+            heads={head: kind | ({"classes": 0} if head == "label" else {}) for head, kind in fields["heads"].items()}
+        )
+    )
     mine = counted(plain(DPTConfig(**found)))
     for name in NAMED:
         if counted(plain(config_for(name))) == mine:
@@ -1058,7 +1498,9 @@ def config_from(
 ) -> DPTConfig:
     "Raises `ConfigError`, with the source, for fields that describe no network."
     if not {"backbone", "taps", "channels", "heads"} <= set(found):
-        raise ConfigError(f"{source} does not describe a dpt_nb model: it has {SHORT.repr(sorted(found)[:6])}, and needs backbone, taps, channels and heads.")
+        raise ConfigError(
+            f"{source} does not describe a dpt_nb model: it has {SHORT.repr(sorted(found)[:6])}, and needs backbone, taps, channels and heads."
+        )
     try:
         check_config(found)
         return DPTConfig(**with_test_pipeline(found))

@@ -91,4 +91,8 @@ class SegmentationHead(nn.Module):
         size: tuple[int, int] | None = None,  # height and width wanted; None leaves the map's own
     ) -> torch.Tensor:  # `(B, classes, *size)` logits
         logits = self.classify(self.dropout(F.relu(self.norm(self.convolution(fused[self.step])))))
-        return logits if size is None else F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=self.align_corners)
+        return (
+            logits
+            if size is None
+            else F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=self.align_corners)
+        )

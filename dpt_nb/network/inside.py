@@ -34,7 +34,9 @@ def global_backbone(
 ) -> Backbone:  # whose blocks let every token look at every other
     "Raises `InsideError` for a Swin, and for a network that only convolves."
     if not isinstance(model.backbone, Backbone):
-        raise InsideError(f"{model.config.backbone} only convolves: it has neither tokens nor attention. Choose a model on a transformer, such as dpt_tiny.")
+        raise InsideError(
+            f"{model.config.backbone} only convolves: it has neither tokens nor attention. Choose a model on a transformer, such as dpt_tiny."
+        )
     if model.backbone.windowed:
         raise InsideError(
             f"{model.config.backbone} is a Swin: its tokens look only at the tokens of their window, so there is no attention map over the whole picture and no table of "
@@ -49,7 +51,9 @@ def query_key_value(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # `(B, heads, tokens, D / heads)` each
     "What each token asks, answers and hands over. Raises `InsideError` for another kind of attention."
     if not isinstance(attention, (Attention, BeitAttention)):
-        raise InsideError(f"The attention is a {type(attention).__name__}, and the plain one of timm's ViT or BEiT was expected. Its probabilities are not known here.")
+        raise InsideError(
+            f"The attention is a {type(attention).__name__}, and the plain one of timm's ViT or BEiT was expected. Its probabilities are not known here."
+        )
     bias = attention.qkv.bias
     if getattr(attention, "q_bias", None) is not None:
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
@@ -70,6 +74,7 @@ def attention_probabilities(
 # %% ../../nbs/network/08_inside.ipynb #3c4c4f7d
 class AttentionMaps(NamedTuple):
     "Who looks at whom, in every block."
+
     probabilities: list[torch.Tensor]  # one a block: `(B, heads, tokens, tokens)`
     grid: tuple[int, int]  # rows, columns of the patches
     prefix: int  # how many tokens stand in front of the patches
@@ -84,7 +89,11 @@ def attend_openly(
     "Run the blocks, each with its table of probabilities written down first."
     probabilities = []
     for block in backbone.vit.blocks:
-        bias = relative_bias(block.attn.relative_position_bias_table, block.attn.window_size, grid) if backbone.relative else 0.0
+        bias = (
+            relative_bias(block.attn.relative_position_bias_table, block.attn.window_size, grid)
+            if backbone.relative
+            else 0.0
+        )
         probabilities.append(attention_probabilities(block.attn, block.norm1(tokens), bias))
         tokens = beit_block(block, tokens, grid) if backbone.relative else block(tokens)
     return tokens, probabilities
@@ -110,7 +119,12 @@ def attention_maps(
 ) -> AttentionMaps:
     "The attention probabilities of every block. Raises `InsideError` for a Swin and `SizeError` for a size that does not fit."
     tokens, grid = embedded_picture(model, image)
-    return AttentionMaps(attend_openly(model.backbone, tokens, grid)[1], grid, tokens.shape[1] - grid[0] * grid[1], prefix_tokens(model.backbone.vit)[1] > 0)
+    return AttentionMaps(
+        attend_openly(model.backbone, tokens, grid)[1],
+        grid,
+        tokens.shape[1] - grid[0] * grid[1],
+        prefix_tokens(model.backbone.vit)[1] > 0,
+    )
 
 # %% ../../nbs/network/08_inside.ipynb #e2586ed7
 def token_row(
@@ -121,9 +135,13 @@ def token_row(
     "What one token sees. Raises `InsideError` for a place outside the grid, or a class token that is not there."
     rows, columns = maps.grid
     if place is None and not maps.class_token:
-        raise InsideError("This transformer has no class token, so nothing is seen from it. Give the row and column of a patch.")
+        raise InsideError(
+            "This transformer has no class token, so nothing is seen from it. Give the row and column of a patch."
+        )
     if place is not None and not (0 <= place[0] < rows and 0 <= place[1] < columns):
-        raise InsideError(f"There is no patch in row {place[0]} and column {place[1]}: the grid has {rows} rows and {columns} columns, counted from 0.")
+        raise InsideError(
+            f"There is no patch in row {place[0]} and column {place[1]}: the grid has {rows} rows and {columns} columns, counted from 0."
+        )
     index = 0 if place is None else maps.prefix + place[0] * columns + place[1]
     return weights[index, maps.prefix :].reshape(rows, columns)
 
@@ -138,7 +156,9 @@ def token_attention(
     "What one token sees in one block. Raises `InsideError` for a block, head or place that is not there."
     count, heads = len(maps.probabilities), maps.probabilities[0].shape[1]
     if not -count <= block < count or not (head is None or 0 <= head < heads):
-        raise InsideError(f"Block {block}, head {head} was asked for: this transformer has {count} blocks of {heads} heads, counted from 0.")
+        raise InsideError(
+            f"Block {block}, head {head} was asked for: this transformer has {count} blocks of {heads} heads, counted from 0."
+        )
     table = maps.probabilities[block][picture]
     return token_row(table.mean(0) if head is None else table[head], maps, place)
 
@@ -149,11 +169,15 @@ def framed(
     place: tuple[int, int],  # row and column of the patch to frame
 ) -> torch.Tensor:  # `(3, H, W)`
     "A picture with one patch framed in green."
-    (top, bottom), (left, right) = ([(at + shift) * side // count for shift in (0, 1)] for at, side, count in zip(place, picture.shape[-2:], grid))
+    (top, bottom), (left, right) = (
+        [(at + shift) * side // count for shift in (0, 1)] for at, side, count in zip(place, picture.shape[-2:], grid)
+    )
     frame = torch.ones(bottom - top, right - left, dtype=torch.bool)
     frame[2:-2, 2:-2] = False
     picture = picture.clone()
-    picture[:, top:bottom, left:right] = torch.where(frame, torch.tensor([0.2, 1.0, 0.6])[:, None, None], picture[:, top:bottom, left:right])
+    picture[:, top:bottom, left:right] = torch.where(
+        frame, torch.tensor([0.2, 1.0, 0.6])[:, None, None], picture[:, top:bottom, left:right]
+    )
     return picture
 
 
@@ -193,6 +217,7 @@ def rollout(
 # %% ../../nbs/network/08_inside.ipynb #b33d6875
 class ColourBasis(NamedTuple):
     "How vectors of C channels become colours."
+
     mean: torch.Tensor  # `(C,)`
     directions: torch.Tensor  # `(C, 3)` orthonormal, the one with the largest variance first
     low: torch.Tensor  # `(3,)` what becomes 0
@@ -207,13 +232,19 @@ def colour_basis(
     "The three main directions of all vectors together. Raises `InsideError` when the channels differ."
     counts = sorted({each.shape[0] for each in maps})
     if len(counts) != 1 or counts[0] < 3:
-        raise InsideError(f"Maps of {counts} channels cannot share colours: all need the same number of channels, at least 3. Fit a basis for each.")
+        raise InsideError(
+            f"Maps of {counts} channels cannot share colours: all need the same number of channels, at least 3. Fit a basis for each."
+        )
     vectors = torch.cat([each.flatten(1).T for each in maps]).float()
     mean = vectors.mean(0)
-    centred = (vectors - mean).cpu().double()  # in float32 the eigenvectors of few vectors in many channels are not always found
+    centred = (
+        (vectors - mean).cpu().double()
+    )  # in float32 the eigenvectors of few vectors in many channels are not always found
     directions = torch.linalg.eigh(centred.T @ centred)[1][:, -3:].flip(1).to(mean)
     directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
-    low, high = ((vectors - mean) @ directions).quantile(torch.tensor([margin, 1 - margin], device=vectors.device), dim=0)
+    low, high = ((vectors - mean) @ directions).quantile(
+        torch.tensor([margin, 1 - margin], device=vectors.device), dim=0
+    )
     return ColourBasis(mean, directions, low, high)
 
 # %% ../../nbs/network/08_inside.ipynb #bd983750
@@ -247,7 +278,14 @@ def readouts(
     "One tap read in each way that the model has weights for (DPT §3.1, Read). Raises `InsideError` for a level that comes from a map."
     token_levels = [number for number, tap in enumerate(taps, 1) if isinstance(tap, Tap)]
     if level not in token_levels:
-        raise InsideError(f"Level {level} has no tokens to be read" + (f": it is taken from a map as it is. Choose one of {token_levels}." if token_levels else " in this model, whose taps are all maps."))
+        raise InsideError(
+            f"Level {level} has no tokens to be read"
+            + (
+                f": it is taken from a map as it is. Choose one of {token_levels}."
+                if token_levels
+                else " in this model, whose taps are all maps."
+            )
+        )
     tap, learned = taps[level - 1], model.reassemble[level - 1].read
     read = {"ignore": Read("ignore", tap.tokens.shape[-1])(tap)}
     if tap.prefix.shape[1]:
@@ -276,7 +314,9 @@ def position_map(
     "The vectors added to the patches' tokens at a grid. Raises `InsideError` for a Swin and a BEiT."
     backbone = global_backbone(model)
     if backbone.relative:
-        raise InsideError(f"{model.config.backbone} is a BEiT and has no table of positions: it adds a number for each offset inside the attention. Look at `position_bias`.")
+        raise InsideError(
+            f"{model.config.backbone} is a BEiT and has no table of positions: it adds a number for each offset inside the attention. Look at `position_bias`."
+        )
     vit = backbone.vit
     prefix = 0 if getattr(vit, "no_embed_class", False) else prefix_tokens(vit)[0].shape[1]
     vectors = resample_positions(vit.pos_embed, tuple(vit.patch_embed.grid_size), grid, prefix, backbone.positions)
@@ -292,7 +332,9 @@ def position_similarity(
     "How like one place is to all others, at any grid. Raises `InsideError` for a Swin, a BEiT and a place outside."
     positions = position_map(model, grid)
     if not (0 <= place[0] < grid[0] and 0 <= place[1] < grid[1]):
-        raise InsideError(f"There is no place in row {place[0]} and column {place[1]} of a grid of {grid[0]} rows and {grid[1]} columns, counted from 0.")
+        raise InsideError(
+            f"There is no place in row {place[0]} and column {place[1]} of a grid of {grid[0]} rows and {grid[1]} columns, counted from 0."
+        )
     return F.cosine_similarity(positions[:, place[0], place[1], None, None], positions, dim=0)
 
 
@@ -306,7 +348,9 @@ def position_bias(
 ) -> torch.Tensor:  # `(rows, columns)` what is added to the scores of this place
     "A BEiT's sense of place: one head's numbers for all offsets from one place. Raises `InsideError` for any other transformer."
     if not global_backbone(model).relative:
-        raise InsideError(f"{model.config.backbone} has no numbers for offsets: it adds a table of positions to its tokens. Look at `position_similarity`.")
+        raise InsideError(
+            f"{model.config.backbone} has no numbers for offsets: it adds a table of positions to its tokens. Look at `position_similarity`."
+        )
     attention = model.backbone.vit.blocks[block].attn
     bias = relative_bias(attention.relative_position_bias_table, attention.window_size, grid)
     return bias[0, head, 1 + place[0] * grid[1] + place[1], 1:].reshape(grid)
@@ -322,11 +366,22 @@ def choose_levels(
 ) -> list[torch.Tensor]:  # levels for the decoder
     "Levels of two pictures and zeros, mixed. Raises `InsideError` when choice, number or sizes do not fit."
     if len(choice) != len(own) or not set(choice) <= set(LEVEL_CHOICES):
-        raise InsideError(f"The choice {list(choice)} does not say for each of {len(own)} levels whether it is own, off or other.")
+        raise InsideError(
+            f"The choice {list(choice)} does not say for each of {len(own)} levels whether it is own, off or other."
+        )
     if "other" in choice and (other is None or [each.shape for each in other] != [each.shape for each in own]):
-        found = "there is none" if other is None else f"its levels are {[tuple(each.shape[-2:]) for each in other]}, against {[tuple(each.shape[-2:]) for each in own]}"
-        raise InsideError(f"A level of another picture was asked for, and {found}. Give a second picture of the same size.")
-    return [dict(own=level, off=torch.zeros_like(level), other=other[index] if other else None)[what] for index, (level, what) in enumerate(zip(own, choice))]
+        found = (
+            "there is none"
+            if other is None
+            else f"its levels are {[tuple(each.shape[-2:]) for each in other]}, against {[tuple(each.shape[-2:]) for each in own]}"
+        )
+        raise InsideError(
+            f"A level of another picture was asked for, and {found}. Give a second picture of the same size."
+        )
+    return [
+        dict(own=level, off=torch.zeros_like(level), other=other[index] if other else None)[what]
+        for index, (level, what) in enumerate(zip(own, choice))
+    ]
 
 
 @torch.inference_mode()

@@ -63,7 +63,9 @@ def resize_by_matrices(
     found = torch.tensor(places.shape[-2:])
     wanted = torch.cat([torch.full((1,), side) for side in to])
     steps = found / (wanted + 0.1 * (wanted != found).any() * (mode == "dinov2"))
-    rows, columns = (resampling_matrix(*sides, mode != "bilinear").to(places) for sides in zip(places.shape[-2:], to, steps))
+    rows, columns = (
+        resampling_matrix(*sides, mode != "bilinear").to(places) for sides in zip(places.shape[-2:], to, steps)
+    )
     return rows @ places @ columns.T
 
 # %% ../../nbs/network/02_patch_embed.ipynb #549bf1eb
@@ -80,7 +82,9 @@ def resize_places(
     if mode == "dinov2":
         factors = [(wanted + 0.1) / found for wanted, found in zip(to, places.shape[-2:])]
         return F.interpolate(places, scale_factor=factors, mode="bicubic", align_corners=False)
-    raise SizeError(f"Positions cannot be resampled by {mode!r}. Choose bilinear (DPT), bicubic (mmsegmentation, transformers) or dinov2 (Depth Anything).")
+    raise SizeError(
+        f"Positions cannot be resampled by {mode!r}. Choose bilinear (DPT), bicubic (mmsegmentation, transformers) or dinov2 (Depth Anything)."
+    )
 
 
 def resample_positions(
@@ -130,7 +134,9 @@ def embed_tokens(
     tokens = torch.cat([prefix, tokens], dim=1)
     if vit.pos_embed is not None:  # BEiT has its positions in the attention
         places_only = getattr(vit, "no_embed_class", False)
-        positions = resample_positions(vit.pos_embed, tuple(vit.patch_embed.grid_size), grid, 0 if places_only else prefix.shape[1], mode)
+        positions = resample_positions(
+            vit.pos_embed, tuple(vit.patch_embed.grid_size), grid, 0 if places_only else prefix.shape[1], mode
+        )
         tokens = tokens + (F.pad(positions, (0, 0, prefix.shape[1], 0)) if places_only else positions)
     for step in ("pos_drop", "patch_drop", "norm_pre"):
         tokens = getattr(vit, step, nn.Identity())(tokens)

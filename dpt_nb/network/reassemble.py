@@ -37,7 +37,9 @@ class Read(nn.Module):
         if self.kind == "ignore":
             return tap.tokens
         if not tap.prefix.shape[1]:
-            raise ReadoutError(f"The readout {self.kind!r} needs a class token and this backbone has none. Choose readout='ignore'.")
+            raise ReadoutError(
+                f"The readout {self.kind!r} needs a class token and this backbone has none. Choose readout='ignore'."
+            )
         if self.kind == "add":
             return tap.tokens + tap.prefix.mean(dim=1, keepdim=True)
         for_token, for_class = self.project.weight.chunk(2, dim=1)

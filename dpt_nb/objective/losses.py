@@ -18,7 +18,9 @@ from torch.nn import functional
 def _measured(
     prediction: torch.Tensor,  # `(B, 1, H, W)`, any floating type
     target: torch.Tensor,  # `(B, 1, H, W)`, 0 = not measured
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # prediction, target (at least float32) and the `bool` mask of measured pixels
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor
+]:  # prediction, target (at least float32) and the `bool` mask of measured pixels
     "Check the shapes and lift half precision. Raises `ValueError` when the shapes differ, because broadcasting would hide it."
     if prediction.ndim != 4 or prediction.shape[1] != 1 or prediction.shape != target.shape:
         raise ValueError(
@@ -123,7 +125,9 @@ class SILogLoss(CountingLoss):
         if not 0 <= variance_focus <= 1:
             raise ValueError(f"variance_focus is {variance_focus}, expected a number from 0 to 1.")
         if images_per_group < 0:
-            raise ValueError(f"images_per_group is {images_per_group}, expected 0 for the whole batch, or a number of images.")
+            raise ValueError(
+                f"images_per_group is {images_per_group}, expected 0 for the whole batch, or a number of images."
+            )
         self.variance_focus, self.eps, self.mean_only, self.warm_up = variance_focus, eps, mean_only, warm_up
         self.images_per_group = images_per_group
 
@@ -149,7 +153,9 @@ class SILogLoss(CountingLoss):
     ) -> torch.Tensor:  # `(groups,)` bool
         "Which groups have a measured pixel."
         if len(target) % self.images_per_group:
-            raise ValueError(f"{len(target)} images cannot be cut into groups of images_per_group={self.images_per_group}: choose a number that divides them.")
+            raise ValueError(
+                f"{len(target)} images cannot be cut into groups of images_per_group={self.images_per_group}: choose a number that divides them."
+            )
         return self.has_answer(target).flatten(1).any(1).view(-1, self.images_per_group).any(1)
 
     def part_weight(
@@ -168,7 +174,9 @@ def _neighbour_steps(
     residual: torch.Tensor,  # `(B, 1, H, W)`, finite everywhere
     measured: torch.Tensor,  # `(B, 1, H, W)` bool
     scales: int,  # each takes every second pixel of the one before
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:  # steps, bool: both ends are measured, and `measured` at this scale
+) -> Iterator[
+    tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+]:  # steps, bool: both ends are measured, and `measured` at this scale
     "Differences of neighbours, for each scale across and then down (the ∇ of Ranftl et al., eq. 11)."
     for scale in range(scales):
         at_scale, there = residual[..., :: 2**scale, :: 2**scale], measured[..., :: 2**scale, :: 2**scale]
@@ -183,7 +191,9 @@ def gradient_matching_loss(
     target: torch.Tensor,  # `(B, 1, H, W)` metres, 0 = not measured
     scales: int = 4,  # each takes every second pixel of the one before
     eps: float = 1e-3,  # metres added to both before the logarithm
-) -> torch.Tensor:  # scalar, at least float32: the sum over scales and both directions of the mean over the batch's pairs
+) -> (
+    torch.Tensor
+):  # scalar, at least float32: the sum over scales and both directions of the mean over the batch's pairs
     "Mean difference of the log-depth steps between measured neighbours (MiDaS, eq. 11). No pair gives 0 with a gradient path. Raises `ValueError` for unequal shapes."
     with torch.autocast(prediction.device.type, enabled=False):
         prediction, target, measured = _measured(prediction, target)
@@ -244,7 +254,11 @@ class DepthLoss(SILogLoss):
     ) -> torch.Tensor:  # scalar
         "Count the empty images and return SILog plus `gradient` times gradient matching."
         loss = super().forward(prediction, target, step=step)
-        return loss + self.gradient * gradient_matching_loss(prediction, target, self.scales, self.eps) if self.gradient else loss
+        return (
+            loss + self.gradient * gradient_matching_loss(prediction, target, self.scales, self.eps)
+            if self.gradient
+            else loss
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gradient={self.gradient}, scales={self.scales}"
@@ -324,7 +338,9 @@ def _image_mean(
     measured: torch.Tensor,  # `(B, 1, H, W)` bool
 ) -> torch.Tensor:  # `(B, 1, 1, 1)`, 0 for an image without a measured pixel
     "Mean over each image's measured pixels."
-    return torch.where(measured, values, 0.0).sum((1, 2, 3), keepdim=True) / measured.sum((1, 2, 3), keepdim=True).clamp_min(1)
+    return torch.where(measured, values, 0.0).sum((1, 2, 3), keepdim=True) / measured.sum(
+        (1, 2, 3), keepdim=True
+    ).clamp_min(1)
 
 
 def align_least_squares(
@@ -386,7 +402,10 @@ def _aligned_residual(
         scale, shift = align_least_squares(prediction, target, measured)
         residual = scale * prediction + shift - target
     else:
-        (location, scale), (target_location, target_scale) = align_median(prediction, measured), align_median(target, measured)
+        (location, scale), (target_location, target_scale) = (
+            align_median(prediction, measured),
+            align_median(target, measured),
+        )
         residual = (prediction - location) / scale - (target - target_location) / target_scale
     return torch.where(measured, residual, 0.0)
 
@@ -422,7 +441,9 @@ def ssi_loss(
         image_loss = _trimmed_sum(errors, measured, trim) / (2 * count).clamp_min(1)
         if gradient:
             for steps, pairs, there in _neighbour_steps(residual, measured, scales):
-                image_loss = image_loss + gradient * (steps.abs() * pairs).flatten(1).sum(1) / there.flatten(1).sum(1).clamp_min(1)
+                image_loss = image_loss + gradient * (steps.abs() * pairs).flatten(1).sum(1) / there.flatten(1).sum(
+                    1
+                ).clamp_min(1)
         return image_loss.sum() / (count > 0).sum().clamp_min(1)
 
 # %% ../../nbs/objective/09_losses.ipynb #95faf068
@@ -514,14 +535,18 @@ def segmentation_loss(
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         _check_labels(logits, label, ignore)
         if class_weights is not None and class_weights.shape != logits.shape[1:2]:
-            raise ValueError(f"class_weights has shape {tuple(class_weights.shape)}, but the logits are for {logits.shape[1]} classes.")
+            raise ValueError(
+                f"class_weights has shape {tuple(class_weights.shape)}, but the logits are for {logits.shape[1]} classes."
+            )
         weights = None if class_weights is None else class_weights.to(logits)
         loss = _cross_entropy(logits, label, ignore, weights)
         if auxiliary_logits is None:
             return loss
         auxiliary = auxiliary_logits.to(logits.dtype)
         if auxiliary.shape[:2] != logits.shape[:2]:
-            raise ValueError(f"auxiliary logits have shape {tuple(auxiliary.shape)}, expected {tuple(logits.shape[:2])} images and classes as the main logits.")
+            raise ValueError(
+                f"auxiliary logits have shape {tuple(auxiliary.shape)}, expected {tuple(logits.shape[:2])} images and classes as the main logits."
+            )
         if auxiliary.shape[-2:] != label.shape[-2:]:
             auxiliary = functional.interpolate(auxiliary, label.shape[-2:], mode="bilinear", align_corners=False)
         return loss + auxiliary_weight * _cross_entropy(auxiliary, label, ignore, weights)
@@ -558,7 +583,9 @@ class SegmentationLoss(CountingLoss):
     ) -> torch.Tensor:  # scalar
         "Count the empty images and return `segmentation_loss`."
         self.count_empty(label)
-        return segmentation_loss(logits, label, auxiliary_logits, self.auxiliary_weight, self.ignore, self.class_weights)
+        return segmentation_loss(
+            logits, label, auxiliary_logits, self.auxiliary_weight, self.ignore, self.class_weights
+        )
 
     def part_weight(
         self,
@@ -584,7 +611,9 @@ def _check_parts(
         if not 0 <= weight < float("inf"):
             raise ValueError(f"The weight of {name} is {weight}, expected a number from 0 up.")
         if not isinstance(loss, CountingLoss):
-            raise TypeError(f"{name} is a {type(loss).__name__}, expected a loss of this chapter or a class derived from CountingLoss.")
+            raise TypeError(
+                f"{name} is a {type(loss).__name__}, expected a loss of this chapter or a class derived from CountingLoss."
+            )
 
 # %% ../../nbs/objective/09_losses.ipynb #cb9b05d3
 class CompositeLoss(CountingLoss):

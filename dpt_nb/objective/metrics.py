@@ -28,14 +28,18 @@ def _judged_pixels(
     "The pixels that count: measured within the range, and kept by the crop. Raises `ValueError` for unequal shapes or a NaN among the predictions that count."
     shapes = [tuple(t.shape) for t in (prediction, target, valid) if t is not None]
     if len(set(shapes)) > 1 or prediction.ndim != 4 or prediction.shape[1] != 1:
-        raise ValueError(f"prediction, target (and valid, if given) have shapes {shapes}; all must be (B, 1, H, W) and equal.")
+        raise ValueError(
+            f"prediction, target (and valid, if given) have shapes {shapes}; all must be (B, 1, H, W) and equal."
+        )
     judged = (target > min_depth) & (target < max_depth)
     if valid is not None:
         if valid.dtype != torch.bool:
             raise ValueError(f"valid is {valid.dtype}, expected torch.bool: True where a pixel counts.")
         judged = judged & valid
     if bool((prediction.isnan() & judged).any()):
-        raise ValueError("the prediction holds NaN where it is judged; a mean over the other images would hide that. Check the model's output.")
+        raise ValueError(
+            "the prediction holds NaN where it is judged; a mean over the other images would hide that. Check the model's output."
+        )
     return judged
 
 # %% ../../nbs/objective/10_metrics.ipynb #a70d9c12
@@ -58,7 +62,9 @@ def _pixel_means(
     g, ratio = p.log() - t.log(), torch.maximum(p / t, t / p)
     log = mean(g)
     means = dict(abs_rel=mean((p - t).abs() / t), sq_rel=mean((p - t) ** 2 / t), square=mean((p - t) ** 2))
-    means |= dict(log=log, log_square=mean(g**2), log_variance=mean((g - log[:, None]) ** 2), log10=mean(g.abs()) / math.log(10))
+    means |= dict(
+        log=log, log_square=mean(g**2), log_variance=mean((g - log[:, None]) ** 2), log10=mean(g.abs()) / math.log(10)
+    )
     return means | {f"delta{k}": mean((ratio < 1.25**k).double()) for k in (1, 2, 3)}
 
 # %% ../../nbs/objective/10_metrics.ipynb #1faef9c6
@@ -66,7 +72,9 @@ def _errors(
     means: dict[str, torch.Tensor],  # as `_pixel_means` gives, of one shape
 ) -> dict[str, torch.Tensor]:  # one entry per name in `DEPTH_METRICS`, of that shape
     "The nine errors that ten means over pixels amount to."
-    roots = dict(rmse=means["square"].sqrt(), rmse_log=means["log_square"].sqrt(), silog=100 * means["log_variance"].sqrt())
+    roots = dict(
+        rmse=means["square"].sqrt(), rmse_log=means["log_square"].sqrt(), silog=100 * means["log_variance"].sqrt()
+    )
     return {name: roots[name] if name in roots else means[name] for name in DEPTH_METRICS}
 
 
@@ -96,9 +104,13 @@ def _check_alignment(
     if judged.dtype != torch.bool:
         raise ValueError(f"judged is {judged.dtype}, expected torch.bool: True where a pixel counts.")
     if bool((judged & ~prediction.isfinite()).any()):
-        raise ValueError("the prediction holds NaN or infinity where it is judged, and nothing can be fitted to that. Check the model's output.")
+        raise ValueError(
+            "the prediction holds NaN or infinity where it is judged, and nothing can be fitted to that. Check the model's output."
+        )
     if bool((judged & ~((target > 0) & target.isfinite())).any()):
-        raise ValueError("judged is True where target has no depth; a pixel without ground truth cannot be fitted to. Leave it out of judged.")
+        raise ValueError(
+            "judged is True where target has no depth; a pixel without ground truth cannot be fitted to. Leave it out of judged."
+        )
 
 # %% ../../nbs/objective/10_metrics.ipynb #45f2702a
 def _median(
@@ -123,7 +135,9 @@ def aligned_by_median(
     _check_alignment(prediction, target, judged)
     middle, enough = _median(prediction, judged), judged.flatten(1).any(1)
     if bool((enough & (middle <= 0)).any()):
-        raise ValueError(f"the median prediction of an image is {middle[enough].min().item():g}, expected more than 0: median scaling needs depth, larger = farther.")
+        raise ValueError(
+            f"the median prediction of an image is {middle[enough].min().item():g}, expected more than 0: median scaling needs depth, larger = farther."
+        )
     factor = (_median(target, judged) / middle).view(-1, 1, 1, 1)
     return torch.where(enough.view(-1, 1, 1, 1), factor * prediction.double(), 0.0)
 
@@ -140,7 +154,9 @@ def _line_of_best_fit(
     scale = (from_mean * (y - y_mean)).sum(1, keepdim=True) / (from_mean**2).sum(1, keepdim=True)
     highest = torch.where(judged, x, -math.inf).amax(1, keepdim=True)
     lowest = torch.where(judged, x, math.inf).amin(1, keepdim=True)
-    scale = torch.where(highest == lowest, 0.0, scale)  # compared exactly: the rounding of x_mean leaves the sum of squares not quite 0
+    scale = torch.where(
+        highest == lowest, 0.0, scale
+    )  # compared exactly: the rounding of x_mean leaves the sum of squares not quite 0
     return scale, y_mean - scale * x_mean
 
 # %% ../../nbs/objective/10_metrics.ipynb #7d75f336
@@ -150,7 +166,9 @@ def aligned_by_least_squares(
     target: torch.Tensor,  # `(B, 1, H, W)` metres
     judged: torch.Tensor,  # `(B, 1, H, W)` bool: the pixels that count
     max_depth: float = 80.0,  # metres: farther is moved here
-) -> torch.Tensor:  # `(B, 1, H, W)` float64 metres, at most `max_depth`; 0 throughout an image with fewer than 2 judged pixels
+) -> (
+    torch.Tensor
+):  # `(B, 1, H, W)` float64 metres, at most `max_depth`; 0 throughout an image with fewer than 2 judged pixels
     """Depth from relative inverse depth by scale and shift of each image, fitted to 1 / target over its judged pixels (Ranftl et al., TPAMI 2020, §6).
     A constant prediction becomes the one constant that fits best. Raises `ValueError` where `_check_alignment` does."""
     _check_alignment(prediction, target, judged)
@@ -159,7 +177,9 @@ def aligned_by_least_squares(
     scale, shift = _line_of_best_fit(prediction.double().flatten(1), inverse, pixels)
     depth = 1 / (scale * prediction.double().flatten(1) + shift).clamp(min=1 / max_depth)
     enough = pixels.sum(1, keepdim=True) >= 2
-    return torch.where(enough, depth.clamp(max=max_depth), 0.0).view(prediction.shape)  # 1 / (1 / max_depth) may round above max_depth
+    return torch.where(enough, depth.clamp(max=max_depth), 0.0).view(
+        prediction.shape
+    )  # 1 / (1 / max_depth) may round above max_depth
 
 # %% ../../nbs/objective/10_metrics.ipynb #6d74ba35
 def _check_choice(
@@ -183,6 +203,7 @@ def _check_range(
 # %% ../../nbs/objective/10_metrics.ipynb #c26c8554
 class _SetMetric(Metric):
     "A metric over a set of images whose state is sums, so that processes with unequal shares agree; counts images judged and skipped."
+
     full_state_update = False
     is_differentiable = False
 
@@ -201,7 +222,18 @@ class _SetMetric(Metric):
         self.skipped += empty.sum()
 
 # %% ../../nbs/objective/10_metrics.ipynb #6290bbaa
-_PIXEL_MEANS = ("abs_rel", "sq_rel", "square", "log", "log_square", "log_variance", "log10", "delta1", "delta2", "delta3")
+_PIXEL_MEANS = (
+    "abs_rel",
+    "sq_rel",
+    "square",
+    "log",
+    "log_square",
+    "log_variance",
+    "log10",
+    "delta1",
+    "delta2",
+    "delta3",
+)
 
 # %% ../../nbs/objective/10_metrics.ipynb #6ee01ded
 class _ErrorSums(_SetMetric):
@@ -228,7 +260,9 @@ class _ErrorSums(_SetMetric):
         if self.average == "pixel":
             errors["log_variance"] = torch.maximum(errors["log_variance"], errors["log_square"] - errors["log"] ** 2)
             errors = _errors(errors)
-        return dict(zip(errors, torch.stack(list(errors.values())).tolist())) | dict(images=int(self.images), skipped=int(self.skipped))
+        return dict(zip(errors, torch.stack(list(errors.values())).tolist())) | dict(
+            images=int(self.images), skipped=int(self.skipped)
+        )
 
 # %% ../../nbs/objective/10_metrics.ipynb #ea87369f
 def _in_metres(
@@ -256,7 +290,8 @@ class DepthMetrics(_ErrorSums):
         min_depth: float = 1e-3,  # metres, as in `depth_errors`
         max_depth: float = 80.0,  # metres, as in `depth_errors`; also where least squares caps
         average: str = "image",  # "image": every image weighs the same; "pixel": every valid pixel does
-        align: str | None = None,  # None: metric depth; "median": depth up to a factor; "least_squares": inverse depth up to scale and shift
+        align: str
+        | None = None,  # None: metric depth; "median": depth up to a factor; "least_squares": inverse depth up to scale and shift
         **kwargs,  # passed to `torchmetrics.Metric`
     ):
         super().__init__(average, **kwargs)
@@ -302,14 +337,20 @@ def _check_pairs(
     if prediction.ndim != 3 or prediction.shape[0] != 1:
         raise ValueError(f"prediction has shape {tuple(prediction.shape)}, expected that of one map, (1, H, W).")
     if points.shape != (len(relation), 2, 2) or relation.shape != weight.shape or relation.ndim != 1:
-        raise ValueError(f"points, relation and weight have shapes {[tuple(x.shape) for x in (points, relation, weight)]}; expected (K, 2, 2), (K,) and (K,) for K pairs.")
+        raise ValueError(
+            f"points, relation and weight have shapes {[tuple(x.shape) for x in (points, relation, weight)]}; expected (K, 2, 2), (K,) and (K,) for K pairs."
+        )
     if points.is_floating_point() or points.dtype == torch.bool:
         raise ValueError(f"points are {points.dtype}, expected integers: the row and column of each point.")
     size = torch.tensor(prediction.shape[1:], device=points.device)
     if bool(((points < 0) | (points >= size)).any()):
-        raise ValueError(f"a point lies outside the picture, which has rows 0 to {size[0] - 1} and columns 0 to {size[1] - 1}; points are (row, column).")
+        raise ValueError(
+            f"a point lies outside the picture, which has rows 0 to {size[0] - 1} and columns 0 to {size[1] - 1}; points are (row, column)."
+        )
     if not bool(((relation == 0) | (relation.abs() == 1)).all()):
-        raise ValueError("a relation is none of +1 (the first point is nearer), -1 (the second is nearer) and 0 (equally far).")
+        raise ValueError(
+            "a relation is none of +1 (the first point is nearer), -1 (the second is nearer) and 0 (equally far)."
+        )
     if not bool((weight.isfinite() & (weight >= 0)).all()):
         raise ValueError("a weight is negative or not finite, expected 0 or more.")
 
@@ -369,7 +410,9 @@ class WHDR(_SetMetric):
         weight = [None] * len(prediction) if weight is None else weight
         lengths = [len(x) for x in (prediction, points, relation, weight)]
         if len(set(lengths)) > 1:
-            raise ValueError(f"there are {lengths[0]} predictions and pairs, relations and weights of {lengths[1:]} images; expected one of each for every image.")
+            raise ValueError(
+                f"there are {lengths[0]} predictions and pairs, relations and weights of {lengths[1:]} images; expected one of each for every image."
+            )
         sums = [ordinal_disagreement(*image, **self.settings) for image in zip(prediction, points, relation, weight)]
         wrong, total = torch.tensor(sums, dtype=torch.float64, device=self.total.device).view(-1, 2).unbind(1)
         empty = total == 0
@@ -401,7 +444,9 @@ def boundary_counts(
     prediction: torch.Tensor,  # `(B, 1, H, W)` depth or inverse depth, in any unit
     target: torch.Tensor,  # `(B, 1, H, W)` metres, 0 = not measured
     quantity: str = "depth",  # of the prediction: "depth" or "inverse_depth"
-    thresholds: Iterable[float] = BOUNDARY_THRESHOLDS,  # ratios of depths above which there is a contour, each more than 1
+    thresholds: Iterable[
+        float
+    ] = BOUNDARY_THRESHOLDS,  # ratios of depths above which there is a contour, each more than 1
     min_depth: float = 1e-3,  # metres: nearer ground truth is not judged
     max_depth: float = 80.0,  # metres: farther ground truth is not judged
     valid: torch.Tensor | None = None,  # `(B, 1, H, W)` bool: the pixels a crop keeps; all if None
@@ -412,12 +457,15 @@ def boundary_counts(
     judged = _judged_pixels(prediction, target, min_depth, max_depth, valid)
     both_ends = judged[..., :, 1:] & judged[..., :, :-1], judged[..., 1:, :] & judged[..., :-1, :]
     pairs, said, true = (
-        torch.cat([half.flatten(1) for half in halves], dim=1) for halves in (both_ends, _log_steps(prediction, quantity), _log_steps(target, "depth"))
+        torch.cat([half.flatten(1) for half in halves], dim=1)
+        for halves in (both_ends, _log_steps(prediction, quantity), _log_steps(target, "depth"))
     )
     same_side, counts = (said > 0) == (true > 0), []
     for threshold in thresholds:
         predicted, real = (pairs & (steps.abs() > math.log(threshold)) for steps in (said, true))
-        counts.append(torch.stack([contours.sum(1) for contours in (predicted & real & same_side, predicted, real)], dim=1))
+        counts.append(
+            torch.stack([contours.sum(1) for contours in (predicted & real & same_side, predicted, real)], dim=1)
+        )
     return torch.stack(counts, dim=1)
 
 # %% ../../nbs/objective/10_metrics.ipynb #187ac120
@@ -427,7 +475,9 @@ def boundary_scores(
 ) -> torch.Tensor:  # `(..., 3)` float64 precision, recall and F-score; NaN where the truth has no contour
     "Means over thresholds, weighted by the threshold, of those at which the truth has a contour. Precision is 0 where nothing was predicted."
     hits, predicted, true = counts.double().unbind(-1)
-    scores = torch.stack((hits / predicted.clamp(min=1), hits / true.clamp(min=1), 2 * hits / (predicted + true).clamp(min=1)), dim=-1)
+    scores = torch.stack(
+        (hits / predicted.clamp(min=1), hits / true.clamp(min=1), 2 * hits / (predicted + true).clamp(min=1)), dim=-1
+    )
     weight = torch.tensor(tuple(thresholds), dtype=torch.float64, device=counts.device) * (true > 0)
     return (scores * weight[..., None]).sum(-2) / weight.sum(-1, keepdim=True)
 
@@ -466,7 +516,9 @@ class BoundaryFScore(_SetMetric):
         self.counts += counts[~empty].sum(0)
         self._count(empty)
 
-    def compute(self) -> dict[str, float | int]:  # `boundary_precision`, `boundary_recall`, `boundary_f_score`, `images`, `skipped`
+    def compute(
+        self,
+    ) -> dict[str, float | int]:  # `boundary_precision`, `boundary_recall`, `boundary_f_score`, `images`, `skipped`
         "The scores of all images of all processes; NaN before the first contour."
         scores = self.total / self.images if self.average == "image" else boundary_scores(self.counts, self.thresholds)
         names = ("boundary_precision", "boundary_recall", "boundary_f_score")
@@ -502,12 +554,16 @@ def confusion_matrix(
     "Count every (truth, prediction) pair with one `bincount`. Raises `ValueError` for unequal sizes or labels that are no class."
     predicted = _predicted_labels(prediction, classes)
     if predicted.shape != label.shape:
-        raise ValueError(f"prediction covers {tuple(predicted.shape)} and label {tuple(label.shape)}; both must be the same (B, H, W).")
+        raise ValueError(
+            f"prediction covers {tuple(predicted.shape)} and label {tuple(label.shape)}; both must be the same (B, H, W)."
+        )
     judged = label != ignore
     truth, predicted = label[judged].long(), predicted[judged]
     for name, values in (("label", truth), ("prediction", predicted)):
         if values.numel() and not 0 <= (lowest := values.min().item()) <= (highest := values.max().item()) < classes:
-            raise ValueError(f"{name} holds values from {lowest} to {highest} where the truth is not {ignore}, expected 0 to {classes - 1}.")
+            raise ValueError(
+                f"{name} holds values from {lowest} to {highest} where the truth is not {ignore}, expected 0 to {classes - 1}."
+            )
     return torch.bincount(truth * classes + predicted, minlength=classes**2).view(classes, classes)
 
 # %% ../../nbs/objective/10_metrics.ipynb #38fca3e7
@@ -533,7 +589,9 @@ class SegmentationMetrics(_SetMetric):
         self.confusion += confusion_matrix(prediction, label, self.classes, self.ignore)
         self._count((label == self.ignore).flatten(1).all(1))
 
-    def compute(self) -> dict[str, float | int | list[float | None]]:  # `miou`, `pixel_accuracy`, `class_iou`, `images`, `skipped`
+    def compute(
+        self,
+    ) -> dict[str, float | int | list[float | None]]:  # `miou`, `pixel_accuracy`, `class_iou`, `images`, `skipped`
         "Classes seen in neither truth nor prediction have IoU None and no part in the mean; NaN before the first judged pixel."
         right = self.confusion.diagonal().double()
         union = self.confusion.sum(0) + self.confusion.sum(1) - right

@@ -7,9 +7,12 @@ __all__ = ['ROOM_CLASSES', 'STREET_CLASSES', 'Camera', 'pinhole', 'pixel_rays', 
            'surface_distance', 'lidar', 'random_scene']
 
 # %% ../../nbs/scenes/01_scenes.ipynb #efb93562
-import colorsys, math, random
+import colorsys
+import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+
 import torch
 from fastcore.basics import patch
 
@@ -17,6 +20,7 @@ from fastcore.basics import patch
 @dataclass(frozen=True)
 class Camera:
     "A pinhole camera without lens distortion, standing in a world with x east, y north, z up."
+
     height: int  # rows of the picture
     width: int  # columns of the picture
     fx: float  # focal length in pixels, horizontally
@@ -47,7 +51,8 @@ def pinhole(
 ) -> Camera:
     "A camera with square pixels and the optical axis through the middle of the picture."
     height, width = size
-    if height < 1 or width < 1: raise ValueError(f"A picture of {height} rows and {width} columns has no pixels: give at least 1 of each.")
+    if height < 1 or width < 1:
+        raise ValueError(f"A picture of {height} rows and {width} columns has no pixels: give at least 1 of each.")
     focal = max(height, width) / 2 / math.tan(math.radians(field_of_view) / 2)
     return Camera(height, width, focal, focal, (width - 1) / 2, (height - 1) / 2, position, yaw, pitch)
 
@@ -71,7 +76,8 @@ def unproject(
 ) -> torch.Tensor:  # `(H, W, 3)` metres, camera coordinates: x right, y down, z forward
     "The point behind each pixel; pixels with depth 0 land on the camera. Raises `ValueError` for more than one depth map."
     height, width = depth.shape[-2:]
-    if depth.numel() != height * width: raise ValueError(f"Found depth of shape {tuple(depth.shape)}; unproject takes one map, (1, H, W) or (H, W).")
+    if depth.numel() != height * width:
+        raise ValueError(f"Found depth of shape {tuple(depth.shape)}; unproject takes one map, (1, H, W) or (H, W).")
     return (pixel_rays(intrinsics.to(depth), height, width) * depth.reshape(-1)).T.reshape(height, width, 3)
 
 # %% ../../nbs/scenes/01_scenes.ipynb #40fb4916
@@ -101,7 +107,9 @@ def hit_box(
     enter, leave = [], []
     offsets = turn(origin - box[:3], box[6], box[7])
     for o, d, half in zip(offsets, turn(direction, box[6], box[7]), box[3:6]):
-        inverse = 1 / torch.where(d.abs() < 1e-12, 1e-12, d)  # a ray along the slab: t is huge, and the signs stay right
+        inverse = 1 / torch.where(
+            d.abs() < 1e-12, 1e-12, d
+        )  # a ray along the slab: t is huge, and the signs stay right
         middle, reach = o * inverse, half * inverse.abs()
         enter.append(-middle - reach)
         leave.append(reach - middle)
@@ -137,22 +145,41 @@ def hit_shell(
     return t, 2 * axis + ahead.gather(0, axis[None])[0]
 
 # %% ../../nbs/scenes/01_scenes.ipynb #214ce513
-ROOM_CLASSES = ("floor", "wall", "ceiling", "window", "door", "table", "chair", "box", "ball", "lamp", "picture", "cabinet")
+ROOM_CLASSES = (
+    "floor",
+    "wall",
+    "ceiling",
+    "window",
+    "door",
+    "table",
+    "chair",
+    "box",
+    "ball",
+    "lamp",
+    "picture",
+    "cabinet",
+)
 STREET_CLASSES = ("road", "pavement", "building", "car", "pole", "tree", "grass", "person", "sky")
+
 
 def classes(
     kind: str,  # "rooms" or "streets"
 ) -> tuple[str, ...]:  # the name of each label
     "The label names of a kind of scene; a label's value is its place. Raises `ValueError` for another kind."
     known = {"rooms": ROOM_CLASSES, "streets": STREET_CLASSES}
-    if kind not in known: raise ValueError(f"Found kind {kind!r}; scenes are 'rooms' or 'streets'.")
+    if kind not in known:
+        raise ValueError(f"Found kind {kind!r}; scenes are 'rooms' or 'streets'.")
     return known[kind]
 
 # %% ../../nbs/scenes/01_scenes.ipynb #5abf646a
 def material(
     colour: tuple[float, float, float],  # linear RGB
     second: tuple[float, float, float] = (0.0, 0.0, 0.0),  # linear RGB of lines and of every other cell
-    tile: tuple[float, float, float] = (1e6, 1e6, 1e6),  # size of a cell along each axis of the surface's own frame, metres
+    tile: tuple[float, float, float] = (
+        1e6,
+        1e6,
+        1e6,
+    ),  # size of a cell along each axis of the surface's own frame, metres
     line: float = 0.0,  # width of the lines between cells, metres
     check: float = 0.0,  # how much of the second colour every other cell takes, 0 to 1
     vary: float = 0.0,  # how much brightness differs from cell to cell
@@ -165,6 +192,7 @@ def material(
 @dataclass
 class Scene:
     "Surfaces, a light and a camera. Everything a picture needs."
+
     kind: str  # "rooms" or "streets"
     camera: Camera  # where it is seen from
     shell: torch.Tensor  # `(2, 3)` lowest and highest corner, metres, infinite where open
@@ -186,12 +214,15 @@ class Scene:
         device: str | torch.device,  # where
     ) -> "Scene":
         "The same scene with its tensors on another device."
-        return replace(self, **{f.name: x.to(device) for f in fields(self) if torch.is_tensor(x := getattr(self, f.name))})
+        return replace(
+            self, **{f.name: x.to(device) for f in fields(self) if torch.is_tensor(x := getattr(self, f.name))}
+        )
 
 # %% ../../nbs/scenes/01_scenes.ipynb #8fa76070
 @dataclass
 class Part:
     "A box or a ball, before it is put in its place."
+
     label: str  # a class name
     x: float  # metres, of its centre, in the furniture's frame
     y: float  # metres
@@ -204,6 +235,7 @@ class Part:
 # %% ../../nbs/scenes/01_scenes.ipynb #a6c016d2
 class Builder:
     "Collects surfaces from parts, then makes the scene's tables."
+
     def __init__(
         self,
         kind: str,  # "rooms" or "streets"
@@ -239,7 +271,11 @@ def place(
         width, depth, height = part.size
         centre = x + cos * part.x - sin * part.y, y + sin * part.x + cos * part.y, z + part.bottom + height / 2
         turned = yaw + part.yaw
-        geometry = (*centre, width / 2) if part.ball else (*centre, width / 2, depth / 2, height / 2, math.cos(turned), math.sin(turned))
+        geometry = (
+            (*centre, width / 2)
+            if part.ball
+            else (*centre, width / 2, depth / 2, height / 2, math.cos(turned), math.sin(turned))
+        )
         (self.spheres if part.ball else self.boxes).append((part.label, part.material, geometry))
 
 # %% ../../nbs/scenes/01_scenes.ipynb #0dd3daf8
@@ -252,12 +288,26 @@ def scene(
 ) -> Scene:
     "The finished scene."
     rows = [*self.faces, *(r[:2] for r in self.decals), *(r[:2] for r in self.boxes), *(r[:2] for r in self.spheres)]
-    table = lambda records, width: torch.tensor([r[2] for r in records], dtype=torch.float32).reshape(-1, width).T.contiguous()
+    table = lambda records, width: (
+        torch.tensor([r[2] for r in records], dtype=torch.float32).reshape(-1, width).T.contiguous()
+    )
     shell, light = torch.tensor(self.shell, dtype=torch.float32), torch.tensor(light, dtype=torch.float32)
-    labels, materials = torch.tensor([self.names.index(r[0]) for r in rows]), torch.tensor([r[1] for r in rows]).T.contiguous()
+    labels, materials = (
+        torch.tensor([self.names.index(r[0]) for r in rows]),
+        torch.tensor([r[1] for r in rows]).T.contiguous(),
+    )
     return Scene(
-        self.kind, camera, shell, table(self.decals, 6), table(self.boxes, 8), table(self.spheres, 4),
-        labels, materials, light, **settings)
+        self.kind,
+        camera,
+        shell,
+        table(self.decals, 6),
+        table(self.boxes, 8),
+        table(self.spheres, 4),
+        labels,
+        materials,
+        light,
+        **settings,
+    )
 
 # %% ../../nbs/scenes/01_scenes.ipynb #888d98a4
 def nearest_simple(
@@ -265,11 +315,16 @@ def nearest_simple(
     direction: torch.Tensor,  # `(3, N)`
     boxes: torch.Tensor,  # `(8, B)`
     spheres: torch.Tensor,  # `(4, S)`
-) -> tuple[torch.Tensor, torch.Tensor]:  # t `(N,)`, inf where nothing is hit; which `(N,)`: box 0..B-1, then spheres, -1 for none
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # t `(N,)`, inf where nothing is hit; which `(N,)`: box 0..B-1, then spheres, -1 for none
     "The nearest box or sphere along each ray: every primitive against every ray."
     origin, direction = origin[:, None], direction[:, None]
     t = torch.cat((hit_box(origin, direction, boxes[:, :, None]), hit_sphere(origin, direction, spheres[:, :, None])))
-    if not len(t): return direction.new_full(direction.shape[2:], math.inf), direction.new_full(direction.shape[2:], -1, dtype=torch.long)
+    if not len(t):
+        return direction.new_full(direction.shape[2:], math.inf), direction.new_full(
+            direction.shape[2:], -1, dtype=torch.long
+        )
     t, which = t.min(0)
     return t, torch.where(t < math.inf, which, -1)
 
@@ -299,17 +354,26 @@ def nearest(
     "The nearest box or sphere along each ray, testing only pairs that `candidates` lets through."
     count, rays = boxes.shape[1], direction.shape[1]
     if rays > 1 << 15:  # keeps the table of candidates small for large pictures
-        parts = [nearest(o, d, boxes, spheres) for o, d in zip(origin.expand_as(direction).split(1 << 14, 1), direction.split(1 << 14, 1))]
+        parts = [
+            nearest(o, d, boxes, spheres)
+            for o, d in zip(origin.expand_as(direction).split(1 << 14, 1), direction.split(1 << 14, 1))
+        ]
         return tuple(torch.cat(p) for p in zip(*parts))
-    best, which = direction.new_full((rays,), math.inf), direction.new_full((rays,), count + spheres.shape[1], dtype=torch.long)
+    best, which = (
+        direction.new_full((rays,), math.inf),
+        direction.new_full((rays,), count + spheres.shape[1], dtype=torch.long),
+    )
     primitive, ray = candidates(origin, direction, boxes, spheres).nonzero(as_tuple=True)
     split = int((primitive < count).sum())
     pick = lambda table, index: table.index_select(1, index)
     start = lambda index: origin if origin.shape[1] == 1 else pick(origin, index)
     to_box, to_sphere = ray[:split], ray[split:]
-    t = torch.cat((
-        hit_box(start(to_box), pick(direction, to_box), pick(boxes, primitive[:split])),
-        hit_sphere(start(to_sphere), pick(direction, to_sphere), pick(spheres, primitive[split:] - count))))
+    t = torch.cat(
+        (
+            hit_box(start(to_box), pick(direction, to_box), pick(boxes, primitive[:split])),
+            hit_sphere(start(to_sphere), pick(direction, to_sphere), pick(spheres, primitive[split:] - count)),
+        )
+    )
     best.scatter_reduce_(0, ray, t, "amin")
     won = ((t == best[ray]) & (t < math.inf)).nonzero()[:, 0]
     which.scatter_reduce_(0, ray[won], primitive[won], "amin")  # of two at the same distance, the first
@@ -331,7 +395,8 @@ def cast(
         x, y, z = (point[:, None] - scene.decals[:3, :, None]).abs() <= scene.decals[3:, :, None]
         decal, ray = (x & y & z).nonzero(as_tuple=True)
         surface = face.scatter_reduce(0, ray, decal + 6, "amax")  # the last decal lies on top
-    if scene.boxes.shape[1] + scene.spheres.shape[1] == 0: return t, surface, face
+    if scene.boxes.shape[1] + scene.spheres.shape[1] == 0:
+        return t, surface, face
     object_t, which = nearest(origin, direction, scene.boxes, scene.spheres)
     return torch.minimum(t, object_t), torch.where(object_t < t, which + 6 + decals, surface), face
 
@@ -342,9 +407,15 @@ def surface_frames(
     "The frame in which each surface's pattern is laid: the world's for the shell, a decal's centre, a box's or ball's own."
     upright = lambda centre, half: torch.cat((centre, half, torch.ones_like(centre[:1]), torch.zeros_like(centre[:1])))
     shell = torch.zeros(3, 6, device=scene.shell.device)
-    return torch.cat((
-        upright(shell, shell + 1), upright(scene.decals[:3], scene.decals[3:]), scene.boxes,
-        upright(scene.spheres[:3], scene.spheres[3:].expand(3, -1))), 1)
+    return torch.cat(
+        (
+            upright(shell, shell + 1),
+            upright(scene.decals[:3], scene.decals[3:]),
+            scene.boxes,
+            upright(scene.spheres[:3], scene.spheres[3:].expand(3, -1)),
+        ),
+        1,
+    )
 
 # %% ../../nbs/scenes/01_scenes.ipynb #c7e189ed
 def facing(
@@ -363,7 +434,9 @@ def facing(
     axis = torch.where(surface < first_box, face // 2, torch.where(z > torch.maximum(x, y), 2, (y > x).long()))
     flat = torch.zeros_like(local).scatter_(0, axis[None], 1.0)
     inward = (1 - 2 * (face % 2)).to(local)
-    normal = torch.where(surface < first_box, flat * inward, torch.where(surface < first_ball, flat * ratio.sign(), ratio))
+    normal = torch.where(
+        surface < first_box, flat * inward, torch.where(surface < first_ball, flat * ratio.sign(), ratio)
+    )
     pattern = torch.where(surface < first_ball, local * (1 - flat), local)
     return torch.stack(turn(normal, frame[6], -frame[7])), pattern
 
@@ -404,7 +477,9 @@ def lit(
     start, ray = (point + 2e-3 * normal).index_select(1, index), towards.index_select(1, index)
     blocked, _ = nearest(start, ray, scene.boxes, scene.spheres)
     arrives[index] = (blocked >= torch.where(lamp > 0, 1.0, math.inf)).to(point)
-    from_all_sides = torch.where(lamp > 0, 1.1 - 0.25 * normal[2], 0.8 + 0.2 * normal[2])  # the floor's light reaches the ceiling; the sky's, the ground
+    from_all_sides = torch.where(
+        lamp > 0, 1.1 - 0.25 * normal[2], 0.8 + 0.2 * normal[2]
+    )  # the floor's light reaches the ceiling; the sky's, the ground
     return arrives * cosine * strength + scene.ambient * from_all_sides
 
 # %% ../../nbs/scenes/01_scenes.ipynb #e9abc48e
@@ -438,7 +513,9 @@ def shade(
 def render(
     scene: Scene,  # what to draw
     nearest: Callable = nearest,  # which caster for boxes and spheres
-) -> dict[str, torch.Tensor]:  # image `(3, H, W)` in [0, 1], depth `(1, H, W)` metres, label `(H, W)` int64, intrinsics `(3, 3)`
+) -> dict[
+    str, torch.Tensor
+]:  # image `(3, H, W)` in [0, 1], depth `(1, H, W)` metres, label `(H, W)` int64, intrinsics `(3, 3)`
     "Draw a scene, with its exact depth and labels. The sky, and what is beyond `scene.far`, has depth 0."
     camera, device = scene.camera, scene.shell.device
     size = camera.height, camera.width
@@ -454,7 +531,8 @@ def render(
         image=image.clamp(0, 1).view(3, *size),
         depth=torch.where(t <= min(scene.far, 1e4), t, 0.0).view(1, *size),
         label=scene.labels[surface].view(size),
-        intrinsics=intrinsics)
+        intrinsics=intrinsics,
+    )
 
 # %% ../../nbs/scenes/01_scenes.ipynb #8c77f17d
 def surface_distance(
@@ -464,7 +542,10 @@ def surface_distance(
     "The exact distance from points to the nearest surface of the shell, a box or a sphere, in float64."
     double = lambda x: x.to(torch.float64)
     rotation = scene.camera.rotation().to(points.device)
-    point = rotation @ double(points).reshape(-1, 3).T + torch.tensor(scene.camera.position, dtype=torch.float64, device=points.device)[:, None]
+    point = (
+        rotation @ double(points).reshape(-1, 3).T
+        + torch.tensor(scene.camera.position, dtype=torch.float64, device=points.device)[:, None]
+    )
     shell = (double(scene.shell)[:, :, None] - point).abs().amin((0, 1))
     boxes, spheres = double(scene.boxes)[:, :, None], double(scene.spheres)[:, :, None]
     outside = torch.stack(turn(point[:, None] - boxes[:3], boxes[6], boxes[7])).abs() - boxes[3:6]
@@ -483,7 +564,8 @@ def lidar(
     lost: float = 0.1,  # share of pixels hit whose return is lost
 ) -> torch.Tensor:  # `(..., H, W)` metres, 0 where no shot returned
     "Keep the depths that a LiDAR in the camera's place would measure. Raises `ValueError` for less than one line."
-    if lines < 1: raise ValueError(f"Found {lines} lines; a LiDAR has at least 1.")
+    if lines < 1:
+        raise ValueError(f"Found {lines} lines; a LiDAR has at least 1.")
     height, width = depth.shape[-2:]
     matrix = intrinsics.to("cpu", torch.float64)
     x = torch.deg2rad(torch.arange(-80, 80, step, dtype=torch.float64)).tan()
@@ -506,6 +588,7 @@ def colour(
     "A random colour within ranges."
     return colorsys.hsv_to_rgb(chance.uniform(*hue) % 1, chance.uniform(*saturation), chance.uniform(*value))
 
+
 def wood(
     chance: random.Random,  # where chance comes from
 ) -> tuple[float, float, float]:  # linear RGB
@@ -517,11 +600,17 @@ def table(
     chance: random.Random,  # where chance comes from
 ) -> list[Part]:  # metres, standing on z = 0
     "A table: a top on four legs, 0.70 to 0.78 m high."
-    width, depth, height, leg = chance.uniform(0.8, 1.6), chance.uniform(0.6, 0.9), chance.uniform(0.7, 0.78), chance.uniform(0.04, 0.08)
+    width, depth, height, leg = (
+        chance.uniform(0.8, 1.6),
+        chance.uniform(0.6, 0.9),
+        chance.uniform(0.7, 0.78),
+        chance.uniform(0.04, 0.08),
+    )
     skin = material(wood(chance))
     x, y = width / 2 - leg, depth / 2 - leg
     legs = [Part("table", i * x, j * y, 0, (leg, leg, height - 0.04), skin) for i in (-1, 1) for j in (-1, 1)]
     return [Part("table", 0, 0, height - 0.04, (width, depth, 0.04), skin), *legs]
+
 
 def chair(
     chance: random.Random,  # where chance comes from
@@ -531,17 +620,29 @@ def chair(
     skin, cushion = material(wood(chance)), material(colour(chance))
     x = width / 2 - 0.025
     legs = [Part("chair", i * x, j * x, 0, (0.04, 0.04, seat - 0.05), skin) for i in (-1, 1) for j in (-1, 1)]
-    return [Part("chair", 0, 0, seat - 0.05, (width, width, 0.05), cushion), Part("chair", 0, x, seat, (width, 0.03, back), cushion), *legs]
+    return [
+        Part("chair", 0, 0, seat - 0.05, (width, width, 0.05), cushion),
+        Part("chair", 0, x, seat, (width, 0.03, back), cushion),
+        *legs,
+    ]
 
 # %% ../../nbs/scenes/01_scenes.ipynb #0a99e68b
 def cabinet(
     chance: random.Random,  # where chance comes from
 ) -> list[Part]:  # metres, standing on z = 0
     "A cabinet of drawers, its back to the north."
-    width, depth, height, drawers = chance.uniform(0.6, 1.4), chance.uniform(0.35, 0.5), chance.uniform(0.7, 2.0), chance.randint(2, 5)
+    width, depth, height, drawers = (
+        chance.uniform(0.6, 1.4),
+        chance.uniform(0.35, 0.5),
+        chance.uniform(0.7, 2.0),
+        chance.randint(2, 5),
+    )
     skin = wood(chance) if chance.random() < 0.6 else colour(chance, value=(0.4, 0.9))
     dark = tuple(0.35 * c for c in skin)
-    return [Part("cabinet", 0, 0, 0, (width, depth, height), material(skin, dark, (width, 1e6, height / drawers), 0.02))]
+    return [
+        Part("cabinet", 0, 0, 0, (width, depth, height), material(skin, dark, (width, 1e6, height / drawers), 0.02))
+    ]
+
 
 def carton(
     chance: random.Random,  # where chance comes from
@@ -550,7 +651,9 @@ def carton(
     "A box, cardboard or coloured, with or without a band."
     size = tuple(chance.uniform(0.15, largest) for _ in range(3))
     skin = colour(chance, (0.07, 0.1), (0.3, 0.6), (0.3, 0.6)) if chance.random() < 0.5 else colour(chance)
-    return [Part("box", 0, 0, 0, size, material(skin, colour(chance), (size[0] / 2, 1e6, 1e6), chance.choice((0.0, 0.05))))]
+    return [
+        Part("box", 0, 0, 0, size, material(skin, colour(chance), (size[0] / 2, 1e6, 1e6), chance.choice((0.0, 0.05))))
+    ]
 
 # %% ../../nbs/scenes/01_scenes.ipynb #f6d37848
 def ball(
@@ -563,14 +666,21 @@ def ball(
     stripes = material(skin, colour(chance), (size / 3, 1e6, 1e6), check=chance.choice((0.0, 1.0)))
     return [Part("ball", 0, 0, 0, (size,) * 3, stripes, ball=True)]
 
+
 def lamp(
     chance: random.Random,  # where chance comes from
 ) -> list[Part]:  # metres, standing on z = 0
     "A standing lamp: a foot, a pole, a glowing globe."
-    height, globe, metal = chance.uniform(1.1, 1.6), chance.uniform(0.24, 0.36), material(colour(chance, saturation=(0, 0.2), value=(0.05, 0.4)))
+    height, globe, metal = (
+        chance.uniform(1.1, 1.6),
+        chance.uniform(0.24, 0.36),
+        material(colour(chance, saturation=(0, 0.2), value=(0.05, 0.4))),
+    )
     return [
-        Part("lamp", 0, 0, 0, (0.28, 0.28, 0.03), metal), Part("lamp", 0, 0, 0.03, (0.03, 0.03, height), metal),
-        Part("lamp", 0, 0, height, (globe,) * 3, material((1.0, 0.9, 0.65), glow=0.8), ball=True)]
+        Part("lamp", 0, 0, 0, (0.28, 0.28, 0.03), metal),
+        Part("lamp", 0, 0, 0.03, (0.03, 0.03, height), metal),
+        Part("lamp", 0, 0, height, (globe,) * 3, material((1.0, 0.9, 0.65), glow=0.8), ball=True),
+    ]
 
 # %% ../../nbs/scenes/01_scenes.ipynb #81d5f70f
 def room(
@@ -580,12 +690,27 @@ def room(
     "A room of 2.5 to 9 m a side with floor, walls and ceiling, and a camera that looks into it."
     width, length, height = chance.uniform(2.5, 7.5), chance.uniform(2.8, 9), chance.uniform(2.3, 3.1)
     wall = colour(chance, saturation=(0.02, 0.35), value=(0.45, 0.9))
-    paper = material(wall, tuple(0.8 * c for c in wall), (chance.uniform(0.2, 0.5),) * 2 + (1e6,), check=chance.choice((0, 0, 1.0)))
+    paper = material(
+        wall, tuple(0.8 * c for c in wall), (chance.uniform(0.2, 0.5),) * 2 + (1e6,), check=chance.choice((0, 0, 1.0))
+    )
     if chance.random() < 0.5:  # planks or tiles
-        floor = material(c := wood(chance), tuple(0.4 * x for x in c), (chance.uniform(0.12, 0.25), chance.uniform(0.9, 2.0), 1e6), 0.01, vary=0.5)
+        floor = material(
+            c := wood(chance),
+            tuple(0.4 * x for x in c),
+            (chance.uniform(0.12, 0.25), chance.uniform(0.9, 2.0), 1e6),
+            0.01,
+            vary=0.5,
+        )
     else:
         side, check = chance.uniform(0.25, 0.5), chance.choice((0.0, 0.8))
-        floor = material(c := colour(chance, saturation=(0.05, 0.4)), tuple(0.5 * x for x in c), (side, side, 1e6), 0.015, check, 0.15)
+        floor = material(
+            c := colour(chance, saturation=(0.05, 0.4)),
+            tuple(0.5 * x for x in c),
+            (side, side, 1e6),
+            0.015,
+            check,
+            0.15,
+        )
     above = material(colour(chance, saturation=(0, 0.08), value=(0.75, 0.95)))
     paint = [("wall", paper)] * 4 + [("floor", floor), ("ceiling", above)]
     x, y, z = chance.uniform(0.55, width - 0.55), chance.uniform(0.55, length - 0.55), chance.uniform(1.1, 1.7)
@@ -593,7 +718,13 @@ def room(
     towards = max(corners, key=lambda c: math.hypot(c[0] - x, c[1] - y) * chance.uniform(0.7, 1.3))
     dx, dy = towards[0] - x, towards[1] - y
     pitch = math.atan2(z - chance.uniform(0.2, 1.4), math.hypot(dx, dy))
-    camera = pinhole(size, chance.uniform(55, 70), (x, y, z), math.atan2(-dx, dy) + chance.uniform(-0.2, 0.2), max(-0.1, min(0.55, pitch)))
+    camera = pinhole(
+        size,
+        chance.uniform(55, 70),
+        (x, y, z),
+        math.atan2(-dx, dy) + chance.uniform(-0.2, 0.2),
+        max(-0.1, min(0.55, pitch)),
+    )
     return Builder("rooms", [[0.0, 0, 0], [width, length, height]], paint), camera
 
 # %% ../../nbs/scenes/01_scenes.ipynb #5f110b34
@@ -603,7 +734,12 @@ def hang(
 ):
     "Doors, windows and pictures on the walls of a room, and a lamp on its ceiling."
     width, length, height = builder.shell[1]
-    slots = [(axis, side, (i + 0.5) * 1.4) for axis in (0, 1) for side in (0, 1) for i in range(int((length, width)[axis] // 1.4))]
+    slots = [
+        (axis, side, (i + 0.5) * 1.4)
+        for axis in (0, 1)
+        for side in (0, 1)
+        for i in range(int((length, width)[axis] // 1.4))
+    ]
     chance.shuffle(slots)
     kinds = ["door"] * chance.randint(1, 2) + ["window"] * chance.randint(2, 4) + ["picture"] * chance.randint(2, 6)
     for label, (axis, side, along) in zip(kinds, slots):
@@ -612,7 +748,13 @@ def hang(
             looks = material(skin, tuple(0.4 * c for c in skin), (wide, wide, high), 0.12)
         elif label == "window":
             wide, high, bottom = chance.uniform(0.8, 1.3), chance.uniform(0.9, 1.3), chance.uniform(0.8, 0.95)
-            looks = material(colour(chance, (0.5, 0.62), (0.1, 0.5), (0.6, 1.0)), (0.85, 0.85, 0.83), (wide / chance.choice((1, 2, 3)),) * 2 + (high,), 0.09, glow=0.7)
+            looks = material(
+                colour(chance, (0.5, 0.62), (0.1, 0.5), (0.6, 1.0)),
+                (0.85, 0.85, 0.83),
+                (wide / chance.choice((1, 2, 3)),) * 2 + (high,),
+                0.09,
+                glow=0.7,
+            )
         else:
             wide, high = chance.uniform(0.3, 0.9), chance.uniform(0.3, 0.7)
             bottom = chance.uniform(1.5, 1.6) - high / 2
@@ -635,8 +777,14 @@ def against_wall(
     half = size[0] / 2 + 0.05
     back = size[1] / 2 + 0.01
     x, y = min(max(x, half), width - half), min(max(y, half), depth - half)
-    return min([
-        (depth - y, x, depth - back, 0.0), (x, back, y, math.pi / 2), (y, x, back, math.pi), (width - x, width - back, y, -math.pi / 2)])[1:]
+    return min(
+        [
+            (depth - y, x, depth - back, 0.0),
+            (x, back, y, math.pi / 2),
+            (y, x, back, math.pi),
+            (width - x, width - back, y, -math.pi / 2),
+        ]
+    )[1:]
 
 # %% ../../nbs/scenes/01_scenes.ipynb #d55efa34
 def furnish(
@@ -654,10 +802,16 @@ def furnish(
         reach = max(math.hypot(abs(p.x) + p.size[0] / 2, abs(p.y) + p.size[1] / 2) for p in parts)
         for _ in range(12):
             angle, far = camera.yaw + chance.uniform(-spread, spread), chance.uniform(1.0, 6.0)
-            x, y, yaw = camera.position[0] - far * math.sin(angle), camera.position[1] + far * math.cos(angle), chance.uniform(0, 2 * math.pi)
-            if make is cabinet: x, y, yaw = against_wall(width, length, x, y, parts[0].size)
+            x, y, yaw = (
+                camera.position[0] - far * math.sin(angle),
+                camera.position[1] + far * math.cos(angle),
+                chance.uniform(0, 2 * math.pi),
+            )
+            if make is cabinet:
+                x, y, yaw = against_wall(width, length, x, y, parts[0].size)
             margin = 0 if make is cabinet else reach
-            if not (margin < x < width - margin and margin < y < length - margin): continue
+            if not (margin < x < width - margin and margin < y < length - margin):
+                continue
             if all(math.hypot(x - a, y - b) > reach + c for a, b, c in taken):
                 taken.append((x, y, reach))
                 builder.place(parts, x, y, yaw)
@@ -670,13 +824,21 @@ def furnish(
 def street(
     chance: random.Random,  # where chance comes from
     size: tuple[int, int],  # rows, columns
-) -> tuple[Builder, Camera, float, float]:  # bare ground, where it is seen from, half the road's width, the pavement's width
+) -> tuple[
+    Builder, Camera, float, float
+]:  # bare ground, where it is seen from, half the road's width, the pavement's width
     "A road to the north between two pavements, grass beyond, seen from a car or from the right-hand pavement."
     half, pavement = chance.uniform(4.5, 6.0), chance.uniform(2.0, 3.5)
-    sky = material(colour(chance, (0.56, 0.61), (0.4, 0.85), (0.4, 0.9)), colour(chance, (0.52, 0.62), (0.05, 0.3), (0.7, 0.95)), glow=1.0)
+    sky = material(
+        colour(chance, (0.56, 0.61), (0.4, 0.85), (0.4, 0.9)),
+        colour(chance, (0.52, 0.62), (0.05, 0.3), (0.7, 0.95)),
+        glow=1.0,
+    )
     grass = material(colour(chance, (0.2, 0.33), (0.4, 0.7), (0.2, 0.45)), tile=(0.4, 0.4, 1e6), vary=0.4)
     inf = math.inf
-    builder = Builder("streets", [[-inf, -inf, 0.0], [inf, inf, inf]], [("sky", sky)] * 4 + [("grass", grass), ("sky", sky)])
+    builder = Builder(
+        "streets", [[-inf, -inf, 0.0], [inf, inf, inf]], [("sky", sky)] * 4 + [("grass", grass), ("sky", sky)]
+    )
     tar, stone, slab = (chance.uniform(0.1, 0.25),) * 3, (chance.uniform(0.3, 0.5),) * 3, chance.uniform(0.4, 0.8)
     builder.decal("road", material(tar), (0, 0, 0), (2 * half, 1e3, 0.02))
     builder.decal("road", material((0.75,) * 3, tar, (1e6, 6.0, 1e6), 3.0), (0, 0, 0), (0.15, 1e3, 0.02))
@@ -684,7 +846,13 @@ def street(
         flags = material(stone, tuple(0.5 * c for c in stone), (slab, slab, 1e6), 0.03, vary=0.2)
         builder.decal("pavement", flags, (side * (half + pavement / 2), 0, 0), (pavement, 1e3, 0.02))
     x = chance.choice(((half - 2.2) / 2, half + 0.6 * pavement))
-    camera = pinhole(size, chance.uniform(60, 85), (x, 0.0, chance.uniform(1.3, 2.0)), chance.uniform(-0.12, 0.15), chance.uniform(-0.03, 0.1))
+    camera = pinhole(
+        size,
+        chance.uniform(60, 85),
+        (x, 0.0, chance.uniform(1.3, 2.0)),
+        chance.uniform(-0.12, 0.15),
+        chance.uniform(-0.03, 0.1),
+    )
     return builder, camera, half, pavement
 
 # %% ../../nbs/scenes/01_scenes.ipynb #068db983
@@ -693,7 +861,10 @@ def building(
     along: float,  # metres beside the street
 ) -> list[Part]:  # metres, standing on z = 0
     "A building with a grid of windows."
-    floors, columns = chance.choice((1, 3, 3, 5, 7)), 2 * round(along / 6) + 1  # odd: the pattern's cells are centred on the box
+    floors, columns = (
+        chance.choice((1, 3, 3, 5, 7)),
+        2 * round(along / 6) + 1,
+    )  # odd: the pattern's cells are centred on the box
     wall = colour(chance, (-0.04, 0.14), (0.1, 0.65), (0.3, 0.8))
     glass = colour(chance, (0.5, 0.65), (0.1, 0.5), (0.08, 0.45))
     wide, high = along / columns, chance.uniform(2.8, 3.4)
@@ -706,12 +877,23 @@ def car(
 ) -> list[Part]:  # metres, standing on z = 0
     "A car, its nose to the north: a body, a cabin of glass, four wheels."
     width, long, body = chance.uniform(1.65, 1.85), chance.uniform(3.8, 4.6), chance.uniform(0.55, 0.75)
-    paint, glass, tyre = material(colour(chance, saturation=(0, 0.9), value=(0.15, 0.9))), material((0.05, 0.07, 0.09)), material((0.02,) * 3)
-    wheels = [Part("car", i * (width / 2 - 0.2), j * long * 0.3, 0, (0.64,) * 3, tyre, ball=True) for i in (-1, 1) for j in (-1, 1)]
+    paint, glass, tyre = (
+        material(colour(chance, saturation=(0, 0.9), value=(0.15, 0.9))),
+        material((0.05, 0.07, 0.09)),
+        material((0.02,) * 3),
+    )
+    wheels = [
+        Part("car", i * (width / 2 - 0.2), j * long * 0.3, 0, (0.64,) * 3, tyre, ball=True)
+        for i in (-1, 1)
+        for j in (-1, 1)
+    ]
     top = 0.25 + body
     return [
-        Part("car", 0, 0, 0.25, (width, long, body), paint), Part("car", 0, -0.25, top, (width - 0.2, long * 0.5, 0.45), glass),
-        Part("car", 0, -0.25, top + 0.45, (width - 0.18, long * 0.48, 0.06), paint), *wheels]
+        Part("car", 0, 0, 0.25, (width, long, body), paint),
+        Part("car", 0, -0.25, top, (width - 0.2, long * 0.5, 0.45), glass),
+        Part("car", 0, -0.25, top + 0.45, (width - 0.18, long * 0.48, 0.06), paint),
+        *wheels,
+    ]
 
 # %% ../../nbs/scenes/01_scenes.ipynb #ed3a1810
 def tree(
@@ -721,8 +903,12 @@ def tree(
     trunk, crown = chance.uniform(1.8, 3.0), chance.uniform(0.9, 1.6)
     leaves = material(colour(chance, (0.2, 0.36), (0.5, 0.8), (0.2, 0.5)), tile=(0.3,) * 3, vary=0.9)
     aside = lambda: chance.uniform(-0.6, 0.6) * crown
-    balls = [Part("tree", aside(), aside(), trunk - 0.3 + 0.5 * i * crown, (2 * crown,) * 3, leaves, ball=True) for i in range(chance.randint(3, 4))]
+    balls = [
+        Part("tree", aside(), aside(), trunk - 0.3 + 0.5 * i * crown, (2 * crown,) * 3, leaves, ball=True)
+        for i in range(chance.randint(3, 4))
+    ]
     return [Part("tree", 0, 0, 0, (0.3, 0.3, trunk + crown), material(wood(chance))), *balls]
+
 
 def pole(
     chance: random.Random,  # where chance comes from
@@ -734,8 +920,10 @@ def pole(
         return [Part("pole", 0, 0, 0, (0.1, 0.1, 2.8), metal), Part("pole", 0, -0.07, 2.1, (0.7, 0.03, 0.7), sign)]
     high, glass = chance.uniform(5, 7), material((0.9, 0.9, 0.8), glow=0.5)
     return [
-        Part("pole", 0, 0, 0, (0.14, 0.14, high), metal), Part("pole", -0.6, 0, high, (1.4, 0.12, 0.1), metal),
-        Part("pole", -1.2, 0, high - 0.12, (0.5, 0.24, 0.12), glass)]
+        Part("pole", 0, 0, 0, (0.14, 0.14, high), metal),
+        Part("pole", -0.6, 0, high, (1.4, 0.12, 0.1), metal),
+        Part("pole", -1.2, 0, high - 0.12, (0.5, 0.24, 0.12), glass),
+    ]
 
 # %% ../../nbs/scenes/01_scenes.ipynb #11c5ad92
 def person(
@@ -744,7 +932,10 @@ def person(
     "A person, 1.5 to 1.9 m tall: two legs, a torso, a head."
     tall, skin = chance.uniform(1.5, 1.9), material(colour(chance, (0.04, 0.08), (0.35, 0.6), (0.25, 0.8)))
     trousers, coat = material(colour(chance, value=(0.08, 0.4))), material(colour(chance))
-    legs = [Part("person", i * 0.11, i * chance.uniform(-0.15, 0.15), 0, (0.16, 0.2, 0.48 * tall), trousers) for i in (-1, 1)]
+    legs = [
+        Part("person", i * 0.11, i * chance.uniform(-0.15, 0.15), 0, (0.16, 0.2, 0.48 * tall), trousers)
+        for i in (-1, 1)
+    ]
     head = Part("person", 0, 0, 0.86 * tall, (0.14 * tall,) * 3, skin, ball=True)
     return [*legs, Part("person", 0, 0, 0.48 * tall, (0.44, 0.25, 0.38 * tall), coat), head]
 
@@ -761,21 +952,35 @@ def line_street(
         while y < 82:  # a row of buildings, sometimes a gap
             along = chance.uniform(8, 18)
             parts = building(chance, along)
-            if chance.random() < 0.8: builder.place(parts, side * (half + pavement + chance.uniform(0.3, 4) + parts[0].size[0] / 2), y + along / 2)
+            if chance.random() < 0.8:
+                builder.place(
+                    parts, side * (half + pavement + chance.uniform(0.3, 4) + parts[0].size[0] / 2), y + along / 2
+                )
             y += along + chance.choice((0.0, 0.5, 4.0))
         y = chance.uniform(5, 12)
         while y < 70:  # along the kerb
             make = chance.choice((tree, pole, pole, None))
-            if make: builder.place(make(chance), side * (half + 0.5), y, 0.0 if side > 0 or make is tree else math.pi)
+            if make:
+                builder.place(make(chance), side * (half + 0.5), y, 0.0 if side > 0 or make is tree else math.pi)
             y += chance.uniform(7, 14)
         for _ in range(chance.randint(1, 3)):
-            builder.place(person(chance), side * (half + chance.uniform(1.2, pavement - 0.4)), chance.uniform(4.5, 25), chance.uniform(0, 6))
+            builder.place(
+                person(chance),
+                side * (half + chance.uniform(1.2, pavement - 0.4)),
+                chance.uniform(4.5, 25),
+                chance.uniform(0, 6),
+            )
         y = chance.uniform(6, 20)
         while y < 60:  # parked at the kerb
-            if chance.random() < 0.5: builder.place(car(chance), side * (half - 1.05), y, chance.choice((0, math.pi)) + chance.uniform(-0.03, 0.03))
+            if chance.random() < 0.5:
+                builder.place(
+                    car(chance), side * (half - 1.05), y, chance.choice((0, math.pi)) + chance.uniform(-0.03, 0.03)
+                )
             y += chance.uniform(6, 14)
-        if chance.random() < 0.6: builder.place(car(chance), side * (half - 2.2) / 2, chance.uniform(9, 45), 0 if side > 0 else math.pi)
-    if chance.random() < 0.6: builder.place(building(chance, 12.0), 0, chance.uniform(70, 90), math.pi / 2)
+        if chance.random() < 0.6:
+            builder.place(car(chance), side * (half - 2.2) / 2, chance.uniform(9, 45), 0 if side > 0 else math.pi)
+    if chance.random() < 0.6:
+        builder.place(building(chance, 12.0), 0, chance.uniform(70, 90), math.pi / 2)
 
 # %% ../../nbs/scenes/01_scenes.ipynb #c0754dcb
 def random_scene(
@@ -798,5 +1003,10 @@ def random_scene(
         line_street(chance, builder, *widths)
         around, up = chance.uniform(0, 2 * math.pi), chance.uniform(0.5, 1.1)
         light = math.cos(around) * math.cos(up), math.sin(around) * math.cos(up), math.sin(up), 0.0
-        settings = dict(brightness=chance.uniform(0.7, 1.1), ambient=chance.uniform(0.4, 0.6), haze=chance.uniform(0.0, 0.004), far=80.0)
+        settings = dict(
+            brightness=chance.uniform(0.7, 1.1),
+            ambient=chance.uniform(0.4, 0.6),
+            haze=chance.uniform(0.0, 0.004),
+            far=80.0,
+        )
     return builder.scene(camera, light, seed=chance.getrandbits(63), noise=0.01, **settings)

@@ -13,8 +13,8 @@ __all__ = ['LOOPBACK', 'MEETING', 'HERE_ONLY', 'LAUNCHER', 'GRACE', 'SLURM', 'SE
 import ctypes
 import inspect
 import io
-import math
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -42,10 +42,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 from tqdm.auto import tqdm
 
-from ..images.images import whole_file
 from ..data.sampling import open_dataset
-from .recipes import RECIPES, Recipe, RecipeError, change_recipe, get_recipe, recipe_rows
+from ..images.images import whole_file
 from .loop import LossPlot, Stopped, TrainingError, check_run, stop_on_signal, total_steps, train
+from .recipes import RECIPES, Recipe, RecipeError, change_recipe, get_recipe, recipe_rows
 
 # %% ../../nbs/training/17_launch.ipynb #c7b9b95a
 def plain(value):
@@ -62,12 +62,18 @@ def recipe_words(
     name = recipe.name if recipe.name in RECIPES else next(iter(RECIPES))
     known = dict(recipe_rows(RECIPES[name]))
     try:
-        words = [f"{path}={json.dumps(value)}" for path, value in recipe_rows(recipe) if plain(value) != plain(known[path])]
+        words = [
+            f"{path}={json.dumps(value)}" for path, value in recipe_rows(recipe) if plain(value) != plain(known[path])
+        ]
         same = plain(asdict(change_recipe(get_recipe(name), words))) == plain(asdict(recipe))
     except TypeError as error:
-        raise RecipeError(f"The recipe {recipe.name!r} cannot be handed to other processes: {error}. Use numbers, texts, lists and dictionaries only.") from None
+        raise RecipeError(
+            f"The recipe {recipe.name!r} cannot be handed to other processes: {error}. Use numbers, texts, lists and dictionaries only."
+        ) from None
     if not same:
-        raise RecipeError(f"The recipe {recipe.name!r} cannot be handed to other processes: written as text and read again it is another. Use texts as keys of dictionaries.")
+        raise RecipeError(
+            f"The recipe {recipe.name!r} cannot be handed to other processes: written as text and read again it is another. Use texts as keys of dictionaries."
+        )
     return name, words
 
 # %% ../../nbs/training/17_launch.ipynb #6084a250
@@ -87,9 +93,16 @@ def can_fork(
     cpu: bool = False,  # whether training will leave CUDA alone
 ) -> bool:
     "Whether a fork of this process could train, found out by trying."
-    if "fork" not in multiprocessing.get_all_start_methods() or dist.is_initialized() or "google.colab" in sys.modules or are_libraries_initialized("bitsandbytes"):
+    if (
+        "fork" not in multiprocessing.get_all_start_methods()
+        or dist.is_initialized()
+        or "google.colab" in sys.modules
+        or are_libraries_initialized("bitsandbytes")
+    ):
         return False
-    device = "cpu" if cpu or not torch.cuda.device_count() else "cuda"  # counting does not touch a GPU; a fork might not see it any more
+    device = (
+        "cpu" if cpu or not torch.cuda.device_count() else "cuda"
+    )  # counting does not touch a GPU; a fork might not see it any more
     attempt = multiprocessing.get_context("fork").Process(target=try_a_step, args=(device,), daemon=True)
     attempt.start()
     attempt.join(60)
@@ -111,7 +124,12 @@ def take_part(
         train(recipe, **job["options"], progress=False)
     except BaseException as error:
         foreseen = type(error).__module__.startswith("dpt_nb.") or isinstance(error, OSError)
-        end = dict(said=str(error) if foreseen else traceback.format_exc(), foreseen=foreseen, stopped=isinstance(error, Stopped), interrupted=isinstance(error, (KeyboardInterrupt, SignalException)))
+        end = dict(
+            said=str(error) if foreseen else traceback.format_exc(),
+            foreseen=foreseen,
+            stopped=isinstance(error, Stopped),
+            interrupted=isinstance(error, (KeyboardInterrupt, SignalException)),
+        )
     if kernel and not psutil.pid_exists(kernel):
         shutil.rmtree(folder, ignore_errors=True)  # nobody will read it, or clear it away
     else:
@@ -174,7 +192,12 @@ def show_rows(
     plot.rows += [row for row in rows if row is not last]
     plot.update(last)
     judged = {f"held_out_{plot.metric(last)}": f"{last[plot.metric(last)]:.3f}"} if plot.metric(last) else {}
-    bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", images_per_second=f"{rows[-1]['images_per_second']:.1f}", **judged, refresh=False)
+    bar.set_postfix(
+        loss=f"{rows[-1]['loss']:.3f}",
+        images_per_second=f"{rows[-1]['images_per_second']:.1f}",
+        **judged,
+        refresh=False,
+    )
     bar.update(rows[-1]["step"] - bar.n)
 
 # %% ../../nbs/training/17_launch.ipynb #d0cd93a2
@@ -189,6 +212,7 @@ def following(
     "While the block runs, a thread shows what others write. Before the first row it only looks whether there is one, so that a fork copies no lock which the thread holds."
     file, ended, picture = Growing(path, time.time()), threading.Event(), LossPlot(plot, path.parent / "pictures")
     with tqdm(total=steps, desc=name, unit="step", disable=not progress) as bar:
+
         def look():
             rows = [row for line in file.lines() if (row := readable_row(line))]
             if rows:
@@ -210,22 +234,31 @@ def following(
 # %% ../../nbs/training/17_launch.ipynb #7e579959
 def meet_here(parameters):  # RendezvousParameters → RendezvousHandler, both of torch.distributed.elastic
     "A meeting point for the processes of one machine, which listens on its loopback interface only. A hangup that is ignored, as under `nohup`, stays ignored."
-    import os, signal, socket
+    import os
+    import signal
+    import socket
+
     from torch.distributed import TCPStore
     from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # the launcher would listen to it
+    if (
+        hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    ):  # the launcher would listen to it
         heard = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT").split(",")
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(name for name in heard if name != "SIGHUP")
     listening = socket.create_server(("127.0.0.1", int(parameters.endpoint.rpartition(":")[2] or 0)))
     address, port = listening.getsockname()
     meeting = StaticTCPRendezvous(address, port, 0, 1, parameters.run_id, 600)
     meeting.get_backend = lambda: parameters.backend
-    meeting._store = TCPStore(address, port, 1, True, meeting.timeout, multi_tenant=True, master_listen_fd=listening.detach())
+    meeting._store = TCPStore(
+        address, port, 1, True, meeting.timeout, multi_tenant=True, master_listen_fd=listening.detach()
+    )
     return meeting
 
 
-LOOPBACK = next((name for name, cards in psutil.net_if_addrs().items() if any(card.address == "127.0.0.1" for card in cards)), "lo")
+LOOPBACK = next(
+    (name for name, cards in psutil.net_if_addrs().items() if any(card.address == "127.0.0.1" for card in cards)), "lo"
+)
 MEETING = "loopback"  # the name under which the launcher finds `meet_here`
 HERE_ONLY = {name: LOOPBACK for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
 
@@ -241,11 +274,20 @@ def start_forks(
     "Run the job in copies of this process."
     AcceleratorState._reset_state(reset_partial_state=True)  # left by a run in this process
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    handlers, others, interrupted, story = {number: signal.getsignal(number) for number in handled}, set(multiprocessing.active_children()), False, io.StringIO()
+    handlers, others, interrupted, story = (
+        {number: signal.getsignal(number) for number in handled},
+        set(multiprocessing.active_children()),
+        False,
+        io.StringIO(),
+    )
     try:
         with suppress(ValueError):  # known from an earlier launch
             rendezvous_handler_registry.register(MEETING, meet_here)
-        meeting = dict(num_nodes=num_nodes, node_rank=node_rank, master_addr=address, use_port=str(port)) if num_nodes > 1 else dict(rdzv_backend=MEETING, rdzv_endpoint=f"127.0.0.1:{port}")
+        meeting = (
+            dict(num_nodes=num_nodes, node_rank=node_rank, master_addr=address, use_port=str(port))
+            if num_nodes > 1
+            else dict(rdzv_backend=MEETING, rdzv_endpoint=f"127.0.0.1:{port}")
+        )
         with redirect_stdout(story), redirect_stderr(story), patch_environment(**({} if num_nodes > 1 else HERE_ONLY)):
             notebook_launcher(take_part_forked, (folder,), num_processes=num_processes, **meeting)
     except (SignalException, KeyboardInterrupt):
@@ -287,8 +329,12 @@ def started_by(
         family = psutil.Process(launcher.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         family = []
-    marked = (process for process in psutil.process_iter(["cmdline"]) if word and word in (process.info["cmdline"] or ()))
-    return family + [process for process in marked if process not in family and process.pid not in (launcher.pid, os.getpid())]
+    marked = (
+        process for process in psutil.process_iter(["cmdline"]) if word and word in (process.info["cmdline"] or ())
+    )
+    return family + [
+        process for process in marked if process not in family and process.pid not in (launcher.pid, os.getpid())
+    ]
 
 # %% ../../nbs/training/17_launch.ipynb #ec5a13e4
 def end_all(
@@ -325,12 +371,38 @@ def start_fresh(
     port: int,  # on it; 0, on one machine: any free one
 ) -> tuple[bool, str]:  # whether it was interrupted, and what the launcher said
     "Run the job in processes that a launcher outside this process starts."
-    words = ["--nnodes", num_nodes, "--node-rank", node_rank, "--master-addr", address, "--master-port", port] if num_nodes > 1 else ["--rdzv-endpoint", f"127.0.0.1:{port}"]
-    words += ["--nproc-per-node", num_processes, "--redirects", "3", "--log-dir", folder / "logs", "-m", "dpt_nb.training.launch", folder]
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]) if "__file__" in globals() else "", os.environ.get("PYTHONPATH", "")]))
-    environment = dict(OMP_NUM_THREADS="1") | os.environ | dict(PYTHONPATH=path, TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(GRACE))
+    words = (
+        ["--nnodes", num_nodes, "--node-rank", node_rank, "--master-addr", address, "--master-port", port]
+        if num_nodes > 1
+        else ["--rdzv-endpoint", f"127.0.0.1:{port}"]
+    )
+    words += [
+        "--nproc-per-node",
+        num_processes,
+        "--redirects",
+        "3",
+        "--log-dir",
+        folder / "logs",
+        "-m",
+        "dpt_nb.training.launch",
+        folder,
+    ]
+    path = os.pathsep.join(
+        filter(
+            None, [str(Path(__file__).parents[2]) if "__file__" in globals() else "", os.environ.get("PYTHONPATH", "")]
+        )
+    )
+    environment = (
+        dict(OMP_NUM_THREADS="1") | os.environ | dict(PYTHONPATH=path, TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(GRACE))
+    )
     with open(folder / "launcher.log", "w") as log, stop_on_signal() as asked:
-        started = subprocess.Popen([sys.executable, "-c", LAUNCHER, *map(str, words)], stdout=log, stderr=log, env=environment, start_new_session=True)
+        started = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, *map(str, words)],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
         try:
             while started.poll() is None and not asked.is_set():
                 time.sleep(0.05)
@@ -342,7 +414,10 @@ def start_fresh(
 # %% ../../nbs/training/17_launch.ipynb #22d1520b
 def killed_by(number: int) -> str:
     "A signal that ended a process before it could say anything, and what it may mean."
-    means = {signal.SIGKILL: ", perhaps for lack of memory", signal.SIGBUS: ", SIGBUS, perhaps because a disk or /dev/shm is full"}
+    means = {
+        signal.SIGKILL: ", perhaps for lack of memory",
+        signal.SIGBUS: ", SIGBUS, perhaps because a disk or /dev/shm is full",
+    }
     named = number in [known.value for known in signal.Signals]
     return f"was killed (signal {number}){means.get(number, f', {signal.Signals(number).name}' if named else '')}. The last checkpoint is untouched; go on with resume (--resume)."
 
@@ -353,7 +428,11 @@ def first_killed(
 ) -> str:  # "" when none was
     "Which process was ended by a signal, the cause of all else first; processes that fail at the same moment stand in the table in any order."
     failures = re.findall(r"\brank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", story, re.DOTALL)
-    killed = [(int(rank), -int(code)) for rank, code in [*failures[-1:], *failures[:-1]] if int(code) < 0 and int(rank) not in ends]
+    killed = [
+        (int(rank), -int(code))
+        for rank, code in [*failures[-1:], *failures[:-1]]
+        if int(code) < 0 and int(rank) not in ends
+    ]
     killed.sort(key=lambda one: one[1] in (signal.SIGTERM, signal.SIGINT))  # those that the launcher ended come after
     return f"Training process {killed[0][0]} {killed_by(killed[0][1])}" if killed else ""
 
@@ -366,7 +445,11 @@ def killed_launcher(story: str) -> str:
 
 def last_words(folder: Path) -> str:
     "The ends of the logs of the processes of a job, where there is anything in them."
-    logs = [path for path in (*sorted(folder.glob("*.log")), *sorted(folder.glob("logs/**/stderr.log"))) if path.name != "launcher.log"]
+    logs = [
+        path
+        for path in (*sorted(folder.glob("*.log")), *sorted(folder.glob("logs/**/stderr.log")))
+        if path.name != "launcher.log"
+    ]
     ends = [path.read_text(encoding="utf-8", errors="replace").strip()[-1500:] for path in logs]
     return "\n".join(filter(None, ends))[-3000:]
 
@@ -377,7 +460,11 @@ def raise_end(
     story: str,  # what the launcher said
 ) -> None:
     "Raise what ended the processes before their time, if anything did: `Stopped`, or `TrainingError` with a child's sentence or traceback."
-    ends = {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json") if path.stem.isdigit()}
+    ends = {
+        int(path.stem): json.loads(path.read_text(encoding="utf-8"))
+        for path in folder.glob("*.json")
+        if path.stem.isdigit()
+    }
     said = sorted((end for end in ends.values() if "said" in end), key=lambda end: (not end["foreseen"], end["time"]))
     stopped = [end["said"] for end in said if end["stopped"]]
     if not interrupted and (gone := killed_launcher(story)):  # its processes were interrupted by the system
@@ -392,9 +479,13 @@ def raise_end(
     if killed and not any(end["foreseen"] for end in said):
         raise TrainingError(killed)
     if said:
-        raise TrainingError(said[0]["said"] if said[0]["foreseen"] else f"A training process failed:\n{said[0]['said']}")
+        raise TrainingError(
+            said[0]["said"] if said[0]["foreseen"] else f"A training process failed:\n{said[0]['said']}"
+        )
     if not ends or "exitcode  :" in story:
-        raise TrainingError(f"The training processes could not be started, or ended without a word:\n{last_words(folder) or story[-3000:].strip()}")
+        raise TrainingError(
+            f"The training processes could not be started, or ended without a word:\n{last_words(folder) or story[-3000:].strip()}"
+        )
 
 # %% ../../nbs/training/17_launch.ipynb #962b2d56
 SLURM = """#!/bin/bash
@@ -446,7 +537,9 @@ def sbatch_value(
 ) -> str:  # as `sbatch` reads it from a script's first lines
     "Every character that could end a value, or mean something, behind a backslash: `sbatch` splits these lines itself, and no shell sees them. Raises `TrainingError` for a character that no line can hold."
     if any(ord(character) < 32 or ord(character) == 127 for character in value):
-        raise TrainingError(f"{what} is {value!r}, and a script for Slurm cannot hold a line break or another control character there. Choose another name.")
+        raise TrainingError(
+            f"{what} is {value!r}, and a script for Slurm cannot hold a line break or another control character there. Choose another name."
+        )
     return re.sub(r"([^\w./:=,%+@-])", r"\\\1", value)
 
 # %% ../../nbs/training/17_launch.ipynb #9d019555
@@ -457,7 +550,9 @@ def shell_words(
     "The same run as a command, apart from whether it resumes or replaces."
     name, assignments = recipe_words(recipe)
     given = [("--out", options["out"]), ("--data-root", options["data_root"]), ("--workers", str(options["workers"]))]
-    given += [("--tracker", tracker) for tracker in options["trackers"]] + [("--set", assignment) for assignment in assignments]
+    given += [("--tracker", tracker) for tracker in options["trackers"]] + [
+        ("--set", assignment) for assignment in assignments
+    ]
     return [name, *["--cpu"] * options["cpu"], *(word for pair in given for word in option_words(*pair))]
 
 # %% ../../nbs/training/17_launch.ipynb #6b38e808
@@ -477,15 +572,35 @@ def write_slurm(
     output = sbatch_value(str(out).replace("%", "%%"), "The folder of the run")
     for wish in sbatch:
         sbatch_value(wish, "An option of sbatch")
-    lines = [f"--job-name={sbatch_value(recipe.name, 'The name of the recipe')}", f"--nodes={num_nodes}", "--ntasks-per-node=1", f"--cpus-per-task={num_processes * (options['workers'] + 1)}"]
+    lines = [
+        f"--job-name={sbatch_value(recipe.name, 'The name of the recipe')}",
+        f"--nodes={num_nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={num_processes * (options['workers'] + 1)}",
+    ]
     lines += [] if options["cpu"] else [f"--gpus-per-node={num_processes}"]
-    lines += [f"--time={minutes // 60:02}:{minutes % 60:02}:00", f"--output={output}.%j.log", "--open-mode=append", "--requeue", "--signal=B:TERM@120", *sbatch]
+    lines += [
+        f"--time={minutes // 60:02}:{minutes % 60:02}:00",
+        f"--output={output}.%j.log",
+        "--open-mode=append",
+        "--requeue",
+        "--signal=B:TERM@120",
+        *sbatch,
+    ]
     text = SLURM.format(
-        header="\n".join(f"#SBATCH {line}" for line in lines), folder=shlex.quote(os.getcwd()), config=shlex.quote(str(out / "config.json")), python=shlex.quote(sys.executable),
-        launcher=SEVERAL_MACHINES.format(port=port) if num_nodes > 1 else ONE_MACHINE, processes=num_processes, words=shlex.join(shell_words(recipe, options)), how="--resume" * options["resume"] + "--replace" * options["replace"],
+        header="\n".join(f"#SBATCH {line}" for line in lines),
+        folder=shlex.quote(os.getcwd()),
+        config=shlex.quote(str(out / "config.json")),
+        python=shlex.quote(sys.executable),
+        launcher=SEVERAL_MACHINES.format(port=port) if num_nodes > 1 else ONE_MACHINE,
+        processes=num_processes,
+        words=shlex.join(shell_words(recipe, options)),
+        how="--resume" * options["resume"] + "--replace" * options["replace"],
     )
     with whole_file(f"{out}.sbatch") as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # names that are not UTF-8 stay the bytes that they are
+        temporary.write_text(
+            text, encoding="utf-8", errors="surrogateescape"
+        )  # names that are not UTF-8 stay the bytes that they are
     return Path(f"{out}.sbatch")
 
 # %% ../../nbs/training/17_launch.ipynb #7c8ec14e
@@ -522,12 +637,22 @@ def launch(
     hours: float = 24.0,  # of the script: until the job is stopped and queued again
     sbatch: tuple = (),  # of the script: further options, such as "--partition=gpu"
     method: str | None = None,  # "kernel", "fork" or "fresh"; None: what is possible here
-) -> dict | Path:  # what report.json holds, `{}` on machines other than the first; the script where there is a scheduler
+) -> (
+    dict | Path
+):  # what report.json holds, `{}` on machines other than the first; the script where there is a scheduler
     "Train, in as many processes as wished. Raises `Stopped` when interrupted, and what `train` raises with the words of the process that met it."
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe = change_recipe(recipe, [] if mixed_precision is None else [f"loop.precision={json.dumps(mixed_precision)}"])
     num_processes = num_processes or (1 if cpu else max(1, torch.cuda.device_count()))
-    options = dict(out=str(out or f"runs/{recipe.name}"), data_root=str(data_root), resume=resume, replace=replace, cpu=cpu, workers=workers, trackers=list(trackers))
+    options = dict(
+        out=str(out or f"runs/{recipe.name}"),
+        data_root=str(data_root),
+        resume=resume,
+        replace=replace,
+        cpu=cpu,
+        workers=workers,
+        trackers=list(trackers),
+    )
     check_launch(recipe, num_processes, num_nodes, node_rank, scheduler, method)
     port = main_port or (0 if num_nodes == 1 else 29500)
     if scheduler:
@@ -538,18 +663,32 @@ def launch(
     return together(recipe, options, way, (num_processes, num_nodes, node_rank, main_address, port), progress)
 
 # %% ../../nbs/training/17_launch.ipynb #3698968a
-def check_launch(recipe: Recipe, num_processes: int, num_nodes: int, node_rank: int, scheduler: str | None, method: str | None) -> None:
+def check_launch(
+    recipe: Recipe, num_processes: int, num_nodes: int, node_rank: int, scheduler: str | None, method: str | None
+) -> None:
     "Raises `TrainingError` for what cannot be started."
     if "WORLD_SIZE" in os.environ:
-        raise TrainingError(f"This process was itself started by a launcher, as one of {os.environ['WORLD_SIZE']}: call `train` here, or let the launcher start dpt_nb.training.loop.")
+        raise TrainingError(
+            f"This process was itself started by a launcher, as one of {os.environ['WORLD_SIZE']}: call `train` here, or let the launcher start dpt_nb.training.loop."
+        )
     if num_processes < 1 or not 0 <= node_rank < num_nodes:
-        raise TrainingError(f"{num_processes} processes on machine {node_rank} of {num_nodes}: at least one of each is needed, and machines count from 0.")
+        raise TrainingError(
+            f"{num_processes} processes on machine {node_rank} of {num_nodes}: at least one of each is needed, and machines count from 0."
+        )
     if recipe.data.batch_size // recipe.loop.accumulate % (num_processes * num_nodes):
-        raise TrainingError(f"A batch of {recipe.data.batch_size // recipe.loop.accumulate} samples cannot be shared evenly by {num_processes * num_nodes} processes. Change data.batch_size or their number.")
+        raise TrainingError(
+            f"A batch of {recipe.data.batch_size // recipe.loop.accumulate} samples cannot be shared evenly by {num_processes * num_nodes} processes. Change data.batch_size or their number."
+        )
     if scheduler not in (None, "slurm"):
         raise TrainingError(f"There is no scheduler {scheduler!r} here, only 'slurm'.")
-    if method not in (None, "kernel", "fork", "fresh") or (method == "kernel" and num_processes * num_nodes > 1) or (method == "fork" and num_processes == 1):
-        raise TrainingError(f"{num_processes * num_nodes} processes, {num_processes} of them here, cannot be started by the method {method!r}. Leave it out, or take 'fresh'.")
+    if (
+        method not in (None, "kernel", "fork", "fresh")
+        or (method == "kernel" and num_processes * num_nodes > 1)
+        or (method == "fork" and num_processes == 1)
+    ):
+        raise TrainingError(
+            f"{num_processes * num_nodes} processes, {num_processes} of them here, cannot be started by the method {method!r}. Leave it out, or take 'fresh'."
+        )
 
 # %% ../../nbs/training/17_launch.ipynb #04f20c73
 def together(
@@ -564,12 +703,21 @@ def together(
     out, here_first, steps = Path(options["out"]), where[2] == 0, recipe.loop.steps or None
     if here_first:  # the others come too late to judge the folder, and wait for the data
         check_run(out, recipe, options["resume"], options["replace"])
-        splits = [open_dataset(recipe.data.name, options["data_root"], split, progress=progress, **choices) for split, choices in (("train", recipe.data.train), ("held_out", recipe.data.held_out))]
+        splits = [
+            open_dataset(recipe.data.name, options["data_root"], split, progress=progress, **choices)
+            for split, choices in (("train", recipe.data.train), ("held_out", recipe.data.held_out))
+        ]
         steps = total_steps(recipe, len(splits[0]))
     with tempfile.TemporaryDirectory(prefix="dpt_nb-") as folder:
         job = dict(recipe=name, assignments=assignments, options=options, kernel=os.getpid())
         (Path(folder) / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        with following(out / "metrics.jsonl", recipe.name, steps, progress and here_first, progress and here_first and in_notebook()):
+        with following(
+            out / "metrics.jsonl",
+            recipe.name,
+            steps,
+            progress and here_first,
+            progress and here_first and in_notebook(),
+        ):
             interrupted, story = dict(fork=start_forks, fresh=start_fresh)[way](Path(folder), *where)
         raise_end(Path(folder), interrupted, story)
     return json.loads((out / "report.json").read_text(encoding="utf-8")) if here_first else {}
@@ -577,5 +725,7 @@ def together(
 # %% ../../nbs/training/17_launch.ipynb #63aeae20
 if __name__ == "__main__" and Path(sys.argv[0]).name == "launch.py":
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGINT)  # a launcher that is killed takes its processes along; forks are told by PyTorch
+        ctypes.CDLL(None).prctl(
+            1, signal.SIGINT
+        )  # a launcher that is killed takes its processes along; forks are told by PyTorch
     sys.exit(take_part(sys.argv[1]))

@@ -66,18 +66,55 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 # %% ../../nbs/training/16_loop.ipynb #d5f23d0b
-from ..network.backbone import Backbone
-from ..weights.load import load_backbone, load_checkpoint
 from ..data.checks import batch_warnings, check_before_training
 from ..data.datasets import DatasetError, check_splits, shared_options
-from ..evaluation.evaluate import PROTOCOLS, ConstantPredictor, EvaluationError, Protocol, evaluate, median_depth, panel, protocol_for, write_report
+from dpt_nb.data.sampling import (
+    DRAWN,
+    Mixture,
+    names_digest,
+    open_dataset,
+    sample_names,
+    sample_place,
+    spread_indices,
+    training_loader,
+)
+from dpt_nb.evaluation.evaluate import (
+    PROTOCOLS,
+    ConstantPredictor,
+    EvaluationError,
+    Protocol,
+    evaluate,
+    median_depth,
+    panel,
+    protocol_for,
+    write_report,
+)
 from dpt_nb.images.images import (
-    ImageError, InUse, colour_depth, colour_label, depth_range, label_palette, label_patches, not_written, one_writer, out_of_room, whole_file,
+    ImageError,
+    InUse,
+    colour_depth,
+    colour_label,
+    depth_range,
+    label_palette,
+    label_patches,
+    not_written,
+    one_writer,
+    out_of_room,
+    whole_file,
 )
 from ..inference.predictor import Predictor
-from ..data.sampling import DRAWN, Mixture, names_digest, open_dataset, sample_names, sample_place, spread_indices, training_loader
+from ..network.backbone import Backbone
 from ..network.dpt import DPT, NAMED, count_parameters, create_model
-from .recipes import Recipe, RecipeError, RecipeWarning, build_losses, build_transforms, loss_weights, settings_without_effect
+from dpt_nb.training.recipes import (
+    Recipe,
+    RecipeError,
+    RecipeWarning,
+    build_losses,
+    build_transforms,
+    loss_weights,
+    settings_without_effect,
+)
+from ..weights.load import load_backbone, load_checkpoint
 
 # %% ../../nbs/training/16_loop.ipynb #5a7310fc
 class TrainingError(RuntimeError):
@@ -96,7 +133,19 @@ class TrainingWarning(UserWarning):
     "Something about a run that goes on all the same."
 
 
-RUN_PARTS = ("config.json", "samples.json.gz", "metrics.jsonl", "metrics.jsonl.aside", "report.json", "panel.png", "pictures", "checkpoints", "best", "model", "tensorboard")
+RUN_PARTS = (
+    "config.json",
+    "samples.json.gz",
+    "metrics.jsonl",
+    "metrics.jsonl.aside",
+    "report.json",
+    "panel.png",
+    "pictures",
+    "checkpoints",
+    "best",
+    "model",
+    "tensorboard",
+)
 
 
 def read_config(
@@ -106,7 +155,9 @@ def read_config(
     try:
         described = json.loads(config.read_bytes()) if os.path.lexists(config) else None
     except OSError as error:
-        raise TrainingError(f"{config} cannot be read ({error.strerror}). Mend that, or choose another folder.") from None
+        raise TrainingError(
+            f"{config} cannot be read ({error.strerror}). Mend that, or choose another folder."
+        ) from None
     except (ValueError, RecursionError):  # no JSON, other bytes than text, brackets without an end
         described = "something else"
     if described is not None and not (isinstance(described, dict) and isinstance(described.get("recipe"), dict)):
@@ -123,10 +174,13 @@ def read_run(
     described = read_config(config)
     return None if described is None else described["recipe"]
 
-
 # %% ../../nbs/training/16_loop.ipynb #8105159c
 FREE = ("loop.sharded", "keep.pictures", "data.may_change")  # fields that change no weight: a run may go on with others
-ADJUSTABLE = ("optimizer.lr", "optimizer.clip", "loop.precision")  # what one lowers after a loss that is not a number: said, not refused
+ADJUSTABLE = (
+    "optimizer.lr",
+    "optimizer.clip",
+    "loop.precision",
+)  # what one lowers after a loss that is not a number: said, not refused
 
 
 def with_defaults(
@@ -199,7 +253,9 @@ def check_writable(
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
     if "\0" in str(out) or any(len(os.fsencode(part)) > 255 for part in out.parts):
-        raise TrainingError(f"{str(out)[:200]!r} cannot be a folder: a name has at most 255 bytes, none of them zero. Choose another.")
+        raise TrainingError(
+            f"{str(out)[:200]!r} cannot be a folder: a name has at most 255 bytes, none of them zero. Choose another."
+        )
     if not existing.is_dir():
         raise TrainingError(f"{out} cannot be a folder: {existing} is not one. Choose another.")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -233,7 +289,6 @@ def check_run(
             f"The run in {out} follows another recipe, so it cannot go on with this one: {'; '.join(refused)}."
         )
 
-
 # %% ../../nbs/training/16_loop.ipynb #b0e92969
 def begin_run(
     out: Path,  # folder of the run, checked
@@ -243,7 +298,9 @@ def begin_run(
 ) -> None:
     """Make the folder and note the recipe, and which samples the run is about. At every moment it holds the run that was
     there, as far as it is not yet deleted, or nothing, or the new one."""
-    if replace:  # states first, then the lines that lead to them; config.json, which makes it a run, is written over at the end
+    if (
+        replace
+    ):  # states first, then the lines that lead to them; config.json, which makes it a run, is written over at the end
         for name in ("checkpoints", "metrics.jsonl", *RUN_PARTS[1:]):
             remove(out / name)
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -316,10 +373,16 @@ def check_data(
     "Raises `TrainingError` where the samples are not those that the run began with. A run of which nobody noted them goes on."
     before = noted_data(out / "config.json")
     names_before = noted_names(out / "samples.json.gz")
-    unlike_now = [split for split, found in names.items() if split in before and before[split] != split_fingerprint(found)]
-    changed = "; ".join(what_changed(split, before[split], names_before.get(split), names[split]) for split in unlike_now)
+    unlike_now = [
+        split for split, found in names.items() if split in before and before[split] != split_fingerprint(found)
+    ]
+    changed = "; ".join(
+        what_changed(split, before[split], names_before.get(split), names[split]) for split in unlike_now
+    )
     if changed and not may_change:
-        raise TrainingError(f"The data has changed since the run in {out} began: {changed}. Put it back, begin a new run, or go on with the data as it is (--set data.may_change=true).")
+        raise TrainingError(
+            f"The data has changed since the run in {out} began: {changed}. Put it back, begin a new run, or go on with the data as it is (--set data.may_change=true)."
+        )
     if changed:
         warnings.warn(f"The run goes on with other data than it began with: {changed}.", TrainingWarning, stacklevel=2)
 
@@ -347,7 +410,6 @@ def clear_leftovers(
             remove_leftovers(out)
     except InUse as error:
         raise RunInUse(str(error)) from None
-
 
 # %% ../../nbs/training/16_loop.ipynb #39ea1a63
 class RunLock(ExitStack):
@@ -417,14 +479,21 @@ def exempt_names(
 ) -> set[str]:  # names of parameters
     "What weight decay leaves alone."
     norms = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-    of_norms = {f"{name}.{own}" for name, module in model.named_modules() if isinstance(module, norms) for own, _ in module.named_parameters(recurse=False)}
+    of_norms = {
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, norms)
+        for own, _ in module.named_parameters(recurse=False)
+    }
     embeddings = ("pos_embed", "cls_token", "dist_token", "reg_token")
     chosen = {
         "embeddings": lambda name, parameter: False,
         "norms": lambda name, parameter: name in of_norms,
         "vectors": lambda name, parameter: parameter.ndim <= 1,
     }[no_weight_decay]
-    return {name for name, parameter in model.named_parameters() if name.endswith(embeddings) or chosen(name, parameter)}
+    return {
+        name for name, parameter in model.named_parameters() if name.endswith(embeddings) or chosen(name, parameter)
+    }
 
 # %% ../../nbs/training/16_loop.ipynb #f9464c7a
 def parameter_groups(
@@ -439,7 +508,9 @@ def parameter_groups(
     exempt = exempt_names(model, no_weight_decay)
     depth = len(getattr(getattr(getattr(model, "backbone", None), "vit", None), "blocks", ()))
     if layer_decay != 1.0 and not depth:
-        raise RecipeError(f"optimizer.layer_decay is {layer_decay} and counts blocks that stand in one row, which this backbone has not: a Swin and a convolutional network have stages. Leave it at 1.")
+        raise RecipeError(
+            f"optimizer.layer_decay is {layer_decay} and counts blocks that stand in one row, which this backbone has not: a Swin and a convolutional network have stages. Leave it at 1."
+        )
     groups = {}
     for decays in (True, False):
         for name, parameter in model.named_parameters():
@@ -447,7 +518,9 @@ def parameter_groups(
                 share = rate_share(name, depth, backbone, layer_decay)
                 of_backbone = name.startswith("backbone.")
                 key = (decays, share, of_backbone if backbone != 1.0 else None)
-                group = groups.setdefault(key, dict(params=[], lr=lr * share, weight_decay=weight_decay if decays else 0.0))
+                group = groups.setdefault(
+                    key, dict(params=[], lr=lr * share, weight_decay=weight_decay if decays else 0.0)
+                )
                 group["params"].append(parameter)
     return list(groups.values())
 
@@ -458,7 +531,9 @@ def build_optimiser(
 ) -> torch.optim.Optimizer:
     "The recipe's optimiser for the parameters of a model."
     chosen = recipe.optimizer
-    groups = parameter_groups(model, chosen.weight_decay, chosen.lr, chosen.backbone, chosen.layer_decay, chosen.no_weight_decay)
+    groups = parameter_groups(
+        model, chosen.weight_decay, chosen.lr, chosen.backbone, chosen.layer_decay, chosen.no_weight_decay
+    )
     if chosen.name == "sgd":
         return torch.optim.SGD(groups, lr=chosen.lr, momentum=chosen.betas[0])
     kind = torch.optim.AdamW if chosen.name == "adamw" else torch.optim.Adam
@@ -473,15 +548,35 @@ def build_schedule(
     "The recipe's learning rates. Raises `RecipeError` for a rise of a single step, which PyTorch's cycle cannot make."
     chosen = recipe.schedule
     if chosen.name == "one_cycle":
-        rates, rise = [group["lr"] for group in optimiser.param_groups], float(chosen.warm_up)  # PyTorch takes no whole number
+        rates, rise = (
+            [group["lr"] for group in optimiser.param_groups],
+            float(chosen.warm_up),
+        )  # PyTorch takes no whole number
         if rise * steps == 1:
-            raise RecipeError(f"schedule.warm_up is {rise} of {steps} steps, which is one single step. Try schedule.warm_up=0.")
+            raise RecipeError(
+                f"schedule.warm_up is {rise} of {steps} steps, which is one single step. Try schedule.warm_up=0."
+            )
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, rates, total_steps=steps, pct_start=rise, div_factor=chosen.start, final_div_factor=chosen.end, cycle_momentum=chosen.cycle_momentum,
+            optimiser,
+            rates,
+            total_steps=steps,
+            pct_start=rise,
+            div_factor=chosen.start,
+            final_div_factor=chosen.end,
+            cycle_momentum=chosen.cycle_momentum,
         )
-    falling = {"polynomial": lambda done: (1 - done) ** chosen.power, "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2, "constant": lambda done: 1.0}[chosen.name]
+    falling = {
+        "polynomial": lambda done: (1 - done) ** chosen.power,
+        "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+        "constant": lambda done: 1.0,
+    }[chosen.name]
     rising = round(chosen.warm_up * steps)
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: (step + 1) / (rising + 1) if step < rising else falling(min(1.0, (step - rising) / max(1, steps - rising))))
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda step: (
+            (step + 1) / (rising + 1) if step < rising else falling(min(1.0, (step - rising) / max(1, steps - rising)))
+        ),
+    )
 
 # %% ../../nbs/training/16_loop.ipynb #7b562716
 def gathered(
@@ -520,10 +615,14 @@ def loss_value(
     more = () if auxiliary is None or not takes(loss, "aux") else (auxiliary,)
     value = loss(prediction, target, *more, **(dict(step=step) if takes(loss, "step") else {}))
     if not isinstance(value, torch.Tensor) or value.ndim:
-        shape = f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+        shape = (
+            f"a tensor of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+        )
         raise TrainingError(f"The loss {type(loss).__name__} gave {shape}, and one number was expected: take the mean.")
     if torch.is_grad_enabled() and prediction.requires_grad and not value.requires_grad:
-        raise TrainingError(f"The loss {type(loss).__name__} gave a number without a gradient: leave out detach, item and no_grad.")
+        raise TrainingError(
+            f"The loss {type(loss).__name__} gave a number without a gradient: leave out detach, item and no_grad."
+        )
     return value
 
 
@@ -543,8 +642,11 @@ def batch_loss(
     losses: dict,  # head → loss
     step: int | None = None,  # optimiser steps done, for losses that warm up; None: warmed up
     weights: dict | None = None,  # head → how much it counts; None: 1 each
-    shares: dict | None = None,  # of `batch_shares`, for this part of the batch; None: all of it is here, in equal parts where there are several processes
-) -> tuple[torch.Tensor, torch.Tensor]:  # the loss to go back from, and what this part adds to the batch's loss, both scalars
+    shares: dict
+    | None = None,  # of `batch_shares`, for this part of the batch; None: all of it is here, in equal parts where there are several processes
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # the loss to go back from, and what this part adds to the batch's loss, both scalars
     "The weighted sum of the heads' losses."
     backward, shown, processes = 0.0, 0.0, dist.get_world_size() if dist.is_initialized() else 1
     for head, loss in losses.items():
@@ -564,7 +666,9 @@ def batch_loss(
 def batch_shares(
     parts: list[dict],  # this process's parts of a batch, by head
     losses: dict,  # head → loss
-) -> list[dict]:  # for each part: head → its share in the mean over the whole batch, of all parts and processes; scalar float32
+) -> list[
+    dict
+]:  # for each part: head → its share in the mean over the whole batch, of all parts and processes; scalar float32
     "What each part's loss counts. The truth decides, so it is known before the network runs."
     processes = dist.get_world_size() if dist.is_initialized() else 1
     shares = [{} for _ in parts]
@@ -573,7 +677,9 @@ def batch_shares(
         if len(parts) == 1 and not alone:
             shares[0][head] = 1.0
             continue
-        counted = torch.stack([counted_in_part(loss, part[head] if head == "label" else gathered(part[head])) for part in parts])
+        counted = torch.stack(
+            [counted_in_part(loss, part[head] if head == "label" else gathered(part[head])) for part in parts]
+        )
         total = counted.sum()
         if alone:
             dist.all_reduce(total)
@@ -670,13 +776,19 @@ class WholeOptimiser:
 
     def state_dict(self) -> dict:  # whole tensors; called by all processes
         state = self.optimiser.state_dict()
-        moments = {number: {name: whole(value).cpu() if isinstance(value, DTensor) else value for name, value in kept.items()} for number, kept in state["state"].items()}
+        moments = {
+            number: {name: whole(value).cpu() if isinstance(value, DTensor) else value for name, value in kept.items()}
+            for number, kept in state["state"].items()
+        }
         return state | dict(state=moments)
 
     def load_state_dict(self, state: dict) -> None:
         "Each process takes its share of whole tensors."
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
-        moments = {number: {name: share_like(value, parameters[number]) for name, value in kept.items()} for number, kept in state["state"].items()}
+        moments = {
+            number: {name: share_like(value, parameters[number]) for name, value in kept.items()}
+            for number, kept in state["state"].items()
+        }
         self.optimiser.load_state_dict(state | dict(state=moments))
 
 # %% ../../nbs/training/16_loop.ipynb #08f11ae7
@@ -762,7 +874,9 @@ def save_checkpoint(
     random = [dict(cpu=one["cpu"], cuda=one["cuda"]) for one in gathered_states]
     if broken := [name for one in gathered_states for name in one["broken"]]:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise TrainingError(f"The state after step {step} holds values that are not finite, in {broken[0]}{more}, and was not written. {way_out()}")
+        raise TrainingError(
+            f"The state after step {step} holds values that are not finite, in {broken[0]}{more}, and was not written. {way_out()}"
+        )
     path = folder / f"step-{step:08d}.pt"
     if not dist.is_initialized() or dist.get_rank() == 0:
         with whole_file(path) as temporary, DigestedFile(temporary) as file:
@@ -786,7 +900,11 @@ def checkpoint_step(path: Path) -> int:
     return int(path.stem.split("-")[1])
 
 # %% ../../nbs/training/16_loop.ipynb #186fd1c6
-SINCE = ("scaler", "without_truth", "row")  # parts that a checkpoint may lack: of another precision, or older than these parts
+SINCE = (
+    "scaler",
+    "without_truth",
+    "row",
+)  # parts that a checkpoint may lack: of another precision, or older than these parts
 
 
 def tensors_misfit(
@@ -814,7 +932,9 @@ def optimiser_misfit(
     try:
         counts = [len(group["params"]) for group in state["param_groups"] if float(group["lr"]) >= 0]
         if counts != [len(group["params"]) for group in groups]:
-            return f"its groups have {counts} parameters, and {[len(group['params']) for group in groups]} were expected"
+            return (
+                f"its groups have {counts} parameters, and {[len(group['params']) for group in groups]} were expected"
+            )
         for number, kept in state["state"].items():
             for name, value in kept.items():
                 if getattr(value, "ndim", 0) and value.shape != parameters[number].shape:
@@ -863,7 +983,6 @@ def misfit(
         return "its random state is not one"
     wrong = {name: part_misfit(state[name], part) for name, part in parts.items() if name in state}
     return next((f"{name}: {words}" for name, words in wrong.items() if words), "")
-
 
 # %% ../../nbs/training/16_loop.ipynb #8e0f7901
 def set_aside(
@@ -915,7 +1034,11 @@ def load_checkpoint_into(
             return state["step"], state["seconds"]
         if first:
             set_aside(path, f"is not a state of this run ({wrong})")
-    there = len([path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}\.pt(\.aside)?", path.name)]) if first else 0
+    there = (
+        len([path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}\.pt(\.aside)?", path.name)])
+        if first
+        else 0
+    )
     if there := max(gather_object([there])):
         raise TrainingError(
             f"None of the {there} checkpoints in {folder} can be used: they are damaged or of another run. "
@@ -964,7 +1087,6 @@ class WithoutTruth:
         for loss in self.losses.values():
             loss.reset_empty_images()
 
-
 # %% ../../nbs/training/16_loop.ipynb #fac431ec
 @contextmanager
 def said_when_full(
@@ -977,9 +1099,14 @@ def said_when_full(
         if isinstance(error, TrainingError) or not (reason := out_of_room(error)):
             raise
         states = checkpoint_paths(out / "checkpoints")
-        kept = f"Nothing written before is harmed: {states[-1]} holds the last state" if states else "No state had been written yet"
-        raise TrainingError(f"{out} could not be written to: {reason}. {kept}. Make room, then {'go on with resume (--resume)' if (out / 'config.json').exists() else 'begin again'}.") from None
-
+        kept = (
+            f"Nothing written before is harmed: {states[-1]} holds the last state"
+            if states
+            else "No state had been written yet"
+        )
+        raise TrainingError(
+            f"{out} could not be written to: {reason}. {kept}. Make room, then {'go on with resume (--resume)' if (out / 'config.json').exists() else 'begin again'}."
+        ) from None
 
 # %% ../../nbs/training/16_loop.ipynb #419fb1bc
 @contextmanager
@@ -990,7 +1117,9 @@ def stop_on_signal():
     def note(number, frame):
         first.append(time.monotonic())
         asked.set()
-        if first[-1] - first[0] > 2:  # a scheduler and the launcher each tell every process: at once it is the same request twice
+        if (
+            first[-1] - first[0] > 2
+        ):  # a scheduler and the launcher each tell every process: at once it is the same request twice
             signal.signal(number, former[number])
             os.kill(os.getpid(), number)
 
@@ -1019,7 +1148,11 @@ def depth_tiles(
         ends, cmap, words = (None, None), "Spectral_r", "inverse depth, far (0) to near (1)"
     draw = lambda values: None if values is None else colour_depth(values, *ends, cmap=cmap)
     norm = plt.Normalize(*(ends if head == "depth" else (0, 1)))
-    return [(draw(truth), draw(prediction)) for truth, prediction in zip(truths, predictions)], plt.cm.ScalarMappable(norm, cmap), words
+    return (
+        [(draw(truth), draw(prediction)) for truth, prediction in zip(truths, predictions)],
+        plt.cm.ScalarMappable(norm, cmap),
+        words,
+    )
 
 
 def label_tiles(
@@ -1028,10 +1161,14 @@ def label_tiles(
     classes: tuple,  # names; empty where they are not known
 ) -> tuple[list, list]:  # a pair of pictures for each sample, and the legend's patches
     "Labels as pictures, truth and prediction."
-    present = sorted({int(index) for values in (*truths, *predictions) if values is not None for index in values.unique()})
+    present = sorted(
+        {int(index) for values in (*truths, *predictions) if values is not None for index in values.unique()}
+    )
     palette = label_palette(max([len(classes), *(index + 1 for index in present if index != 255)]))
     draw = lambda values: None if values is None else colour_label(values, palette)
-    return [(draw(truth), draw(prediction)) for truth, prediction in zip(truths, predictions)], label_patches(list(classes) or None, palette, present)
+    return [(draw(truth), draw(prediction)) for truth, prediction in zip(truths, predictions)], label_patches(
+        list(classes) or None, palette, present
+    )
 
 # %% ../../nbs/training/16_loop.ipynb #057ad227
 def true_map(
@@ -1052,7 +1189,13 @@ def held_out_picture(
     "A row for each sample: the image, and each head's truth and prediction, with colour bars and a legend."
     heads = list(predictions[0].maps)
     shape = samples[0]["image"].shape
-    figure, axes = plt.subplots(len(samples), 1 + 2 * len(heads), squeeze=False, figsize=(2 * (1 + 2 * len(heads)), 2 * shape[1] / shape[2] * len(samples) + 0.9), layout="constrained")
+    figure, axes = plt.subplots(
+        len(samples),
+        1 + 2 * len(heads),
+        squeeze=False,
+        figsize=(2 * (1 + 2 * len(heads)), 2 * shape[1] / shape[2] * len(samples) + 0.9),
+        layout="constrained",
+    )
     columns, titles = [[sample["image"] for sample in samples]], ["image"]
     for place, head in enumerate(heads):
         truths, maps = [true_map(sample, head) for sample in samples], [prediction[head] for prediction in predictions]
@@ -1061,8 +1204,18 @@ def held_out_picture(
             figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=6, frameon=False)
         else:
             tiles, colours, words = depth_tiles(head, truths, maps)
-            figure.colorbar(colours, ax=axes[:, 1 + 2 * place : 3 + 2 * place], location="bottom", extend="both", shrink=0.7, aspect=40).set_label(words, fontsize=8)
-        columns, titles = [*columns, *zip(*tiles)], [*titles, f"{head.replace('_', ' ')}, truth", f"{head.replace('_', ' ')}, predicted"]
+            figure.colorbar(
+                colours,
+                ax=axes[:, 1 + 2 * place : 3 + 2 * place],
+                location="bottom",
+                extend="both",
+                shrink=0.7,
+                aspect=40,
+            ).set_label(words, fontsize=8)
+        columns, titles = (
+            [*columns, *zip(*tiles)],
+            [*titles, f"{head.replace('_', ' ')}, truth", f"{head.replace('_', ' ')}, predicted"],
+        )
     for column, (title, pictures) in enumerate(zip(titles, columns)):
         axes[0, column].set_title(title, fontsize=8)
         for axis, picture in zip(axes[:, column], pictures):
@@ -1085,7 +1238,9 @@ def keep_picture(
     "Draw held-out samples into `step-XXXXXXXX.png`, whole or not at all."
     count = min(count, len(held_out))
     samples = [held_out[index] for index in spread_indices(held_out, count)]
-    figure = held_out_picture(samples, [predictor(sample["image"]) for sample in samples], tuple(getattr(held_out, "classes", ())))
+    figure = held_out_picture(
+        samples, [predictor(sample["image"]) for sample in samples], tuple(getattr(held_out, "classes", ()))
+    )
     path = folder / f"step-{step:08d}.png"
     for target in [path, *([folder / "best.png"] if best else [])]:
         with whole_file(target) as temporary:
@@ -1111,6 +1266,7 @@ class LossPlot:
         if not self.show_live or not self.metric(row):
             return
         from IPython.display import display
+
         if self.handle is None:
             self.handle = display(self.figure(), display_id=True)
         else:
@@ -1126,7 +1282,9 @@ def figure(self: LossPlot) -> plt.Figure:  # closed
     "Loss and validation side by side; one above the other, to the left of the last pictures, where there are some."
     drawn = sorted(self.pictures.glob("step-*.png")) if self.pictures else []
     if drawn:
-        figure, axes = plt.subplot_mosaic([[0, 2], [1, 2]], figsize=(12, 4.6), width_ratios=[1, 2], layout="constrained")
+        figure, axes = plt.subplot_mosaic(
+            [[0, 2], [1, 2]], figsize=(12, 4.6), width_ratios=[1, 2], layout="constrained"
+        )
         axes[2].imshow(plt.imread(drawn[-1]))
         axes[2].set_title(f"held out, step {int(drawn[-1].stem.split('-')[1])}", fontsize=9)
         axes[2].axis("off")
@@ -1157,8 +1315,14 @@ def any_process(
 def kaiming_decoder(model: DPT) -> None:
     "Draw the decoder's weights anew, as mmcv 1.3.13's `ConvModule` does in the Toolbox's DPT: normal, variance 2 / fan-out, biases zero."
     units = [unit for step in model.decoder.steps for unit in (step.unit, step.lateral_unit) if unit is not None]
-    layers = [layer for unit in units for layer in (unit.convolution1, unit.convolution2)] + [step.mix for step in model.decoder.steps]
-    layers += [layer for level in model.reassemble for layer in ((level.reduce, level.widen) if level.kind == "tokens" else (level.widen,))]
+    layers = [layer for unit in units for layer in (unit.convolution1, unit.convolution2)] + [
+        step.mix for step in model.decoder.steps
+    ]
+    layers += [
+        layer
+        for level in model.reassemble
+        for layer in ((level.reduce, level.widen) if level.kind == "tokens" else (level.widen,))
+    ]
     layers += [head.projection for head in model.heads.values() if getattr(head, "projection", None) is not None]
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -1180,7 +1344,9 @@ def build_model(recipe: Recipe) -> DPT:
         if chosen.backbone not in ("", "pretrained"):
             load_backbone(model, chosen.backbone)
     if not recipe.losses or not set(recipe.losses) <= set(model.heads):
-        raise RecipeError(f"The recipe has losses for {list(recipe.losses)} and the model has the heads {list(model.heads)}. Every loss needs its head, and there has to be one.")
+        raise RecipeError(
+            f"The recipe has losses for {list(recipe.losses)} and the model has the heads {list(model.heads)}. Every loss needs its head, and there has to be one."
+        )
     return model
 
 # %% ../../nbs/training/16_loop.ipynb #2c1a9a60
@@ -1206,7 +1372,11 @@ def prepare(
             loss.to(accelerator.device)
     in_backbone = {id(parameter) for parameter in unwrapped(parts, accelerator).backbone.parameters()}
     groups = parts["optimiser"].param_groups
-    of_backbone = [place for place, group in enumerate(groups) if any(id(parameter) in in_backbone for parameter in group["params"])]
+    of_backbone = [
+        place
+        for place, group in enumerate(groups)
+        if any(id(parameter) in in_backbone for parameter in group["params"])
+    ]
     return parts | dict(without_truth=WithoutTruth(parts["losses"]), row=LastRow(), of_backbone=of_backbone)
 
 
@@ -1230,18 +1400,28 @@ def freeze_untaught(
 def in_copies(recipe: Recipe, model: DPT, accelerator: Accelerator) -> dict:  # `model`, `ema`, `optimiser`, `whole`
     "A whole network in each process; Accelerate wraps it so that gradients are averaged (PyTorch's DistributedDataParallel)."
     optimiser = build_optimiser(recipe, model)
-    ema = AveragedModel(model.to(accelerator.device), multi_avg_fn=get_ema_multi_avg_fn(recipe.loop.ema), use_buffers=True) if recipe.loop.ema else None
+    ema = (
+        AveragedModel(
+            model.to(accelerator.device), multi_avg_fn=get_ema_multi_avg_fn(recipe.loop.ema), use_buffers=True
+        )
+        if recipe.loop.ema
+        else None
+    )
     model, optimiser = accelerator.prepare(torch.compile(model) if recipe.loop.compiled else model, optimiser)
     return dict(model=model, ema=ema, optimiser=optimiser, whole=None)
 
 
-def in_shares(recipe: Recipe, model: DPT, accelerator: Accelerator) -> dict:  # the same; `whole` is a network on the CPU, to be filled for judging
+def in_shares(
+    recipe: Recipe, model: DPT, accelerator: Accelerator
+) -> dict:  # the same; `whole` is a network on the CPU, to be filled for judging
     "A share of the network in each process, and of its running mean, and of the optimiser's state."
     copied = copy.deepcopy(model)
     ema = AveragedModel(model, avg_fn=get_ema_avg_fn(recipe.loop.ema), use_buffers=True) if recipe.loop.ema else None
     if ema is not None:
         shard(ema.module, accelerator.device)
-    model = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)  # autocast alone, no wrapping
+    model = accelerator.prepare_model(
+        model, device_placement=False, evaluation_mode=True
+    )  # autocast alone, no wrapping
     model = shard(model, accelerator.device)
     optimiser = accelerator.prepare(build_optimiser(recipe, model))  # of the shares, so after cutting
     return dict(model=model, ema=ema, optimiser=optimiser, whole=copied)
@@ -1260,7 +1440,9 @@ def open_data(
         held_out = open_dataset(recipe.data.name, data_root, "held_out", progress=progress, **other)
     check_splits(train, held_out)
     if missing := set(recipe.losses) - set(train.gives):
-        raise RecipeError(f"The recipe has a loss for {', '.join(sorted(missing))}, and the samples of {recipe.data.name} hold {', '.join(train.gives)}. Every head needs its truth.")
+        raise RecipeError(
+            f"The recipe has a loss for {', '.join(sorted(missing))}, and the samples of {recipe.data.name} hold {', '.join(train.gives)}. Every head needs its truth."
+        )
     return dict(train=train, held_out=held_out)
 
 
@@ -1273,7 +1455,9 @@ def total_steps(
     if recipe.data.drop_last:
         per_epoch = samples // recipe.data.batch_size
         if not per_epoch:
-            raise RecipeError(f"data.drop_last leaves nothing of {samples} samples in batches of {recipe.data.batch_size}. Set data.drop_last=false, or a smaller data.batch_size.")
+            raise RecipeError(
+                f"data.drop_last leaves nothing of {samples} samples in batches of {recipe.data.batch_size}. Set data.drop_last=false, or a smaller data.batch_size."
+            )
     return recipe.loop.steps or max(1, math.ceil(recipe.loop.epochs * per_epoch))
 
 
@@ -1287,7 +1471,9 @@ def name_classes(
         return
     outputs = trained_model.heads["label"].classify.out_channels
     if len(names) != outputs:
-        raise RecipeError(f"The data has {len(names)} classes and the head has {outputs} outputs, and there has to be one for each. Set model.changes.heads.label.classes={len(names)}.")
+        raise RecipeError(
+            f"The data has {len(names)} classes and the head has {outputs} outputs, and there has to be one for each. Set model.changes.heads.label.classes={len(names)}."
+        )
     for model in (trained_model, getattr(parts["ema"], "module", None), parts["whole"]):
         if model is not None:
             model.config.class_names = names
@@ -1299,7 +1485,9 @@ def defer_signals(
 ) -> None:
     "Ctrl-C in a terminal and a launcher's SIGTERM reach the workers too, but stopping is the main process's decision. Who is asked to end goes on until it lets go, for `grace` seconds at most."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":  # a worker whose parent was killed would go on for seconds, with all that the parent had open
+    if (
+        sys.platform == "linux"
+    ):  # a worker whose parent was killed would go on for seconds, with all that the parent had open
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, man 2 prctl
     if hasattr(signal, "alarm"):  # Windows has none, and ends processes without a signal
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(grace))
@@ -1323,7 +1511,11 @@ def reading_error(
         return None
     at = f" at one of: {', '.join(sample_place(dataset, index) for index in reading)}" if reading else ""
     if starved:
-        full = "open files (ulimit -n)" if re.search("ancdata|open files", words) else "memory shared between processes (/dev/shm)"
+        full = (
+            "open files (ulimit -n)"
+            if re.search("ancdata|open files", words)
+            else "memory shared between processes (/dev/shm)"
+        )
         return TrainingError(
             f"The processes that read samples are out of {full}{at} ({words.strip().splitlines()[-1][:200]}). {kept}: set workers=0 "
             f"(--workers 0), or give more{' (docker run --shm-size=8g)' if 'shm' in full else ''}, and go on with resume (--resume)."
@@ -1366,7 +1558,6 @@ def batches(
         finally:  # an error that is kept, as a notebook does, keeps the reader too, and with it the workers
             getattr(reader, "_shutdown_workers", lambda: None)()
 
-
 # %% ../../nbs/training/16_loop.ipynb #c6e9f683
 def open_loader(
     recipe: Recipe,
@@ -1381,11 +1572,19 @@ def open_loader(
     per_epoch = len(parts["train"]) // size * size if recipe.data.drop_last else None
     with readers_watched(parts):
         return training_loader(
-            parts["train"], size // pieces, recipe.seed, parts["transform"], first * size, steps * size, workers,
-            pinned=accelerator.device.type == "cuda", share=(accelerator.process_index, accelerator.num_processes),
-            worker_init_fn=defer_signals, per_epoch=per_epoch, ahead=max(2, pieces),
+            parts["train"],
+            size // pieces,
+            recipe.seed,
+            parts["transform"],
+            first * size,
+            steps * size,
+            workers,
+            pinned=accelerator.device.type == "cuda",
+            share=(accelerator.process_index, accelerator.num_processes),
+            worker_init_fn=defer_signals,
+            per_epoch=per_epoch,
+            ahead=max(2, pieces),
         )
-
 
 # %% ../../nbs/training/16_loop.ipynb #693c2d0e
 def train_steps(
@@ -1404,7 +1603,9 @@ def train_steps(
             model.train()
             whole_batch, total = [next(stream) for _ in range(pieces)], 0.0
             if step == first + 1:
-                for sentence in batch_warnings({name: whole_batch[0][name] for name in parts["losses"]}, parts["train"]):
+                for sentence in batch_warnings(
+                    {name: whole_batch[0][name] for name in parts["losses"]}, parts["train"]
+                ):
                     warnings.warn(sentence)
             inputs = [to_device(recipe, parts, accelerator, batch) for batch in whole_batch]
             for piece, share in enumerate(batch_shares(inputs, parts["losses"])):
@@ -1415,7 +1616,9 @@ def train_steps(
             wrong = f"The loss is {total}" if not math.isfinite(total) else move(recipe, parts, accelerator, step)
             if wrong:
                 read = gather_object([path for batch in whole_batch for path in batch["meta"]["path"]])
-                raise TrainingError(f"{wrong} at step {step} of {recipe.name}. Its batch: {', '.join(read)}. {way_out(recipe.optimizer.lr)}")
+                raise TrainingError(
+                    f"{wrong} at step {step} of {recipe.name}. Its batch: {', '.join(read)}. {way_out(recipe.optimizer.lr)}"
+                )
             yield step, total
 
 # %% ../../nbs/training/16_loop.ipynb #8e98b05f
@@ -1446,7 +1649,9 @@ def piece_loss(
     return batch_loss(predictions, inputs, parts["losses"], step - 1, parts["weights"], share)
 
 # %% ../../nbs/training/16_loop.ipynb #18a331a9
-SMALLEST_SCALE = 2.0**-20  # of fp16's gradient scaler, which begins at 2^16 and halves after each gradient that is not finite
+SMALLEST_SCALE = (
+    2.0**-20
+)  # of fp16's gradient scaler, which begins at 2^16 and halves after each gradient that is not finite
 
 
 def move(
@@ -1464,7 +1669,10 @@ def move(
     if not math.isfinite(norm) and (accelerator.scaler is None or accelerator.scaler.get_scale() < SMALLEST_SCALE):
         return f"The gradient's norm is {norm}, of a finite loss,"
     rates = [group["lr"] for group in optimiser.param_groups]
-    parts["rates"] = dict(largest=max(rates), backbone=0.0 if frozen else max((rates[place] for place in parts["of_backbone"]), default=0.0))
+    parts["rates"] = dict(
+        largest=max(rates),
+        backbone=0.0 if frozen else max((rates[place] for place in parts["of_backbone"]), default=0.0),
+    )
     optimiser.step()
     optimiser.zero_grad()
     parts["schedule"].step()
@@ -1492,7 +1700,9 @@ def stay_on_machine() -> None:
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1" and os.environ.get("LOCAL_WORLD_SIZE") == processes:
         interfaces = psutil.net_if_addrs().items()
-        loopback = next((name for name, cards in interfaces if any(card.address == "127.0.0.1" for card in cards)), None)
+        loopback = next(
+            (name for name, cards in interfaces if any(card.address == "127.0.0.1" for card in cards)), None
+        )
         if loopback is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
 
@@ -1504,15 +1714,31 @@ def open_accelerator(
     folder: Path | None = None,  # where trackers write
 ) -> Accelerator:
     "CUDA where there is one, else the CPU. Raises `TrainingError` for fp16 on a CPU, for a tracker that is not installed, and where the environment asks for FSDP. Accelerate remembers its first device for the whole process; a notebook may ask for another."
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes", "on", "y", "t"):  # on CPUs Accelerate would silently not do it
-        raise TrainingError("The environment asks Accelerate for FSDP (ACCELERATE_USE_FSDP), and here that is the recipe's choice. Answer no to FSDP in accelerate config, or unset the variable, and set loop.sharded=true.")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in (
+        "1",
+        "true",
+        "yes",
+        "on",
+        "y",
+        "t",
+    ):  # on CPUs Accelerate would silently not do it
+        raise TrainingError(
+            "The environment asks Accelerate for FSDP (ACCELERATE_USE_FSDP), and here that is the recipe's choice. Answer no to FSDP in accelerate config, or unset the variable, and set loop.sharded=true."
+        )
     if precision == "fp16" and (cpu or not torch.cuda.is_available()):
-        raise TrainingError("loop.precision=fp16 needs a GPU: on a CPU nothing scales its gradients. Choose loop.precision=bf16, or no.")
+        raise TrainingError(
+            "loop.precision=fp16 needs a GPU: on a CPU nothing scales its gradients. Choose loop.precision=bf16, or no."
+        )
     AcceleratorState._reset_state(reset_partial_state=True)
     check_trackers(trackers)
     stay_on_machine()
     try:
-        return Accelerator(cpu=cpu or not torch.cuda.is_available(), mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder)
+        return Accelerator(
+            cpu=cpu or not torch.cuda.is_available(),
+            mixed_precision=precision,
+            log_with=list(trackers) or None,
+            project_dir=folder,
+        )
     except (ValueError, ImportError) as error:
         raise TrainingError(f"This run cannot be set up as asked: {error}") from None
 
@@ -1521,14 +1747,16 @@ def check_trackers(
     trackers: tuple,  # names of Accelerate's trackers, or trackers
 ) -> None:
     "Raises `TrainingError` for a name that is none, and for a package that is not there, which Accelerate leaves out silently."
-    known, there = [str(name) for name in LoggerType.list() if str(name) != "all"], list(map(str, get_available_trackers()))
+    known, there = (
+        [str(name) for name in LoggerType.list() if str(name) != "all"],
+        list(map(str, get_available_trackers())),
+    )
     for name in trackers:
         if isinstance(name, str) and name != "all" and name not in there:
             if name not in known and name not in LOGGER_TYPE_TO_CLASS:
                 raise TrainingError(f"There is no tracker {name!r}. There are {', '.join(known)}.")
             if name in known:
                 raise TrainingError(f"The tracker {name!r} needs a package that is not installed: pip install {name}.")
-
 
 # %% ../../nbs/training/16_loop.ipynb #9e631e8c
 def train(
@@ -1578,15 +1806,22 @@ def open_run(
 ) -> tuple[dict, int, dict]:  # parts, with the schedule; steps in all; split → names of its samples
     "All that a run works on, with everything checked that can be known before the first step. Writes nothing but scenes that are missing."
     protocol_of(recipe)
-    parts = prepare(recipe, accelerator) | open_data(recipe, data_root, accelerator, progress and accelerator.is_main_process)
+    parts = prepare(recipe, accelerator) | open_data(
+        recipe, data_root, accelerator, progress and accelerator.is_main_process
+    )
     name_classes(parts, accelerator)
     steps = total_steps(recipe, len(parts["train"]))
     parts["schedule"] = build_schedule(recipe, parts["optimiser"].optimizer, steps)
     open_loader(recipe, parts, accelerator, 0, steps, 0)
     configured = unwrapped(parts, accelerator).config.heads
-    heads, stacked = {name: configured[name] for name in recipe.losses}, recipe.data.batch_size // recipe.loop.accumulate
+    heads, stacked = (
+        {name: configured[name] for name in recipe.losses},
+        recipe.data.batch_size // recipe.loop.accumulate,
+    )
     if faults := check_before_training(parts["train"], heads, stacked, parts["transform"], recipe.seed):
-        raise TrainingError(f"A training sample cannot be used: {' '.join(faults)} dpt_data check looks at all of them.")
+        raise TrainingError(
+            f"A training sample cannot be used: {' '.join(faults)} dpt_data check looks at all of them."
+        )
     return parts, steps, {split: sample_names(parts[split]) for split in ("train", "held_out")}
 
 
@@ -1597,13 +1832,15 @@ def make_steps(
 ) -> None:
     "From where the run is to its last step. Raises `Stopped` when that was asked."
     recipe, steps, done = run.recipe, run.steps, run.done
-    with stop_on_signal() as asked, tqdm(total=steps, initial=done, desc=recipe.name, unit="step", disable=not progress) as bar:
+    with (
+        stop_on_signal() as asked,
+        tqdm(total=steps, initial=done, desc=recipe.name, unit="step", disable=not progress) as bar,
+    ):
         run.complete(bar)
         with readers_watched(run.parts):
             for step, loss in train_steps(recipe, run.parts, run.accelerator, done, steps, workers):
                 bar.update()
                 run.after(step, loss, asked, bar)
-
 
 # %% ../../nbs/training/16_loop.ipynb #aaa40fcc
 def kept_parts(parts: dict, accelerator: Accelerator) -> dict:  # name → anything with `state_dict`
@@ -1612,7 +1849,11 @@ def kept_parts(parts: dict, accelerator: Accelerator) -> dict:  # name → anyth
     kept |= {} if parts["ema"] is None else dict(ema=parts["ema"])
     if parts["whole"] is not None:
         kept = {name: WholeOptimiser(part) if name == "optimiser" else WholeModel(part) for name, part in kept.items()}
-    return kept | dict(schedule=parts["schedule"], without_truth=parts["without_truth"], row=parts["row"]) | ({} if accelerator.scaler is None else dict(scaler=accelerator.scaler))
+    return (
+        kept
+        | dict(schedule=parts["schedule"], without_truth=parts["without_truth"], row=parts["row"])
+        | ({} if accelerator.scaler is None else dict(scaler=accelerator.scaler))
+    )
 
 
 def trained(parts: dict, accelerator: Accelerator) -> DPT:
@@ -1626,19 +1867,25 @@ def trained(parts: dict, accelerator: Accelerator) -> DPT:
     return parts["whole"]
 
 # %% ../../nbs/training/16_loop.ipynb #3df0c465
-def say_before(recipe: Recipe, out: Path, parts: dict, accelerator: Accelerator, steps: int, names: dict, resume: bool) -> None:
+def say_before(
+    recipe: Recipe, out: Path, parts: dict, accelerator: Accelerator, steps: int, names: dict, resume: bool
+) -> None:
     "Warn of what has no effect and of what has changed. Raises `TrainingError` for other data than the run began with."
     if resume:
         check_data(out, names, recipe.data.may_change)
     if not accelerator.is_main_process:
         return
-    said = settings_without_effect(recipe, steps, accelerator.num_processes) + network_without_effect(recipe, unwrapped(parts, accelerator))
+    said = settings_without_effect(recipe, steps, accelerator.num_processes) + network_without_effect(
+        recipe, unwrapped(parts, accelerator)
+    )
     for sentence in said:
         warnings.warn(sentence, RecipeWarning, stacklevel=3)
     if resume:
         before = with_defaults(read_run(out / "config.json"))
         if changed := adjusted(unlike(before, json.loads(json.dumps(asdict(recipe))))):
-            warnings.warn(f"The run goes on with other settings than it had: {'; '.join(changed)}.", TrainingWarning, stacklevel=3)
+            warnings.warn(
+                f"The run goes on with other settings than it had: {'; '.join(changed)}.", TrainingWarning, stacklevel=3
+            )
 
 
 def network_without_effect(recipe: Recipe, model: DPT) -> list[str]:  # a sentence each
@@ -1647,15 +1894,24 @@ def network_without_effect(recipe: Recipe, model: DPT) -> list[str]:  # a senten
     if recipe.loop.synchronised and not any(isinstance(module, norms) for module in model.modules()):
         said.append("loop.synchronised has no effect: this network has no batch norm.")
     if "auxiliary_weight" in recipe.losses.get("label", {}) and model.auxiliary is None:
-        said.append("losses.label.auxiliary_weight has no effect: the label head has no auxiliary one (model.changes.heads.label.auxiliary=true).")
-    return said + [f"The head {name!r} has no loss and keeps the weights it begins with." for name in model.heads if name not in recipe.losses]
+        said.append(
+            "losses.label.auxiliary_weight has no effect: the label head has no auxiliary one (model.changes.heads.label.auxiliary=true)."
+        )
+    return said + [
+        f"The head {name!r} has no loss and keeps the weights it begins with."
+        for name in model.heads
+        if name not in recipe.losses
+    ]
 
 
 def go_on(out: Path, parts: dict, accelerator: Accelerator) -> tuple[int, float]:  # steps done, seconds spent
     "Restore the last checkpoint. The recipe's learning rates and the length of the run as it is now count, also where the checkpoint's were others."
     optimiser, schedule = parts["optimiser"].optimizer, parts["schedule"]
     plan = {name: getattr(schedule, name) for name in ("total_steps", "_schedule_phases") if hasattr(schedule, name)}
-    rates = [{key: group[key] for key in ("initial_lr", "max_lr", "min_lr") if key in group} for group in optimiser.param_groups]
+    rates = [
+        {key: group[key] for key in ("initial_lr", "max_lr", "min_lr") if key in group}
+        for group in optimiser.param_groups
+    ]
     done, spent = load_checkpoint_into(out / "checkpoints", kept_parts(parts, accelerator))
     if done >= plan.get("total_steps", done + 1):  # every step has been made
         return done, spent
@@ -1673,8 +1929,25 @@ def go_on(out: Path, parts: dict, accelerator: Accelerator) -> tuple[int, float]
 class Run:
     "A run under way."
 
-    def __init__(self, recipe: Recipe, out: Path, parts: dict, accelerator: Accelerator, steps: int, done: int, spent: float, log: "RunLog"):
-        self.recipe, self.out, self.parts, self.accelerator, self.steps, self.log = recipe, out, parts, accelerator, steps, log
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        parts: dict,
+        accelerator: Accelerator,
+        steps: int,
+        done: int,
+        spent: float,
+        log: "RunLog",
+    ):
+        self.recipe, self.out, self.parts, self.accelerator, self.steps, self.log = (
+            recipe,
+            out,
+            parts,
+            accelerator,
+            steps,
+            log,
+        )
         self.done, self.start = done, time.perf_counter() - spent
 
     def seconds(self) -> float:
@@ -1683,15 +1956,28 @@ class Run:
 
     def after(self, step: int, loss: float, asked: threading.Event, bar: tqdm) -> None:
         "One step has been made. Raises `Stopped` when that was asked."
-        size, rates = self.recipe.data.batch_size, self.parts["rates"]  # of the step that was made; the schedule stands at the next
+        size, rates = (
+            self.recipe.data.batch_size,
+            self.parts["rates"],
+        )  # of the step that was made; the schedule stands at the next
         rate = step * size / self.seconds()
-        row = dict(step=step, loss=loss, learning_rate=rates["largest"], learning_rate_backbone=rates["backbone"], images_per_second=rate)
-        kept = self.save(row) if step % self.recipe.keep.every == 0 or step == self.steps else None  # before it is judged
+        row = dict(
+            step=step,
+            loss=loss,
+            learning_rate=rates["largest"],
+            learning_rate_backbone=rates["backbone"],
+            images_per_second=rate,
+        )
+        kept = (
+            self.save(row) if step % self.recipe.keep.every == 0 or step == self.steps else None
+        )  # before it is judged
         self.log.write(self.judged(row, bar))
         if any_process(asked.is_set(), self.accelerator.device) and step < self.steps:
             kept = kept or self.save(row)
             self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has ended: not before the state is written
-            raise Stopped(f"Stopped after step {step} of {self.steps}; {kept} holds the state. Go on with resume (--resume).")
+            raise Stopped(
+                f"Stopped after step {step} of {self.steps}; {kept} holds the state. Go on with resume (--resume)."
+            )
 
     def save(self, row: dict) -> Path:  # row: of the step that was made → the checkpoint
         "Write the state. Called by all processes."
@@ -1704,7 +1990,10 @@ class Run:
         "The row, with the metrics where the network is judged after this step."
         if row["step"] % self.recipe.keep.validate_every == 0 or row["step"] == self.steps:
             row = row | self.judge(row["step"])
-            bar.set_postfix(loss=f"{row['loss']:.3f}", **{f"held_out_{name}": f"{row[name]:.3f}" for name in ("abs_rel", "miou") if name in row})
+            bar.set_postfix(
+                loss=f"{row['loss']:.3f}",
+                **{f"held_out_{name}": f"{row[name]:.3f}" for name in ("abs_rel", "miou") if name in row},
+            )
         return row
 
     def complete(self, bar: tqdm) -> None:
@@ -1715,14 +2004,15 @@ class Run:
         if any_process(open_step and not written and self.accelerator.is_main_process, self.accelerator.device):
             self.log.write(self.judged(row, bar))
 
-
 # %% ../../nbs/training/16_loop.ipynb #f09680d3
 @patch
 def judge(self: Run, step: int) -> dict:  # metrics
     """Validate the network as it is, keep it when it is the best so far, draw what it sees; the random state of training is not touched.
     Called by all processes. Raises `TrainingError` for weights that are not finite."""
     device = self.accelerator.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a run that goes on from this step does not judge again
+    with torch.random.fork_rng(
+        [device] if device.type == "cuda" else []
+    ):  # a run that goes on from this step does not judge again
         return judge_now(self, step)
 
 
@@ -1731,7 +2021,9 @@ def judge_now(self: Run, step: int) -> dict:  # metrics
     model = trained(self.parts, self.accelerator)
     broken = list(not_finite(model.state_dict()))
     if any_process(bool(broken), self.accelerator.device):
-        raise TrainingError(f"After step {step} the network holds values that are not finite{f', in {broken[0]}' if broken else ''}: it was neither judged nor kept. {way_out(self.recipe.optimizer.lr)}")
+        raise TrainingError(
+            f"After step {step} the network holds values that are not finite{f', in {broken[0]}' if broken else ''}: it was neither judged nor kept. {way_out(self.recipe.optimizer.lr)}"
+        )
     judged = validate(model, self.recipe, self.parts, self.accelerator, self.recipe.keep.validate_on)
     if self.accelerator.is_main_process:
         best = better(judged, self.log.plot.rows)
@@ -1739,7 +2031,9 @@ def judge_now(self: Run, step: int) -> dict:  # metrics
             save_model(model, self.out / "best")
         if self.recipe.keep.pictures:
             predictor = Predictor(model, self.accelerator.device, self.recipe.keep.flip)
-            keep_picture(self.out / "pictures", step, predictor, self.parts["held_out"], self.recipe.keep.pictures, best)
+            keep_picture(
+                self.out / "pictures", step, predictor, self.parts["held_out"], self.recipe.keep.pictures, best
+            )
     if self.parts["whole"] is not None:
         model.cpu()  # leaves the device to the shares
     return judged
@@ -1815,7 +2109,6 @@ def read_rows(
     "The rows up to a step; what is no row is left out."
     return [row for row in sorted_rows(path)[0] if row["step"] <= done]
 
-
 # %% ../../nbs/training/16_loop.ipynb #35778eed
 class RunLog:
     "`metrics.jsonl`, Accelerate's trackers, and a plot. Only the first process writes."
@@ -1836,8 +2129,12 @@ class RunLog:
             self.begin(damaged)
         if trackers:
             first = done + 1 - (pending and not any(row["step"] == done for row in self.plot.rows))
-            again = {"tensorboard": dict(purge_step=first)} if "tensorboard" in trackers else {}  # points of steps that are made anew are forgotten
-            accelerator.init_trackers("tensorboard" if tuple(trackers) == ("tensorboard",) else "dpt_nb", init_kwargs=again)
+            again = (
+                {"tensorboard": dict(purge_step=first)} if "tensorboard" in trackers else {}
+            )  # points of steps that are made anew are forgotten
+            accelerator.init_trackers(
+                "tensorboard" if tuple(trackers) == ("tensorboard",) else "dpt_nb", init_kwargs=again
+            )
 
     def begin(
         self,
@@ -1849,7 +2146,11 @@ class RunLog:
             with whole_file(aside) as temporary:
                 shutil.copyfile(self.path, temporary)
             lines = ", ".join(map(str, damaged[:5])) + ", …" * (len(damaged) > 5)
-            warnings.warn(f"{self.path} is damaged in line {lines}: left out, and kept in {aside.name}.", TrainingWarning, stacklevel=3)
+            warnings.warn(
+                f"{self.path} is damaged in line {lines}: left out, and kept in {aside.name}.",
+                TrainingWarning,
+                stacklevel=3,
+            )
         with whole_file(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.plot.rows), encoding="utf-8")
 
@@ -1885,13 +2186,21 @@ def validate(
             dist.broadcast(buffer, 0)
     with watched(model, recipe.optimizer.lr) as broken:
         judged = evaluate(
-            Predictor(model, accelerator.device, recipe.keep.flip), held_out, protocol_of(recipe), recipe.data.batch_size,
-            progress=progress and accelerator.is_main_process, share=(accelerator.process_index, processes),
+            Predictor(model, accelerator.device, recipe.keep.flip),
+            held_out,
+            protocol_of(recipe),
+            recipe.data.batch_size,
+            progress=progress and accelerator.is_main_process,
+            share=(accelerator.process_index, processes),
             each=of_sets.append if isinstance(parts["held_out"], Mixture) else None,
         )
     if any_process(bool(broken), accelerator.device):
         if accelerator.is_main_process:
-            warnings.warn(f"Predictions on held-out samples are not finite ({', '.join(sorted(broken)) or 'in another process'}), so there are no metrics this time and the network is not called good.", TrainingWarning, stacklevel=2)
+            warnings.warn(
+                f"Predictions on held-out samples are not finite ({', '.join(sorted(broken)) or 'in another process'}), so there are no metrics this time and the network is not called good.",
+                TrainingWarning,
+                stacklevel=2,
+            )
         return {}
     numbers = {key: value for key, value in judged.items() if isinstance(value, (int, float))}
     return finite(numbers | of_each_set(parts["held_out"], indices, of_sets, accelerator))
@@ -1913,7 +2222,9 @@ def watched(
         yield broken
     except EvaluationError as error:
         if broken:
-            raise TrainingError(f"Predictions on held-out samples are not finite ({', '.join(sorted(broken))}): {error} {way_out(lr)}") from None
+            raise TrainingError(
+                f"Predictions on held-out samples are not finite ({', '.join(sorted(broken))}): {error} {way_out(lr)}"
+            ) from None
         raise
     finally:
         hook.remove()
@@ -1930,7 +2241,13 @@ def of_each_set(
         return {}
     places = indices[accelerator.process_index :: accelerator.num_processes]
     ends, sums = [sum(held_out.counts[: number + 1]) for number in range(len(held_out.counts))], {}
-    found = gather_object([(next(number for number, end in enumerate(ends) if place < end), row["abs_rel"]) for place, row in zip(places, own) if "abs_rel" in row])
+    found = gather_object(
+        [
+            (next(number for number, end in enumerate(ends) if place < end), row["abs_rel"])
+            for place, row in zip(places, own)
+            if "abs_rel" in row
+        ]
+    )
     titles = [dataset.title for dataset in held_out.datasets]
     for number, title in enumerate(titles):
         values = [value for of, value in found if of == number and math.isfinite(value)]
@@ -1964,14 +2281,22 @@ def finish(
         report |= beside_baseline(model, recipe, parts, accelerator, out, progress)
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "cpu"
     report |= dict(
-        recipe=recipe.name, steps=run.steps, train_seconds=round(seconds, 1), parameters=count_parameters(model), seed=recipe.seed, device=device,
-        processes=accelerator.num_processes, without_truth=without_truth,
+        recipe=recipe.name,
+        steps=run.steps,
+        train_seconds=round(seconds, 1),
+        parameters=count_parameters(model),
+        seed=recipe.seed,
+        device=device,
+        processes=accelerator.num_processes,
+        without_truth=without_truth,
     )
     write_report(out / "report.json", report)
     return report
 
 # %% ../../nbs/training/16_loop.ipynb #88252d9c
-def beside_baseline(model: DPT, recipe: Recipe, parts: dict, accelerator: Accelerator, out: Path, progress: bool) -> dict:  # `baseline_abs_rel`, …; empty for photographs
+def beside_baseline(
+    model: DPT, recipe: Recipe, parts: dict, accelerator: Accelerator, out: Path, progress: bool
+) -> dict:  # `baseline_abs_rel`, …; empty for photographs
     "Draw the panel; for drawn scenes, which have one size, also judge the per-pixel median of the training truth."
     held_out = parts["held_out"]
     figure = panel(Predictor(model, accelerator.device), held_out, spread_indices(held_out, 6))
@@ -1979,7 +2304,9 @@ def beside_baseline(model: DPT, recipe: Recipe, parts: dict, accelerator: Accele
         figure.savefig(temporary, dpi=110)
     if recipe.data.name not in DRAWN:  # photographs have many sizes, and a map for each pixel has one
         return {}
-    baseline = evaluate(ConstantPredictor(median_depth(parts["train"], progress)), held_out, protocol_of(recipe), progress=False)
+    baseline = evaluate(
+        ConstantPredictor(median_depth(parts["train"], progress)), held_out, protocol_of(recipe), progress=False
+    )
     return {f"baseline_{key}": baseline[key] for key in ("abs_rel", "rmse", "delta1")}
 
 # %% ../../nbs/training/16_loop.ipynb #b5609260
@@ -2006,12 +2333,38 @@ def rehearse(
             times.append(time.perf_counter())
     timed = times[-tried - 1 :]  # of a short run all its steps
     a_step = statistics.median(later - earlier for earlier, later in zip(timed, timed[1:]))
-    groups = [f"{sum(p.numel() for p in group['params']):,} values at {group['lr'] / recipe.optimizer.lr:.3g} of the largest rate, decay {group['weight_decay']:g}" for group in parameter_groups(trained(parts, accelerator), recipe.optimizer.weight_decay, recipe.optimizer.lr, recipe.optimizer.backbone, recipe.optimizer.layer_decay, recipe.optimizer.no_weight_decay)]
+    groups = [
+        f"{sum(p.numel() for p in group['params']):,} values at {group['lr'] / recipe.optimizer.lr:.3g} of the largest rate, decay {group['weight_decay']:g}"
+        for group in parameter_groups(
+            trained(parts, accelerator),
+            recipe.optimizer.weight_decay,
+            recipe.optimizer.lr,
+            recipe.optimizer.backbone,
+            recipe.optimizer.layer_decay,
+            recipe.optimizer.no_weight_decay,
+        )
+    ]
     groups += settings_without_effect(recipe, steps) + network_without_effect(recipe, unwrapped(parts, accelerator))
-    memory = torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    lines = [f"samples: {len(parts['train']):,} to train, {len(parts['held_out']):,} held out", f"parameters: {count_parameters(trained(parts, accelerator)):,}", *(f"  {line}" for line in groups)]
-    lines += [f"steps: {steps:,} of {recipe.data.batch_size} samples, {steps * recipe.data.batch_size / len(parts['train']):.1f} rounds through the data", f"memory: {memory / 2**30:.2f} GiB on {accelerator.device.type}, at most so far"]
-    return "\n".join(lines + [f"time: {a_step:.2f} s a step, {recipe.data.batch_size / a_step:.1f} images a second, {steps * a_step / 3600:.2f} hours without judging"])
+    memory = (
+        torch.cuda.max_memory_allocated()
+        if accelerator.device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    lines = [
+        f"samples: {len(parts['train']):,} to train, {len(parts['held_out']):,} held out",
+        f"parameters: {count_parameters(trained(parts, accelerator)):,}",
+        *(f"  {line}" for line in groups),
+    ]
+    lines += [
+        f"steps: {steps:,} of {recipe.data.batch_size} samples, {steps * recipe.data.batch_size / len(parts['train']):.1f} rounds through the data",
+        f"memory: {memory / 2**30:.2f} GiB on {accelerator.device.type}, at most so far",
+    ]
+    return "\n".join(
+        lines
+        + [
+            f"time: {a_step:.2f} s a step, {recipe.data.batch_size / a_step:.1f} images a second, {steps * a_step / 3600:.2f} hours without judging"
+        ]
+    )
 
 # %% ../../nbs/training/16_loop.ipynb #201cb9e2
 def run_words(
@@ -2022,18 +2375,34 @@ def run_words(
 
     from dpt_nb.training.recipes import change_recipe, get_recipe
 
-    parser = ArgumentParser("dpt_nb.training.loop", description="Train by a recipe in as many processes as the launcher starts.")
+    parser = ArgumentParser(
+        "dpt_nb.training.loop", description="Train by a recipe in as many processes as the launcher starts."
+    )
     parser.add_argument("recipe", help="name of a recipe")
-    for name, default, words_for in [("--out", None, "folder of the run; default: runs/RECIPE"), ("--data-root", "data", "where data is kept")]:
+    for name, default, words_for in [
+        ("--out", None, "folder of the run; default: runs/RECIPE"),
+        ("--data-root", "data", "where data is kept"),
+    ]:
         parser.add_argument(name, default=default, help=words_for)
-    parser.add_argument("--set", action="append", default=[], help="change a field of the recipe, FIELD=VALUE; may be repeated")
+    parser.add_argument(
+        "--set", action="append", default=[], help="change a field of the recipe, FIELD=VALUE; may be repeated"
+    )
     parser.add_argument("--tracker", action="append", default=[], help="an Accelerate tracker by name; may be repeated")
     parser.add_argument("--workers", type=int, default=1, help="processes that read samples, for each training process")
     for flag in ("--resume", "--replace", "--cpu"):
         parser.add_argument(flag, action="store_true")
     given = parser.parse_args(words)
     recipe = change_recipe(get_recipe(given.recipe), given.set)
-    return train(recipe, given.out or f"runs/{given.recipe}", given.data_root, given.resume, given.replace, given.cpu, given.workers, tuple(given.tracker))
+    return train(
+        recipe,
+        given.out or f"runs/{given.recipe}",
+        given.data_root,
+        given.resume,
+        given.replace,
+        given.cpu,
+        given.workers,
+        tuple(given.tracker),
+    )
 
 # %% ../../nbs/training/16_loop.ipynb #d06e3862
 def main() -> int:  # exit code: 0, 1 for an error that was foreseen, 130 for a stop that was asked for
@@ -2049,7 +2418,9 @@ def main() -> int:  # exit code: 0, 1 for an error that was foreseen, 130 for a 
 
 
 if __name__ == "__main__" and sys.argv[0].endswith("training.py"):
-    code = importlib.import_module("dpt_nb.training.loop").main()  # run as __main__, this module's errors are classes that nobody knows
+    code = importlib.import_module(
+        "dpt_nb.training.loop"
+    ).main()  # run as __main__, this module's errors are classes that nobody knows
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)

@@ -20,9 +20,9 @@ import json
 import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
-from ..objective.losses import DepthLoss, DepthRegressionLoss, SegmentationLoss, SILogLoss, SSILoss
-from ..network.dpt import TEST_PIPELINES
 from ..data.transforms import Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window
+from ..network.dpt import TEST_PIPELINES
+from ..objective.losses import DepthLoss, DepthRegressionLoss, SegmentationLoss, SILogLoss, SSILoss
 
 # %% ../../nbs/training/15_recipes.ipynb #9d2806be
 class RecipeError(ValueError):
@@ -37,7 +37,9 @@ class ModelGroup:
     changes: dict = field(default_factory=dict)  # fields of `DPTConfig`
     weights: str = ""  # a checkpoint for the whole network, as `load_checkpoint` takes it; empty: none
     backbone: str = ""  # a checkpoint for the backbone alone, or "pretrained" for timm's; empty: random
-    decoder_init: str = ""  # "kaiming_fan_out": the decoder starts as mmcv's ConvModule does; empty: as PyTorch's layers do
+    decoder_init: str = (
+        ""  # "kaiming_fan_out": the decoder starts as mmcv's ConvModule does; empty: as PyTorch's layers do
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class ScheduleGroup:
     start: float = 25.0  # the first learning rate is the largest divided by this (one_cycle)
     end: float = 1e4  # the last one is the first divided by this (one_cycle)
     power: float = 0.9  # of the polynomial
-    cycle_momentum: bool = True  # the first beta (SGD's momentum) goes from 0.95 down to 0.85 and back, against the rate (one_cycle)
+    cycle_momentum: bool = (
+        True  # the first beta (SGD's momentum) goes from 0.95 down to 0.85 and back, against the rate (one_cycle)
+    )
 
 # %% ../../nbs/training/15_recipes.ipynb #009dca7f
 @dataclass(frozen=True)
@@ -126,7 +130,15 @@ class Recipe:
     sources: dict = field(default_factory=dict)  # field or group.field → where its value comes from
 
 # %% ../../nbs/training/15_recipes.ipynb #395b3080
-KINDS_OF_FIELD = {"int": int, "float": (int, float), "str": str, "dict": dict, "list": list, "tuple": (list, tuple), "bool": bool}
+KINDS_OF_FIELD = {
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "dict": dict,
+    "list": list,
+    "tuple": (list, tuple),
+    "bool": bool,
+}
 
 
 def check_types(
@@ -139,7 +151,9 @@ def check_types(
         if is_dataclass(value):
             check_types(value, f"{item.name}.")
         elif kind not in KINDS_OF_FIELD:
-            raise RecipeError(f"{item.name} is {value!r}, and is a group of fields: {', '.join(part.name for part in fields(item.type))}. Write {item.name}.FIELD=….")
+            raise RecipeError(
+                f"{item.name} is {value!r}, and is a group of fields: {', '.join(part.name for part in fields(item.type))}. Write {item.name}.FIELD=…."
+            )
         elif not isinstance(value, KINDS_OF_FIELD[kind]) or (isinstance(value, bool) and kind != "bool"):
             raise RecipeError(f"{path}{item.name} is {value!r}, and has to be of type {kind}.")
         elif isinstance(value, (int, float)) and not abs(value) < 2**53:  # NaN is below nothing
@@ -147,15 +161,33 @@ def check_types(
 
 # %% ../../nbs/training/15_recipes.ipynb #0cd35b4c
 LIMITS = {  # field → whether a value is possible, and the words for what is
-    **dict.fromkeys(("data.batch_size", "loop.accumulate", "keep.validate_every", "keep.validate_on", "keep.every", "keep.last"), (lambda value: value >= 1, "at least 1")),
-    **dict.fromkeys(("optimizer.lr", "optimizer.clip", "schedule.start", "schedule.end", "schedule.power"), (lambda value: value > 0, "above 0")),
+    **dict.fromkeys(
+        ("data.batch_size", "loop.accumulate", "keep.validate_every", "keep.validate_on", "keep.every", "keep.last"),
+        (lambda value: value >= 1, "at least 1"),
+    ),
+    **dict.fromkeys(
+        ("optimizer.lr", "optimizer.clip", "schedule.start", "schedule.end", "schedule.power"),
+        (lambda value: value > 0, "above 0"),
+    ),
     **dict.fromkeys(("optimizer.layer_decay",), (lambda value: 0 < value <= 1, "above 0 and at most 1")),
-    **dict.fromkeys(("optimizer.weight_decay", "optimizer.backbone", "optimizer.frozen", "keep.pictures"), (lambda value: value >= 0, "0 or more")),
-    "optimizer.betas": (lambda value: len(value) == 2 and all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in value), "two numbers from 0 to below 1"),
+    **dict.fromkeys(
+        ("optimizer.weight_decay", "optimizer.backbone", "optimizer.frozen", "keep.pictures"),
+        (lambda value: value >= 0, "0 or more"),
+    ),
+    "optimizer.betas": (
+        lambda value: len(value) == 2 and all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in value),
+        "two numbers from 0 to below 1",
+    ),
     "optimizer.name": (lambda value: value in ("adamw", "adam", "sgd"), "adamw, adam or sgd"),
-    "optimizer.no_weight_decay": (lambda value: value in ("vectors", "norms", "embeddings"), "vectors, norms or embeddings"),
+    "optimizer.no_weight_decay": (
+        lambda value: value in ("vectors", "norms", "embeddings"),
+        "vectors, norms or embeddings",
+    ),
     "model.decoder_init": (lambda value: value in ("", "kaiming_fan_out"), "kaiming_fan_out or empty"),
-    "schedule.name": (lambda value: value in ("one_cycle", "polynomial", "cosine", "constant"), "one_cycle, polynomial, cosine or constant"),
+    "schedule.name": (
+        lambda value: value in ("one_cycle", "polynomial", "cosine", "constant"),
+        "one_cycle, polynomial, cosine or constant",
+    ),
     "schedule.warm_up": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
     "loop.ema": (lambda value: 0 <= value < 1, "from 0 to below 1"),
     "loop.precision": (lambda value: value in ("no", "bf16", "fp16"), "no, bf16 or fp16"),
@@ -178,14 +210,28 @@ def check_recipe(recipe: Recipe) -> Recipe:
             raise RecipeError(f"{path} is {value!r}, and has to be {words}.")
     steps, epochs = recipe.loop.steps, recipe.loop.epochs
     if steps < 0 or epochs < 0 or (steps > 0) == (epochs > 0):
-        raise RecipeError(f"loop.steps is {steps} and loop.epochs is {epochs}: exactly one of them says how long, the other is 0.")
+        raise RecipeError(
+            f"loop.steps is {steps} and loop.epochs is {epochs}: exactly one of them says how long, the other is 0."
+        )
     if recipe.schedule.name == "one_cycle" and recipe.schedule.warm_up * steps == 1:
-        raise RecipeError(f"schedule.warm_up is {recipe.schedule.warm_up} of {steps} steps, which is one single step. Try schedule.warm_up=0.")
-    apart = [field for field, asked in [("loop.compiled", recipe.loop.compiled), ("loop.channels_last", recipe.loop.channels_last), ("loop.precision=fp16", recipe.loop.precision == "fp16")] if asked]
+        raise RecipeError(
+            f"schedule.warm_up is {recipe.schedule.warm_up} of {steps} steps, which is one single step. Try schedule.warm_up=0."
+        )
+    apart = [
+        field
+        for field, asked in [
+            ("loop.compiled", recipe.loop.compiled),
+            ("loop.channels_last", recipe.loop.channels_last),
+            ("loop.precision=fp16", recipe.loop.precision == "fp16"),
+        ]
+        if asked
+    ]
     if recipe.loop.sharded and apart:
         raise RecipeError(f"loop.sharded does not go together with {' and '.join(apart)}. Leave out one or the other.")
     if recipe.data.batch_size % recipe.loop.accumulate:
-        raise RecipeError(f"data.batch_size is {recipe.data.batch_size}, which loop.accumulate={recipe.loop.accumulate} does not divide.")
+        raise RecipeError(
+            f"data.batch_size is {recipe.data.batch_size}, which loop.accumulate={recipe.loop.accumulate} does not divide."
+        )
     check_groups(recipe)
     return recipe
 
@@ -196,7 +242,9 @@ def check_groups(recipe: Recipe) -> None:
     for head, arguments in recipe.losses.items():
         group = arguments.get("images_per_group", 0) if isinstance(arguments, dict) else 0
         if isinstance(group, int) and group > 0 and at_once % group:
-            raise RecipeError(f"losses.{head}.images_per_group is {group}, and {at_once} images go through the network at once: choose a number that divides them.")
+            raise RecipeError(
+                f"losses.{head}.images_per_group is {group}, and {at_once} images go through the network at once: choose a number that divides them."
+            )
 
 # %% ../../nbs/training/15_recipes.ipynb #94cbd15a
 class RecipeWarning(UserWarning):
@@ -208,7 +256,9 @@ def is_default(recipe: Recipe, path: str) -> bool:  # path: `group.field`
     group, name = path.split(".")
     default = next(item.default for item in fields(getattr(recipe, group)) if item.name == name)
     value = value_at(recipe, path)
-    return value == (tuple(default) if isinstance(default, tuple) and isinstance(value, tuple) else default) or (isinstance(default, tuple) and list(value) == list(default))
+    return value == (tuple(default) if isinstance(default, tuple) and isinstance(value, tuple) else default) or (
+        isinstance(default, tuple) and list(value) == list(default)
+    )
 
 
 def settings_without_effect(
@@ -220,20 +270,32 @@ def settings_without_effect(
     said, schedule, optimizer, chosen, loop = [], recipe.schedule, recipe.optimizer, recipe.model, recipe.loop
     for name, owner in (("power", "polynomial"), ("start", "one_cycle"), ("end", "one_cycle")):
         if schedule.name != owner and not is_default(recipe, f"schedule.{name}"):
-            said.append(f"schedule.{name} has no effect: it belongs to the schedule {owner}, and this one is {schedule.name}.")
+            said.append(
+                f"schedule.{name} has no effect: it belongs to the schedule {owner}, and this one is {schedule.name}."
+            )
     if schedule.name == "one_cycle" and schedule.cycle_momentum and optimizer.betas[0] != 0.9:
-        said.append("The first of optimizer.betas has no effect: one_cycle moves it between 0.95 and 0.85. Keep it by schedule.cycle_momentum=false.")
+        said.append(
+            "The first of optimizer.betas has no effect: one_cycle moves it between 0.95 and 0.85. Keep it by schedule.cycle_momentum=false."
+        )
     if optimizer.name == "sgd" and optimizer.betas[1] != 0.999:
         said.append("The second of optimizer.betas has no effect: SGD has one momentum, the first.")
     if not optimizer.weight_decay and not is_default(recipe, "optimizer.no_weight_decay"):
         said.append("optimizer.no_weight_decay has no effect: optimizer.weight_decay is 0.")
-    said += [f"model.{name} has no effect: model.weights fills the whole network." for name in ("backbone", "decoder_init") if chosen.weights and getattr(chosen, name)]
+    said += [
+        f"model.{name} has no effect: model.weights fills the whole network."
+        for name in ("backbone", "decoder_init")
+        if chosen.weights and getattr(chosen, name)
+    ]
     if steps and optimizer.frozen >= steps:
-        said.append(f"The backbone does not move at all: optimizer.frozen is {optimizer.frozen}, and the run has {steps} steps.")
+        said.append(
+            f"The backbone does not move at all: optimizer.frozen is {optimizer.frozen}, and the run has {steps} steps."
+        )
     if loop.sharded and processes == 1:
         said.append("loop.sharded has no effect in one process, which keeps everything.")
     if loop.synchronised and loop.accumulate > 1:
-        said.append(f"loop.synchronised does not reach the whole batch: with loop.accumulate={loop.accumulate} a batch norm sees one of its {loop.accumulate} parts at a time, of all processes.")
+        said.append(
+            f"loop.synchronised does not reach the whole batch: with loop.accumulate={loop.accumulate} a batch norm sees one of its {loop.accumulate} parts at a time, of all processes."
+        )
     return said
 
 # %% ../../nbs/training/15_recipes.ipynb #6583f6c3
@@ -259,7 +321,12 @@ def changed(
 def nearest_path(whole: str, group, known: list[str]) -> str:
     "What may have been meant: a field of this group, or of another."
     if isinstance(group, Recipe):
-        inside = {item.name: f"{part.name}.{item.name}" for part in fields(group) if is_dataclass(part.type) for item in fields(part.type)}
+        inside = {
+            item.name: f"{part.name}.{item.name}"
+            for part in fields(group)
+            if is_dataclass(part.type)
+            for item in fields(part.type)
+        }
         if whole in inside:
             return f"Did you mean {inside[whole]!r}?"
         return nearest(whole, [*known, *inside.values()])
@@ -314,7 +381,9 @@ TINY_DEPTH = dict(output="exp", hidden=16)
 rooms_tiny = Recipe(
     name="rooms_tiny",
     model=ModelGroup("dpt_tiny", changes=dict(heads={"depth": TINY_DEPTH})),
-    data=DataGroup("rooms", batch_size=16, train=dict(count=3000), held_out=dict(count=200), transforms=FLIP_AND_COLOUR),
+    data=DataGroup(
+        "rooms", batch_size=16, train=dict(count=3000), held_out=dict(count=200), transforms=FLIP_AND_COLOUR
+    ),
     losses={"depth": dict(variance_focus=0.85, gradient=0.5)},
     optimizer=OptimizerGroup(lr=1.5e-3, betas=(0.9, 0.98)),
     schedule=ScheduleGroup(warm_up=0.2),
@@ -330,32 +399,58 @@ rooms_tiny = Recipe(
 
 # %% ../../nbs/training/15_recipes.ipynb #8eeaaf65
 streets_tiny = replace(
-    rooms_tiny, name="streets_tiny", data=replace(rooms_tiny.data, name="streets", train=dict(count=3000, sparse=True), held_out=dict(count=200, sparse=True)),
+    rooms_tiny,
+    name="streets_tiny",
+    data=replace(
+        rooms_tiny.data, name="streets", train=dict(count=3000, sparse=True), held_out=dict(count=200, sparse=True)
+    ),
     sources=rooms_tiny.sources | {"data.train": "sparse truth, as a LiDAR gives it on KITTI"},
 )
 rooms_joint = replace(
-    rooms_tiny, name="rooms_joint", model=ModelGroup("dpt_tiny", changes=dict(heads={"depth": TINY_DEPTH, "label": dict(classes=12)})),
+    rooms_tiny,
+    name="rooms_joint",
+    model=ModelGroup("dpt_tiny", changes=dict(heads={"depth": TINY_DEPTH, "label": dict(classes=12)})),
     losses=rooms_tiny.losses | {"label": dict(weight=0.2)},
-    sources=rooms_tiny.sources | {"losses": f"depth: {rooms_tiny.sources['losses']}; the weight of the labels brings both losses to about the same size at the start"},
+    sources=rooms_tiny.sources
+    | {
+        "losses": f"depth: {rooms_tiny.sources['losses']}; the weight of the labels brings both losses to about the same size at the start"
+    },
 )
 rooms_labels = replace(
-    rooms_joint, name="rooms_labels", model=ModelGroup("dpt_tiny", changes=dict(heads={"label": dict(classes=12, auxiliary=True)}, batch_norm=True)),
-    losses={"label": dict(auxiliary_weight=0.2)}, sources=rooms_joint.sources | {"losses": "the auxiliary head's share: as for ADE20K"},
+    rooms_joint,
+    name="rooms_labels",
+    model=ModelGroup("dpt_tiny", changes=dict(heads={"label": dict(classes=12, auxiliary=True)}, batch_norm=True)),
+    losses={"label": dict(auxiliary_weight=0.2)},
+    sources=rooms_joint.sources | {"losses": "the auxiliary head's share: as for ADE20K"},
 )
 scenes_tiny = replace(
-    rooms_joint, name="scenes_tiny",
+    rooms_joint,
+    name="scenes_tiny",
     model=ModelGroup("dpt_tiny_scenes"),
     data=replace(
-        rooms_tiny.data, name="mixture", protocol="streets",
-        train=dict(inverse=False, sets={"rooms": dict(count=6000, joint=True), "streets": dict(count=6000, joint=True)}),
-        held_out=dict(inverse=False, sets={"rooms": dict(count=200, joint=True), "streets": dict(count=200, joint=True)}),
+        rooms_tiny.data,
+        name="mixture",
+        protocol="streets",
+        train=dict(
+            inverse=False, sets={"rooms": dict(count=6000, joint=True), "streets": dict(count=6000, joint=True)}
+        ),
+        held_out=dict(
+            inverse=False, sets={"rooms": dict(count=200, joint=True), "streets": dict(count=200, joint=True)}
+        ),
     ),
-    loop=LoopGroup(steps=6000), keep=KeepGroup(validate_every=500, every=500),
-    sources=rooms_joint.sources | {"loop.steps": "0.40 s a step on two cores that do nothing else; the weights that come along took 1.7 hours beside other work", "data.protocol": "the range to 80 m serves both kinds"},
+    loop=LoopGroup(steps=6000),
+    keep=KeepGroup(validate_every=500, every=500),
+    sources=rooms_joint.sources
+    | {
+        "loop.steps": "0.40 s a step on two cores that do nothing else; the weights that come along took 1.7 hours beside other work",
+        "data.protocol": "the range to 80 m serves both kinds",
+    },
 )
 
 # %% ../../nbs/training/15_recipes.ipynb #2513c2f0
-JX_VIT_BASE = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/jx_vit_base_p16_224-80ecf9dd.pth"
+JX_VIT_BASE = (
+    "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/jx_vit_base_p16_224-80ecf9dd.pth"
+)
 TOOLBOX = "Monocular-Depth-Estimation-Toolbox, configs/dpt/dpt_vit-b16_{}.py and its _base_ files"
 
 
@@ -375,49 +470,97 @@ def toolbox(
     return Recipe(
         name=name,
         model=ModelGroup("dpt_base", backbone=JX_VIT_BASE, changes=dict(heads={"depth": head}, **same, **fed)),
-        data=DataGroup(name, batch_size=16, transforms=[window, ["Rotate", {}], ["Flip", {}], ["Crop", dict(height=crop[0], width=crop[1])], ["Colour", colour]]),
+        data=DataGroup(
+            name,
+            batch_size=16,
+            transforms=[
+                window,
+                ["Rotate", {}],
+                ["Flip", {}],
+                ["Crop", dict(height=crop[0], width=crop[1])],
+                ["Colour", colour],
+            ],
+        ),
         losses={"depth": dict(loss="silog", variance_focus=0.85, eps=1e-3, warm_up=100)},
         optimizer=OptimizerGroup(lr=1e-4, backbone=0.1, weight_decay=0.01, betas=(0.9, 0.999), clip=35.0),
         schedule=ScheduleGroup(warm_up=0.3, start=25.0, end=100.0),
         loop=LoopGroup(epochs=24.0),
         keep=KeepGroup(validate_every=4000, validate_on=256, flip=True, every=1000),
-        sources={key: source for key in ("model.changes", "model.backbone", "losses", "optimizer.lr", "optimizer.backbone", "optimizer.weight_decay", "optimizer.clip", "schedule.end", "loop.epochs")}
-        | {"data.batch_size": f"{source}: 8 GPUs of 2", "data.transforms": source, "schedule.warm_up": "mmcv's OneCycle, by default", "schedule.cycle_momentum": f"{source}: momentum_config"},
+        sources={
+            key: source
+            for key in (
+                "model.changes",
+                "model.backbone",
+                "losses",
+                "optimizer.lr",
+                "optimizer.backbone",
+                "optimizer.weight_decay",
+                "optimizer.clip",
+                "schedule.end",
+                "loop.epochs",
+            )
+        }
+        | {
+            "data.batch_size": f"{source}: 8 GPUs of 2",
+            "data.transforms": source,
+            "schedule.warm_up": "mmcv's OneCycle, by default",
+            "schedule.cycle_momentum": f"{source}: momentum_config",
+        },
     )
 
 
 TOOLBOX_KITTI = toolbox("kitti", ["KBCrop", {}], (352, 704), {}, (352, 1216))
-TOOLBOX_NYU = toolbox("nyu", ["Window", dict(top=45, bottom=472, left=43, right=608)], (416, 544), dict(brightness=[0.75, 1.25]), (480, 640))
+TOOLBOX_NYU = toolbox(
+    "nyu",
+    ["Window", dict(top=45, bottom=472, left=43, right=608)],
+    (416, 544),
+    dict(brightness=[0.75, 1.25]),
+    (480, 640),
+)
 
 # %% ../../nbs/training/15_recipes.ipynb #8fbbd102
 TOOLBOX_POINTS = {  # field → value and source in the run, value and source by the config
     "optimizer.backbone": (
-        1.0, "mmcv 1.3.13 hooks/lr_updater.py: OneCycle's one max_lr goes to every group, over lr_mult (the published log prints the first group's rate alone)",
-        0.1, "the config: lr_mult 0.1 for backbone",
+        1.0,
+        "mmcv 1.3.13 hooks/lr_updater.py: OneCycle's one max_lr goes to every group, over lr_mult (the published log prints the first group's rate alone)",
+        0.1,
+        "the config: lr_mult 0.1 for backbone",
     ),
     "optimizer.no_weight_decay": (
-        "embeddings", "mmcv 1.3.13 optimizer/default_constructor.py looks for the text norm in names, and the Toolbox's ViT calls its norms ln1 and ln2; biases have no rule",
-        "norms", "the config: decay_mult 0 for pos_embed, cls_token and norm",
+        "embeddings",
+        "mmcv 1.3.13 optimizer/default_constructor.py looks for the text norm in names, and the Toolbox's ViT calls its norms ln1 and ln2; biases have no rule",
+        "norms",
+        "the config: decay_mult 0 for pos_embed, cls_token and norm",
     ),
     "losses.depth.images_per_group": (
-        2, "Toolbox models/losses/sigloss.py sees one GPU's two images, and MMDistributedDataParallel averages the gradients of eight GPUs",
-        0, "not in the config: one loss a batch, as BTS's and AdaBins' formula reads",
+        2,
+        "Toolbox models/losses/sigloss.py sees one GPU's two images, and MMDistributedDataParallel averages the gradients of eight GPUs",
+        0,
+        "not in the config: one loss a batch, as BTS's and AdaBins' formula reads",
     ),
     "model.decoder_init": (
-        "kaiming_fan_out", "mmcv 1.3.13 bricks/conv_module.py: kaiming_init, normal, fan_out, biases 0, for the decoder's ConvModules; the others as PyTorch's",
-        "", "not in the config: PyTorch's",
+        "kaiming_fan_out",
+        "mmcv 1.3.13 bricks/conv_module.py: kaiming_init, normal, fan_out, biases 0, for the decoder's ConvModules; the others as PyTorch's",
+        "",
+        "not in the config: PyTorch's",
     ),
     "model.changes.layer_norm_eps": (
-        1e-5, "mmcv 1.3.13 bricks/norm.py: 1e-5 where the config gives none",
-        1e-6, "not in the config: what the ImageNet weights were trained with (timm)",
+        1e-5,
+        "mmcv 1.3.13 bricks/norm.py: 1e-5 where the config gives none",
+        1e-6,
+        "not in the config: what the ImageNet weights were trained with (timm)",
     ),
     "data.drop_last": (
-        True, "Toolbox apis/train.py: drop_last=True; the published logs count 1447 (KITTI) and 1514 (NYU) steps an epoch, 34 728 and 36 336 in all",
-        False, "not in the config: PyTorch's DataLoader by default",
+        True,
+        "Toolbox apis/train.py: drop_last=True; the published logs count 1447 (KITTI) and 1514 (NYU) steps an epoch, 34 728 and 36 336 in all",
+        False,
+        "not in the config: PyTorch's DataLoader by default",
     ),
     "data.transforms.Colour.white": (
-        255.0, "Toolbox pipelines/transforms.py: ColorAug raises values from 0 to 255 to its exponent",
-        1.0, "not in the config: BTS and AdaBins, whose ranges these are, raise values from 0 to 1",
+        255.0,
+        "Toolbox pipelines/transforms.py: ColorAug raises values from 0 to 255 to its exponent",
+        1.0,
+        "not in the config: BTS and AdaBins, whose ranges these are, raise values from 0 to 1",
     ),
 }
 
@@ -432,23 +575,35 @@ def toolbox_recipe(
     recipe = replace(base, name=name, sources=base.sources | {field: source for field, (_, source) in settled.items()})
     for field, (value, _) in settled.items():
         if field == "data.transforms.Colour.white":
-            colours = [[kind, arguments | dict(white=value) if kind == "Colour" else arguments] for kind, arguments in base.data.transforms]
+            colours = [
+                [kind, arguments | dict(white=value) if kind == "Colour" else arguments]
+                for kind, arguments in base.data.transforms
+            ]
             field, value = "data.transforms", colours
         recipe = changed(recipe, field.split("."), value, field)
     return recipe
 
 
-kitti_vitb, kitti_vitb_config = (toolbox_recipe(TOOLBOX_KITTI, name, name == "kitti_vitb") for name in ("kitti_vitb", "kitti_vitb_config"))
-nyu_vitb, nyu_vitb_config = (toolbox_recipe(TOOLBOX_NYU, name, name == "nyu_vitb") for name in ("nyu_vitb", "nyu_vitb_config"))
+kitti_vitb, kitti_vitb_config = (
+    toolbox_recipe(TOOLBOX_KITTI, name, name == "kitti_vitb") for name in ("kitti_vitb", "kitti_vitb_config")
+)
+nyu_vitb, nyu_vitb_config = (
+    toolbox_recipe(TOOLBOX_NYU, name, name == "nyu_vitb") for name in ("nyu_vitb", "nyu_vitb_config")
+)
 
 # %% ../../nbs/training/15_recipes.ipynb #54ddc75d
 def hybrid(name: str) -> Recipe:
     "DPT-Hybrid from MiDaS weights on `kitti` or `nyu`."
     base = {"kitti": TOOLBOX_KITTI, "nyu": TOOLBOX_NYU}[name]
     return replace(
-        base, name=f"{name}_hybrid", model=ModelGroup(f"dpt_hybrid_{name}", weights="dpt_hybrid"), optimizer=replace(base.optimizer, lr=1e-5, backbone=1.0),
-        sources=base.sources | {
-            "model.weights": "the paper, section 4.1: fine-tuned from the MiDaS model; isl-org/DPT dpt_hybrid-midas-501f0c75.pt", "optimizer.lr": "the paper's backbone rate for MIX 6, for lack of a published one",
+        base,
+        name=f"{name}_hybrid",
+        model=ModelGroup(f"dpt_hybrid_{name}", weights="dpt_hybrid"),
+        optimizer=replace(base.optimizer, lr=1e-5, backbone=1.0),
+        sources=base.sources
+        | {
+            "model.weights": "the paper, section 4.1: fine-tuned from the MiDaS model; isl-org/DPT dpt_hybrid-midas-501f0c75.pt",
+            "optimizer.lr": "the paper's backbone rate for MIX 6, for lack of a published one",
             "optimizer.backbone": "all weights are trained ones already",
         },
     )
@@ -463,8 +618,16 @@ mix_relative = Recipe(
     name="mix_relative",
     model=ModelGroup("dpt_hybrid", backbone="pretrained"),
     data=DataGroup(
-        "mixture", batch_size=16, protocol="zero_shot", train=dict(sets={"kitti": {}, "nyu": {}, "folder": dict(inverse=True)}), held_out=dict(inverse=False, sets={"kitti": {}, "nyu": {}}),
-        transforms=[["Resize", dict(height=384, width=384, multiple=1, method="lower_bound")], ["Crop", dict(height=384, width=384)], ["Flip", {}]],
+        "mixture",
+        batch_size=16,
+        protocol="zero_shot",
+        train=dict(sets={"kitti": {}, "nyu": {}, "folder": dict(inverse=True)}),
+        held_out=dict(inverse=False, sets={"kitti": {}, "nyu": {}}),
+        transforms=[
+            ["Resize", dict(height=384, width=384, multiple=1, method="lower_bound")],
+            ["Crop", dict(height=384, width=384)],
+            ["Flip", {}],
+        ],
     ),
     losses={"inverse_depth": dict(alignment="median", trim=0.2, gradient=0.5, scales=4)},
     optimizer=OptimizerGroup(lr=1e-4, name="adam", backbone=0.1, weight_decay=0.0),
@@ -472,9 +635,13 @@ mix_relative = Recipe(
     loop=LoopGroup(steps=60 * 72_000),
     keep=KeepGroup(validate_every=72_000, validate_on=256, every=5000),
     sources={
-        "model.backbone": f"{PAPER}.1: ImageNet weights", "data.batch_size": f"{PAPER}.1", "data.train": f"{PAPER}.1: each batch draws its sets alike; ten sets there",
+        "model.backbone": f"{PAPER}.1: ImageNet weights",
+        "data.batch_size": f"{PAPER}.1",
+        "data.train": f"{PAPER}.1: each batch draws its sets alike; ten sets there",
         "data.transforms": f"{PAPER}.1: longer side 384, square crops of 384, flips. Only a square picture has such a crop, so here the shorter side is 384, as in the authors' earlier MiDaS",
-        "losses": "Ranftl et al., TPAMI 2020, equations 4 to 11", "optimizer.lr": f"{PAPER}.1: 1e-4 for the decoder, 1e-5 for the backbone", "loop.steps": f"{PAPER}.1: 60 epochs of 72 000 steps",
+        "losses": "Ranftl et al., TPAMI 2020, equations 4 to 11",
+        "optimizer.lr": f"{PAPER}.1: 1e-4 for the decoder, 1e-5 for the backbone",
+        "loop.steps": f"{PAPER}.1: 60 epochs of 72 000 steps",
     },
 )
 
@@ -482,54 +649,155 @@ mix_relative = Recipe(
 def ade20k(name: str, model: str) -> Recipe:
     "A DPT on ADE20K, by the paper's section 4.2."
     return Recipe(
-        name=name, model=ModelGroup(model, backbone="pretrained"),
-        data=DataGroup("ade20k", batch_size=48, transforms=[["Rescale", dict(low=0.5, high=2.0, longer_side=520)], ["Pad", dict(height=480, width=480)], ["Crop", dict(height=480, width=480)], ["Flip", {}]]),
+        name=name,
+        model=ModelGroup(model, backbone="pretrained"),
+        data=DataGroup(
+            "ade20k",
+            batch_size=48,
+            transforms=[
+                ["Rescale", dict(low=0.5, high=2.0, longer_side=520)],
+                ["Pad", dict(height=480, width=480)],
+                ["Crop", dict(height=480, width=480)],
+                ["Flip", {}],
+            ],
+        ),
         losses={"label": dict(auxiliary_weight=0.2)},
         optimizer=OptimizerGroup(lr=0.002, name="sgd", weight_decay=1e-4, betas=(0.9, 0.999), clip=1e9),
         schedule=ScheduleGroup("polynomial", warm_up=0.0, power=0.9),
         loop=LoopGroup(epochs=240.0, synchronised=True),
         keep=KeepGroup(validate_every=4210, validate_on=256, every=1000),
-        sources={key: f"{PAPER}.2" for key in ("data.batch_size", "data.transforms", "losses", "optimizer.lr", "optimizer.betas", "schedule.power", "loop.epochs")}
+        sources={
+            key: f"{PAPER}.2"
+            for key in (
+                "data.batch_size",
+                "data.transforms",
+                "losses",
+                "optimizer.lr",
+                "optimizer.betas",
+                "schedule.power",
+                "loop.epochs",
+            )
+        }
         | {"optimizer.weight_decay": "PyTorch-Encoding, whose protocol the paper follows; not said in the paper"},
     )
 
 
 ade20k_hybrid, ade20k_large = ade20k("ade20k_hybrid", "dpt_hybrid_ade20k"), ade20k("ade20k_large", "dpt_large_ade20k")
 pascal_context_hybrid = replace(
-    ade20k_hybrid, name="pascal_context_hybrid", model=ModelGroup("dpt_hybrid_ade20k", weights="dpt_hybrid_ade20k", changes=dict(heads={"label": dict(classes=59, auxiliary=True)})),
-    data=replace(ade20k_hybrid.data, name="pascal_context"), loop=LoopGroup(epochs=50.0, synchronised=True),
-    sources=ade20k_hybrid.sources | {"model.weights": f"{PAPER}.2: fine-tuned from the ADE20K model; isl-org/DPT dpt_hybrid-ade20k-53898607.pt", "loop.epochs": f"{PAPER}.2"},
+    ade20k_hybrid,
+    name="pascal_context_hybrid",
+    model=ModelGroup(
+        "dpt_hybrid_ade20k",
+        weights="dpt_hybrid_ade20k",
+        changes=dict(heads={"label": dict(classes=59, auxiliary=True)}),
+    ),
+    data=replace(ade20k_hybrid.data, name="pascal_context"),
+    loop=LoopGroup(epochs=50.0, synchronised=True),
+    sources=ade20k_hybrid.sources
+    | {
+        "model.weights": f"{PAPER}.2: fine-tuned from the ADE20K model; isl-org/DPT dpt_hybrid-ade20k-53898607.pt",
+        "loop.epochs": f"{PAPER}.2",
+    },
 )
 
 # %% ../../nbs/training/15_recipes.ipynb #eb115cfe
 depth_anything_metric = Recipe(
-    name="depth_anything_metric", model=ModelGroup("depth_anything_v2_indoor_small", backbone="depth_anything_v2_small"),
-    data=DataGroup("nyu", batch_size=16, transforms=[["Window", dict(top=45, bottom=472, left=43, right=608)], ["Resize", dict(height=518, width=518, multiple=14, method="lower_bound")], ["Crop", dict(height=518, width=518)], ["Flip", {}]]),
+    name="depth_anything_metric",
+    model=ModelGroup("depth_anything_v2_indoor_small", backbone="depth_anything_v2_small"),
+    data=DataGroup(
+        "nyu",
+        batch_size=16,
+        transforms=[
+            ["Window", dict(top=45, bottom=472, left=43, right=608)],
+            ["Resize", dict(height=518, width=518, multiple=14, method="lower_bound")],
+            ["Crop", dict(height=518, width=518)],
+            ["Flip", {}],
+        ],
+    ),
     losses={"depth": dict(loss="silog", variance_focus=0.5)},
     optimizer=OptimizerGroup(lr=5e-5, backbone=0.1, weight_decay=0.01, clip=1e9),
     schedule=ScheduleGroup("polynomial", warm_up=0.0, power=0.9),
-    loop=LoopGroup(epochs=40.0), keep=KeepGroup(validate_every=2000, validate_on=256, every=1000),
-    sources={key: "Depth-Anything-V2, metric_depth/train.py" for key in ("model.backbone", "data.transforms", "losses", "optimizer.lr", "optimizer.backbone", "optimizer.weight_decay", "schedule.power")}
-    | {"loop.epochs": "Depth-Anything-V2, metric_depth/train.py's default; its dist_train.sh takes 120, with 8 times 4 pictures"},
+    loop=LoopGroup(epochs=40.0),
+    keep=KeepGroup(validate_every=2000, validate_on=256, every=1000),
+    sources={
+        key: "Depth-Anything-V2, metric_depth/train.py"
+        for key in (
+            "model.backbone",
+            "data.transforms",
+            "losses",
+            "optimizer.lr",
+            "optimizer.backbone",
+            "optimizer.weight_decay",
+            "schedule.power",
+        )
+    }
+    | {
+        "loop.epochs": "Depth-Anything-V2, metric_depth/train.py's default; its dist_train.sh takes 120, with 8 times 4 pictures"
+    },
 )
 folder_depth = Recipe(
-    name="folder_depth", model=ModelGroup("depth_anything_v2_indoor_small", backbone="depth_anything_v2_small"),
-    data=DataGroup("folder", batch_size=8, transforms=[["Resize", dict(height=392, width=518, multiple=14, method="lower_bound")], ["Crop", dict(height=392, width=518)], ["Flip", {}], ["Colour", {}]]),
-    losses={"depth": dict(variance_focus=0.85, gradient=0.5)}, optimizer=OptimizerGroup(lr=1e-4, backbone=0.1), loop=LoopGroup(epochs=30.0, ema=0.99),
-    keep=KeepGroup(validate_every=100, every=100), sources={"optimizer.lr": "the Toolbox's", "loop.ema": "smooths the last steps of a short run"},
+    name="folder_depth",
+    model=ModelGroup("depth_anything_v2_indoor_small", backbone="depth_anything_v2_small"),
+    data=DataGroup(
+        "folder",
+        batch_size=8,
+        transforms=[
+            ["Resize", dict(height=392, width=518, multiple=14, method="lower_bound")],
+            ["Crop", dict(height=392, width=518)],
+            ["Flip", {}],
+            ["Colour", {}],
+        ],
+    ),
+    losses={"depth": dict(variance_focus=0.85, gradient=0.5)},
+    optimizer=OptimizerGroup(lr=1e-4, backbone=0.1),
+    loop=LoopGroup(epochs=30.0, ema=0.99),
+    keep=KeepGroup(validate_every=100, every=100),
+    sources={"optimizer.lr": "the Toolbox's", "loop.ema": "smooths the last steps of a short run"},
 )
 folder_labels = replace(
-    folder_depth, name="folder_labels", model=ModelGroup("dpt_base", backbone="pretrained", changes=dict(heads={"label": dict(classes=2, auxiliary=True)}, batch_norm=True)),
-    data=replace(folder_depth.data, transforms=[["Rescale", dict(low=0.5, high=2.0, longer_side=512)], ["Pad", dict(height=384, width=384)], ["Crop", dict(height=384, width=384)], ["Flip", {}], ["Colour", {}]]),
-    losses={"label": dict(auxiliary_weight=0.2)}, sources={"losses": f"{PAPER}.2", "optimizer.lr": "the Toolbox's"},
+    folder_depth,
+    name="folder_labels",
+    model=ModelGroup(
+        "dpt_base",
+        backbone="pretrained",
+        changes=dict(heads={"label": dict(classes=2, auxiliary=True)}, batch_norm=True),
+    ),
+    data=replace(
+        folder_depth.data,
+        transforms=[
+            ["Rescale", dict(low=0.5, high=2.0, longer_side=512)],
+            ["Pad", dict(height=384, width=384)],
+            ["Crop", dict(height=384, width=384)],
+            ["Flip", {}],
+            ["Colour", {}],
+        ],
+    ),
+    losses={"label": dict(auxiliary_weight=0.2)},
+    sources={"losses": f"{PAPER}.2", "optimizer.lr": "the Toolbox's"},
 )
 
 # %% ../../nbs/training/15_recipes.ipynb #07d34951
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        rooms_tiny, rooms_joint, rooms_labels, streets_tiny, scenes_tiny, kitti_vitb, kitti_vitb_config, nyu_vitb, nyu_vitb_config, kitti_hybrid, nyu_hybrid, mix_relative, ade20k_hybrid, ade20k_large, pascal_context_hybrid,
-        depth_anything_metric, folder_depth, folder_labels,
+        rooms_tiny,
+        rooms_joint,
+        rooms_labels,
+        streets_tiny,
+        scenes_tiny,
+        kitti_vitb,
+        kitti_vitb_config,
+        nyu_vitb,
+        nyu_vitb_config,
+        kitti_hybrid,
+        nyu_hybrid,
+        mix_relative,
+        ade20k_hybrid,
+        ade20k_large,
+        pascal_context_hybrid,
+        depth_anything_metric,
+        folder_depth,
+        folder_labels,
     )
 }
 
@@ -544,7 +812,9 @@ def flat_rows(
         inner = [(item.name, getattr(value, item.name)) for item in fields(value) if item.name != "sources"]
     elif isinstance(value, dict):
         inner = list(value.items())
-    elif isinstance(value, list) and all(isinstance(part, list) and len(part) == 2 and isinstance(part[1], dict) for part in value):
+    elif isinstance(value, list) and all(
+        isinstance(part, list) and len(part) == 2 and isinstance(part[1], dict) for part in value
+    ):
         rows, inner = [(path, [name for name, _ in value])], value
     else:
         return [(path, value)]
@@ -557,7 +827,14 @@ def source_of(
 ) -> str:  # empty where nobody says so
     "Where a value comes from: what is said of it, or of the nearest thing that holds it."
     parts = path.split(".")
-    return next((recipe.sources[key] for length in range(len(parts), 0, -1) if (key := ".".join(parts[:length])) in recipe.sources), "")
+    return next(
+        (
+            recipe.sources[key]
+            for length in range(len(parts), 0, -1)
+            if (key := ".".join(parts[:length])) in recipe.sources
+        ),
+        "",
+    )
 
 # %% ../../nbs/training/15_recipes.ipynb #0222b525
 def recipe_rows(
@@ -580,7 +857,11 @@ def recipe_table(recipe: Recipe) -> str:
         if key != "sources":
             lines.append(f"{key:24} {json.dumps(value)}" + (f"   ← {source}" if source else ""))
             inner = dict(flat_rows(value, key))
-            lines += [f"  {name:22} {json.dumps(inner[name])}   ← {text}" for name, text in recipe.sources.items() if name.startswith(f"{key}.") and name in inner]
+            lines += [
+                f"  {name:22} {json.dumps(inner[name])}   ← {text}"
+                for name, text in recipe.sources.items()
+                if name.startswith(f"{key}.") and name in inner
+            ]
     return "\n".join(lines)
 
 # %% ../../nbs/training/15_recipes.ipynb #b8e06cd6
@@ -590,8 +871,15 @@ def recipe_differences(
 ) -> list[dict]:  # `field`, and for `one` and `other` a pair of value (None: not set) and source
     "Where two recipes differ, by the full names of the values."
     rows, others = dict(flat_rows(one)), dict(flat_rows(other))
-    names = [name for name in [*rows, *(name for name in others if name not in rows)] if name != "name" and rows.get(name) != others.get(name)]
-    return [dict(field=name, one=(rows.get(name), source_of(one, name)), other=(others.get(name), source_of(other, name))) for name in names]
+    names = [
+        name
+        for name in [*rows, *(name for name in others if name not in rows)]
+        if name != "name" and rows.get(name) != others.get(name)
+    ]
+    return [
+        dict(field=name, one=(rows.get(name), source_of(one, name)), other=(others.get(name), source_of(other, name)))
+        for name in names
+    ]
 
 
 def difference_table(
@@ -602,11 +890,16 @@ def difference_table(
     width, shown = max(len(one.name), len(other.name)), lambda value: "not set" if value is None else json.dumps(value)
     lines = []
     for row in recipe_differences(one, other):
-        lines += [row["field"]] + [f"  {recipe.name:{width}}  {shown(value):18} ← {source or 'not said'}" for recipe, (value, source) in ((one, row["one"]), (other, row["other"]))]
+        lines += [row["field"]] + [
+            f"  {recipe.name:{width}}  {shown(value):18} ← {source or 'not said'}"
+            for recipe, (value, source) in ((one, row["one"]), (other, row["other"]))
+        ]
     return "\n".join(lines)
 
 # %% ../../nbs/training/15_recipes.ipynb #1ce2fdc8
-TRANSFORMS = {transform.__name__: transform for transform in (Colour, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window)}
+TRANSFORMS = {
+    transform.__name__: transform for transform in (Colour, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window)
+}
 LOSSES = {  # head → name → class; the first is meant when none is named
     "depth": {"silog_and_gradient": DepthLoss, "silog": SILogLoss, "regression": DepthRegressionLoss},
     "inverse_depth": {"scale_and_shift_invariant": SSILoss},
@@ -630,13 +923,18 @@ def build_losses(recipe: Recipe) -> dict:  # head → loss
         if not isinstance(arguments, dict):
             raise RecipeError(f"losses.{head} is {arguments!r}, and has to hold the arguments of a loss, such as {{}}.")
         own = {key: value for key, value in arguments.items() if key not in ("loss", "weight")}
-        losses[head] = build(f"loss for the head {head!r}", LOSSES[head], arguments.get("loss", next(iter(LOSSES[head]))), own)
+        losses[head] = build(
+            f"loss for the head {head!r}", LOSSES[head], arguments.get("loss", next(iter(LOSSES[head]))), own
+        )
     return losses
 
 
 def loss_weights(recipe: Recipe) -> dict:  # head → weight of its loss in the sum
     "How much each head's loss counts. Raises `RecipeError` for a weight that is no number of 0 or more."
-    weights = {head: arguments["weight"] if isinstance(arguments, dict) and "weight" in arguments else 1.0 for head, arguments in recipe.losses.items()}
+    weights = {
+        head: arguments["weight"] if isinstance(arguments, dict) and "weight" in arguments else 1.0
+        for head, arguments in recipe.losses.items()
+    }
     for head, weight in weights.items():
         if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
             raise RecipeError(f"losses.{head}.weight is {weight!r}, and has to be a number of 0 or more.")
@@ -653,7 +951,9 @@ def build(
     if not isinstance(name, str) or name not in known:
         raise RecipeError(f"There is no {what} {name!r}. {nearest(str(name), known)}")
     if not isinstance(arguments, dict):
-        raise RecipeError(f"The {what} {name!r} has the arguments {arguments!r}, and a dictionary of them was expected.")
+        raise RecipeError(
+            f"The {what} {name!r} has the arguments {arguments!r}, and a dictionary of them was expected."
+        )
     try:
         return known[name](**arguments)
     except (TypeError, ValueError) as error:

@@ -17,12 +17,12 @@ import pickletools
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
-from pathlib import Path
 from http.client import HTTPException
-from typing import BinaryIO, Callable, NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, url2pathname, urlopen
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
@@ -35,11 +35,45 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from huggingface_hub.utils import tqdm
 from safetensors import SafetensorError
 
-from ..network.backbone import is_convolutional, relative_index
 from ..images.images import not_written, set_room_aside, whole_file
-from ..network.dpt import FEEDING, FLOATS, SHORT, SIDES, TEST_PIPELINES, YES_NO, Schema, changed_config, check_tensors, choice, config_from, either, listed, local_path
-from ..network.dpt import move_model, not_finite, num_classes, read_json, read_safetensors, real, save_tensors, violation, whole
-from ..network.dpt import DPT, ConfigError, DPTConfig, IMAGENET_MEAN, IMAGENET_STD, NAMED, PUBLISHED, build_head, config_for, create_model, empty_model, fill, misfits
+from ..network.backbone import is_convolutional, relative_index
+from dpt_nb.network.dpt import (
+    DPT,
+    FEEDING,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NAMED,
+    PUBLISHED,
+    SHORT,
+    SIDES,
+    TEST_PIPELINES,
+    YES_NO,
+    ConfigError,
+    DPTConfig,
+    Schema,
+    build_head,
+    changed_config,
+    check_tensors,
+    choice,
+    config_for,
+    config_from,
+    create_model,
+    either,
+    empty_model,
+    fill,
+    listed,
+    local_path,
+    misfits,
+    move_model,
+    not_finite,
+    num_classes,
+    read_json,
+    read_safetensors,
+    real,
+    save_tensors,
+    violation,
+    whole,
+)
 from ..network.patch_embed import prefix_tokens, resample_positions, resize_places
 
 # %% ../../nbs/weights/load.ipynb #09767cf1
@@ -61,11 +95,27 @@ def numpy_numbers() -> tuple:  # what `safe_globals` takes
 # %% ../../nbs/weights/load.ipynb #9e15f7db
 MOST_STEPS, MOST_LEAVES, MOST_TENSORS = 2_000_000, 1_000_000, 20_000  # of a pickle; of a tuple in it; of a checkpoint
 LARGEST_PICKLE = 64 * 2**20  # bytes
-REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter", "_rebuild_parameter_with_state")
-CALLED = {"collections.OrderedDict", "torch.Size", "torch.device", "torch._tensor._rebuild_from_type_v2", *(f"torch._utils.{name}" for name in REBUILD)}
+REBUILD = (
+    "_rebuild_tensor",
+    "_rebuild_tensor_v2",
+    "_rebuild_tensor_v3",
+    "_rebuild_parameter",
+    "_rebuild_parameter_with_state",
+)
+CALLED = {
+    "collections.OrderedDict",
+    "torch.Size",
+    "torch.device",
+    "torch._tensor._rebuild_from_type_v2",
+    *(f"torch._utils.{name}" for name in REBUILD),
+}
 NUMPY = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
-NAMED_ONLY = re.compile(r"torch\.(cuda\.)?\w+Storage|torch\.storage\.(Untyped|Typed)Storage|torch\.nn\.parameter\.Parameter|torch\.(b?float|u?int|complex|bool|bits|quint|qint)\w*")
-BYTES = dict(Double=8, Long=8, ComplexFloat=8, ComplexDouble=16, Float=4, Int=4, Half=2, BFloat16=2, Short=2)  # of a value, by the name of its storage
+NAMED_ONLY = re.compile(
+    r"torch\.(cuda\.)?\w+Storage|torch\.storage\.(Untyped|Typed)Storage|torch\.nn\.parameter\.Parameter|torch\.(b?float|u?int|complex|bool|bits|quint|qint)\w*"
+)
+BYTES = dict(
+    Double=8, Long=8, ComplexFloat=8, ComplexDouble=16, Float=4, Int=4, Half=2, BFloat16=2, Short=2
+)  # of a value, by the name of its storage
 
 
 class Refused(ValueError):
@@ -75,6 +125,7 @@ class Refused(ValueError):
 @dataclass
 class PickleScan:
     "What a pickle would build, without building it: a stack of (number of leaves, value where it matters)."
+
     stack: list = field(default_factory=list)
     marks: list = field(default_factory=list)  # heights of the stack
     memo: dict = field(default_factory=dict)
@@ -108,7 +159,12 @@ def scan_call(scan: PickleScan) -> None:
     (_, called), (_, arguments) = scan.pop(2)
     name = getattr(called, "name", None)
     arguments = arguments if isinstance(arguments, tuple) else ()
-    number = name in NUMPY or (name == "numpy.dtype" and arguments and isinstance(arguments[0], str) and re.fullmatch(r"[<>=|]?[bBiufc?][0-9]{0,2}", arguments[0]))
+    number = name in NUMPY or (
+        name == "numpy.dtype"
+        and arguments
+        and isinstance(arguments[0], str)
+        and re.fullmatch(r"[<>=|]?[bBiufc?][0-9]{0,2}", arguments[0])
+    )
     text = name == "_codecs.encode" and arguments[1:] in (("latin1",), ("latin-1",), ("utf-8",))
     if not (name in CALLED or number or text):
         raise Refused(f"GLOBAL {name or 'something'}")
@@ -117,13 +173,20 @@ def scan_call(scan: PickleScan) -> None:
 
 class Name(NamedTuple):
     "A global that a pickle mentions."
+
     name: str  # "module.attribute"
 
 
 def scan_global(scan: PickleScan, written: str) -> None:  # written: "module attribute"
     "GLOBAL. Raises `Refused` for one that no tensor needs."
     name = written.replace(" ", ".")
-    if not (name in CALLED or name in NUMPY or name in ("numpy.dtype", "_codecs.encode") or re.fullmatch(r"numpy\.dtypes\.\w+", name) or NAMED_ONLY.fullmatch(name)):
+    if not (
+        name in CALLED
+        or name in NUMPY
+        or name in ("numpy.dtype", "_codecs.encode")
+        or re.fullmatch(r"numpy\.dtypes\.\w+", name)
+        or NAMED_ONLY.fullmatch(name)
+    ):
         raise Refused(f"GLOBAL {name}")
     scan.push(Name(name))
 
@@ -131,24 +194,51 @@ def scan_global(scan: PickleScan, written: str) -> None:  # written: "module att
 def scan_storage(scan: PickleScan) -> None:
     "BINPERSID: a storage by its key, with the number of its values. Raises `Refused` for anything else."
     [(_, stated)] = scan.pop(1)
-    if not (isinstance(stated, tuple) and len(stated) >= 5 and stated[0] == "storage" and isinstance(stated[1], Name) and isinstance(stated[2], str) and isinstance(stated[4], int) and stated[4] >= 0):
+    if not (
+        isinstance(stated, tuple)
+        and len(stated) >= 5
+        and stated[0] == "storage"
+        and isinstance(stated[1], Name)
+        and isinstance(stated[2], str)
+        and isinstance(stated[4], int)
+        and stated[4] >= 0
+    ):
         raise Refused("it describes a storage as nobody does")
     kind = stated[1].name.split(".")[-1].removesuffix("Storage")
     scan.storages[stated[2]] = max(scan.storages.get(stated[2], 0), stated[4] * BYTES.get(kind, 1))
     scan.push()
 
 # %% ../../nbs/weights/load.ipynb #a849f470
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "EMPTY_LIST": None, "EMPTY_DICT": None, "EMPTY_SET": None}
+CONSTANTS = {
+    "NONE": None,
+    "NEWTRUE": True,
+    "NEWFALSE": False,
+    "EMPTY_TUPLE": (),
+    "EMPTY_LIST": None,
+    "EMPTY_DICT": None,
+    "EMPTY_SET": None,
+}
 WRITTEN = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING")
 STEPS = {
-    "MARK": lambda scan, _: scan.marks.append(len(scan.stack)), "TUPLE": lambda scan, _: scan.push_tuple(scan.pop_to_mark()),
-    "TUPLE1": lambda scan, _: scan.push_tuple(scan.pop(1)), "TUPLE2": lambda scan, _: scan.push_tuple(scan.pop(2)), "TUPLE3": lambda scan, _: scan.push_tuple(scan.pop(3)),
-    "APPEND": lambda scan, _: scan.pop(1), "SETITEM": lambda scan, _: scan.pop(2), "BUILD": lambda scan, _: scan.pop(1),
-    "APPENDS": lambda scan, _: scan.pop_to_mark(), "SETITEMS": lambda scan, _: scan.pop_to_mark(),
-    "GLOBAL": scan_global, "REDUCE": lambda scan, _: scan_call(scan), "BINPERSID": lambda scan, _: scan_storage(scan),
-    "BINGET": lambda scan, key: scan.stack.append(scan.memo[key]), "LONG_BINGET": lambda scan, key: scan.stack.append(scan.memo[key]),
-    "BINPUT": lambda scan, key: scan.memo.__setitem__(key, scan.stack[-1]), "LONG_BINPUT": lambda scan, key: scan.memo.__setitem__(key, scan.stack[-1]),
-    **{name: lambda scan, _, value=value: scan.push(value) for name, value in CONSTANTS.items()}, **{name: lambda scan, value: scan.push(value) for name in WRITTEN},
+    "MARK": lambda scan, _: scan.marks.append(len(scan.stack)),
+    "TUPLE": lambda scan, _: scan.push_tuple(scan.pop_to_mark()),
+    "TUPLE1": lambda scan, _: scan.push_tuple(scan.pop(1)),
+    "TUPLE2": lambda scan, _: scan.push_tuple(scan.pop(2)),
+    "TUPLE3": lambda scan, _: scan.push_tuple(scan.pop(3)),
+    "APPEND": lambda scan, _: scan.pop(1),
+    "SETITEM": lambda scan, _: scan.pop(2),
+    "BUILD": lambda scan, _: scan.pop(1),
+    "APPENDS": lambda scan, _: scan.pop_to_mark(),
+    "SETITEMS": lambda scan, _: scan.pop_to_mark(),
+    "GLOBAL": scan_global,
+    "REDUCE": lambda scan, _: scan_call(scan),
+    "BINPERSID": lambda scan, _: scan_storage(scan),
+    "BINGET": lambda scan, key: scan.stack.append(scan.memo[key]),
+    "LONG_BINGET": lambda scan, key: scan.stack.append(scan.memo[key]),
+    "BINPUT": lambda scan, key: scan.memo.__setitem__(key, scan.stack[-1]),
+    "LONG_BINPUT": lambda scan, key: scan.memo.__setitem__(key, scan.stack[-1]),
+    **{name: lambda scan, _, value=value: scan.push(value) for name, value in CONSTANTS.items()},
+    **{name: lambda scan, value: scan.push(value) for name in WRITTEN},
 }
 
 
@@ -191,18 +281,33 @@ def table_size(path: Path) -> int:  # bytes, as the archive claims
 def check_archive(path: Path) -> None:
     "Raises `CheckpointError` for a zip archive that is larger inside than outside, `Refused` for a pickle in it that asks for more than tensors."
     if table_size(path) > LARGEST_TABLE:
-        raise CheckpointError(f"{path} is a zip archive with a table of more than {LARGEST_TABLE // 2**20} MB, and a checkpoint has some thousand members: it was not opened.")
+        raise CheckpointError(
+            f"{path} is a zip archive with a table of more than {LARGEST_TABLE // 2**20} MB, and a checkpoint has some thousand members: it was not opened."
+        )
     with ZipFile(path) as archive:
         members, names = archive.infolist(), [member.filename.lower() for member in archive.infolist()]
-        packed = next((member for member in members if member.compress_type != ZIP_STORED or member.file_size != member.compress_size), None)
+        packed = next(
+            (
+                member
+                for member in members
+                if member.compress_type != ZIP_STORED or member.file_size != member.compress_size
+            ),
+            None,
+        )
         pickles = [member for member in members if member.filename.lower().endswith("data.pkl")]
         if packed and pickles:
-            raise CheckpointError(f"{path} holds {SHORT.repr(packed.filename)} compressed, {packed.compress_size:,} bytes for {packed.file_size:,}, and PyTorch stores its members as they are: it was not unpacked.")
+            raise CheckpointError(
+                f"{path} holds {SHORT.repr(packed.filename)} compressed, {packed.compress_size:,} bytes for {packed.file_size:,}, and PyTorch stores its members as they are: it was not unpacked."
+            )
         if len(set(names)) < len(names) or sum(member.file_size for member in members) > path.stat().st_size:
-            raise CheckpointError(f"{path} is an archive whose members have the same name or lie in each other: it was not opened.")
+            raise CheckpointError(
+                f"{path} is an archive whose members have the same name or lie in each other: it was not opened."
+            )
         for member in pickles:
             if member.file_size > LARGEST_PICKLE:
-                raise CheckpointError(f"{path} describes its tensors in {member.file_size:,} bytes, and {LARGEST_PICKLE:,} are the most: it was not opened.")
+                raise CheckpointError(
+                    f"{path} describes its tensors in {member.file_size:,} bytes, and {LARGEST_PICKLE:,} are the most: it was not opened."
+                )
             with archive.open(member) as file:
                 check_claims(path, scan_pickle(file))
 
@@ -211,7 +316,9 @@ def check_claims(path: Path, scan: PickleScan) -> None:
     "Raises `CheckpointError` for storages that are larger than their file."
     claimed, there = sum(scan.storages.values()), path.stat().st_size
     if claimed > there:
-        raise CheckpointError(f"{path} claims {claimed:,} bytes of values and has {there:,} in all: it is cut short or damaged. Copy or download it again.")
+        raise CheckpointError(
+            f"{path} claims {claimed:,} bytes of values and has {there:,} in all: it is cut short or damaged. Copy or download it again."
+        )
 
 
 def check_stream(path: Path) -> None:
@@ -239,7 +346,9 @@ def read_file(
             return read_safetensors(path)
         archive = start[:2] == b"PK"
         if start[257:262] == b"ustar":
-            raise CheckpointError(f"{path} is a tar archive, as PyTorch wrote them before 0.4, and those are not opened. Open it with a PyTorch of that time and save it again.")
+            raise CheckpointError(
+                f"{path} is a tar archive, as PyTorch wrote them before 0.4, and those are not opened. Open it with a PyTorch of that time and save it again."
+            )
         if archive or start[:1] == b"\x80":
             check_archive(path) if archive else check_stream(path)
         with torch.serialization.safe_globals(numpy_numbers()), warnings.catch_warnings():
@@ -291,16 +400,34 @@ def why_unreadable(
         if protocol is None:
             return f"{path} is a zip archive and no PyTorch checkpoint. If it was downloaded as an archive, unpack it and open the file inside."
     if words == "PROTOCOL" or protocol > b"\x03" or (not archive and "magic number" in words and protocol):
-        return f"{path} is a pickle of a kind that PyTorch reads only by running what is in it, so it was refused. {ask}"
+        return (
+            f"{path} is a pickle of a kind that PyTorch reads only by running what is in it, so it was refused. {ask}"
+        )
     if words.startswith("it ") and (archive or protocol):
         return f"{path} is a pickle that no checkpoint of weights needs, so it was refused: {words}. {ask}"
     if archive or start[:2] == b"PK" or protocol:
         return f"{path} is a PyTorch checkpoint that is cut short or damaged. Copy or download it again."
-    return f"{path} is no checkpoint: it starts with {start!r}. Expected a PyTorch file (.pt, .pth, .bin) or safetensors."
+    return (
+        f"{path} is no checkpoint: it starts with {start!r}. Expected a PyTorch file (.pt, .pth, .bin) or safetensors."
+    )
 
 # %% ../../nbs/weights/load.ipynb #d4a30003
-WRAPPINGS = ("state_dict", "model_state_dict", "model", "model_ema", "network", "net", "weights")  # keys under which training scripts put the weights
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")  # DistributedDataParallel, torch.compile, Lightning and habits
+WRAPPINGS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "model_ema",
+    "network",
+    "net",
+    "weights",
+)  # keys under which training scripts put the weights
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "network.",
+    "net.",
+)  # DistributedDataParallel, torch.compile, Lightning and habits
 
 
 def unwrap(
@@ -313,25 +440,34 @@ def unwrap(
         loaded = loaded if inner is None else loaded[inner]
     if not isinstance(loaded, dict) or not loaded:
         found = "dict without entries" if isinstance(loaded, dict) else type(loaded).__name__
-        raise CheckpointError(f"{source} holds a {found} and no named weights. Expected what torch.save(model.state_dict(), …) writes, or that under {', '.join(WRAPPINGS)}.")
+        raise CheckpointError(
+            f"{source} holds a {found} and no named weights. Expected what torch.save(model.state_dict(), …) writes, or that under {', '.join(WRAPPINGS)}."
+        )
     other = [key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if other:
-        raise CheckpointError(f"{source} holds more than named tensors: {SHORT.repr(other[:3])[1:-1]}. Expected names with tensors, or these under {', '.join(WRAPPINGS)}.")
+        raise CheckpointError(
+            f"{source} holds more than named tensors: {SHORT.repr(other[:3])[1:-1]}. Expected names with tensors, or these under {', '.join(WRAPPINGS)}."
+        )
     odd = [key for key in loaded if len(key) > 300 or not key.isprintable()]
     if odd or len(loaded) > MOST_TENSORS:
-        raise CheckpointError(f"{source} holds {len(loaded)} tensors, {SHORT.repr((odd or list(loaded))[0])} among them. Expected at most {MOST_TENSORS} with names of at most 300 letters.")
+        raise CheckpointError(
+            f"{source} holds {len(loaded)} tensors, {SHORT.repr((odd or list(loaded))[0])} among them. Expected at most {MOST_TENSORS} with names of at most 300 letters."
+        )
     try:
         check_tensors(loaded, source)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     loaded = {key: value for key, value in loaded.items() if key != "n_averaged"}  # torch's AveragedModel counts in it
-    while prefix := next((prefix for prefix in PREFIXES if loaded and all(key.startswith(prefix) for key in loaded)), None):
+    while prefix := next(
+        (prefix for prefix in PREFIXES if loaded and all(key.startswith(prefix) for key in loaded)), None
+    ):
         loaded = {key.removeprefix(prefix): value for key, value in loaded.items()}
     return dict(loaded)
 
 # %% ../../nbs/weights/load.ipynb #2ac7893b
 class Source(NamedTuple):
     "A checkpoint found."
+
     path: Path  # the file with the weights
     config: dict | None  # of the config.json beside it
     name: str  # what it is called: the file's, the folder's or the Hub's name
@@ -351,10 +487,14 @@ def from_folder(
 ) -> Source:
     "A folder with config.json and weights. Raises `CheckpointError` when one of them is missing or unreadable."
     if not (folder / "config.json").exists():
-        raise CheckpointError(f"{folder} holds no config.json. Give the file with the weights itself, or a folder written by save_pretrained.")
+        raise CheckpointError(
+            f"{folder} holds no config.json. Give the file with the weights itself, or a folder written by save_pretrained."
+        )
     config = json_beside(folder / "config.json")
     if (folder / "model.safetensors.index.json").is_file() or (folder / "pytorch_model.bin.index.json").is_file():
-        raise CheckpointError(f"{folder} holds weights in several files. Open it with transformers and save it in one: model.save_pretrained(…, max_shard_size='100GB').")
+        raise CheckpointError(
+            f"{folder} holds weights in several files. Open it with transformers and save it in one: model.save_pretrained(…, max_shard_size='100GB')."
+        )
     for file in ("model.safetensors", "pytorch_model.bin"):
         if (folder / file).is_file():
             return Source(folder / file, config, name)
@@ -372,33 +512,49 @@ def fetch(
     "Download a file with a progress bar. Raises `CheckpointError` when it does not come, comes short, is too large or another than the checksum says."
     advice, seen = "Download it by other means and give the file's path.", hashlib.sha256()
     try:
-        with urlopen(Request(url, headers={"User-Agent": "dpt_nb"}), timeout=60) as answer, whole_file(path) as temporary:
+        with (
+            urlopen(Request(url, headers={"User-Agent": "dpt_nb"}), timeout=60) as answer,
+            whole_file(path) as temporary,
+        ):
             length = int(answer.headers.get("Content-Length") or 0)
-            with open(temporary, "wb") as file, tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name) as bar:
+            with (
+                open(temporary, "wb") as file,
+                tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name) as bar,
+            ):
                 while length <= LARGEST_DOWNLOAD and file.tell() <= LARGEST_DOWNLOAD and (piece := answer.read(2**20)):
                     file.write(piece)
                     seen.update(piece)
                     bar.update(len(piece))
                 came = file.tell()
             if length > LARGEST_DOWNLOAD or came > LARGEST_DOWNLOAD:
-                raise CheckpointError(f"{url} is larger than {LARGEST_DOWNLOAD / 1e9:.0f} GB, and no network is. {advice}")
+                raise CheckpointError(
+                    f"{url} is larger than {LARGEST_DOWNLOAD / 1e9:.0f} GB, and no network is. {advice}"
+                )
             if length and came != length:
                 raise CheckpointError(f"{url} could not be downloaded: {came:,} of {length:,} bytes came. Try again.")
             if checksum and seen.hexdigest() != checksum.lower():
-                raise CheckpointError(f"{url} is another file than was asked for: its SHA-256 is {seen.hexdigest()}, and {checksum} was expected. Nothing was kept.")
+                raise CheckpointError(
+                    f"{url} is another file than was asked for: its SHA-256 is {seen.hexdigest()}, and {checksum} was expected. Nothing was kept."
+                )
     except CheckpointError:
         raise
     except (OSError, ValueError, HTTPException) as error:
-        raise CheckpointError(f"{url} could not be downloaded: {str(error).strip() or type(error).__name__}. {advice}") from None
+        raise CheckpointError(
+            f"{url} could not be downloaded: {str(error).strip() or type(error).__name__}. {advice}"
+        ) from None
 
 # %% ../../nbs/weights/load.ipynb #a892b748
 def download(url: str) -> Path:
     "A file by its URL, kept in torch's cache. Raises `CheckpointError` when it does not come."
     address, _, stated = url.partition("#")
     if not re.match(r"https?://[^/]", address, re.IGNORECASE):
-        raise CheckpointError(f"{SHORT.repr(url)} is no address that can be downloaded. Expected one that begins with https://, http:// or file:///.")
+        raise CheckpointError(
+            f"{SHORT.repr(url)} is no address that can be downloaded. Expected one that begins with https://, http:// or file:///."
+        )
     checksum = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", stated)
-    folder = Path(torch.hub.get_dir()) / "checkpoints" / hashlib.sha256(url.encode(errors="replace")).hexdigest()[:12]  # many files are called weights.pth
+    folder = (
+        Path(torch.hub.get_dir()) / "checkpoints" / hashlib.sha256(url.encode(errors="replace")).hexdigest()[:12]
+    )  # many files are called weights.pth
     name = re.sub(r"[^\w. -]", "_", unquote(address.split("?")[0].split("/")[-1]))[-100:].lstrip(".")
     path = folder / (name or "weights")
     if not path.exists():
@@ -410,7 +566,9 @@ def file_address(url: str) -> str:
     "The path that a file: address names. Raises `CheckpointError` for one on another machine, or with more than a path."
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-        raise CheckpointError(f"{SHORT.repr(url)} names more than a file of this machine. Expected file:///path/to/file, with %23 for # and %3F for ?.")
+        raise CheckpointError(
+            f"{SHORT.repr(url)} names more than a file of this machine. Expected file:///path/to/file, with %23 for # and %3F for ?."
+        )
     return url2pathname(parts.path)
 
 # %% ../../nbs/weights/load.ipynb #a172efb1
@@ -424,7 +582,9 @@ def from_hub(
         try:
             path = Path(hf_hub_download(name, file, **hub))
             hf_hub_download(name, "config.json", **hub)
-            with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):  # says mean and std, where there is one
+            with contextlib.suppress(
+                EntryNotFoundError, LocalEntryNotFoundError
+            ):  # says mean and std, where there is one
                 hf_hub_download(name, "preprocessor_config.json", **hub)
             return from_folder(path.parent, name)._replace(path=path)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -448,21 +608,31 @@ def locate(
         return from_folder(path, path.name)
     if path.is_file():
         beside = path.name in ("model.safetensors", "pytorch_model.bin") and (path.parent / "config.json").is_file()
-        return from_folder(path.parent, path.parent.name)._replace(path=path) if beside else Source(path, None, path.name)
+        return (
+            from_folder(path.parent, path.parent.name)._replace(path=path) if beside else Source(path, None, path.name)
+        )
     if re.match(r"\w+://", text) and not local:
         path = download(text)
         return Source(path, None, path.name)
     if text in PUBLISHED:
         return locate(PUBLISHED[text].weights)
-    if not local and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not path.parent.is_dir() and not re.search(r"\.(pt|pth|bin|ckpt|safetensors)$|/model$", text):
+    if (
+        not local
+        and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text)
+        and not path.parent.is_dir()
+        and not re.search(r"\.(pt|pth|bin|ckpt|safetensors)$|/model$", text)
+    ):
         return from_hub(text, **hub)
     close = difflib.get_close_matches(text, PUBLISHED, n=1)
     shown = text if text.isprintable() and len(text) < 300 else SHORT.repr(text)
-    raise CheckpointError(f"There is no checkpoint at {shown}. Expected a file, a folder, a Hub id such as Intel/dpt-large, a URL, or a name of list_models(){f': did you mean {close[0]}?' if close else ', such as dpt_large.'}")
+    raise CheckpointError(
+        f"There is no checkpoint at {shown}. Expected a file, a folder, a Hub id such as Intel/dpt-large, a URL, or a name of list_models(){f': did you mean {close[0]}?' if close else ', such as dpt_large.'}"
+    )
 
 # %% ../../nbs/weights/load.ipynb #b8a08ae2
 class Row(NamedTuple):
     "One correspondence of names."
+
     ours: str  # template
     theirs: str | tuple  # template; or several, whose tensors are ours cut along the first dimension
 
@@ -483,7 +653,11 @@ def into_ours(
     for key, tensor in state.items():
         for row in rows:
             theirs = (row.theirs,) if isinstance(row.theirs, str) else row.theirs
-            matches = [(place, match) for place, template in enumerate(theirs) if (match := template_pattern(template).fullmatch(key))]
+            matches = [
+                (place, match)
+                for place, template in enumerate(theirs)
+                if (match := template_pattern(template).fullmatch(key))
+            ]
             if matches:
                 place, match = matches[0]
                 pieces.setdefault((row.ours.format(**match.groupdict()), len(theirs)), {})[place] = (key, tensor)
@@ -526,7 +700,10 @@ def scratch_rows(prefix: str) -> list[Row]:
         for unit, number in [("lateral_unit", 1), ("unit", 2)]:
             for place in (1, 2):
                 rows += [
-                    Row(f"{ours}.{unit}.convolution{place}.{{rest}}", f"{theirs}.resConfUnit{number}.conv{place}.{{rest}}"),
+                    Row(
+                        f"{ours}.{unit}.convolution{place}.{{rest}}",
+                        f"{theirs}.resConfUnit{number}.conv{place}.{{rest}}",
+                    ),
                     Row(f"{ours}.{unit}.norm{place}.{{rest}}", f"{theirs}.resConfUnit{number}.bn{place}.{{rest}}"),
                 ]
     return rows
@@ -534,7 +711,13 @@ def scratch_rows(prefix: str) -> list[Row]:
 # %% ../../nbs/weights/load.ipynb #68e005da
 def isl_org_rows(head: str) -> list[Row]:
     "isl-org/DPT `models.py`, `vit.py`; MiDaS 3.1 `backbones/`."
-    rows = [Row(f"backbone.vit.layers.{stage + 1}.downsample.{{rest}}", f"pretrained.model.layers.{stage}.downsample.{{rest}}") for stage in range(3)]
+    rows = [
+        Row(
+            f"backbone.vit.layers.{stage + 1}.downsample.{{rest}}",
+            f"pretrained.model.layers.{stage}.downsample.{{rest}}",
+        )
+        for stage in range(3)
+    ]
     rows += [Row("backbone.vit.{rest}", "pretrained.model.{rest}")]
     for level in range(4):
         theirs = f"pretrained.act_postprocess{level + 1}"
@@ -545,45 +728,80 @@ def isl_org_rows(head: str) -> list[Row]:
         parts = [("convolution", 0), ("norm", 1), ("classify", 4)]
         rows += [Row(f"heads.label.{part}.{{rest}}", f"scratch.output_conv.{place}.{{rest}}") for part, place in parts]
         return rows + [Row(f"auxiliary.{part}.{{rest}}", f"auxlayer.{place}.{{rest}}") for part, place in parts]
-    return rows + [Row(f"heads.{head}.convolution{place // 2 + 1}.{{rest}}", f"scratch.output_conv.{place}.{{rest}}") for place in (0, 2, 4)]
+    return rows + [
+        Row(f"heads.{head}.convolution{place // 2 + 1}.{{rest}}", f"scratch.output_conv.{place}.{{rest}}")
+        for place in (0, 2, 4)
+    ]
 
 
 def depth_anything_rows(head: str) -> list[Row]:
     "Depth Anything V1 `depth_anything/dpt.py`, V2 `depth_anything_v2/dpt.py`."
-    parts = [("read.project", "readout_projects.{level}.0"), ("reduce", "projects.{level}"), ("resample", "resize_layers.{level}")]
+    parts = [
+        ("read.project", "readout_projects.{level}.0"),
+        ("reduce", "projects.{level}"),
+        ("resample", "resize_layers.{level}"),
+    ]
     rows = [Row("backbone.vit.{rest}", "pretrained.{rest}")]
     rows += [Row(f"reassemble.{{level}}.{part}.{{rest}}", f"depth_head.{theirs}.{{rest}}") for part, theirs in parts]
     rows += scratch_rows("depth_head.scratch.")
     places = ["output_conv1", "output_conv2.0", "output_conv2.2"]
-    return rows + [Row(f"heads.{head}.convolution{number}.{{rest}}", f"depth_head.scratch.{place}.{{rest}}") for number, place in enumerate(places, 1)]
+    return rows + [
+        Row(f"heads.{head}.convolution{number}.{{rest}}", f"depth_head.scratch.{place}.{{rest}}")
+        for number, place in enumerate(places, 1)
+    ]
 
 # %% ../../nbs/weights/load.ipynb #8a85002c
 def mmseg_vit_rows(ours: str, theirs: str) -> list[Row]:
     "Monocular-Depth-Estimation-Toolbox `tools/model_converters/vit2depth.py`."
     words = {
-        "norm1": "ln1", "norm2": "ln2", "mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1", "attn.proj": "attn.attn.out_proj",
+        "norm1": "ln1",
+        "norm2": "ln2",
+        "mlp.fc1": "ffn.layers.0.0",
+        "mlp.fc2": "ffn.layers.1",
+        "attn.proj": "attn.attn.out_proj",
     }
-    rows = [Row(f"{ours}norm.{{rest}}", f"{theirs}ln1.{{rest}}"), Row(f"{ours}patch_embed.proj.{{rest}}", f"{theirs}patch_embed.projection.{{rest}}")]
+    rows = [
+        Row(f"{ours}norm.{{rest}}", f"{theirs}ln1.{{rest}}"),
+        Row(f"{ours}patch_embed.proj.{{rest}}", f"{theirs}patch_embed.projection.{{rest}}"),
+    ]
     rows += [Row(f"{ours}blocks.{{block}}.attn.qkv.{{kind}}", f"{theirs}layers.{{block}}.attn.attn.in_proj_{{kind}}")]
-    rows += [Row(f"{ours}blocks.{{block}}.{our_word}.{{rest}}", f"{theirs}layers.{{block}}.{their_word}.{{rest}}") for our_word, their_word in words.items()]
-    return rows + [Row(f"{ours}blocks.{{rest}}", f"{theirs}layers.{{rest}}"), Row(f"{ours}{{rest}}", f"{theirs}{{rest}}")]
+    rows += [
+        Row(f"{ours}blocks.{{block}}.{our_word}.{{rest}}", f"{theirs}layers.{{block}}.{their_word}.{{rest}}")
+        for our_word, their_word in words.items()
+    ]
+    return rows + [
+        Row(f"{ours}blocks.{{rest}}", f"{theirs}layers.{{rest}}"),
+        Row(f"{ours}{{rest}}", f"{theirs}{{rest}}"),
+    ]
 
 
 def mmseg_rows(head: str) -> list[Row]:
     "mmsegmentation and the Toolbox, `decode_heads/dpt_head.py`."
-    parts = [("read.project", "readout_projects.{level}.0"), ("reduce", "projects.{level}.conv"), ("resample", "resize_layers.{level}")]
+    parts = [
+        ("read.project", "readout_projects.{level}.0"),
+        ("reduce", "projects.{level}.conv"),
+        ("resample", "resize_layers.{level}"),
+    ]
     rows = mmseg_vit_rows("backbone.vit.", "backbone.")
-    rows += [Row(f"reassemble.{{level}}.{part}.{{rest}}", f"decode_head.reassemble_blocks.{theirs}.{{rest}}") for part, theirs in parts]
+    rows += [
+        Row(f"reassemble.{{level}}.{part}.{{rest}}", f"decode_head.reassemble_blocks.{theirs}.{{rest}}")
+        for part, theirs in parts
+    ]
     rows += [Row("reassemble.{level}.widen.{rest}", "decode_head.convs.{level}.conv.{rest}")]
     rows += [Row("decoder.steps.{step}.mix.{rest}", "decode_head.fusion_blocks.{step}.project.conv.{rest}")]
     for unit, number in [("lateral_unit", 1), ("unit", 2)]:
         for place in (1, 2):
             theirs = f"decode_head.fusion_blocks.{{step}}.res_conv_unit{number}.conv{place}"
-            rows += [Row(f"decoder.steps.{{step}}.{unit}.{ours}{place}.{{rest}}", f"{theirs}.{word}.{{rest}}") for ours, word in [("convolution", "conv"), ("norm", "bn")]]
+            rows += [
+                Row(f"decoder.steps.{{step}}.{unit}.{ours}{place}.{{rest}}", f"{theirs}.{word}.{{rest}}")
+                for ours, word in [("convolution", "conv"), ("norm", "bn")]
+            ]
     if head == "label":
         parts = [("convolution", "project.conv"), ("norm", "project.bn"), ("classify", "conv_seg")]
     else:
-        parts = [("projection", "project.conv")] + [(f"convolution{place // 2 + 1}", f"conv_depth.head.{place}") for place in (0, 2, 4)]
+        parts = [("projection", "project.conv")] + [
+            (f"convolution{place // 2 + 1}", f"conv_depth.head.{place}") for place in (0, 2, 4)
+        ]
     return rows + [Row(f"heads.{head}.{part}.{{rest}}", f"decode_head.{theirs}.{{rest}}") for part, theirs in parts]
 
 # %% ../../nbs/weights/load.ipynb #07b2bfa3
@@ -595,39 +813,86 @@ def separate(ours: str, theirs: str, kinds: str = "{kind}") -> Row:
 def transformers_vit_rows(prefix: str, kind: str) -> list[Row]:
     "The backbones ViT, ViT-hybrid, DINOv2 and BEiT of transformers."
     ours, layer = "backbone.vit.blocks.{block}", f"{prefix}encoder.layer.{{block}}"
-    rows = [Row("backbone.vit.cls_token", f"{prefix}embeddings.cls_token"), Row("backbone.vit.pos_embed", f"{prefix}embeddings.position_embeddings")]
+    rows = [
+        Row("backbone.vit.cls_token", f"{prefix}embeddings.cls_token"),
+        Row("backbone.vit.pos_embed", f"{prefix}embeddings.position_embeddings"),
+    ]
     rows += [Row("backbone.vit.norm.{rest}", f"{prefix}layernorm.{{rest}}")]
     bit = f"{prefix}embeddings.backbone.bit"
     rows += [
         Row("backbone.vit.patch_embed.backbone.stem.conv.{rest}", f"{bit}.embedder.convolution.{{rest}}"),
         Row("backbone.vit.patch_embed.backbone.stem.norm.{rest}", f"{bit}.embedder.norm.{{rest}}"),
-        Row("backbone.vit.patch_embed.backbone.stages.{stage}.blocks.{unit}.{rest}", f"{bit}.encoder.stages.{{stage}}.layers.{{unit}}.{{rest}}"),
-        Row("backbone.vit.patch_embed.proj.{rest}", f"{prefix}embeddings.{'projection' if kind == 'hybrid' else 'patch_embeddings.projection'}.{{rest}}"),
+        Row(
+            "backbone.vit.patch_embed.backbone.stages.{stage}.blocks.{unit}.{rest}",
+            f"{bit}.encoder.stages.{{stage}}.layers.{{unit}}.{{rest}}",
+        ),
+        Row(
+            "backbone.vit.patch_embed.proj.{rest}",
+            f"{prefix}embeddings.{'projection' if kind == 'hybrid' else 'patch_embeddings.projection'}.{{rest}}",
+        ),
     ]
     attention = f"{layer}.attention.attention"
     if kind == "beit":
-        rows += [separate(f"{ours}.attn.qkv", attention, "weight"), Row(f"{ours}.attn.q_bias", f"{attention}.query.bias"), Row(f"{ours}.attn.v_bias", f"{attention}.value.bias")]
-        rows += [Row(f"{ours}.attn.relative_position_bias_table", f"{attention}.relative_position_bias.relative_position_bias_table")]
+        rows += [
+            separate(f"{ours}.attn.qkv", attention, "weight"),
+            Row(f"{ours}.attn.q_bias", f"{attention}.query.bias"),
+            Row(f"{ours}.attn.v_bias", f"{attention}.value.bias"),
+        ]
+        rows += [
+            Row(
+                f"{ours}.attn.relative_position_bias_table",
+                f"{attention}.relative_position_bias.relative_position_bias_table",
+            )
+        ]
         rows += [Row(f"{ours}.gamma_{number}", f"{layer}.lambda_{number}") for number in (1, 2)]
     else:
         rows += [separate(f"{ours}.attn.qkv", attention)]
-    words = {"attn.proj": "attention.output.dense", "norm1": "layernorm_before", "norm2": "layernorm_after", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+    words = {
+        "attn.proj": "attention.output.dense",
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
     if kind == "dinov2":
-        words = {"attn.proj": "attention.output.dense", "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+        words = {
+            "attn.proj": "attention.output.dense",
+            "norm1": "norm1",
+            "norm2": "norm2",
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
+        }
         rows += [Row(f"{ours}.ls{number}.gamma", f"{layer}.layer_scale{number}.lambda1") for number in (1, 2)]
-    return rows + [Row(f"{ours}.{our_word}.{{rest}}", f"{layer}.{their_word}.{{rest}}") for our_word, their_word in words.items()]
+    return rows + [
+        Row(f"{ours}.{our_word}.{{rest}}", f"{layer}.{their_word}.{{rest}}") for our_word, their_word in words.items()
+    ]
 
 # %% ../../nbs/weights/load.ipynb #99afad6b
 def transformers_swin_rows() -> list[Row]:
     "The backbone Swinv2 of transformers."
     ours, theirs = "backbone.vit.layers.{stage}.blocks.{block}", "backbone.encoder.layers.{stage}.blocks.{block}"
-    rows = [Row(f"backbone.vit.layers.{stage + 1}.downsample.{{rest}}", f"backbone.encoder.layers.{stage}.downsample.{{rest}}") for stage in range(3)]
-    rows += [Row("backbone.vit.patch_embed.proj.{rest}", "backbone.embeddings.patch_embeddings.projection.{rest}"), Row("backbone.vit.patch_embed.norm.{rest}", "backbone.embeddings.norm.{rest}")]
+    rows = [
+        Row(
+            f"backbone.vit.layers.{stage + 1}.downsample.{{rest}}",
+            f"backbone.encoder.layers.{stage}.downsample.{{rest}}",
+        )
+        for stage in range(3)
+    ]
+    rows += [
+        Row("backbone.vit.patch_embed.proj.{rest}", "backbone.embeddings.patch_embeddings.projection.{rest}"),
+        Row("backbone.vit.patch_embed.norm.{rest}", "backbone.embeddings.norm.{rest}"),
+    ]
     rows += [separate(f"{ours}.attn.qkv", f"{theirs}.attention.self", "weight")]
     words = {
-        "attn.q_bias": "attention.self.query.bias", "attn.v_bias": "attention.self.value.bias", "attn.logit_scale": "attention.self.logit_scale",
-        "attn.cpb_mlp.{rest}": "attention.self.continuous_position_bias_mlp.{rest}", "attn.proj.{rest}": "attention.output.dense.{rest}", "norm1.{rest}": "layernorm_before.{rest}",
-        "norm2.{rest}": "layernorm_after.{rest}", "mlp.fc1.{rest}": "intermediate.dense.{rest}", "mlp.fc2.{rest}": "output.dense.{rest}",
+        "attn.q_bias": "attention.self.query.bias",
+        "attn.v_bias": "attention.self.value.bias",
+        "attn.logit_scale": "attention.self.logit_scale",
+        "attn.cpb_mlp.{rest}": "attention.self.continuous_position_bias_mlp.{rest}",
+        "attn.proj.{rest}": "attention.output.dense.{rest}",
+        "norm1.{rest}": "layernorm_before.{rest}",
+        "norm2.{rest}": "layernorm_after.{rest}",
+        "mlp.fc1.{rest}": "intermediate.dense.{rest}",
+        "mlp.fc2.{rest}": "output.dense.{rest}",
     }
     return rows + [Row(f"{ours}.{our_word}", f"{theirs}.{their_word}") for our_word, their_word in words.items()]
 
@@ -636,27 +901,43 @@ def transformers_rows(head: str, kind: str, depth_anything: bool = False) -> lis
     "transformers `modeling_dpt.py`, `modeling_depth_anything.py`."
     own = kind in ("vit", "hybrid")
     rows = transformers_swin_rows() if kind == "swinv2" else transformers_vit_rows("dpt." if own else "backbone.", kind)
-    rows += [Row(f"reassemble.{{level}}.{ours}.{{rest}}", f"neck.reassemble_stage.layers.{{level}}.{theirs}.{{rest}}") for ours, theirs in [("reduce", "projection"), ("resample", "resize")]]
-    rows += [Row("reassemble.{level}.read.project.{rest}", "neck.reassemble_stage.readout_projects.{level}.0.{rest}"), Row("reassemble.{level}.widen.{rest}", "neck.convs.{level}.{rest}")]
+    rows += [
+        Row(f"reassemble.{{level}}.{ours}.{{rest}}", f"neck.reassemble_stage.layers.{{level}}.{theirs}.{{rest}}")
+        for ours, theirs in [("reduce", "projection"), ("resample", "resize")]
+    ]
+    rows += [
+        Row("reassemble.{level}.read.project.{rest}", "neck.reassemble_stage.readout_projects.{level}.0.{rest}"),
+        Row("reassemble.{level}.widen.{rest}", "neck.convs.{level}.{rest}"),
+    ]
     step = "neck.fusion_stage.layers.{step}"
     rows += [Row("decoder.steps.{step}.mix.{rest}", f"{step}.projection.{{rest}}")]
     for unit, number in [("lateral_unit", 1), ("unit", 2)]:
         for place in (1, 2):
-            rows += [Row(f"decoder.steps.{{step}}.{unit}.norm{place}.{{rest}}", f"{step}.residual_layer{number}.batch_norm{place}.{{rest}}")]
+            rows += [
+                Row(
+                    f"decoder.steps.{{step}}.{unit}.norm{place}.{{rest}}",
+                    f"{step}.residual_layer{number}.batch_norm{place}.{{rest}}",
+                )
+            ]
         rows += [Row(f"decoder.steps.{{step}}.{unit}.{{rest}}", f"{step}.residual_layer{number}.{{rest}}")]
     if head == "label":
         parts = [("convolution", 0), ("norm", 1), ("classify", 4)]
         rows += [Row(f"heads.label.{part}.{{rest}}", f"head.head.{place}.{{rest}}") for part, place in parts]
-        return rows + [Row(f"auxiliary.{part}.{{rest}}", f"auxiliary_head.head.{place}.{{rest}}") for part, place in parts]
+        return rows + [
+            Row(f"auxiliary.{part}.{{rest}}", f"auxiliary_head.head.{place}.{{rest}}") for part, place in parts
+        ]
     if depth_anything:
         return rows + [Row(f"heads.{head}.convolution{{number}}.{{rest}}", "head.conv{number}.{rest}")]
     rows += [Row(f"heads.{head}.projection.{{rest}}", "head.projection.{rest}")]
-    return rows + [Row(f"heads.{head}.convolution{place // 2 + 1}.{{rest}}", f"head.head.{place}.{{rest}}") for place in (0, 2, 4)]
+    return rows + [
+        Row(f"heads.{head}.convolution{place // 2 + 1}.{{rest}}", f"head.head.{place}.{{rest}}") for place in (0, 2, 4)
+    ]
 
 # %% ../../nbs/weights/load.ipynb #3cdfab05
 @dataclass
 class Dialect:
     "A project's names, and how to know them."
+
     name: str
     signs: tuple[str, ...]  # a file is of this dialect when names begin with each of these
     unused: tuple[str, ...] = ()  # patterns of names that no prediction needs
@@ -669,13 +950,30 @@ CLASSIFIER = r"(head|head_dist|fc_norm|pre_logits)\..*"
 DIALECTS = {
     "dpt_nb": Dialect("dpt_nb", ("backbone.vit.", "reassemble.", "decoder.steps.")),
     "isl-org": Dialect(
-        "isl-org", ("pretrained.model.", "scratch."),
-        (rf"pretrained\.model\.{CLASSIFIER}", r"pretrained\.model\.norm\..*", r"scratch\.refinenet4\.resConfUnit1\..*", TABLES),
+        "isl-org",
+        ("pretrained.model.", "scratch."),
+        (
+            rf"pretrained\.model\.{CLASSIFIER}",
+            r"pretrained\.model\.norm\..*",
+            r"scratch\.refinenet4\.resConfUnit1\..*",
+            TABLES,
+        ),
     ),
-    "depth-anything": Dialect("depth-anything", ("pretrained.blocks.", "depth_head."), (r"pretrained\.mask_token", r"depth_head\.scratch\.refinenet4\.resConfUnit1\..*")),
+    "depth-anything": Dialect(
+        "depth-anything",
+        ("pretrained.blocks.", "depth_head."),
+        (r"pretrained\.mask_token", r"depth_head\.scratch\.refinenet4\.resConfUnit1\..*"),
+    ),
     "transformers": Dialect(
-        "transformers", ("neck.", "head."),
-        (r"dpt\.layernorm\..*", r"dpt\.pooler\..*", r"backbone\.embeddings\.mask_token", r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*", TABLES),
+        "transformers",
+        ("neck.", "head."),
+        (
+            r"dpt\.layernorm\..*",
+            r"dpt\.pooler\..*",
+            r"backbone\.embeddings\.mask_token",
+            r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*",
+            TABLES,
+        ),
     ),
     "mmseg": Dialect("mmseg", ("backbone.", "decode_head."), (r"auxiliary_head\..*", r"decode_head\.conv_seg\..*")),
     "mmseg backbone": Dialect("mmseg backbone", ("layers.0.attn.attn.in_proj_", "patch_embed.projection.")),
@@ -713,18 +1011,38 @@ def recognise(
     if config is not None and "taps" in config:
         return "dpt_nb"
     if what := not_opened(state):
-        raise CheckpointError(f"{source} is {what}, which is not opened here: it is whole, but there is no network for it. Known are {KNOWN}.")
-    prefixes = {key: tuple(sign for dialect in DIALECTS.values() for sign in dialect.signs if key.startswith(sign)) for key in state}
-    found = [name for name, dialect in DIALECTS.items() if all(any(sign in signs for signs in prefixes.values()) for sign in dialect.signs)]
+        raise CheckpointError(
+            f"{source} is {what}, which is not opened here: it is whole, but there is no network for it. Known are {KNOWN}."
+        )
+    prefixes = {
+        key: tuple(sign for dialect in DIALECTS.values() for sign in dialect.signs if key.startswith(sign))
+        for key in state
+    }
+    found = [
+        name
+        for name, dialect in DIALECTS.items()
+        if all(any(sign in signs for signs in prefixes.values()) for sign in dialect.signs)
+    ]
     some = ", ".join(list(state)[:3])
     if not found:
         advice = "A DPT stands on a vision transformer, so give one of those, or a whole model."
-        if part := next((dialect for dialect in DIALECTS.values() if 2 * sum(key.startswith(dialect.signs) for key in state) > len(state)), None):
+        if part := next(
+            (
+                dialect
+                for dialect in DIALECTS.values()
+                if 2 * sum(key.startswith(dialect.signs) for key in state) > len(state)
+            ),
+            None,
+        ):
             lacking = " and ".join(f"{sign}…" for sign in part.signs if not any(key.startswith(sign) for key in state))
             advice = f"Nearest is {part.name}, whose files have {lacking} too: copy or download it again, or give the whole model if it is a part of one."
-        raise CheckpointError(f"The names in {source} belong to no project known here: {some}, … ({len(state)} in all). Known are {KNOWN}. {advice}")
+        raise CheckpointError(
+            f"The names in {source} belong to no project known here: {some}, … ({len(state)} in all). Known are {KNOWN}. {advice}"
+        )
     if len(found) > 1:
-        raise CheckpointError(f"{source} mixes the names of {' and '.join(found)}. One file holds one model; its first names are {some}.")
+        raise CheckpointError(
+            f"{source} mixes the names of {' and '.join(found)}. One file holds one model; its first names are {some}."
+        )
     return found[0]
 
 # %% ../../nbs/weights/load.ipynb #2b6dcc47
@@ -756,7 +1074,11 @@ def named_or_measured(
 ) -> dict:  # `backbone` and `backbone_arguments`
     "The model by its name where timm has it, else by its measures."
     known = next((name for name in candidates if timm.is_model(name)), None)
-    return dict(backbone=known, backbone_arguments={}) if known and standard else dict(backbone=fallback, backbone_arguments=measures)
+    return (
+        dict(backbone=known, backbone_arguments={})
+        if known and standard
+        else dict(backbone=fallback, backbone_arguments=measures)
+    )
 
 # %% ../../nbs/weights/load.ipynb #fe20822f
 class GridError(ValueError):
@@ -770,7 +1092,9 @@ def roughness(
     "How different positions are that would lie above or beside each other, in units of their variance."
     laid = positions.float().reshape(*grid, -1)
     steps = [(laid[1:] - laid[:-1]).square().mean(), (laid[:, 1:] - laid[:, :-1]).square().mean()]
-    return (sum(step for step in steps if step.isfinite()) / 2 / laid.flatten(0, 1).var(0).mean().clamp(min=1e-12)).item()
+    return (
+        sum(step for step in steps if step.isfinite()) / 2 / laid.flatten(0, 1).var(0).mean().clamp(min=1e-12)
+    ).item()
 
 # %% ../../nbs/weights/load.ipynb #265df9e0
 def position_grid(
@@ -783,12 +1107,18 @@ def position_grid(
     fits = wanted is not None and wanted[0] * wanted[1] == count
     if not fits and square is None:
         asked = f", nor {wanted[0]}×{wanted[1]}" if wanted else ""
-        raise GridError(f"it has {count} positions, which are no square{asked}. Say image_size=(height, width), the size that it was trained at.")
+        raise GridError(
+            f"it has {count} positions, which are no square{asked}. Say image_size=(height, width), the size that it was trained at."
+        )
     if not fits or square in (None, wanted):
         return tuple(wanted) if fits else square
     as_square, as_wanted = roughness(positions, square), roughness(positions, wanted)
     if 0.9 < as_square / max(as_wanted, 1e-12) < 1.1:
-        warnings.warn(f"{count} positions fit a grid of {side}×{side} and of {wanted[0]}×{wanted[1]}, and do not show which it is: they are taken as {wanted[0]}×{wanted[1]}, as they are.", CheckpointWarning, stacklevel=2)
+        warnings.warn(
+            f"{count} positions fit a grid of {side}×{side} and of {wanted[0]}×{wanted[1]}, and do not show which it is: they are taken as {wanted[0]}×{wanted[1]}, as they are.",
+            CheckpointWarning,
+            stacklevel=2,
+        )
     return square if as_square < 0.9 * as_wanted else tuple(wanted)
 
 
@@ -812,14 +1142,22 @@ def describe_vit(
     size_in_file = grid_size(vit["pos_embed"][:, 0 if registers else 1 + distilled :], patch, wanted)
     side = size_in_file[0]
     hidden, size = extent(vit, "blocks.0.mlp.fc1.weight", 0), SIZES.get(dim)
-    measures = dict(embed_dim=dim, depth=depth, num_heads={1280: 16, 1408: 16}.get(dim, max(1, dim // 64)), patch_size=patch) | ({} if hidden == 4 * dim else dict(mlp_ratio=hidden / dim))
+    measures = dict(
+        embed_dim=dim, depth=depth, num_heads={1280: 16, 1408: 16}.get(dim, max(1, dim // 64)), patch_size=patch
+    ) | ({} if hidden == 4 * dim else dict(mlp_ratio=hidden / dim))
     if dinov2:
         name = "patch14_reg4_dinov2" if registers else "patch14_dinov2"
         candidates, fallback = [f"vit_{size}_{name}"], f"vit_small_{name}"
     elif distilled:
-        candidates, fallback = [f"deit_{size}_distilled_patch{patch}_{side}", f"deit_{size}_distilled_patch{patch}_384"], "deit_base_distilled_patch16_224"
+        candidates, fallback = (
+            [f"deit_{size}_distilled_patch{patch}_{side}", f"deit_{size}_distilled_patch{patch}_384"],
+            "deit_base_distilled_patch16_224",
+        )
     else:
-        candidates, fallback = [f"vit_{size}_patch{patch}_{pixels}" for pixels in (side, 384, 224)], "vit_base_patch16_224"
+        candidates, fallback = (
+            [f"vit_{size}_patch{patch}_{pixels}" for pixels in (side, 384, 224)],
+            "vit_base_patch16_224",
+        )
     standard = depth == (24 if size == "large" else 12) and hidden == 4 * dim and (patch == 14 or not dinov2)
     taps = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
     return dict(image_size=size_in_file, taps=taps, **named_or_measured(candidates, standard, fallback, **measures))
@@ -831,17 +1169,31 @@ def describe_hybrid(vit: dict, wanted: tuple[int, int] | None = None) -> dict:
     layers = [count(vit, f"{stages}{stage}.blocks.") for stage in range(count(vit, stages))]
     widths = [extent(vit, f"{stages}{stage}.blocks.0.conv3.weight", 0) for stage in range(len(layers))]
     stem = extent(vit, "patch_embed.backbone.stem.conv.weight", 0)
-    resnet = dict(layers=layers, channels=widths, stem=stem, squeeze=extent(vit, f"{stages}0.blocks.0.conv1.weight", 0) / widths[0], groups=32)
+    resnet = dict(
+        layers=layers,
+        channels=widths,
+        stem=stem,
+        squeeze=extent(vit, f"{stages}0.blocks.0.conv1.weight", 0) / widths[0],
+        groups=32,
+    )
     standard = (dim, depth, layers, widths) == (768, 12, [3, 4, 9], [256, 512, 1024])
     measures = dict(embed_dim=dim, depth=depth, num_heads=max(1, dim // 64), resnet=resnet)
     extent(vit, "pos_embed", 2)
     taps = ["stages.0", "stages.1", depth * 3 // 4 - 1, depth - 1]
-    return dict(image_size=grid_size(vit["pos_embed"][:, 1:], 16, wanted), taps=taps, **named_or_measured(["vit_base_r50_s16_384"], standard, "vit_base_patch16_224", **measures))
+    return dict(
+        image_size=grid_size(vit["pos_embed"][:, 1:], 16, wanted),
+        taps=taps,
+        **named_or_measured(["vit_base_r50_s16_384"], standard, "vit_base_patch16_224", **measures),
+    )
 
 
 def describe_beit(vit: dict, wanted: tuple[int, int] | None = None) -> dict:
     "A BEiT, by its shapes."
-    table, dim, depth = "blocks.0.attn.relative_position_bias_table", extent(vit, "cls_token", -1), count(vit, "blocks.")
+    table, dim, depth = (
+        "blocks.0.attn.relative_position_bias_table",
+        extent(vit, "cls_token", -1),
+        count(vit, "blocks."),
+    )
     patch, offsets = extent(vit, "patch_embed.proj.weight", 3), extent(vit, table, 0) - 3
     side = (round(offsets**0.5) + 1) // 2 * patch
     # A table has no layout of its own to show, so a size that is asked for and fits is believed
@@ -851,26 +1203,44 @@ def describe_beit(vit: dict, wanted: tuple[int, int] | None = None) -> dict:
     candidates = [f"beit_{size}_patch16_{pixels}" for pixels in (side, 384, 224)]
     taps = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
     standard = depth == (24 if size == "large" else 12)
-    return dict(image_size=list(wanted) if fits else [side, side], taps=taps, **named_or_measured(candidates, standard, "beit_base_patch16_224", **measures))
+    return dict(
+        image_size=list(wanted) if fits else [side, side],
+        taps=taps,
+        **named_or_measured(candidates, standard, "beit_base_patch16_224", **measures),
+    )
 
 # %% ../../nbs/weights/load.ipynb #4fe589ff
 def describe_swin(vit: dict, tables: dict) -> dict:
     "A Swin or Swin V2, by its shapes; the mask that published files carry tells the window and the picture."
-    dim, depths = extent(vit, "patch_embed.proj.weight", 0), tuple(count(vit, f"layers.{stage}.blocks.") for stage in range(count(vit, "layers.")))
+    dim, depths = (
+        extent(vit, "patch_embed.proj.weight", 0),
+        tuple(count(vit, f"layers.{stage}.blocks.") for stage in range(count(vit, "layers."))),
+    )
     second = "layers.0.blocks.0.attn.logit_scale" in vit
     heads = tuple(
-        extent(vit, f"layers.{stage}.blocks.0.attn.logit_scale", 0) if second else extent(vit, f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 1)
+        extent(vit, f"layers.{stage}.blocks.0.attn.logit_scale", 0)
+        if second
+        else extent(vit, f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 1)
         for stage in range(len(depths))
     )
     mask = next((tensor for key, tensor in tables.items() if key.endswith("layers.0.blocks.1.attn_mask")), None)
-    names = {(96, 6): "swinv2_tiny_window16_256", (128, 18): "swinv2_base_window12to24_192to384", (192, 18): "swinv2_large_window12to24_192to384"}
+    names = {
+        (96, 6): "swinv2_tiny_window16_256",
+        (128, 18): "swinv2_base_window12to24_192to384",
+        (192, 18): "swinv2_large_window12to24_192to384",
+    }
     name = names.get((dim, depths[2])) if second else "swin_large_patch4_window12_384" if dim == 192 else None
     side = 256 if name and name.endswith("256") else 384
     window = 12 if mask is None else round(mask.shape[1] ** 0.5)
     if mask is not None:
         side = window * round(mask.shape[0] ** 0.5) * 4
     measures = dict(embed_dim=dim, depths=depths, num_heads=heads, window_size=window)
-    found = named_or_measured([name] if name else [], bool(name), "swinv2_tiny_window16_256" if second else "swin_tiny_patch4_window7_224", **measures)
+    found = named_or_measured(
+        [name] if name else [],
+        bool(name),
+        "swinv2_tiny_window16_256" if second else "swin_tiny_patch4_window7_224",
+        **measures,
+    )
     return dict(image_size=[side, side], taps=[f"layers.{stage}" for stage in range(4)], **found)
 
 # %% ../../nbs/weights/load.ipynb #ded2a884
@@ -892,7 +1262,9 @@ def describe_backbone(
 
 def backbone_part(state: dict) -> dict:
     "The backbone's tensors by timm's names."
-    return {key.removeprefix("backbone.vit."): tensor for key, tensor in state.items() if key.startswith("backbone.vit.")}
+    return {
+        key.removeprefix("backbone.vit."): tensor for key, tensor in state.items() if key.startswith("backbone.vit.")
+    }
 
 # %% ../../nbs/weights/load.ipynb #8409c6fa
 def describe(
@@ -904,16 +1276,23 @@ def describe(
     heads = {}
     for name in dict.fromkeys(key.split(".")[1] for key in state if key.startswith("heads.")):
         if name == "label":
-            heads[name] = dict(classes=extent(state, "heads.label.classify.weight", 0)) | (dict(auxiliary=True) if "auxiliary.classify.weight" in state else {})
+            heads[name] = dict(classes=extent(state, "heads.label.classify.weight", 0)) | (
+                dict(auxiliary=True) if "auxiliary.classify.weight" in state else {}
+            )
         else:
             hidden = extent(state, f"heads.{name}.convolution2.weight", 0)
-            heads[name] = (dict(projection=True) if f"heads.{name}.projection.weight" in state else {}) | ({} if hidden == 32 else dict(hidden=hidden))
+            heads[name] = (dict(projection=True) if f"heads.{name}.projection.weight" in state else {}) | (
+                {} if hidden == 32 else dict(hidden=hidden)
+            )
     if not heads:
         raise KeyError("heads.inverse_depth.convolution1.weight")
     normed, biased = "decoder.steps.0.unit.norm1.weight" in state, "decoder.steps.0.unit.convolution1.bias" in state
     return describe_backbone(backbone_part(state), tables, wanted) | dict(
-        channels=[extent(state, f"reassemble.{level}.widen.weight", 1) for level in range(4)], features=extent(state, "reassemble.0.widen.weight", 0),
-        readout="project" if "reassemble.3.read.project.weight" in state else "ignore", heads=heads, batch_norm=normed,
+        channels=[extent(state, f"reassemble.{level}.widen.weight", 1) for level in range(4)],
+        features=extent(state, "reassemble.0.widen.weight", 0),
+        readout="project" if "reassemble.3.read.project.weight" in state else "ignore",
+        heads=heads,
+        batch_norm=normed,
         residual_bias=None if biased != normed else biased,
     )
 
@@ -926,7 +1305,9 @@ def twins(
     if dialect == "depth-anything":
         size = SIZES.get(state["backbone.vit.cls_token"].shape[-1], "small")
         return [f"depth_anything_{version}{size}" for version in ("v2_", "", "v2_indoor_", "v2_outdoor_")]
-    hybrid_depth = "backbone.vit.patch_embed.backbone.stem.conv.weight" in state and "heads.label.classify.weight" not in state
+    hybrid_depth = (
+        "backbone.vit.patch_embed.backbone.stem.conv.weight" in state and "heads.label.classify.weight" not in state
+    )
     return ["dpt_hybrid", "dpt_hybrid_kitti", "dpt_hybrid_nyu"] if dialect == "isl-org" and hybrid_depth else []
 
 # %% ../../nbs/weights/load.ipynb #fb96a07c
@@ -966,7 +1347,11 @@ def find_twin(
         return named
     if family := twins(dialect, state):
         others = " or ".join(f"like={name!r}" for name in family[1:])
-        warnings.warn(f"{source.name} has the names and shapes of {len(family)} published models, and its file name does not tell which. It is opened as {family[0]}; say {others} (--like NAME) for another.", CheckpointWarning, stacklevel=4)
+        warnings.warn(
+            f"{source.name} has the names and shapes of {len(family)} published models, and its file name does not tell which. It is opened as {family[0]}; say {others} (--like NAME) for another.",
+            CheckpointWarning,
+            stacklevel=4,
+        )
     return None
 
 # %% ../../nbs/weights/load.ipynb #42dc7494
@@ -986,7 +1371,7 @@ def three_numbers(
 def mmseg_notes(
     loaded: dict,  # of `read_file`
 ) -> dict:  # fields of `DPTConfig`
-    "What stands beside the weights under \"meta\": names of the classes, mean and std, the size at which images are tested."
+    'What stands beside the weights under "meta": names of the classes, mean and std, the size at which images are tested.'
     meta = loaded.get("meta") if isinstance(loaded, dict) else None
     if not isinstance(meta, dict):
         return {}
@@ -998,7 +1383,9 @@ def mmseg_notes(
     numbers = {name: values for name in ("mean", "std") if (values := three_numbers(text, name)) is not None}
     test = text[text.find("test_pipeline") :] if "test_pipeline" in text else ""
     scale = re.search(r"(?:img_scale|scale)\s*=\s*\(\s*([0-9]{1,6})\s*,\s*([0-9]{1,6})\s*,?\s*\)", test)
-    tested = dict(input_size=sorted(int(side) for side in scale.groups())) if scale and "keep_ratio=True" in test else {}
+    tested = (
+        dict(input_size=sorted(int(side) for side in scale.groups())) if scale and "keep_ratio=True" in test else {}
+    )
     return dict(class_names=[str(name).strip() for name in names]) | (numbers if len(numbers) == 2 else {}) | tested
 
 # %% ../../nbs/weights/load.ipynb #4272646e
@@ -1010,15 +1397,44 @@ def habits(
     "What came with the weights and is in no shape."
     if twin is not None:
         known = asdict(config_for(twin))
-        return {key: known[key] for key in ("heads", "taps", "mean", "std", "positions", "normed_taps", "readout", "standardised_eps", "class_names", *FEEDING)}
+        return {
+            key: known[key]
+            for key in (
+                "heads",
+                "taps",
+                "mean",
+                "std",
+                "positions",
+                "normed_taps",
+                "readout",
+                "standardised_eps",
+                "class_names",
+                *FEEDING,
+            )
+        }
     if dialect == "isl-org":
-        hybrid, swin = (name in state for name in ("backbone.vit.patch_embed.backbone.stem.conv.weight", "backbone.vit.layers.0.blocks.0.norm1.weight"))
-        fed = dict(input_size=[480, 480]) if "heads.label.classify.weight" in state else dict(input_method="exact") if swin else {}
+        hybrid, swin = (
+            name in state
+            for name in (
+                "backbone.vit.patch_embed.backbone.stem.conv.weight",
+                "backbone.vit.layers.0.blocks.0.norm1.weight",
+            )
+        )
+        fed = (
+            dict(input_size=[480, 480])
+            if "heads.label.classify.weight" in state
+            else dict(input_method="exact")
+            if swin
+            else {}
+        )
         return TEST_PIPELINES["isl-org"] | fed | (dict(standardised_eps=1e-5) if hybrid else {})
     if dialect == "depth-anything":
         depth = count(state, "backbone.vit.blocks.")
         taps = [4, 11, 17, 23] if depth == 24 else [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
-        return dict(positions="dinov2", normed_taps=True, mean=IMAGENET_MEAN, std=IMAGENET_STD, taps=taps) | TEST_PIPELINES["depth-anything"]
+        return (
+            dict(positions="dinov2", normed_taps=True, mean=IMAGENET_MEAN, std=IMAGENET_STD, taps=taps)
+            | TEST_PIPELINES["depth-anything"]
+        )
     if dialect == "mmseg":
         same = dict(positions="bicubic", layer_norm_eps=1e-5)
         if "heads.label.classify.weight" in state:
@@ -1029,7 +1445,13 @@ def habits(
     return {}
 
 # %% ../../nbs/weights/load.ipynb #a4e30be2
-PLACES = dict(type="array", items=dict(anyOf=[whole(0, 127), dict(type="string", pattern="^(stem|stage[0-9]{1,3})$")]), minItems=4, maxItems=4, description="four places")
+PLACES = dict(
+    type="array",
+    items=dict(anyOf=[whole(0, 127), dict(type="string", pattern="^(stem|stage[0-9]{1,3})$")]),
+    minItems=4,
+    maxItems=4,
+    description="four places",
+)
 INNER_PLACES = PLACES | dict(minItems=1, description="one to four places")  # a hybrid's ResNet has three stages
 SIDE = either(whole(1, 8192, " pixels"), SIDES)
 NORM = either(real(0, 1, above=True), none="the usual")
@@ -1037,19 +1459,50 @@ FLAG = either(YES_NO, none="no")
 MENTIONED = either(dict(type="string", maxLength=100, description="a word"), none="the usual")
 FACTOR = either(real(0, 16, above=True), listed(dict(), 2, 2, "two of these"))
 INNER = dict(
-    model_type=MENTIONED, num_attention_heads=either(whole(1, 512, " heads"), none="the usual"), image_size=SIDE, layer_norm_eps=NORM, apply_layernorm=FLAG,
-    window_size=whole(1, 64, " tokens"), pretrained_window_sizes=listed(whole(0, 64), 4, 4, "four whole numbers from 0 to 64"), out_features=either(INNER_PLACES, none="out_indices"), out_indices=either(INNER_PLACES, none="out_features"),
+    model_type=MENTIONED,
+    num_attention_heads=either(whole(1, 512, " heads"), none="the usual"),
+    image_size=SIDE,
+    layer_norm_eps=NORM,
+    apply_layernorm=FLAG,
+    window_size=whole(1, 64, " tokens"),
+    pretrained_window_sizes=listed(whole(0, 64), 4, 4, "four whole numbers from 0 to 64"),
+    out_features=either(INNER_PLACES, none="out_indices"),
+    out_indices=either(INNER_PLACES, none="out_features"),
 )
-CLASS_NAMES = dict(type="object", maxProperties=4096, propertyNames=dict(pattern="^[0-9]{1,6}$"), additionalProperties=dict(type=["string", "number"], maxLength=200), description="numbers of classes with their names")
+CLASS_NAMES = dict(
+    type="object",
+    maxProperties=4096,
+    propertyNames=dict(pattern="^[0-9]{1,6}$"),
+    additionalProperties=dict(type=["string", "number"], maxLength=200),
+    description="numbers of classes with their names",
+)
 OUTER = dict(
-    is_hybrid=FLAG, backbone_config=either(dict(type="object", properties=INNER, description="a dict of a backbone"), none="no backbone of its own"), backbone_out_indices=either(PLACES, none="the usual"),
-    reassemble_factors=either(listed(dict(), 4, 4, "four factors"), none="the usual"), readout_type=choice("ignore", "add", "project"), semantic_classifier_dropout=either(real(0, 0.99), none="the usual"),
-    depth_estimation_type=MENTIONED, max_depth=either(real(0, 1e9), none="1"), id2label=either(CLASS_NAMES, none="no names"), hidden_act=MENTIONED,
+    is_hybrid=FLAG,
+    backbone_config=either(
+        dict(type="object", properties=INNER, description="a dict of a backbone"), none="no backbone of its own"
+    ),
+    backbone_out_indices=either(PLACES, none="the usual"),
+    reassemble_factors=either(listed(dict(), 4, 4, "four factors"), none="the usual"),
+    readout_type=choice("ignore", "add", "project"),
+    semantic_classifier_dropout=either(real(0, 0.99), none="the usual"),
+    depth_estimation_type=MENTIONED,
+    max_depth=either(real(0, 1e9), none="1"),
+    id2label=either(CLASS_NAMES, none="no names"),
+    hidden_act=MENTIONED,
 )
 COLOUR = either(listed(real(-1e6, 1e6), 3, 3, "three numbers"), none="the usual")
 PREPROCESSOR = dict(
-    do_resize=FLAG, do_rescale=FLAG, do_normalize=FLAG, keep_aspect_ratio=FLAG, rescale_factor=either(real(0, 1e6, above=True), none="1/255"), ensure_multiple_of=either(whole(1, 8192, " pixels"), none="1"),
-    size=either(dict(type="object", description="a dict of height and width"), whole(1, 8192, " pixels"), SIDES, none="no size"), image_mean=COLOUR, image_std=COLOUR,
+    do_resize=FLAG,
+    do_rescale=FLAG,
+    do_normalize=FLAG,
+    keep_aspect_ratio=FLAG,
+    rescale_factor=either(real(0, 1e6, above=True), none="1/255"),
+    ensure_multiple_of=either(whole(1, 8192, " pixels"), none="1"),
+    size=either(
+        dict(type="object", description="a dict of height and width"), whole(1, 8192, " pixels"), SIDES, none="no size"
+    ),
+    image_mean=COLOUR,
+    image_std=COLOUR,
 )
 TRANSFORMERS = Schema(dict(type="object", properties=INNER | OUTER, description="a dict"))
 PROCESSOR = Schema(dict(type="object", properties=PREPROCESSOR, description="a dict"))
@@ -1074,14 +1527,18 @@ NOT_WRITTEN = {
 
 
 def transformers_kind(config: dict) -> str:
-    "\"vit\", \"hybrid\", \"beit\", \"dinov2\" or \"swinv2\". Raises `CheckpointError` for another."
+    '"vit", "hybrid", "beit", "dinov2" or "swinv2". Raises `CheckpointError` for another.'
     if config.get("model_type") not in ("dpt", "depth_anything"):
-        raise CheckpointError(f"This folder holds a transformers model of type {config.get('model_type')!r}, and a DPT is of type 'dpt' or 'depth_anything'.")
+        raise CheckpointError(
+            f"This folder holds a transformers model of type {config.get('model_type')!r}, and a DPT is of type 'dpt' or 'depth_anything'."
+        )
     if config.get("is_hybrid"):
         return "hybrid"
     kind = (config.get("backbone_config") or {}).get("model_type", "vit")
     if kind not in ("vit", "beit", "dinov2", "swinv2"):
-        raise CheckpointError(f"This folder's backbone is a {kind!r}. Known are a ViT of its own, hybrid, beit, dinov2 and swinv2.")
+        raise CheckpointError(
+            f"This folder's backbone is a {kind!r}. Known are a ViT of its own, hybrid, beit, dinov2 and swinv2."
+        )
     return kind
 
 # %% ../../nbs/weights/load.ipynb #ad14a865
@@ -1097,7 +1554,9 @@ def transformers_feeding(
         return dict(input_method="original", resizing="transformers")
     size, number = preprocessor.get("size"), preprocessor.get("resample", 3)
     if not isinstance(number, int) or number not in RESAMPLES:
-        raise CheckpointError(f"its preprocessor_config.json has resample = {SHORT.repr(number)}, and 2 (bilinear) or 3 (bicubic) was expected")
+        raise CheckpointError(
+            f"its preprocessor_config.json has resample = {SHORT.repr(number)}, and 2 (bilinear) or 3 (bicubic) was expected"
+        )
     if isinstance(size, dict) and {"height", "width"} <= set(size):
         size = [size["height"], size["width"]]
     method = "minimal" if preprocessor.get("keep_aspect_ratio") else "exact"
@@ -1122,7 +1581,9 @@ def transformers_normalisation(preprocessor: dict) -> dict:  # `mean` and `std` 
         return dict(mean=[0.0] * 3, std=[1.0] * 3)
     largest = 255 * preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 255
     names = [("mean", "image_mean"), ("std", "image_std")]
-    return {ours: [value / largest for value in preprocessor[theirs]] for ours, theirs in names if preprocessor.get(theirs)}
+    return {
+        ours: [value / largest for value in preprocessor[theirs]] for ours, theirs in names if preprocessor.get(theirs)
+    }
 
 
 def transformers_taps(config: dict, kind: str) -> list:
@@ -1131,7 +1592,11 @@ def transformers_taps(config: dict, kind: str) -> list:
         blocks = config.get("backbone_out_indices") or [2, 5, 8, 11]
         return ["stages.0", "stages.1", *blocks[2:]] if kind == "hybrid" else blocks
     backbone = config["backbone_config"]
-    places = [int(name.removeprefix("stage")) for name in backbone["out_features"]] if backbone.get("out_features") else backbone["out_indices"]
+    places = (
+        [int(name.removeprefix("stage")) for name in backbone["out_features"]]
+        if backbone.get("out_features")
+        else backbone["out_indices"]
+    )
     return [f"layers.{place - 1}" for place in places] if kind == "swinv2" else [place - 1 for place in places]
 
 # %% ../../nbs/weights/load.ipynb #6535a5ef
@@ -1151,16 +1616,28 @@ def transformers_fields(
     side = inner["image_size"]
     arguments = dict(described["backbone_arguments"])
     if kind == "swinv2":
-        arguments |= dict(window_size=inner["window_size"], pretrained_window_sizes=tuple(inner["pretrained_window_sizes"]))
+        arguments |= dict(
+            window_size=inner["window_size"], pretrained_window_sizes=tuple(inner["pretrained_window_sizes"])
+        )
     elif inner["num_attention_heads"] != config_heads(described):
         arguments["num_heads"] = inner["num_attention_heads"]
     imagenet = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD) if kind == "dinov2" else {}
-    return imagenet | transformers_normalisation(preprocessor) | transformers_feeding(preprocessor) | dict(
-        class_names=transformers_names(config) if "label" in described["heads"] else [], fusion_doubles=config["model_type"] == "dpt",
-        backbone_arguments=arguments, taps=transformers_taps(config, kind), image_size=[side, side] if isinstance(side, int) else list(side),
-        layer_norm_eps=inner["layer_norm_eps"], positions="bicubic" if kind in ("dinov2", "beit") else "bilinear",
-        normed_taps=kind == "dinov2" and inner["apply_layernorm"],
-        readout="ignore" if config["model_type"] == "depth_anything" else config.get("readout_type", "project"), heads=transformers_heads(config, described["heads"]),
+    return (
+        imagenet
+        | transformers_normalisation(preprocessor)
+        | transformers_feeding(preprocessor)
+        | dict(
+            class_names=transformers_names(config) if "label" in described["heads"] else [],
+            fusion_doubles=config["model_type"] == "dpt",
+            backbone_arguments=arguments,
+            taps=transformers_taps(config, kind),
+            image_size=[side, side] if isinstance(side, int) else list(side),
+            layer_norm_eps=inner["layer_norm_eps"],
+            positions="bicubic" if kind in ("dinov2", "beit") else "bilinear",
+            normed_taps=kind == "dinov2" and inner["apply_layernorm"],
+            readout="ignore" if config["model_type"] == "depth_anything" else config.get("readout_type", "project"),
+            heads=transformers_heads(config, described["heads"]),
+        )
     )
 
 # %% ../../nbs/weights/load.ipynb #bb1aabae
@@ -1184,6 +1661,7 @@ def transformers_heads(config: dict, heads: dict) -> dict:
 @dataclass
 class Opened:
     "A checkpoint, under our names."
+
     source: Source
     dialect: str  # a name of `DIALECTS`
     state: dict  # our name → tensor, still on disk where the format allows
@@ -1205,19 +1683,27 @@ class Opened:
             raise
         except KeyError as error:
             name = self.called(str(error.args[0]))
-            raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and lacks {name}, or holds it in another shape. Copy or download it again, or give the whole model if it is a part of one.") from None
+            raise CheckpointError(
+                f"{self.source.path} was taken for {self.dialect}, and lacks {name}, or holds it in another shape. Copy or download it again, or give the whole model if it is a part of one."
+            ) from None
         except (ArithmeticError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and its shapes do not go together: {str(error).splitlines()[0] if str(error) else type(error).__name__}. Copy or download it again.") from None
+            raise CheckpointError(
+                f"{self.source.path} was taken for {self.dialect}, and its shapes do not go together: {str(error).splitlines()[0] if str(error) else type(error).__name__}. Copy or download it again."
+            ) from None
 
     def network(self, config: DPTConfig) -> DPT:
         "The network that waits for these weights. Raises `CheckpointError` when none can be built, or the weights do not fit."
         try:
             model = empty_model(config)
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
-            raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and describes no network that can be built: {error}") from None
+            raise CheckpointError(
+                f"{self.source.path} was taken for {self.dialect}, and describes no network that can be built: {error}"
+            ) from None
         if found := misfits(model.state_dict(), self.state, self.called):
             advice = "Copy or download it again; if it is a changed model, open it with load_checkpoint and the fields of DPTConfig that differ."
-            raise CheckpointError(f"{self.source.path} was taken for {self.dialect}, and does not fit the {config.backbone} it describes: {found}. Nothing was loaded. {advice}")
+            raise CheckpointError(
+                f"{self.source.path} was taken for {self.dialect}, and does not fit the {config.backbone} it describes: {found}. Nothing was loaded. {advice}"
+            )
         return model
 
 # %% ../../nbs/weights/load.ipynb #b08dc126
@@ -1229,7 +1715,11 @@ def rows_of(
 ) -> list[Row]:
     "The table of a dialect, for the head that the file has."
     if dialect == "isl-org":
-        return isl_org_rows("label" if "scratch.output_conv.4.weight" in state and "scratch.output_conv.2.weight" not in state else head or "inverse_depth")
+        return isl_org_rows(
+            "label"
+            if "scratch.output_conv.4.weight" in state and "scratch.output_conv.2.weight" not in state
+            else head or "inverse_depth"
+        )
     if dialect == "depth-anything":
         return depth_anything_rows(head or "inverse_depth")
     if dialect == "mmseg":
@@ -1237,8 +1727,14 @@ def rows_of(
     if dialect == "transformers":
         metric = config.get("depth_estimation_type") == "metric"
         label = "head.head.1.weight" in state
-        return transformers_rows("label" if label else head or ("depth" if metric else "inverse_depth"), transformers_kind(config), config["model_type"] == "depth_anything")
-    return {"timm": [Row("backbone.vit.{rest}", "{rest}")], "mmseg backbone": mmseg_vit_rows("backbone.vit.", "")}[dialect]
+        return transformers_rows(
+            "label" if label else head or ("depth" if metric else "inverse_depth"),
+            transformers_kind(config),
+            config["model_type"] == "depth_anything",
+        )
+    return {"timm": [Row("backbone.vit.{rest}", "{rest}")], "mmseg backbone": mmseg_vit_rows("backbone.vit.", "")}[
+        dialect
+    ]
 
 # %% ../../nbs/weights/load.ipynb #15be9b6d
 def unused_names(
@@ -1247,11 +1743,17 @@ def unused_names(
     config: dict | None,
 ) -> list[str]:
     "Their names of what no prediction needs; a final norm that taps are read through is needed."
-    normed = dialect == "transformers" and (config.get("backbone_config") or {}).get("model_type") == "dinov2" and config["backbone_config"].get("apply_layernorm", True)
+    normed = (
+        dialect == "transformers"
+        and (config.get("backbone_config") or {}).get("model_type") == "dinov2"
+        and config["backbone_config"].get("apply_layernorm", True)
+    )
     patterns = DIALECTS[dialect].unused + (() if dialect != "transformers" or normed else (r"backbone\.layernorm\..*",))
     if dialect == "mmseg" and "decode_head.conv_depth.head.0.weight" not in state:
         patterns = tuple(pattern for pattern in patterns if "conv_seg" not in pattern)
-    if dialect == "isl-org" and "auxlayer.0.weight" in state and not state["auxlayer.0.weight"].any():  # filled in by `convert`
+    if (
+        dialect == "isl-org" and "auxlayer.0.weight" in state and not state["auxlayer.0.weight"].any()
+    ):  # filled in by `convert`
         patterns += (r"auxlayer\..*",)
     return [key for key in state if any(re.fullmatch(pattern, key) for pattern in patterns)]
 
@@ -1259,7 +1761,9 @@ def unused_names(
 def own_folder(source: Source, state: dict) -> Opened:
     "A checkpoint of this library."
     if source.config is None:
-        raise CheckpointError(f"{source.path} has this library's names and no config.json beside it. Open the folder that save_pretrained wrote.")
+        raise CheckpointError(
+            f"{source.path} has this library's names and no config.json beside it. Open the folder that save_pretrained wrote."
+        )
     try:
         return Opened(source, "dpt_nb", state, config_from(source.config, f"The config.json beside {source.path}"), [])
     except ConfigError as error:
@@ -1290,7 +1794,9 @@ def open_checkpoint(
     if dialect == "dpt_nb":
         return own_folder(found, state)
     if dialect == "transformers" and found.config is None:
-        raise CheckpointError(f"{found.path} has transformers' names and no config.json beside it, which says what it is. Open the folder they came in.")
+        raise CheckpointError(
+            f"{found.path} has transformers' names and no config.json beside it, which says what it is. Open the folder they came in."
+        )
     if dialect == "transformers":
         check_transformers(TRANSFORMERS, found.config, found.path.parent / "config.json")
     dropped = unused_names(dialect, state, found.config)
@@ -1299,10 +1805,14 @@ def open_checkpoint(
     rows = rows_of(dialect, state, found.config)
     renamed, unknown = into_ours(kept, rows)
     if dialect.startswith("mmseg") and (weight := renamed.get(f"{PATCH_CONVOLUTION}.weight")) is not None:
-        renamed.setdefault(f"{PATCH_CONVOLUTION}.bias", torch.zeros(len(weight), dtype=weight.dtype))  # mmsegmentation ≥ 1.2: patch_bias=False
+        renamed.setdefault(
+            f"{PATCH_CONVOLUTION}.bias", torch.zeros(len(weight), dtype=weight.dtype)
+        )  # mmsegmentation ≥ 1.2: patch_bias=False
     if unknown:
         some = ", ".join(sorted(unknown)[:3])
-        raise CheckpointError(f"{found.path} was taken for {dialect}, and {len(unknown)} of its names are not that project's: {some}. If no prediction needs them, take them out of the file; else it is another model.")
+        raise CheckpointError(
+            f"{found.path} was taken for {dialect}, and {len(unknown)} of its names are not that project's: {some}. If no prediction needs them, take them out of the file; else it is another model."
+        )
     if dialect in ("timm", "mmseg backbone"):
         return Opened(found, dialect, renamed, None, dropped, rows)
     try:
@@ -1332,13 +1842,20 @@ def describe_opened(
             reason = f"its config.json does not go together ({error})"
             raise CheckpointError(f"{source.path.parent} was taken for {dialect}: {reason}.") from None
     twin = find_twin(dialect, state, source, like) if dialect != "mmseg" or like else None
-    fields |= habits(dialect, state, twin if dialect != "transformers" else None) | (notes if dialect == "mmseg" else {})
+    fields |= habits(dialect, state, twin if dialect != "transformers" else None) | (
+        notes if dialect == "mmseg" else {}
+    )
     if len(fields.get("class_names", ())) != num_classes(fields["heads"]):
         fields["class_names"] = []  # of other classes than this head's
     if dialect == "transformers" and twin:
-        (head, arguments), (found, own) = next(iter(config_for(twin).heads.items())), next(iter(fields["heads"].items()))
+        (head, arguments), (found, own) = (
+            next(iter(config_for(twin).heads.items())),
+            next(iter(fields["heads"].items())),
+        )
         if arguments.get("output") != own.get("output") or (head == "label") != (found == "label"):
-            raise CheckpointError(f"{source.path.parent} cannot be like {twin}: its head ends in {own.get('output', 'relu')}, and that model's in {arguments.get('output', 'relu')}.")
+            raise CheckpointError(
+                f"{source.path.parent} cannot be like {twin}: its head ends in {own.get('output', 'relu')}, and that model's in {arguments.get('output', 'relu')}."
+            )
         fields["heads"] = {head: own}
     try:
         config = DPTConfig(**fields)
@@ -1346,7 +1863,9 @@ def describe_opened(
         raise CheckpointError(f"{source.path} was taken for {dialect}, and describes no network: {error}") from None
     head = next(iter(config.heads))
     rows = [row._replace(ours=rename_head(row.ours, head)) for row in opened.rows]
-    return replace(opened, config=config, rows=rows, state={rename_head(key, head): tensor for key, tensor in state.items()})
+    return replace(
+        opened, config=config, rows=rows, state={rename_head(key, head): tensor for key, tensor in state.items()}
+    )
 
 # %% ../../nbs/weights/load.ipynb #b7f647c8
 def rename_head(name: str, head: str) -> str:
@@ -1365,11 +1884,15 @@ def resample_state(
         return state
     resampled = dict(state)
     if (positions := state.get("backbone.vit.pos_embed")) is not None:
-        resampled["backbone.vit.pos_embed"] = resample_positions(positions, found, wanted, positions.shape[1] - found[0] * found[1], mode)
+        resampled["backbone.vit.pos_embed"] = resample_positions(
+            positions, found, wanted, positions.shape[1] - found[0] * found[1], mode
+        )
     for key, table in state.items():
         if key.startswith("backbone.vit.blocks.") and key.endswith("relative_position_bias_table"):
             if table.ndim != 2 or len(table) - 3 != (2 * found[0] - 1) * (2 * found[1] - 1):
-                raise CheckpointError(f"{key} has shape {tuple(table.shape)}, and a grid of {found[0]}×{found[1]} has {(2 * found[0] - 1) * (2 * found[1] - 1)} offsets and three more. Copy or download it again.")
+                raise CheckpointError(
+                    f"{key} has shape {tuple(table.shape)}, and a grid of {found[0]}×{found[1]} has {(2 * found[0] - 1) * (2 * found[1] - 1)} offsets and three more. Copy or download it again."
+                )
             offsets = table[:-3].reshape(1, 2 * found[0] - 1, 2 * found[1] - 1, -1).permute(0, 3, 1, 2)
             offsets = resize_places(offsets, (2 * wanted[0] - 1, 2 * wanted[1] - 1), "bilinear")
             resampled[key] = torch.cat([offsets.permute(0, 2, 3, 1).flatten(0, 2), table[-3:]])
@@ -1382,11 +1905,24 @@ def warn_of_other_outputs(
     source: str,  # what to call the file in a message
 ) -> None:
     "A `CheckpointWarning` for each head whose last number meant something else when it was trained."
-    meaning = lambda arguments: {"output": "relu"} | {key: value for key, value in arguments.items() if key in ("output", "min_depth", "max_depth", "scale", "shift")}
+    meaning = lambda arguments: (
+        {"output": "relu"}
+        | {
+            key: value
+            for key, value in arguments.items()
+            if key in ("output", "min_depth", "max_depth", "scale", "shift")
+        }
+    )
     for head in wanted:
         if head != "label" and head in trained and meaning(wanted[head]) != meaning(trained[head]):
-            before, after = (", ".join(f"{key}={value}" for key, value in meaning(each[head]).items()) for each in (trained, wanted))
-            warnings.warn(f"The last layer of the head {head} of {source} was trained for {before}, and ends in {after} now: its numbers mean nothing until it has been trained.", CheckpointWarning, stacklevel=5)
+            before, after = (
+                ", ".join(f"{key}={value}" for key, value in meaning(each[head]).items()) for each in (trained, wanted)
+            )
+            warnings.warn(
+                f"The last layer of the head {head} of {source} was trained for {before}, and ends in {after} now: its numbers mean nothing until it has been trained.",
+                CheckpointWarning,
+                stacklevel=5,
+            )
 
 # %% ../../nbs/weights/load.ipynb #89fd2574
 def swap_heads(
@@ -1396,7 +1932,9 @@ def swap_heads(
     trained: dict = {},  # head → its arguments, as the file's were trained
 ) -> dict:  # our name → tensor
     "The file's heads where name and shapes are those wanted, and random weights for the others, which a warning names."
-    wanted = {f"heads.{name}.": build_head(name, config.features, arguments) for name, arguments in config.heads.items()}
+    wanted = {
+        f"heads.{name}.": build_head(name, config.features, arguments) for name, arguments in config.heads.items()
+    }
     if config.heads.get("label", {}).get("auxiliary"):
         wanted["auxiliary."] = build_head("label", config.features, config.heads["label"])
     swapped, fresh = {key: tensor for key, tensor in state.items() if not key.startswith(("heads.", "auxiliary."))}, []
@@ -1405,9 +1943,15 @@ def swap_heads(
         found = {key: tensor for key, tensor in state.items() if key.startswith(prefix)}
         fresh += [prefix.split(".")[-2]] if misfits(random, found) else []
         swapped |= random if misfits(random, found) else found
-    warn_of_other_outputs({name: arguments for name, arguments in config.heads.items() if name not in fresh}, trained, source)
+    warn_of_other_outputs(
+        {name: arguments for name, arguments in config.heads.items() if name not in fresh}, trained, source
+    )
     if fresh:
-        warnings.warn(f"{source} has no such {' and '.join(fresh)}: random weights were put there, to be trained.", CheckpointWarning, stacklevel=4)
+        warnings.warn(
+            f"{source} has no such {' and '.join(fresh)}: random weights were put there, to be trained.",
+            CheckpointWarning,
+            stacklevel=4,
+        )
     return swapped
 
 # %% ../../nbs/weights/load.ipynb #aebf7d45
@@ -1415,14 +1959,17 @@ def fitting_size(image_size: int | tuple[int, int], patch: int) -> tuple[int, in
     "Height and width. Raises `CheckpointError` unless both are positive multiples of the patch."
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(sides) != 2 or any(not isinstance(side, int) or side <= 0 or side % patch for side in sides):
-        raise CheckpointError(f"image_size={image_size} cannot be: it takes a height and a width, both multiples of the patch size {patch}.")
+        raise CheckpointError(
+            f"image_size={image_size} cannot be: it takes a height and a width, both multiples of the patch size {patch}."
+        )
     return sides
 
 # %% ../../nbs/weights/load.ipynb #b0511426
 def load_checkpoint(
     source: str | Path,  # path, folder, Hub id "owner/name", URL, or a name of `list_models()`
     like: str | None = None,  # a name of `list_models()`, for a file that does not tell which of several twins it is
-    heads: dict | None = None,  # heads wanted instead of the file's: those whose name or shapes the file does not have get random weights
+    heads: dict
+    | None = None,  # heads wanted instead of the file's: those whose name or shapes the file does not have get random weights
     image_size: tuple[int, int] | None = None,  # native height and width wanted, pixels: positions are resampled
     device: str | torch.device = "cpu",  # where the model goes
     **changes,  # other fields of `DPTConfig`: `readout=`, `positions=`, …
@@ -1430,7 +1977,9 @@ def load_checkpoint(
     "A ready model from any file this library knows. Raises `CheckpointError`, and `ConfigError` for NaN among the weights; nothing is loaded by halves."
     unknown = set(changes) - {item.name for item in fields(DPTConfig)}
     if unknown:
-        raise CheckpointError(f"A DPT has no {', '.join(sorted(unknown))}. Its fields are {', '.join(item.name for item in fields(DPTConfig))}.")
+        raise CheckpointError(
+            f"A DPT has no {', '.join(sorted(unknown))}. Its fields are {', '.join(item.name for item in fields(DPTConfig))}."
+        )
     opened = open_checkpoint(source, like, image_size)
     if opened.config is None:
         return on_backbone(opened, heads, image_size, changes).to(device).eval()
@@ -1440,10 +1989,16 @@ def load_checkpoint(
         state = swap_heads(state, config, opened.source.name, opened.config.heads)
     if image_size is not None:
         if "backbone.vit.layers.0.blocks.0.norm1.weight" in state:
-            raise CheckpointError("A Swin has nothing to resample and takes pictures of any size as it is: leave out image_size.")
+            raise CheckpointError(
+                "A Swin has nothing to resample and takes pictures of any size as it is: leave out image_size."
+            )
         patch = empty_model(config).backbone.patch
         image_size = fitting_size(image_size, patch)
-        state = resample_state(state, *[tuple(side // patch for side in size) for size in (config.image_size, image_size)], config.positions)
+        state = resample_state(
+            state,
+            *[tuple(side // patch for side in size) for size in (config.image_size, image_size)],
+            config.positions,
+        )
         config = replace(config, image_size=list(image_size))
     opened = replace(opened, state=state)
     return fill(opened.network(config), state, str(opened.source.path)).to(device).eval()
@@ -1457,10 +2012,18 @@ def on_backbone(
 ) -> DPT:
     "A DPT around a backbone: everything else has random weights, and a warning says so."
     fields = opened.told_by_shapes(lambda: describe_backbone(backbone_part(opened.state), wanted=image_size))
-    fields |= dict(image_size=list(image_size or fields["image_size"])) | ({} if heads is None else dict(heads=heads)) | changes
+    fields |= (
+        dict(image_size=list(image_size or fields["image_size"]))
+        | ({} if heads is None else dict(heads=heads))
+        | changes
+    )
     model = create_model(fields.pop("backbone"), **fields)
     load_backbone(model, opened)
-    warnings.warn(f"{opened.source.name} is a backbone alone: the decoder and the heads of this model have random weights and are to be trained.", CheckpointWarning, stacklevel=4)
+    warnings.warn(
+        f"{opened.source.name} is a backbone alone: the decoder and the heads of this model have random weights and are to be trained.",
+        CheckpointWarning,
+        stacklevel=4,
+    )
     return model
 
 # %% ../../nbs/weights/load.ipynb #4ffabc62
@@ -1473,16 +2036,28 @@ def load_backbone(
     opened = source if isinstance(source, Opened) else open_checkpoint(source, image_size=size)
     wanted = {f"backbone.{key}": tensor for key, tensor in model.backbone.state_dict().items()}
     unheard = re.compile(r"backbone\.vit\.(norm\.|blocks\.(\d+)\.)")
-    state = {key: tensor for key, tensor in opened.state.items() if key.startswith("backbone.") and (key in wanted or not unheard.match(key))}
-    sizes = opened.config.image_size if opened.config else opened.told_by_shapes(lambda: describe_backbone(backbone_part(opened.state), wanted=size))["image_size"]
+    state = {
+        key: tensor
+        for key, tensor in opened.state.items()
+        if key.startswith("backbone.") and (key in wanted or not unheard.match(key))
+    }
+    sizes = (
+        opened.config.image_size
+        if opened.config
+        else opened.told_by_shapes(lambda: describe_backbone(backbone_part(opened.state), wanted=size))["image_size"]
+    )
     resampled = re.compile(r".*(pos_embed|relative_position_bias_table)")
-    if not misfits(*({key: tensor for key, tensor in each.items() if not resampled.fullmatch(key)} for each in (wanted, state))):
+    if not misfits(
+        *({key: tensor for key, tensor in each.items() if not resampled.fullmatch(key)} for each in (wanted, state))
+    ):
         grids = [tuple(side // model.backbone.patch for side in size) for size in (sizes, model.config.image_size)]
         state = resample_state(state, *grids, model.config.positions)
     if broken := not_finite(state):
         raise CheckpointError(f"{opened.source.path} holds NaN or infinite values: {broken}. Nothing was loaded.")
     if found := misfits(wanted, state, opened.called):
-        raise CheckpointError(f"The backbone of {opened.source.path} ({opened.dialect}) does not fit {model.config.backbone}: {found}. Nothing was loaded.")
+        raise CheckpointError(
+            f"The backbone of {opened.source.path} ({opened.dialect}) does not fit {model.config.backbone}: {found}. Nothing was loaded."
+        )
     model.backbone.load_state_dict({key.removeprefix("backbone."): tensor for key, tensor in state.items()})
     return model
 
@@ -1507,14 +2082,20 @@ def idle_unit(features: int, batch_norm: bool, biased: bool, names: tuple[str, s
         if biased:
             filled[f"{convolution}.bias"] = torch.zeros(features)
         if batch_norm:
-            filled |= {f"{norm}.{part}": torch.ones(features) for part in ("weight", "running_var")} | {f"{norm}.{part}": torch.zeros(features) for part in ("bias", "running_mean")}
+            filled |= {f"{norm}.{part}": torch.ones(features) for part in ("weight", "running_var")} | {
+                f"{norm}.{part}": torch.zeros(features) for part in ("bias", "running_mean")
+            }
             filled[f"{norm}.num_batches_tracked"] = torch.tensor(0)
     return filled
 
 # %% ../../nbs/weights/load.ipynb #98a704e5
 def auxiliary_names(model: DPT) -> dict:  # their name → tensor without values
     "isl-org's auxiliary head, which is made like the head."
-    state = {key.replace("heads.label.", "auxiliary."): tensor for key, tensor in model.state_dict().items() if key.startswith("heads.label.")}
+    state = {
+        key.replace("heads.label.", "auxiliary."): tensor
+        for key, tensor in model.state_dict().items()
+        if key.startswith("heads.label.")
+    }
     return into_theirs(state, isl_org_rows("label"))[0]
 
 
@@ -1523,15 +2104,29 @@ def isl_org_fillings(config: DPTConfig, model: DPT) -> dict:
     vit, prefix = model.backbone.vit, "pretrained.model."
     width = config.channels[-1] if model.backbone.windowed else vit.embed_dim
     norm = "fc_norm" if model.backbone.relative else "norm"
-    filled = {f"{prefix}{norm}.weight": torch.ones(width), f"{prefix}{norm}.bias": torch.zeros(width), f"{prefix}head.weight": torch.zeros(1000, width), f"{prefix}head.bias": torch.zeros(1000)}
-    filled |= idle_unit(config.features, config.batch_norm, not config.batch_norm, ("scratch.refinenet4.resConfUnit1.conv{place}", "scratch.refinenet4.resConfUnit1.bn{place}"))
+    filled = {
+        f"{prefix}{norm}.weight": torch.ones(width),
+        f"{prefix}{norm}.bias": torch.zeros(width),
+        f"{prefix}head.weight": torch.zeros(1000, width),
+        f"{prefix}head.bias": torch.zeros(1000),
+    }
+    filled |= idle_unit(
+        config.features,
+        config.batch_norm,
+        not config.batch_norm,
+        ("scratch.refinenet4.resConfUnit1.conv{place}", "scratch.refinenet4.resConfUnit1.bn{place}"),
+    )
     if getattr(vit, "dist_token", None) is not None:
         filled |= {f"{prefix}head_dist.weight": torch.zeros(1000, width), f"{prefix}head_dist.bias": torch.zeros(1000)}
     if "label" in config.heads and model.auxiliary is None:
-        filled |= {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in auxiliary_names(model).items()}
+        filled |= {
+            name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in auxiliary_names(model).items()
+        }
     for name, module in vit.named_modules():
         if model.backbone.relative and name.endswith(".attn"):
-            filled[f"{prefix}{name}.relative_position_index"] = relative_index(*module.window_size, torch.device("cpu")).clone()
+            filled[f"{prefix}{name}.relative_position_index"] = relative_index(
+                *module.window_size, torch.device("cpu")
+            ).clone()
         if model.backbone.windowed and hasattr(module, "get_attn_mask"):
             mask = swin_mask(module)
             filled |= {} if mask is None else {f"{prefix}{name}.attn_mask": mask}
@@ -1566,21 +2161,32 @@ def fillings(
     if dialect == "isl-org":
         return isl_org_fillings(config, model)
     if dialect == "depth-anything":
-        names = ("depth_head.scratch.refinenet4.resConfUnit1.conv{place}", "depth_head.scratch.refinenet4.resConfUnit1.bn{place}")
-        return {"pretrained.mask_token": torch.zeros(1, dim)} | idle_unit(config.features, config.batch_norm, biased, names)
+        names = (
+            "depth_head.scratch.refinenet4.resConfUnit1.conv{place}",
+            "depth_head.scratch.refinenet4.resConfUnit1.bn{place}",
+        )
+        return {"pretrained.mask_token": torch.zeros(1, dim)} | idle_unit(
+            config.features, config.batch_norm, biased, names
+        )
     if dialect == "transformers":
         unit = "neck.fusion_stage.layers.0.residual_layer1"
-        filled = idle_unit(config.features, config.batch_norm, biased, (f"{unit}.convolution{{place}}", f"{unit}.batch_norm{{place}}"))
+        filled = idle_unit(
+            config.features, config.batch_norm, biased, (f"{unit}.convolution{{place}}", f"{unit}.batch_norm{{place}}")
+        )
         kind = kind_of(model)
         if kind == "dinov2":
             filled |= {"backbone.embeddings.mask_token": torch.zeros(1, dim)}
         norm = {"vit": "dpt.layernorm", "hybrid": "dpt.layernorm", "dinov2": "backbone.layernorm"}.get(kind)
-        return filled if norm is None or config.normed_taps else filled | {f"{norm}.weight": torch.ones(dim), f"{norm}.bias": torch.zeros(dim)}
+        return (
+            filled
+            if norm is None or config.normed_taps
+            else filled | {f"{norm}.weight": torch.ones(dim), f"{norm}.bias": torch.zeros(dim)}
+        )
     return {}
 
 # %% ../../nbs/weights/load.ipynb #bedc0e2d
 def kind_of(model: DPT) -> str:
-    "What transformers calls this backbone: \"vit\", \"hybrid\", \"beit\", \"dinov2\", \"swinv2\" or \"swin\"."
+    'What transformers calls this backbone: "vit", "hybrid", "beit", "dinov2", "swinv2" or "swin".'
     backbone = model.backbone
     if backbone.windowed:
         return "swinv2" if any("logit_scale" in name for name, _ in backbone.vit.named_parameters()) else "swin"
@@ -1628,12 +2234,25 @@ def own_refusal(
     "What one dialect alone cannot say."
     head, arguments = next(iter(config.heads.items()))
     output, biased, anything = arguments.get("output", "relu"), config.residual_bias, is_depth_anything(config, kind)
-    if dialect == "isl-org" and (kind == "dinov2" or arguments.get("projection") or output not in ("relu", "invert") or biased not in (None, not config.batch_norm)):
+    if dialect == "isl-org" and (
+        kind == "dinov2"
+        or arguments.get("projection")
+        or output not in ("relu", "invert")
+        or biased not in (None, not config.batch_norm)
+    ):
         return "isl-org's DPT has a ViT, hybrid, BEiT or Swin read before the final norm, and a head that ends in ReLU"
-    if dialect == "depth-anything" and (not anything or output not in ("relu", "sigmoid") or head == "label" or biased is False):
+    if dialect == "depth-anything" and (
+        not anything or output not in ("relu", "sigmoid") or head == "label" or biased is False
+    ):
         return "Depth Anything has a DINOv2 read through its final norm without class token, and one head for depth"
-    if dialect == "transformers" and (kind == "swin" or output not in ("relu", "sigmoid") or (output == "sigmoid" and (not anything or arguments.get("max_depth", 10) % 1))):
-        return f"transformers has no DPT on {config.backbone} whose head ends in {output!r}" + (" at a depth that is no whole number" if output == "sigmoid" and anything else "")
+    if dialect == "transformers" and (
+        kind == "swin"
+        or output not in ("relu", "sigmoid")
+        or (output == "sigmoid" and (not anything or arguments.get("max_depth", 10) % 1))
+    ):
+        return f"transformers has no DPT on {config.backbone} whose head ends in {output!r}" + (
+            " at a depth that is no whole number" if output == "sigmoid" and anything else ""
+        )
     if dialect == "transformers" and anything and (config.batch_norm or biased is False):
         return "transformers' Depth Anything has residual units with biases and without batch norm"
     if dialect == "transformers" and arguments.get("projection") and config.features != 256:
@@ -1662,7 +2281,11 @@ def hidden_share(model: DPT) -> float:
 def misread(dialect: str, config: DPTConfig, model: DPT) -> str:  # empty when it would be read as it is
     "Which tensors a reader who goes by shapes would expect otherwise."
     state = model.state_dict()
-    swin = dict(backbone_arguments=config.backbone_arguments, image_size=config.image_size, backbone=config.backbone) if model.backbone.windowed else {}
+    swin = (
+        dict(backbone_arguments=config.backbone_arguments, image_size=config.image_size, backbone=config.backbone)
+        if model.backbone.windowed
+        else {}
+    )
     shapes = describe(state) | swin
     guessed = DPTConfig(**(shapes | (habits(dialect, state, None) | dict(heads=config.heads, taps=config.taps))))
     return misfits(blueprint(guessed).state_dict(), state)
@@ -1674,7 +2297,11 @@ def odd_parts(model: DPT, kind: str) -> str:  # empty when there are none
     if kind == "hybrid":
         resnet = vit.patch_embed.backbone
         unit = resnet.stages[0].blocks[0]
-        if unit.norm1.num_groups != 32 or unit.conv1.out_channels * 4 != unit.conv3.out_channels or isinstance(resnet.stem.pool, torch.nn.Identity):
+        if (
+            unit.norm1.num_groups != 32
+            or unit.conv1.out_channels * 4 != unit.conv3.out_channels
+            or isinstance(resnet.stem.pool, torch.nn.Identity)
+        ):
             return "its ResNet has other groups, another squeeze or no pooling"
     if not model.backbone.windowed and not isinstance(vit.blocks[0].mlp.act, torch.nn.GELU):
         return f"its blocks use {type(vit.blocks[0].mlp.act).__name__} and not GELU"
@@ -1685,7 +2312,12 @@ def odd_parts(model: DPT, kind: str) -> str:  # empty when there are none
 
 def is_depth_anything(config: DPTConfig, kind: str) -> bool:
     "Whether transformers would call it DepthAnything rather than DPT."
-    return kind == "dinov2" and config.normed_taps and config.readout == "ignore" and not next(iter(config.heads.values())).get("projection")
+    return (
+        kind == "dinov2"
+        and config.normed_taps
+        and config.readout == "ignore"
+        and not next(iter(config.heads.values())).get("projection")
+    )
 
 # %% ../../nbs/weights/load.ipynb #0bf779ba
 def standardisation(eps: float | None) -> str:
@@ -1699,16 +2331,22 @@ def feeding_lost(
     kind: str,  # of its backbone
 ) -> list[str]:  # sentences
     "What the file cannot say of how images are fed, and of the classes' names."
-    words = lambda fields: f"{fields['input_method'].replace('_', ' ')} {fields['input_size'][0]}×{fields['input_size'][1]} by {fields['resizing']}"
+    words = lambda fields: (
+        f"{fields['input_method'].replace('_', ' ')} {fields['input_size'][0]}×{fields['input_size'][1]} by {fields['resizing']}"
+    )
     own = {key: getattr(config, key) for key in FEEDING} | dict(input_size=list(config.input_size or config.image_size))
     if dialect == "transformers":
         usual = own | dict(input_method="exact" if own["input_method"] == "exact" else "minimal")
-        usual["resizing"] = "transformers-bilinear" if own["resizing"] in ("mmseg", "transformers-bilinear") else "transformers"
+        usual["resizing"] = (
+            "transformers-bilinear" if own["resizing"] in ("mmseg", "transformers-bilinear") else "transformers"
+        )
     else:
         label = "heads.label.classify.weight" if "label" in config.heads else ""
         marks = [label, "backbone.vit.layers.0.blocks.0.norm1.weight" if kind.startswith("swin") else ""]
         project = dict(mmseg="mmseg" if label else "toolbox").get(dialect, dialect)
-        usual = TEST_PIPELINES[project] | (habits(dialect, dict.fromkeys(filter(None, marks)), None) if dialect == "isl-org" else {})
+        usual = TEST_PIPELINES[project] | (
+            habits(dialect, dict.fromkeys(filter(None, marks)), None) if dialect == "isl-org" else {}
+        )
         usual = dict(input_size=config.image_size, input_method="minimal") | usual
         usual = {key: list(usual[key]) if key == "input_size" else usual.get(key) for key in FEEDING}
     differs = words(own) != words(usual)
@@ -1724,7 +2362,12 @@ def unsaid(
     "What a reader of the file has to be told, because the file cannot say it."
     model = blueprint(config)
     kind, (head, arguments) = kind_of(model), next(iter(config.heads.items()))
-    positions = {"isl-org": "bilinear", "depth-anything": "dinov2", "mmseg": "bicubic", "transformers": "bicubic" if kind == "dinov2" else "bilinear"}[dialect]
+    positions = {
+        "isl-org": "bilinear",
+        "depth-anything": "dinov2",
+        "mmseg": "bicubic",
+        "transformers": "bicubic" if kind == "dinov2" else "bilinear",
+    }[dialect]
     timms = 1e-5 if model.backbone.windowed else 1e-6
     eps, usual_eps = config.layer_norm_eps or timms, 1e-5 if dialect == "mmseg" else timms
     imagenet = dialect == "depth-anything" or (dialect == "mmseg" and head == "label")
@@ -1733,11 +2376,15 @@ def unsaid(
     constants = {key: value for key, value in arguments.items() if key in ("scale", "shift", "max_depth", "min_depth")}
     sentences = []
     if kind in ("vit", "hybrid", "dinov2") and config.positions != positions:
-        sentences.append(f"positions are resampled {config.positions} here and {positions} there, so numbers differ at other sizes than {'×'.join(map(str, config.image_size))}")
+        sentences.append(
+            f"positions are resampled {config.positions} here and {positions} there, so numbers differ at other sizes than {'×'.join(map(str, config.image_size))}"
+        )
     if eps != usual_eps and dialect != "transformers":
         sentences.append(f"layer norms have an epsilon of {eps} here and {usual_eps} there")
     if kind == "hybrid" and config.standardised_eps != (usual := 1e-5 if dialect == "isl-org" else None):
-        sentences.append(f"the ResNet's weights are standardised with {standardisation(config.standardised_eps)} here and {standardisation(usual)} there")
+        sentences.append(
+            f"the ResNet's weights are standardised with {standardisation(config.standardised_eps)} here and {standardisation(usual)} there"
+        )
     sentences += feeding_lost(dialect, config, kind)
     if list(config.mean) != list(mean):
         sentences.append(f"pictures are normalised with mean {config.mean} and std {config.std}")
@@ -1746,14 +2393,21 @@ def unsaid(
         usual_taps = (describe(state) | habits(dialect, state, None)).get("taps")
         sentences += [f"the taps are {config.taps}"] if list(config.taps) != usual_taps else []
         sentences += ["the class token is added to the tokens (readout='add')"] if config.readout == "add" else []
-    if head != "label" and head != ("depth" if dialect == "mmseg" or (dialect == "transformers" and arguments.get("output") == "sigmoid") else "inverse_depth"):
+    if head != "label" and head != (
+        "depth"
+        if dialect == "mmseg" or (dialect == "transformers" and arguments.get("output") == "sigmoid")
+        else "inverse_depth"
+    ):
         sentences.append(f"its number is {'a depth in metres' if head == 'depth' else 'relative inverse depth'}")
     if dialect == "transformers" and kind == "dinov2" and not is_depth_anything(config, kind):
         sentences.append("its predictions are 16/14 as large as the picture there")
     if dialect == "mmseg" and head == "label" and arguments.get("align_corners", True):
         sentences.append("logits are resized with align_corners=True")
     if head != "label" and output != "relu" and dialect != "transformers":
-        given = ", ".join(f"{key}={value}" for key, value in constants.items()) or "the constants that to_depth has by default"
+        given = (
+            ", ".join(f"{key}={value}" for key, value in constants.items())
+            or "the constants that to_depth has by default"
+        )
         sentences.append(f"its head ends in {output} with {given}")
     return sentences
 
@@ -1763,24 +2417,55 @@ def transformers_backbone(config: DPTConfig, kind: str, model: DPT) -> dict | No
     vit, side = model.backbone.vit, config.image_size[0]
     if kind == "hybrid":
         resnet = vit.patch_embed.backbone
-        shape = dict(depths=[len(stage.blocks) for stage in resnet.stages], hidden_sizes=[info["num_chs"] for info in resnet.feature_info[1:]], embedding_size=resnet.stem.conv.out_channels)
-        return dict(model_type="bit", global_padding="same", layer_type="bottleneck", out_features=["stage1", "stage2", "stage3"], embedding_dynamic_padding=True) | shape
+        shape = dict(
+            depths=[len(stage.blocks) for stage in resnet.stages],
+            hidden_sizes=[info["num_chs"] for info in resnet.feature_info[1:]],
+            embedding_size=resnet.stem.conv.out_channels,
+        )
+        return (
+            dict(
+                model_type="bit",
+                global_padding="same",
+                layer_type="bottleneck",
+                out_features=["stage1", "stage2", "stage3"],
+                embedding_dynamic_padding=True,
+            )
+            | shape
+        )
     if kind == "swinv2":
         attentions = [stage.blocks[0].attn for stage in vit.layers]
         return dict(
-            model_type="swinv2", image_size=side, embed_dim=vit.feature_info[0]["num_chs"], depths=[len(stage.blocks) for stage in vit.layers],
-            num_heads=[attention.num_heads for attention in attentions], window_size=max(attention.window_size[0] for attention in attentions),
-            pretrained_window_sizes=[attention.pretrained_window_size[0] for attention in attentions], layer_norm_eps=config.layer_norm_eps or 1e-5, out_features=["stage1", "stage2", "stage3", "stage4"],
+            model_type="swinv2",
+            image_size=side,
+            embed_dim=vit.feature_info[0]["num_chs"],
+            depths=[len(stage.blocks) for stage in vit.layers],
+            num_heads=[attention.num_heads for attention in attentions],
+            window_size=max(attention.window_size[0] for attention in attentions),
+            pretrained_window_sizes=[attention.pretrained_window_size[0] for attention in attentions],
+            layer_norm_eps=config.layer_norm_eps or 1e-5,
+            out_features=["stage1", "stage2", "stage3", "stage4"],
         )
     if kind == "vit":
         return None
     common = dict(
-        model_type=kind, hidden_size=vit.embed_dim, num_hidden_layers=len(vit.blocks), num_attention_heads=vit.blocks[0].attn.num_heads, image_size=side, reshape_hidden_states=False,
-        patch_size=vit.patch_embed.patch_size[0], out_features=[f"stage{tap + 1}" for tap in config.taps], layer_norm_eps=config.layer_norm_eps or 1e-6,
+        model_type=kind,
+        hidden_size=vit.embed_dim,
+        num_hidden_layers=len(vit.blocks),
+        num_attention_heads=vit.blocks[0].attn.num_heads,
+        image_size=side,
+        reshape_hidden_states=False,
+        patch_size=vit.patch_embed.patch_size[0],
+        out_features=[f"stage{tap + 1}" for tap in config.taps],
+        layer_norm_eps=config.layer_norm_eps or 1e-6,
     )
     if kind == "dinov2":
         return common | dict(apply_layernorm=config.normed_taps)
-    return common | dict(intermediate_size=vit.blocks[0].mlp.fc1.out_features, use_relative_position_bias=True, use_absolute_position_embeddings=False, layer_scale_init_value=0.1)
+    return common | dict(
+        intermediate_size=vit.blocks[0].mlp.fc1.out_features,
+        use_relative_position_bias=True,
+        use_absolute_position_embeddings=False,
+        layer_scale_init_value=0.1,
+    )
 
 # %% ../../nbs/weights/load.ipynb #ba39248a
 def transformers_config(config: DPTConfig) -> dict:
@@ -1788,27 +2473,61 @@ def transformers_config(config: DPTConfig) -> dict:
     model = blueprint(config)
     kind, (head, arguments) = kind_of(model), next(iter(config.heads.items()))
     anything = is_depth_anything(config, kind)
-    common = dict(model_type="depth_anything" if anything else "dpt", fusion_hidden_size=config.features, neck_hidden_sizes=config.channels, backbone_config=transformers_backbone(config, kind, model))
+    common = dict(
+        model_type="depth_anything" if anything else "dpt",
+        fusion_hidden_size=config.features,
+        neck_hidden_sizes=config.channels,
+        backbone_config=transformers_backbone(config, kind, model),
+    )
     if anything:
         metric = arguments.get("output") == "sigmoid"
         return common | dict(
-            architectures=["DepthAnythingForDepthEstimation"], reassemble_hidden_size=model.backbone.dim, patch_size=14, depth_estimation_type="metric" if metric else "relative",
-            max_depth=int(arguments.get("max_depth", 10)) if metric else 1, head_hidden_size=model.heads[head].convolution2.out_channels,
+            architectures=["DepthAnythingForDepthEstimation"],
+            reassemble_hidden_size=model.backbone.dim,
+            patch_size=14,
+            depth_estimation_type="metric" if metric else "relative",
+            max_depth=int(arguments.get("max_depth", 10)) if metric else 1,
+            head_hidden_size=model.heads[head].convolution2.out_channels,
         )
     common |= dict(
-        architectures=[f"DPTFor{'SemanticSegmentation' if head == 'label' else 'DepthEstimation'}"], readout_type=config.readout, add_projection=bool(arguments.get("projection")),
-        use_batch_norm_in_fusion_residual=config.batch_norm, use_bias_in_fusion_residual=config.residual_bias, layer_norm_eps=config.layer_norm_eps or 1e-6, image_size=config.image_size[0],
+        architectures=[f"DPTFor{'SemanticSegmentation' if head == 'label' else 'DepthEstimation'}"],
+        readout_type=config.readout,
+        add_projection=bool(arguments.get("projection")),
+        use_batch_norm_in_fusion_residual=config.batch_norm,
+        use_bias_in_fusion_residual=config.residual_bias,
+        layer_norm_eps=config.layer_norm_eps or 1e-6,
+        image_size=config.image_size[0],
     )
     if head == "label":
         classes = model.heads["label"].classify.out_channels
         names = config.class_names or [f"LABEL_{index}" for index in range(classes)]
-        common |= dict(id2label={str(index): name for index, name in enumerate(names)}, use_auxiliary_head=model.auxiliary is not None, semantic_classifier_dropout=model.heads["label"].dropout.p)
+        common |= dict(
+            id2label={str(index): name for index, name in enumerate(names)},
+            use_auxiliary_head=model.auxiliary is not None,
+            semantic_classifier_dropout=model.heads["label"].dropout.p,
+        )
     if kind in ("vit", "hybrid"):
         vit, blocks = model.backbone.vit, [tap for tap in config.taps if isinstance(tap, int)]
-        common |= dict(hidden_size=vit.embed_dim, num_hidden_layers=len(vit.blocks), num_attention_heads=vit.blocks[0].attn.num_heads, intermediate_size=vit.blocks[0].mlp.fc1.out_features)
-        common |= dict(patch_size=model.backbone.patch, backbone_out_indices=config.taps if kind == "vit" else [2, 5, *blocks])
+        common |= dict(
+            hidden_size=vit.embed_dim,
+            num_hidden_layers=len(vit.blocks),
+            num_attention_heads=vit.blocks[0].attn.num_heads,
+            intermediate_size=vit.blocks[0].mlp.fc1.out_features,
+        )
+        common |= dict(
+            patch_size=model.backbone.patch, backbone_out_indices=config.taps if kind == "vit" else [2, 5, *blocks]
+        )
     if kind == "hybrid":
-        common |= dict(is_hybrid=True, reassemble_factors=[1, 1, 1, 0.5], backbone_featmap_shape=[1, model.backbone.vit.patch_embed.backbone.feature_info[-1]["num_chs"], *(side // 16 for side in config.image_size)], neck_ignore_stages=[0, 1])
+        common |= dict(
+            is_hybrid=True,
+            reassemble_factors=[1, 1, 1, 0.5],
+            backbone_featmap_shape=[
+                1,
+                model.backbone.vit.patch_embed.backbone.feature_info[-1]["num_chs"],
+                *(side // 16 for side in config.image_size),
+            ],
+            neck_ignore_stages=[0, 1],
+        )
     return common
 
 # %% ../../nbs/weights/load.ipynb #782d41f9
@@ -1818,6 +2537,7 @@ FORMS = ("dpt_nb", "isl-org", "depth-anything", "transformers", "mmseg", "timm")
 @dataclass
 class Conversion:
     "What a conversion did."
+
     source: str  # dialect it came from
     to: str  # dialect it went to
     what: str  # "model" or "backbone"
@@ -1863,11 +2583,17 @@ def check_destination(
         raise CheckpointError(str(error)) from None
     there = os.path.lexists(destination)
     if there and destination.is_dir() != folder:
-        raise CheckpointError(f"{destination} is a {'folder' if destination.is_dir() else 'file'}, and {to} is written as a {'folder' if folder else 'file'}: choose another name.")
+        raise CheckpointError(
+            f"{destination} is a {'folder' if destination.is_dir() else 'file'}, and {to} is written as a {'folder' if folder else 'file'}: choose another name."
+        )
     if there and not force:
-        raise CheckpointError(f"{destination} exists and was left as it is. Choose another name, or force (--force) to replace it.")
+        raise CheckpointError(
+            f"{destination} exists and was left as it is. Choose another name, or force (--force) to replace it."
+        )
     if there and folder and not holds_model(destination):
-        raise CheckpointError(f"{destination} holds other things than a model and was left as it is: choose another name.")
+        raise CheckpointError(
+            f"{destination} holds other things than a model and was left as it is: choose another name."
+        )
     if there and not folder and not destination.is_file() and not destination.is_symlink():
         raise CheckpointError(f"{destination} is no regular file and was left as it is: choose another name.")
     return destination
@@ -1878,9 +2604,15 @@ def check_apart(
     destination: Path,  # a file or a folder
 ) -> None:
     "Raises `CheckpointError` where the destination is the source, or a part of it."
-    own = [source] if source.name not in MODEL_FILES else [source, source.parent, *(source.parent / name for name in MODEL_FILES)]
+    own = (
+        [source]
+        if source.name not in MODEL_FILES
+        else [source, source.parent, *(source.parent / name for name in MODEL_FILES)]
+    )
     if any(path.exists() and destination.exists() and path.samefile(destination) for path in own):
-        raise CheckpointError(f"{destination} is what is to be converted, and would be replaced by what is made of it: choose another name.")
+        raise CheckpointError(
+            f"{destination} is what is to be converted, and would be replaced by what is made of it: choose another name."
+        )
 
 # %% ../../nbs/weights/load.ipynb #3d765d3e
 def convert(
@@ -1893,9 +2625,13 @@ def convert(
 ) -> Conversion:
     "Say a checkpoint in another dialect. Raises `CheckpointError` before anything is written, and for a disk that has no room."
     if to not in FORMS or what not in (None, "model", "backbone"):
-        raise CheckpointError(f"Cannot write {what or 'anything'} as {to!r}. Choose to={', '.join(FORMS)}, and what=model or backbone.")
+        raise CheckpointError(
+            f"Cannot write {what or 'anything'} as {to!r}. Choose to={', '.join(FORMS)}, and what=model or backbone."
+        )
     if to == "timm" and what == "model":
-        raise CheckpointError("timm has no DPT, so a whole model has no form there. Say what=backbone (--what backbone), or leave it out.")
+        raise CheckpointError(
+            "timm has no DPT, so a whole model has no form there. Say what=backbone (--what backbone), or leave it out."
+        )
     folder = to in ("dpt_nb", "transformers") and what != "backbone"
     destination = check_destination(destination, to, folder, force)
     with warnings.catch_warnings():
@@ -1915,8 +2651,16 @@ def write_tensors(
     destination: Path,  # `.safetensors`, or any other suffix for PyTorch's format
 ) -> None:
     "Under a temporary name first. Raises `CheckpointError` where the disk has no room."
-    tensors = [tensor for tensor in (*state.values(), *state.get("state_dict", {}).values()) if isinstance(tensor, torch.Tensor)]
-    room = sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values()) + 2**10 * len(tensors) + 2**14
+    tensors = [
+        tensor
+        for tensor in (*state.values(), *state.get("state_dict", {}).values())
+        if isinstance(tensor, torch.Tensor)
+    ]
+    room = (
+        sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+        + 2**10 * len(tensors)
+        + 2**14
+    )
     try:
         with whole_file(destination, durable=False) as temporary:
             if destination.suffix == ".safetensors":
@@ -1932,13 +2676,30 @@ def write_tensors(
 # %% ../../nbs/weights/load.ipynb #cce5a6cb
 def convert_backbone(opened: Opened, destination: Path, to: str) -> Conversion:
     "A ViT alone, as timm or mmsegmentation name it."
-    rows = {"timm": [Row("backbone.vit.{rest}", "{rest}"), Row("backbone.network.{rest}", "{rest}")], "mmseg": mmseg_vit_rows("backbone.vit.", "")}
+    rows = {
+        "timm": [Row("backbone.vit.{rest}", "{rest}"), Row("backbone.network.{rest}", "{rest}")],
+        "mmseg": mmseg_vit_rows("backbone.vit.", ""),
+    }
     if to not in rows:
-        raise CheckpointError(f"A backbone alone has a form in {' and '.join(rows)}, and {to} was asked for. Leave out what=backbone, or give a whole model.")
-    odd = next((key for key in opened.state if re.search(r"\.(dist_token|reg_token|layers\.0|gamma_1|patch_embed\.backbone|ls1|network)\b", key)), None)
+        raise CheckpointError(
+            f"A backbone alone has a form in {' and '.join(rows)}, and {to} was asked for. Leave out what=backbone, or give a whole model."
+        )
+    odd = next(
+        (
+            key
+            for key in opened.state
+            if re.search(r"\.(dist_token|reg_token|layers\.0|gamma_1|patch_embed\.backbone|ls1|network)\b", key)
+        ),
+        None,
+    )
     if to == "mmseg" and odd:
-        raise CheckpointError(f"mmseg has names for a plain ViT, and {opened.source.path} is none: it has {opened.called(odd)}. Nothing was written.")
-    state, dropped = {key: tensor for key, tensor in opened.state.items() if key.startswith("backbone.")}, list(opened.dropped)
+        raise CheckpointError(
+            f"mmseg has names for a plain ViT, and {opened.source.path} is none: it has {opened.called(odd)}. Nothing was written."
+        )
+    state, dropped = (
+        {key: tensor for key, tensor in opened.state.items() if key.startswith("backbone.")},
+        list(opened.dropped),
+    )
     if opened.config is None:  # as it was: what this library would drop, the final norm for one, is kept
         raw = unwrap(read_file(opened.source.path), str(opened.source.path))
         kept = {key: raw[key] for key in dropped if not re.fullmatch(r"head.*", key)}
@@ -1955,7 +2716,9 @@ def convert_backbone(opened: Opened, destination: Path, to: str) -> Conversion:
 def convert_model(opened: Opened, destination: Path, to: str) -> Conversion:
     "A whole model."
     if opened.config is None:
-        raise CheckpointError(f"{opened.source.path} is a backbone alone, and no model can be made of it. Say what=backbone (--what backbone), or train a DPT on it first.")
+        raise CheckpointError(
+            f"{opened.source.path} is a backbone alone, and no model can be made of it. Say what=backbone (--what backbone), or train a DPT on it first."
+        )
     config, state = opened.config, opened.state
     opened.network(config)
     if to == "dpt_nb":
@@ -1971,7 +2734,9 @@ def convert_model(opened: Opened, destination: Path, to: str) -> Conversion:
         wrapped = to == "mmseg" and destination.suffix != ".safetensors"
         meta = dict(CLASSES=tuple(config.class_names)) if config.class_names else {}
         write_tensors(dict(meta=meta, state_dict=theirs | filled) if wrapped else theirs | filled, destination)
-    return Conversion(opened.dialect, to, "model", destination, len(theirs | filled), opened.dropped, list(filled), told)
+    return Conversion(
+        opened.dialect, to, "model", destination, len(theirs | filled), opened.dropped, list(filled), told
+    )
 
 # %% ../../nbs/weights/load.ipynb #1c020939
 def said_in(
@@ -1982,7 +2747,9 @@ def said_in(
     "A model's tensors under another project's names."
     head, kind = next(iter(config.heads)), kind_of(blueprint(config))
     rows = {
-        "isl-org": lambda: isl_org_rows(head), "depth-anything": lambda: depth_anything_rows(head), "mmseg": lambda: mmseg_rows(head),
+        "isl-org": lambda: isl_org_rows(head),
+        "depth-anything": lambda: depth_anything_rows(head),
+        "mmseg": lambda: mmseg_rows(head),
         "transformers": lambda: transformers_rows(head, kind, is_depth_anything(config, kind)),
     }[dialect]()
     theirs, unknown = into_theirs(state, rows)
@@ -2028,9 +2795,17 @@ def write_transformers(config: DPTConfig, state: dict, destination: Path) -> Non
     multiple = config.input_multiple or blueprint(config).backbone.patch
     height, width = config.input_size or config.image_size
     preprocessor = dict(
-        image_processor_type="DPTImageProcessor", do_resize=True, do_rescale=True, do_normalize=True, rescale_factor=1 / 255,
-        resample=2 if config.resizing in ("mmseg", "transformers-bilinear") else 3, keep_aspect_ratio=config.input_method != "exact",
-        ensure_multiple_of=multiple, size=dict(height=height, width=width), image_mean=config.mean, image_std=config.std,
+        image_processor_type="DPTImageProcessor",
+        do_resize=True,
+        do_rescale=True,
+        do_normalize=True,
+        rescale_factor=1 / 255,
+        resample=2 if config.resizing in ("mmseg", "transformers-bilinear") else 3,
+        keep_aspect_ratio=config.input_method != "exact",
+        ensure_multiple_of=multiple,
+        size=dict(height=height, width=width),
+        image_mean=config.mean,
+        image_std=config.std,
     )
     with replaced_model(destination) as folder:
         write_tensors(state, folder / "model.safetensors")

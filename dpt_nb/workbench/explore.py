@@ -18,13 +18,13 @@ import ipywidgets as widgets
 import torch
 from fastcore.basics import patch
 
-from ..weights.load import load_checkpoint
 from ..data.datasets import SPLITS
 from ..images.images import ImageError, read_image
 from ..inference.predictor import Predictor, aligned_to, resize_image
-from .loss_lab import FARTHEST, NEAREST, LossLab
-from ..objective.metrics import depth_errors
 from ..network.dpt import DPT, NAMED, SHIPPED, create_model
+from ..objective.metrics import depth_errors
+from ..weights.load import load_checkpoint
+from .loss_lab import FARTHEST, NEAREST, LossLab
 from .pages import BUSY, Explorer, Panels, drawn_scene, sentence_of, shipped_model
 from .scene_maker import SceneMaker, metres_of, said_of
 
@@ -35,19 +35,26 @@ def open_network(
     "A network by its name. Raises `ValueError` when none is named, and `CheckpointError` for what `load_checkpoint` cannot open."
     source = source.strip()
     if not source:
-        raise ValueError("No network is named: write a name of list_models(), such as dpt_tiny, or the path of a file or folder of weights.")
+        raise ValueError(
+            "No network is named: write a name of list_models(), such as dpt_tiny, or the path of a file or folder of weights."
+        )
     with torch.inference_mode(False), torch.random.fork_rng():
         if (SHIPPED / source).is_dir() and source in NAMED:
             return create_model(source, pretrained=True).eval(), ""
         if source in NAMED and not Path(source).exists():
             torch.manual_seed(0)
-            return create_model(source).eval(), f"{source} has random weights, because none come with this library: its map means nothing."
+            return create_model(
+                source
+            ).eval(), f"{source} has random weights, because none come with this library: its map means nothing."
         return load_checkpoint(source), ""
 
 # %% ../../nbs/workbench/explore.ipynb #b967b4f0
 FEEDINGS = {  # name → mirror image averaged, and the size as a share of the usual one
-    "as its authors do": (False, 1.0), "averaged with the mirror image": (True, 1.0),
-    "at half the size": (False, 0.5), "at one and a half times the size": (False, 1.5), "at twice the size": (False, 2.0),
+    "as its authors do": (False, 1.0),
+    "averaged with the mirror image": (True, 1.0),
+    "at half the size": (False, 0.5),
+    "at one and a half times the size": (False, 1.5),
+    "at twice the size": (False, 2.0),
 }
 
 
@@ -60,8 +67,13 @@ def fed(
     flip, share = FEEDINGS[feeding]
     if share == 1:
         return said_of(model, image, flip=flip)
-    usual, patch = Predictor(model, device=next(model.parameters()).device).input_size(*image.shape[-2:]), model.backbone.patch
-    return said_of(model, image, flip=flip, size=tuple(max(patch, round(side * share / patch) * patch) for side in usual))
+    usual, patch = (
+        Predictor(model, device=next(model.parameters()).device).input_size(*image.shape[-2:]),
+        model.backbone.patch,
+    )
+    return said_of(
+        model, image, flip=flip, size=tuple(max(patch, round(side * share / patch) * patch) for side in usual)
+    )
 
 # %% ../../nbs/workbench/explore.ipynb #cefb8484
 def quantity_of(
@@ -72,7 +84,9 @@ def quantity_of(
     for head in ("depth", "inverse_depth"):
         if head in said:
             return head
-    raise ValueError(f"{name} predicts {' and '.join(said)} and no depth, and this page compares depth: choose one with a head called depth or inverse_depth.")
+    raise ValueError(
+        f"{name} predicts {' and '.join(said)} and no depth, and this page compares depth: choose one with a head called depth or inverse_depth."
+    )
 
 # %% ../../nbs/workbench/explore.ipynb #fccf4ef9
 def inverted(
@@ -92,10 +106,25 @@ def in_one_unit(
     if kinds == ("depth", "depth"):
         return one, other, "depth", ""
     if kinds == ("inverse_depth", "inverse_depth"):
-        return one, aligned_to(other, one), "inverse_depth", "Both are relative: the second was put on the first's scale and shift."
+        return (
+            one,
+            aligned_to(other, one),
+            "inverse_depth",
+            "Both are relative: the second was put on the first's scale and shift.",
+        )
     if kinds[0] == "depth":
-        return one, inverted(aligned_to(other, inverted(one))), "depth", "The second is relative: it was put on the first's scale and shift."
-    return inverted(aligned_to(one, inverted(other))), other, "depth", "The first is relative: it was put on the second's scale and shift."
+        return (
+            one,
+            inverted(aligned_to(other, inverted(one))),
+            "depth",
+            "The second is relative: it was put on the first's scale and shift.",
+        )
+    return (
+        inverted(aligned_to(one, inverted(other))),
+        other,
+        "depth",
+        "The first is relative: it was put on the second's scale and shift.",
+    )
 
 # %% ../../nbs/workbench/explore.ipynb #4f50430d
 def difference_of(
@@ -114,7 +143,9 @@ def edge_share(
     one: torch.Tensor,  # `(1, 1, H, W)` depth or inverse depth, above 0 where it counts
     difference: torch.Tensor,  # `(1, 1, H, W)`
     step: float = 1.1,  # ratio of two neighbours above which there is an edge
-) -> tuple[float, float]:  # share of the difference that lies within two pixels of an edge, and share of the picture that does
+) -> tuple[
+    float, float
+]:  # share of the difference that lies within two pixels of an edge, and share of the picture that does
     "How much of a difference is about edges."
     logarithm = one.clamp(min=1e-6).log()
     edge = torch.zeros_like(one)
@@ -148,7 +179,9 @@ def shown_copy(
     if max(height, width) <= LONGEST:
         return image, ""
     size = tuple(max(1, round(side * LONGEST / max(height, width))) for side in (height, width))
-    return resize_image(image[None], size)[0], f" The picture, {height}×{width}, is compared as a copy of {size[0]}×{size[1]}."
+    return resize_image(image[None], size)[
+        0
+    ], f" The picture, {height}×{width}, is compared as a copy of {size[0]}×{size[1]}."
 
 # %% ../../nbs/workbench/explore.ipynb #9e9666c0
 NAMED_BELOW = "the one named below"
@@ -164,8 +197,18 @@ def comparison_controls(
     return dict(
         first=widgets.Dropdown(options=[*names, NAMED_BELOW], value=names[0], description="first network", **style),
         second=widgets.Dropdown(options=[*names, NAMED_BELOW], value=names[-1], description="second network", **style),
-        named=widgets.Text(description="another", placeholder="name or path, then Enter", tooltip="a name of list_models(), or a file or folder of weights", **text),
-        feeding=widgets.Dropdown(options=list(FEEDINGS), value="at twice the size" if len(names) == 1 else "as its authors do", description="second is fed", **style),
+        named=widgets.Text(
+            description="another",
+            placeholder="name or path, then Enter",
+            tooltip="a name of list_models(), or a file or folder of weights",
+            **text,
+        ),
+        feeding=widgets.Dropdown(
+            options=list(FEEDINGS),
+            value="at twice the size" if len(names) == 1 else "as its authors do",
+            description="second is fed",
+            **style,
+        ),
         picture=widgets.Dropdown(options=PICTURE_KINDS, description="picture", **style),
         number=widgets.IntSlider(3, 0, 999, description="number", tooltip="which held-out scene", **style),
         file=widgets.Text(description="file", placeholder="path of a picture, then Enter", **text),
@@ -196,7 +239,14 @@ class Comparison(Explorer):
                 self.networks[place] = given.eval()
         if not self.networks:
             self.networks["dpt_tiny_scenes"] = shipped_model()
-        titles = ["picture", "first", "second", "difference (red: second nearer)", "error of the first", "error of the second"]
+        titles = [
+            "picture",
+            "first",
+            "second",
+            "difference (red: second nearer)",
+            "error of the first",
+            "error of the second",
+        ]
         units = {1: "m", 2: "m", 3: "share", 4: "share of the truth", 5: "share of the truth"}
         super().__init__(comparison_controls(list(self.networks)), Panels(titles, units, columns=3))
 
@@ -204,7 +254,11 @@ class Comparison(Explorer):
 @patch
 def changed(self: Comparison, change: dict) -> None:  # change: what ipywidgets says of it
     "A control was moved; one that names something is also chosen."
-    chosen = {"named": dict(second=NAMED_BELOW), "file": dict(picture=PICTURE_KINDS[2]), "upload": dict(picture=PICTURE_KINDS[3])}
+    chosen = {
+        "named": dict(second=NAMED_BELOW),
+        "file": dict(picture=PICTURE_KINDS[2]),
+        "upload": dict(picture=PICTURE_KINDS[3]),
+    }
     moved = next(name for name in self.controls if self.controls[name] is change["owner"])
     if not self.quiet:
         self.set_controls(**chosen[moved]) if moved in chosen and change["new"] else self.update()
@@ -230,7 +284,9 @@ def scene_or_file(
     number: int,  # of a drawn scene
     file: str,  # a path
     upload: tuple,  # of ipywidgets' FileUpload
-) -> tuple[tuple, torch.Tensor, torch.Tensor | None, str]:  # what it is remembered by, picture, truth `(1, 1, H, W)` or none, words for the sentence
+) -> tuple[
+    tuple, torch.Tensor, torch.Tensor | None, str
+]:  # what it is remembered by, picture, truth `(1, 1, H, W)` or none, words for the sentence
     "The picture to look at. Raises `ValueError` when there is none."
     if picture in PICTURE_KINDS[:2]:
         scene = drawn_scene("rooms" if picture == PICTURE_KINDS[0] else "streets", SPLITS["held_out"] + number)
@@ -339,22 +395,44 @@ def judge(
         return ""
     for place, name, maps in zip((4, 5), ("first", "second"), said):
         depth, fitted = metres_of(maps, truth)
-        self.errors.append({metric: value.item() for metric, value in depth_errors(depth, truth).items()} | dict(fitted=fitted))
+        self.errors.append(
+            {metric: value.item() for metric, value in depth_errors(depth, truth).items()} | dict(fitted=fitted)
+        )
         map = (depth - truth) / torch.where(truth > 0, truth, math.nan)
         self.panels.fill(place, map[0], "RdBu", (-0.5, 0.5), f"error of the {name}")
     one, other = self.errors
-    said = " and ".join(f"{error['abs_rel']:.3f} (δ1 {error['delta1']:.2f}{error['fitted'].replace(' (', '; ').replace(')', '')})" for error in self.errors)
-    better = "They are equally good." if one["abs_rel"] == other["abs_rel"] else f"The {'first' if one['abs_rel'] < other['abs_rel'] else 'second'} is better here."
+    said = " and ".join(
+        f"{error['abs_rel']:.3f} (δ1 {error['delta1']:.2f}{error['fitted'].replace(' (', '; ').replace(')', '')})"
+        for error in self.errors
+    )
+    better = (
+        "They are equally good."
+        if one["abs_rel"] == other["abs_rel"]
+        else f"The {'first' if one['abs_rel'] < other['abs_rel'] else 'second'} is better here."
+    )
     return f" AbsRel {said}. {better}"
 
 # %% ../../nbs/workbench/explore.ipynb #aca45602
-from .explore_network import FusionExplorer, MapExplorer, PositionExplorer, ReadoutExplorer, TokenExplorer
 from ..network.dpt import count_parameters
+from dpt_nb.workbench.explore_network import (
+    FusionExplorer,
+    MapExplorer,
+    PositionExplorer,
+    ReadoutExplorer,
+    TokenExplorer,
+)
 from .training_room import TrainingRoom
 
 PAGES = {  # title of the tab, short enough for nine side by side → page
-    "Token": TokenExplorer, "Maps": MapExplorer, "Readouts": ReadoutExplorer, "Places": PositionExplorer, "Fusion": FusionExplorer,
-    "Scenes": SceneMaker, "Losses": LossLab, "Compare": Comparison, "Training": TrainingRoom,
+    "Token": TokenExplorer,
+    "Maps": MapExplorer,
+    "Readouts": ReadoutExplorer,
+    "Places": PositionExplorer,
+    "Fusion": FusionExplorer,
+    "Scenes": SceneMaker,
+    "Losses": LossLab,
+    "Compare": Comparison,
+    "Training": TrainingRoom,
 }
 
 
@@ -367,7 +445,13 @@ class Workbench(widgets.VBox):
         page: int = 0,  # number of the tab that is open first
     ):
         self.model = model or shipped_model()
-        self.path = widgets.Text("", placeholder="another network: a name, a folder or a file of weights", description="network", continuous_update=False, layout=widgets.Layout(width="480px"))
+        self.path = widgets.Text(
+            "",
+            placeholder="another network: a name, a folder or a file of weights",
+            description="network",
+            continuous_update=False,
+            layout=widgets.Layout(width="480px"),
+        )
         self.said = widgets.HTML()
         self.path.observe(lambda change: self.take(change["new"]), names="value")
         self.tabs = widgets.Tab()
@@ -418,7 +502,9 @@ def show(
         self.pages[number] = kind() if kind is TrainingRoom else kind(self.model)
         self.tabs.children[number].children = [self.pages[number]]
     except Exception as error:
-        self.tabs.children[number].children = [widgets.HTML(f'<div role="alert">{html.escape(sentence_of(error))}</div>')]
+        self.tabs.children[number].children = [
+            widgets.HTML(f'<div role="alert">{html.escape(sentence_of(error))}</div>')
+        ]
 
 # %% ../../nbs/workbench/explore.ipynb #c903788c
 @patch
@@ -433,7 +519,10 @@ def take(
     except Exception as error:
         self.said.value = f'<div role="alert">{html.escape(sentence_of(error))}</div>'
         return
-    self.model, self.said.value = model, html.escape(f"{path.strip() or 'dpt_tiny_scenes'}: {count_parameters(model):,} parameters. {note}")
+    self.model, self.said.value = (
+        model,
+        html.escape(f"{path.strip() or 'dpt_tiny_scenes'}: {count_parameters(model):,} parameters. {note}"),
+    )
     self.clear(self.tabs.selected_index or 0, self.pages.get(len(PAGES) - 1))
 
 # %% ../../nbs/workbench/explore.ipynb #ae6af674

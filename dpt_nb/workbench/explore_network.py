@@ -18,13 +18,31 @@ from fastcore.basics import patch
 
 from ..data.datasets import SPLITS
 from ..images.images import colour_depth, colour_label, to_image
-from dpt_nb.network.inside import (
-    LEVEL_CHOICES, AttentionMaps, ColourBasis, attention_maps, attention_overlay, colour_basis, effective_tokens, finish_level, framed, fuse_with,
-    layout_and_edges, likeness, map_colours, position_map, position_similarity, readouts, rollout, tap_map, token_attention, token_row,
-)
 from ..network.dpt import DPT
-from .pages import Explorer, Panels, drawn_scene, shipped_model
+from dpt_nb.network.inside import (
+    LEVEL_CHOICES,
+    AttentionMaps,
+    ColourBasis,
+    attention_maps,
+    attention_overlay,
+    colour_basis,
+    effective_tokens,
+    finish_level,
+    framed,
+    fuse_with,
+    layout_and_edges,
+    likeness,
+    map_colours,
+    position_map,
+    position_similarity,
+    readouts,
+    rollout,
+    tap_map,
+    token_attention,
+    token_row,
+)
 from ..scenes.scenes import classes
+from .pages import Explorer, Panels, drawn_scene, shipped_model
 
 # %% ../../nbs/workbench/explore_network.ipynb #e4040afc
 def picture_controls(
@@ -35,8 +53,15 @@ def picture_controls(
     "Controls that choose a picture."
     kinds = ["rooms", "streets"] + (["yours"] if image is not None else [])
     return dict(
-        kind=widgets.Dropdown(options=kinds, value=kinds[-1] if image is not None else "rooms", description=words[0], tooltip="drawn scenes, or the picture handed over"),
-        number=widgets.IntSlider(number, 0, 199, description=words[1], tooltip="which scene; one's own picture has no number"),
+        kind=widgets.Dropdown(
+            options=kinds,
+            value=kinds[-1] if image is not None else "rooms",
+            description=words[0],
+            tooltip="drawn scenes, or the picture handed over",
+        ),
+        number=widgets.IntSlider(
+            number, 0, 199, description=words[1], tooltip="which scene; one's own picture has no number"
+        ),
     )
 
 
@@ -48,7 +73,11 @@ def chosen_picture(
 ) -> dict:  # `image` `(3, H, W)`, and `label` `(H, W)` for a scene
     "The picture that the controls ask for."
     if kind == "yours":
-        return dict(image=F.interpolate(to_image(image)[None].float(), size=size, mode="bilinear", antialias=True)[0].clamp(0, 1))
+        return dict(
+            image=F.interpolate(to_image(image)[None].float(), size=size, mode="bilinear", antialias=True)[0].clamp(
+                0, 1
+            )
+        )
     return drawn_scene(kind, SPLITS["held_out"] + number, tuple(size))
 
 
@@ -103,10 +132,19 @@ class TokenExplorer(Explorer):
         last, heads = (len(blocks) - 1, blocks[0].attn.num_heads) if blocks else (0, 1)  # a Swin says why it cannot
         slider = lambda value, most, name, tip: widgets.IntSlider(value, 0, most, description=name, tooltip=tip)
         controls = picture_controls(image) | dict(
-            row=slider(self.grid[0] // 2, self.grid[0] - 1, "row", "of the asking patch, from the top"), column=slider(self.grid[1] // 4, self.grid[1] - 1, "column", "of the asking patch, from the left"),
-            block=slider(0, last, "block", "of the transformer, from 0"), head=slider(0, heads - 1, "head", "of the block, from 0"),
+            row=slider(self.grid[0] // 2, self.grid[0] - 1, "row", "of the asking patch, from the top"),
+            column=slider(self.grid[1] // 4, self.grid[1] - 1, "column", "of the asking patch, from the left"),
+            block=slider(0, last, "block", "of the transformer, from 0"),
+            head=slider(0, heads - 1, "head", "of the block, from 0"),
         )
-        titles = ["picture: click a patch", "head", "mean of the heads", "rollout", "class token", "class token, rollout"]
+        titles = [
+            "picture: click a patch",
+            "head",
+            "mean of the heads",
+            "rollout",
+            "class token",
+            "class token, rollout",
+        ]
         super().__init__(controls, Panels(titles, columns=3, aspect=self.size[0] / self.size[1], width=2.8))
         self.on_click(self.pick)
 
@@ -137,26 +175,45 @@ def pick(
 @patch
 def draw(
     self: TokenExplorer,
-    kind: str, number: int,  # of the picture
-    row: int, column: int,  # of the asking patch
-    block: int, head: int,
+    kind: str,
+    number: int,  # of the picture
+    row: int,
+    column: int,  # of the asking patch
+    block: int,
+    head: int,
 ) -> str:
     "Six panels and a sentence."
     scene, maps, rolled = self.looked(kind, number)
     place, picture = (row, column), scene["image"]
     own, without_self = token_attention(maps, place, block, head), token_row(rolled, maps, place).clone()
     without_self[place] = 0
-    views = {f"block {block}, head {head}": own, f"block {block}, mean of the heads": token_attention(maps, place, block), "rollout, itself left out": without_self}
+    views = {
+        f"block {block}, head {head}": own,
+        f"block {block}, mean of the heads": token_attention(maps, place, block),
+        "rollout, itself left out": without_self,
+    }
     self.panels.fill(0, framed(picture, maps.grid, place))
     for panel, (title, weights) in enumerate(views.items(), 1):
         self.panels.fill(panel, attention_overlay(picture, weights, place), title=title)
     if maps.class_token:
-        self.panels.fill(4, attention_overlay(picture, token_attention(maps, None, block, head)), title=f"class token, block {block}, head {head}")
+        self.panels.fill(
+            4,
+            attention_overlay(picture, token_attention(maps, None, block, head)),
+            title=f"class token, block {block}, head {head}",
+        )
         self.panels.fill(5, attention_overlay(picture, token_row(rolled, maps, None)), title="class token, rollout")
     else:
-        for panel in (4, 5): self.panels.fill(panel, torch.full((3, 3, 4), 0.9), title="no class token")
+        for panel in (4, 5):
+            self.panels.fill(panel, torch.full((3, 3, 4), 0.9), title="no class token")
     spread = effective_tokens(maps.probabilities[block][0, head, maps.prefix + row * maps.grid[1] + column]).item()
-    return token_sentence(own, spread, maps.probabilities[0].shape[-1], place, scene.get("label"), classes(kind) if "label" in scene else ())
+    return token_sentence(
+        own,
+        spread,
+        maps.probabilities[0].shape[-1],
+        place,
+        scene.get("label"),
+        classes(kind) if "label" in scene else (),
+    )
 
 # %% ../../nbs/workbench/explore_network.ipynb #edd0bc1c
 def shown_share(
@@ -186,9 +243,20 @@ class MapExplorer(Explorer):
         self.model, self.image = model or shipped_model(), image
         self.size = looked_size(self.model)
         self.looked, self.fixed = lru_cache(4)(self.look), lru_cache(1)(self.fit)
-        controls = picture_controls(image) | dict(colours=widgets.Dropdown(options=["of this picture", "fixed"], description="colours", tooltip="fitted to this picture alone, or to six scenes once"))
-        names = [f"{'stage' if info['kind'] == 'map' else 'block'} {str(info['tap']).split('.')[-1]}" for info in self.model.backbone.tap_info()]
-        self.titles = [f"tap {number}: {name}" for number, name in enumerate(names, 1)] + [f"level {number}" for number in range(1, 5)]
+        controls = picture_controls(image) | dict(
+            colours=widgets.Dropdown(
+                options=["of this picture", "fixed"],
+                description="colours",
+                tooltip="fitted to this picture alone, or to six scenes once",
+            )
+        )
+        names = [
+            f"{'stage' if info['kind'] == 'map' else 'block'} {str(info['tap']).split('.')[-1]}"
+            for info in self.model.backbone.tap_info()
+        ]
+        self.titles = [f"tap {number}: {name}" for number, name in enumerate(names, 1)] + [
+            f"level {number}" for number in range(1, 5)
+        ]
         super().__init__(controls, Panels(self.titles, columns=4, aspect=self.size[0] / self.size[1], width=2.4))
 
 # %% ../../nbs/workbench/explore_network.ipynb #14e5f0c3
@@ -213,14 +281,19 @@ def fit(self: MapExplorer) -> list[ColourBasis]:  # one a map
 @patch
 def draw(
     self: MapExplorer,
-    kind: str, number: int,  # of the picture
+    kind: str,
+    number: int,  # of the picture
     colours: str,  # "of this picture" or "fixed"
 ) -> str:
     "Eight panels and a sentence."
     maps = self.looked(kind, number)
     bases = self.fixed() if colours == "fixed" else [colour_basis([each]) for each in maps]
     for panel, (features, basis) in enumerate(zip(maps, bases)):
-        self.panels.fill(panel, map_colours(features, basis), title=f"{self.titles[panel]}, {features.shape[0]} × {features.shape[1]}×{features.shape[2]}")
+        self.panels.fill(
+            panel,
+            map_colours(features, basis),
+            title=f"{self.titles[panel]}, {features.shape[0]} × {features.shape[1]}×{features.shape[2]}",
+        )
     shares = [f"{shown_share(features, basis):.0%}" for features, basis in zip(maps, bases)]
     return f"Of what differs within each map the three colours show {', '.join(shares[:4])} in taps 1 to 4, and {', '.join(shares[4:])} in levels 1 to 4."
 
@@ -270,13 +343,22 @@ class ReadoutExplorer(Explorer):
         self.model, self.image = model or shipped_model(), image
         self.size = tuple(self.model.config.image_size)
         self.looked = lru_cache(4)(self.look)
-        token_levels = [number for number, info in enumerate(self.model.backbone.tap_info(), 1) if info["kind"] == "tokens"] or [1]
+        token_levels = [
+            number for number, info in enumerate(self.model.backbone.tap_info(), 1) if info["kind"] == "tokens"
+        ] or [1]
         controls = picture_controls(image) | dict(
-            level=widgets.Dropdown(options=token_levels, value=token_levels[-1], description="level", tooltip="which tap is read; levels made of maps have no tokens"),
+            level=widgets.Dropdown(
+                options=token_levels,
+                value=token_levels[-1],
+                description="level",
+                tooltip="which tap is read; levels made of maps have no tokens",
+            ),
             shared=widgets.Checkbox(False, description="same colours for ignore and add"),
             head=widgets.Dropdown(options=list(self.model.heads), description="answer"),
         )
-        super().__init__(controls, Panels([*READOUTS, *READOUTS], columns=3, aspect=self.size[0] / self.size[1], width=2.8))
+        super().__init__(
+            controls, Panels([*READOUTS, *READOUTS], columns=3, aspect=self.size[0] / self.size[1], width=2.8)
+        )
 
 # %% ../../nbs/workbench/explore_network.ipynb #8b7615f4
 @patch
@@ -306,7 +388,8 @@ def answer_with(
 @patch
 def draw(
     self: ReadoutExplorer,
-    kind: str, number: int,  # of the picture
+    kind: str,
+    number: int,  # of the picture
     level: int,
     shared: bool,  # one set of colours for ignore and add
     head: str,
@@ -319,13 +402,25 @@ def draw(
     for panel, name in enumerate(READOUTS):
         if name not in read:
             why = "no class token" if name == "add" else "not learned"
-            for place in (panel, panel + 3): self.panels.fill(place, torch.full((3, 3, 4), 0.9), title=f"{name}: {why}")
+            for place in (panel, panel + 3):
+                self.panels.fill(place, torch.full((3, 3, 4), 0.9), title=f"{name}: {why}")
             continue
         answer = self.answer_with(looked, read[name], level, head)
-        self.panels.fill(panel, map_colours(read[name][0], together if name != "project" else None), title=f"tap {level}, {name}")
-        self.panels.fill(panel + 3, answer_picture(answer, own, head), title=f"answer with {name}" + (" (its own)" if name == learned else ""))
-        if name != learned: sentences.append(f"with {name} {moved(answer, own, head)}")
-    return f"This network learned with {learned}. At level {level}, {', '.join(sentences)}." if sentences else f"This network learned with {learned}, and has no other readout."
+        self.panels.fill(
+            panel, map_colours(read[name][0], together if name != "project" else None), title=f"tap {level}, {name}"
+        )
+        self.panels.fill(
+            panel + 3,
+            answer_picture(answer, own, head),
+            title=f"answer with {name}" + (" (its own)" if name == learned else ""),
+        )
+        if name != learned:
+            sentences.append(f"with {name} {moved(answer, own, head)}")
+    return (
+        f"This network learned with {learned}. At level {level}, {', '.join(sentences)}."
+        if sentences
+        else f"This network learned with {learned}, and has no other readout."
+    )
 
 # %% ../../nbs/workbench/explore_network.ipynb #19f5cbd2
 class PositionExplorer(Explorer):
@@ -345,12 +440,24 @@ class PositionExplorer(Explorer):
         embedding = self.model.backbone.vit.patch_embed
         self.own = tuple(embedding.grid_size)
         rows, columns = self.own
-        slider = lambda value, least, most, name, tip: widgets.IntSlider(value, least, most, description=name, tooltip=tip)
-        controls = dict(
-            rows=slider(2 * rows, 2, 4 * rows, "rows", "of the grid that is wanted"), columns=slider(2 * columns, 2, 4 * columns, "columns", "of the grid that is wanted"),
-            row=slider(rows // 3, 0, rows - 1, "place: row", "in the table's own grid, from the top"), column=slider(columns // 3, 0, columns - 1, "place: column", "in the table's own grid, from the left"),
+        slider = lambda value, least, most, name, tip: widgets.IntSlider(
+            value, least, most, description=name, tooltip=tip
         )
-        super().__init__(controls, Panels(["table", "resampled", "likeness", "likeness"], units={2: "cosine", 3: "cosine"}, columns=2, aspect=rows / columns))
+        controls = dict(
+            rows=slider(2 * rows, 2, 4 * rows, "rows", "of the grid that is wanted"),
+            columns=slider(2 * columns, 2, 4 * columns, "columns", "of the grid that is wanted"),
+            row=slider(rows // 3, 0, rows - 1, "place: row", "in the table's own grid, from the top"),
+            column=slider(columns // 3, 0, columns - 1, "place: column", "in the table's own grid, from the left"),
+        )
+        super().__init__(
+            controls,
+            Panels(
+                ["table", "resampled", "likeness", "likeness"],
+                units={2: "cosine", 3: "cosine"},
+                columns=2,
+                aspect=rows / columns,
+            ),
+        )
         self.on_click(self.pick)
 
 # %% ../../nbs/workbench/explore_network.ipynb #37875405
@@ -379,20 +486,28 @@ def pick(
 @patch
 def draw(
     self: PositionExplorer,
-    rows: int, columns: int,  # of the grid that is wanted
-    row: int, column: int,  # of the place, in the table's own grid
+    rows: int,
+    columns: int,  # of the grid that is wanted
+    row: int,
+    column: int,  # of the place, in the table's own grid
 ) -> str:
     "Four panels and a sentence."
     there, words = same_place((row, column), self.own, (rows, columns)), []
-    both = {self.own: (row, column)} if (rows, columns) == self.own else {self.own: (row, column), (rows, columns): there}
+    both = (
+        {self.own: (row, column)} if (rows, columns) == self.own else {self.own: (row, column), (rows, columns): there}
+    )
     maps = {grid: position_map(self.model, grid) for grid in both}
     basis = colour_basis(list(maps.values()))
     for panel, (grid, place) in enumerate([(self.own, (row, column)), ((rows, columns), there)]):
         alike = position_similarity(self.model, grid, place)
-        self.panels.fill(panel, map_colours(maps[grid], basis), title=f"{'resampled' if panel else 'table'}: {grid[0]}×{grid[1]}")
+        self.panels.fill(
+            panel, map_colours(maps[grid], basis), title=f"{'resampled' if panel else 'table'}: {grid[0]}×{grid[1]}"
+        )
         self.panels.fill(panel + 2, alike, "RdBu_r", (-1, 1), title=f"likeness to row {place[0]}, column {place[1]}")
         across, down = (alike.roll(-1 if place[dim] + 1 < grid[dim] else 1, dim)[place] for dim in (1, 0))
-        words.append(f"at {grid[0]}×{grid[1]} the place is like its neighbour in the row by {across:.2f} and in the column by {down:.2f}")
+        words.append(
+            f"at {grid[0]}×{grid[1]} the place is like its neighbour in the row by {across:.2f} and in the column by {down:.2f}"
+        )
     return f"{words[0][0].upper()}{words[0][1:]}; {words[1]}."
 
 # %% ../../nbs/workbench/explore_network.ipynb #e0d5412f
@@ -429,14 +544,32 @@ class FusionExplorer(Explorer):
         self.model, self.image = model or shipped_model(), image
         self.size = tuple(self.model.config.image_size)
         self.looked = lru_cache(8)(self.look)
-        second = {f"other_{name}": control for name, control in picture_controls(None, 12, ("other", "its number")).items()}
-        controls = picture_controls(image) | second | dict(head=widgets.Dropdown(options=list(self.model.heads), description="answer"))
+        second = {
+            f"other_{name}": control for name, control in picture_controls(None, 12, ("other", "its number")).items()
+        }
+        controls = (
+            picture_controls(image)
+            | second
+            | dict(head=widgets.Dropdown(options=list(self.model.heads), description="answer"))
+        )
         for level in range(1, 5):
             controls[f"level_{level}"] = widgets.ToggleButtons(
-                options=LEVEL_CHOICES, description=f"level {level}", style={"button_width": "58px"}, tooltips=["of the first picture", "zeros", "of the second picture"],
+                options=LEVEL_CHOICES,
+                description=f"level {level}",
+                style={"button_width": "58px"},
+                tooltips=["of the first picture", "zeros", "of the second picture"],
             )
         titles = ["first picture", "its answer", "mixture", "second picture", "its answer", "where the mixture differs"]
-        super().__init__(controls, Panels(titles, units={5: "|ln ratio|, or class changed"}, columns=3, aspect=self.size[0] / self.size[1], width=2.8))
+        super().__init__(
+            controls,
+            Panels(
+                titles,
+                units={5: "|ln ratio|, or class changed"},
+                columns=3,
+                aspect=self.size[0] / self.size[1],
+                width=2.8,
+            ),
+        )
 
 # %% ../../nbs/workbench/explore_network.ipynb #3216a112
 @patch
@@ -454,19 +587,31 @@ def look(
 @patch
 def draw(
     self: FusionExplorer,
-    kind: str, number: int,  # of the first picture
-    other_kind: str, other_number: int,  # of the second
+    kind: str,
+    number: int,  # of the first picture
+    other_kind: str,
+    other_number: int,  # of the second
     head: str,
-    level_1: str, level_2: str, level_3: str, level_4: str,  # "own", "off" or "other"
+    level_1: str,
+    level_2: str,
+    level_3: str,
+    level_4: str,  # "own", "off" or "other"
 ) -> str:
     "Six panels and a sentence."
-    (picture, levels, answers), (other_picture, other_levels, other_answers) = self.looked(kind, number), self.looked(other_kind, other_number)
+    (picture, levels, answers), (other_picture, other_levels, other_answers) = (
+        self.looked(kind, number),
+        self.looked(other_kind, other_number),
+    )
     own, other = answers[head], other_answers[head]
     mixed = fuse_with(self.model, levels, other_levels, [level_1, level_2, level_3, level_4], self.size)[head]
     both = own if head == "label" else torch.cat([own, other])
     own_view, mixed_view, other_view = (answer_picture(each, both, head) for each in (own, mixed, other))
     for panel, view in enumerate([picture, own_view, mixed_view, other_picture, other_view]):
         self.panels.fill(panel, view)
-    differs = (mixed.argmax(1) != own.argmax(1)).float() if head == "label" else (mixed.clamp(min=1e-6) / own.clamp(min=1e-6)).log().abs()[0]
+    differs = (
+        (mixed.argmax(1) != own.argmax(1)).float()
+        if head == "label"
+        else (mixed.clamp(min=1e-6) / own.clamp(min=1e-6)).log().abs()[0]
+    )
     self.panels.fill(5, differs, "magma", (0, max(differs.max().item(), 1e-6)))
     return whose_answer(mixed, own, other, head, self.model.backbone.patch)

@@ -16,9 +16,15 @@ from fastcore.basics import patch
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from ..data.datasets import SPLITS
-from ..objective.losses import depth_regression_loss, gradient_matching_loss, inverse_depth_of, silog_loss, ssi_loss
-from ..objective.metrics import DEPTH_METRICS, depth_errors
 from ..network.dpt import DPT
+from dpt_nb.objective.losses import (
+    depth_regression_loss,
+    gradient_matching_loss,
+    inverse_depth_of,
+    silog_loss,
+    ssi_loss,
+)
+from ..objective.metrics import DEPTH_METRICS, depth_errors
 from .pages import Explorer, Panels, drawn_scene, shipped_model
 from .scene_maker import metres_of, plain_slider, said_of
 
@@ -35,7 +41,12 @@ DEPTH_LOSSES = {  # name → what it takes, and the loss
     "SSI, 20 % trimmed": ("inverse_depth", partial(ssi_loss, gradient=0.0)),
     "SSI, trimmed + edges": ("inverse_depth", ssi_loss),
 }
-ERROR_NAMES = dict(zip(DEPTH_METRICS, ("AbsRel", "SqRel", "RMSE (m)", "RMSE of logs", "log10", "SILog (×100)", "1 − δ1", "1 − δ2", "1 − δ3")))
+ERROR_NAMES = dict(
+    zip(
+        DEPTH_METRICS,
+        ("AbsRel", "SqRel", "RMSE (m)", "RMSE of logs", "log10", "SILog (×100)", "1 − δ1", "1 − δ2", "1 − δ3"),
+    )
+)
 
 
 def judge_all(
@@ -46,7 +57,10 @@ def judge_all(
     targets = dict(depth=truth, inverse_depth=inverse_depth_of(truth))
     values = {name: loss(maps[takes], targets[takes]).item() for name, (takes, loss) in DEPTH_LOSSES.items()}
     errors = depth_errors(maps["depth"], truth)
-    return values | {ERROR_NAMES[name]: 1 - value.item() if name.startswith("delta") else value.item() for name, value in errors.items()}
+    return values | {
+        ERROR_NAMES[name]: 1 - value.item() if name.startswith("delta") else value.item()
+        for name, value in errors.items()
+    }
 
 # %% ../../nbs/workbench/loss_lab.ipynb #5422db4f
 NEAREST, FARTHEST = 0.01, 80.0  # metres: where depth has to stay
@@ -73,7 +87,9 @@ def scale_and_shift(
     scale: float = 1.0,  # a factor
     shift: float = 0.0,  # in medians of the map
     quantity: str = "depth",  # "depth" or "inverse depth": which of the two
-) -> tuple[dict[str, torch.Tensor], float]:  # `depth` and `inverse_depth`, and the share of pixels whose depth had to be moved
+) -> tuple[
+    dict[str, torch.Tensor], float
+]:  # `depth` and `inverse_depth`, and the share of pixels whose depth had to be moved
     "Both maps of a prediction that is off by a line."
     map = depth if quantity == "depth" else 1 / depth
     map = scale * map + shift * map.median()
@@ -95,7 +111,12 @@ class BarPanels(Panels):
         longest: float = 2.0,  # where the axis ends
     ):
         first, last = titles[:2], titles[2:]
-        super().__init__([*first, "", *last, ""], {place + (place > 1): words for place, words in (units or {}).items()}, columns=3, width=3.8)
+        super().__init__(
+            [*first, "", *last, ""],
+            {place + (place > 1): words for place, words in (units or {}).items()},
+            columns=3,
+            width=3.8,
+        )
         for place in (2, 5):
             self.axes[place].set_visible(False)
         grid, self.longest = self.axes[0].get_gridspec(), longest
@@ -106,7 +127,11 @@ class BarPanels(Panels):
         (self.ticks,) = axis.plot([0.0] * len(names), places, "|", color="black", markersize=9, markeredgewidth=1.5)
         self.numbers = [axis.text(longest * 1.02, place, "0.000", fontsize=8, va="center") for place in places]
         axis.set(yticks=places, xlim=(0, longest), ylim=(len(names) - 0.5, -0.5))
-        axis.set_yticklabels(names, fontsize=8), axis.tick_params(axis="x", labelsize=8), axis.axvline(1, color="grey", linewidth=0.8)
+        (
+            axis.set_yticklabels(names, fontsize=8),
+            axis.tick_params(axis="x", labelsize=8),
+            axis.axvline(1, color="grey", linewidth=0.8),
+        )
         axis.set_title("share of the constant guess's", fontsize=10)
         self.move(*self.bars, self.ticks, *self.numbers)
 
@@ -144,12 +169,22 @@ def loss_controls() -> dict[str, widgets.Widget]:  # by name
     return dict(
         start=widgets.Dropdown(options=["the truth", "the network's prediction"], description="start from", **style),
         number=widgets.IntSlider(3, 0, 999, description="room", tooltip="which held-out room", **style),
-        quantity=widgets.Dropdown(options=["depth", "inverse depth"], description="scale and shift", tooltip="which of the two is scaled and shifted", **style),
-        scale=widgets.FloatLogSlider(1.2, base=2, min=-1, max=1, step=0.05, description="scale", readout_format=".2f", **style),
+        quantity=widgets.Dropdown(
+            options=["depth", "inverse depth"],
+            description="scale and shift",
+            tooltip="which of the two is scaled and shifted",
+            **style,
+        ),
+        scale=widgets.FloatLogSlider(
+            1.2, base=2, min=-1, max=1, step=0.05, description="scale", readout_format=".2f", **style
+        ),
         shift=plain_slider("shift, medians", 0, -0.5, 1, 0.05),
-        blur=plain_slider("blur, pixels", 0, 0, 8, 0.5), noise=plain_slider("noise, of the log", 0, 0, 0.5, 0.02),
+        blur=plain_slider("blur, pixels", 0, 0, 8, 0.5),
+        noise=plain_slider("noise, of the log", 0, 0, 0.5, 0.02),
         outliers=plain_slider("outliers, share", 0, 0, 0.3, 0.01, "pixels that are three times too far or too near"),
-        loss=widgets.Dropdown(options=list(DEPTH_LOSSES), value="SILog, λ 0.85", description="loss that pulls", **style),
+        loss=widgets.Dropdown(
+            options=list(DEPTH_LOSSES), value="SILog, λ 0.85", description="loss that pulls", **style
+        ),
     )
 
 # %% ../../nbs/workbench/loss_lab.ipynb #20c6f408
@@ -168,7 +203,10 @@ class LossLab(Explorer):
         self.model, self.seen = model or shipped_model(), {}
         colours = ["#4477aa"] * len(DEPTH_LOSSES) + ["#ee9944"] * len(ERROR_NAMES)
         titles = ["true depth", "changed prediction", "error (red: too near)", "pull (red: nearer)"]
-        super().__init__(loss_controls(), BarPanels(titles, [*DEPTH_LOSSES, *ERROR_NAMES.values()], colours, {1: "m", 2: "share of the truth"}))
+        super().__init__(
+            loss_controls(),
+            BarPanels(titles, [*DEPTH_LOSSES, *ERROR_NAMES.values()], colours, {1: "m", 2: "share of the truth"}),
+        )
 
 # %% ../../nbs/workbench/loss_lab.ipynb #1d792b94
 @patch
@@ -181,10 +219,18 @@ def starting_point(
     if (number, start) not in self.seen:
         scene = drawn_scene("rooms", SPLITS["held_out"] + number)
         truth = scene["depth"][None]
-        depth = truth if start == "the truth" else metres_of(said_of(self.model, scene["image"]), truth)[0].clamp(NEAREST, FARTHEST)
+        depth = (
+            truth
+            if start == "the truth"
+            else metres_of(said_of(self.model, scene["image"]), truth)[0].clamp(NEAREST, FARTHEST)
+        )
         guess = torch.full_like(truth, truth.median().item())
         self.seen[number, start] = dict(
-            truth=truth, depth=depth, values=judge_all(scale_and_shift(depth)[0], truth), yardstick=judge_all(scale_and_shift(guess)[0], truth))
+            truth=truth,
+            depth=depth,
+            values=judge_all(scale_and_shift(depth)[0], truth),
+            yardstick=judge_all(scale_and_shift(guess)[0], truth),
+        )
     return self.seen[number, start]
 
 # %% ../../nbs/workbench/loss_lab.ipynb #f9aef3a1
@@ -207,8 +253,14 @@ def draw(
     self.values = judge_all(maps, at["truth"])
     self.pull = pull_of(loss, maps, at["truth"])
     self.show(at, maps)
-    stayed = [name for name in DEPTH_LOSSES if abs(self.values[name] - at["values"][name]) < 0.005 * at["yardstick"][name]]
-    clamped = f" {100 * moved:.0f} % of the pixels left what depth can be and were moved to {NEAREST} or {FARTHEST:.0f} m." if moved else ""
+    stayed = [
+        name for name in DEPTH_LOSSES if abs(self.values[name] - at["values"][name]) < 0.005 * at["yardstick"][name]
+    ]
+    clamped = (
+        f" {100 * moved:.0f} % of the pixels left what depth can be and were moved to {NEAREST} or {FARTHEST:.0f} m."
+        if moved
+        else ""
+    )
     off = disturb(at["depth"], outliers=outliers) != at["depth"]
     return f"{loss} is {self.values[loss]:.3f}, and was {at['values'][loss]:.3f} before the change. {self.noticed(stayed)} {self.pulled(off)}{clamped}"
 
@@ -227,7 +279,9 @@ def show(
     self.panels.fill(3, (depth - truth) / truth, "RdBu", (-0.5, 0.5))
     strongest = self.pull.abs().flatten().quantile(0.98).item() or self.pull.abs().max().item() or 1.0
     self.panels.fill(4, self.pull[0], "RdBu", (-strongest, strongest))
-    self.panels.fill_bars(*([source[name] for name in order] for source in (self.values, at["values"], at["yardstick"])))
+    self.panels.fill_bars(
+        *([source[name] for name in order] for source in (self.values, at["values"], at["yardstick"]))
+    )
 
 # %% ../../nbs/workbench/loss_lab.ipynb #747fc9a7
 @patch

@@ -47,7 +47,9 @@ class Panels:
     ):
         units, columns = units or {}, columns or len(titles)
         rows = math.ceil(len(titles) / columns)
-        self.figure = Figure(figsize=(width * columns, (width * 0.8 * aspect + 0.35) * rows), dpi=80, layout="constrained")
+        self.figure = Figure(
+            figsize=(width * columns, (width * 0.8 * aspect + 0.35) * rows), dpi=80, layout="constrained"
+        )
         self.canvas = FigureCanvasAgg(self.figure)
         self.axes = list(self.figure.subplots(rows, columns, squeeze=False).flat)
         self.drawn = [axis.imshow(np.full((3, 4, 3), 0.9)) for axis in self.axes]
@@ -69,7 +71,8 @@ def fill(
     place: int,  # number of the panel
     values: torch.Tensor,  # `(3, H, W)` a picture in [0, 1], or `(H, W)` or `(1, H, W)` numbers to be coloured
     cmap: str = "viridis",  # for numbers
-    limits: tuple[float, float] | None = None,  # numbers at the two ends of the colours; None: the least and the greatest
+    limits: tuple[float, float]
+    | None = None,  # numbers at the two ends of the colours; None: the least and the greatest
     title: str | None = None,  # None: as it was
 ) -> None:
     "The next picture of a panel, each pixel as it is."
@@ -135,7 +138,9 @@ def encoded(self: Panels) -> bytes:  # a PNG
         if artist.axes.get_visible() and artist.get_visible():
             artist.axes.draw_artist(artist)
     file = io.BytesIO()
-    Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3]).save(file, "PNG", compress_level=1)  # a slider waits for it: speed before size
+    Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3]).save(
+        file, "PNG", compress_level=1
+    )  # a slider waits for it: speed before size
     return file.getvalue()
 
 
@@ -191,7 +196,11 @@ def sentence_of(
     "What an error says; of one that nobody foresaw, also what kind it is."
     words = str(error).strip().splitlines()[0] if str(error).strip() else "no more is known"
     foreseen = isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("dpt_nb")
-    return words if foreseen else f"This was not foreseen ({type(error).__name__}): {words}. The settings above can be changed and tried again."
+    return (
+        words
+        if foreseen
+        else f"This was not foreseen ({type(error).__name__}): {words}. The settings above can be changed and tried again."
+    )
 
 # %% ../../nbs/workbench/pages.ipynb #a37b785f
 class Explorer(widgets.VBox):
@@ -214,7 +223,9 @@ class Explorer(widgets.VBox):
                 control.observe(self.changed, names="value")
         left = widgets.VBox(list(controls.values()), layout=widgets.Layout(width="320px", flex="0 0 auto"))
         right = widgets.VBox([self.picture, self.said], layout=widgets.Layout(flex="1 1 400px", min_width="0"))
-        caption = widgets.HTML(f"<p style='max-width: 60em; line-height: 1.4'><b>Look for:</b> {html.escape(self.look_for)}</p>")
+        caption = widgets.HTML(
+            f"<p style='max-width: 60em; line-height: 1.4'><b>Look for:</b> {html.escape(self.look_for)}</p>"
+        )
         page = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap"))
         super().__init__([widgets.HTML(f"<h3>{html.escape(self.heading)}</h3>"), page, caption])
         self.update()
@@ -270,7 +281,9 @@ def draw_or_say(self: Explorer) -> None:
     self.said.value = self.said.value + BUSY
     try:
         with torch.inference_mode():
-            sentence = self.draw(**{name: control.value for name, control in self.controls.items() if hasattr(control, "value")})
+            sentence = self.draw(
+                **{name: control.value for name, control in self.controls.items() if hasattr(control, "value")}
+            )
         self.picture.value = self.panels.encoded()
     except Exception as error:
         self.error = error
@@ -306,7 +319,10 @@ def clicked(
 def _repr_mimebundle_(self: Explorer, **kwargs) -> dict:  # kwargs: from IPython
     "The page, and its picture for readers that show no widgets."
     shown = widgets.VBox._repr_mimebundle_(self, **kwargs) or {}
-    return shown | {"image/png": base64.b64encode(self.picture.value).decode(), "text/plain": f"{self.heading}: {self.look_for}"}
+    return shown | {
+        "image/png": base64.b64encode(self.picture.value).decode(),
+        "text/plain": f"{self.heading}: {self.look_for}",
+    }
 
 # %% ../../nbs/workbench/pages.ipynb #53510175
 @lru_cache(maxsize=1)
@@ -366,7 +382,9 @@ def page_server() -> type:
 
         def start(self):
             if self.ip not in ("localhost", "127.0.0.1", "::1"):
-                raise PageError(f"A page listens on this machine only, and Voila.ip is {self.ip!r}: leave it out, and come from elsewhere through ssh -L.")
+                raise PageError(
+                    f"A page listens on this machine only, and Voila.ip is {self.ip!r}: leave it out, and come from elsewhere through ssh -L."
+                )
             self.ip = self.ip.replace("localhost", "127.0.0.1")  # a table of names may say otherwise
             super().start()
 
@@ -381,7 +399,10 @@ def page_server() -> type:
 
         def launch_browser(self):
             leading = Path(self.connection_dir) / "open.html"
-            leading.write_text(f'<meta charset="utf-8"><meta http-equiv="refresh" content="0; url={html.escape(self.display_url)}">', encoding="utf-8")
+            leading.write_text(
+                f'<meta charset="utf-8"><meta http-equiv="refresh" content="0; url={html.escape(self.display_url)}">',
+                encoding="utf-8",
+            )
             threading.Thread(target=webbrowser.open, args=(leading.as_uri(),), daemon=True).start()
 
     return PageServer
@@ -393,7 +414,9 @@ def serve_page(
 ) -> None:
     "Serve a notebook as a page, on this machine and for the holder of the token, until it is interrupted. Raises `PageError` for a notebook that is not there."
     if not Path(notebook).is_file():
-        raise PageError(f"There is no notebook {str(notebook)!r}: name the file of one, such as nbs/62_workbench.ipynb.")
+        raise PageError(
+            f"There is no notebook {str(notebook)!r}: name the file of one, such as nbs/62_workbench.ipynb."
+        )
     page_server().launch_instance([str(notebook), *options])
 
 

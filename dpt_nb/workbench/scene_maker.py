@@ -19,10 +19,10 @@ from fastcore.basics import patch
 from ..data.datasets import SPLITS
 from ..images.images import colour_label, label_palette
 from ..inference.predictor import Predictor
-from ..objective.metrics import aligned_by_least_squares, depth_errors
 from ..network.dpt import DPT
-from .pages import Explorer, Panels, shipped_model
+from ..objective.metrics import aligned_by_least_squares, depth_errors
 from ..scenes.scenes import Scene, classes, pinhole, random_scene, render
+from .pages import Explorer, Panels, shipped_model
 
 # %% ../../nbs/workbench/scene_maker.ipynb #b0578812
 def objects_of(
@@ -61,7 +61,9 @@ def push_walls(
     still, stretch = torch.tensor([x, y, 0.0]), torch.tensor([factor, factor, 1.0])
     moved = lambda point: still + (point - still) * stretch
     decals = torch.cat((moved(scene.decals[:3].T).T, scene.decals[3:]))
-    return replace(scene, shell=moved(scene.shell), decals=decals, light=torch.cat((moved(scene.light[:3]), scene.light[3:])))
+    return replace(
+        scene, shell=moved(scene.shell), decals=decals, light=torch.cat((moved(scene.light[:3]), scene.light[3:]))
+    )
 
 
 def resize_world(
@@ -72,13 +74,21 @@ def resize_world(
     per_row = torch.ones(13, 1)
     per_row[6:10] = factor  # of a material: the size of its cells, the width of its lines
     lamp, high = bool(scene.light[3] > 0), scene.light[2].item()
-    stronger = (4 + (factor * high) ** 2) / (4 + high**2) if lamp else 1.0  # `scenes.scenes`'s lamps fade as 8 / (4 + distance²)
+    stronger = (
+        (4 + (factor * high) ** 2) / (4 + high**2) if lamp else 1.0
+    )  # `scenes.scenes`'s lamps fade as 8 / (4 + distance²)
     return replace(
-        scene, camera=replace(scene.camera, position=tuple(factor * value for value in scene.camera.position)),
-        shell=scene.shell * factor, decals=scene.decals * factor, spheres=scene.spheres * factor,
-        boxes=torch.cat((scene.boxes[:6] * factor, scene.boxes[6:])), materials=scene.materials * per_row,
-        light=torch.cat((scene.light[:3] * (factor if lamp else 1.0), scene.light[3:])), brightness=scene.brightness * stronger,
-        haze=scene.haze / factor, far=scene.far * factor,
+        scene,
+        camera=replace(scene.camera, position=tuple(factor * value for value in scene.camera.position)),
+        shell=scene.shell * factor,
+        decals=scene.decals * factor,
+        spheres=scene.spheres * factor,
+        boxes=torch.cat((scene.boxes[:6] * factor, scene.boxes[6:])),
+        materials=scene.materials * per_row,
+        light=torch.cat((scene.light[:3] * (factor if lamp else 1.0), scene.light[3:])),
+        brightness=scene.brightness * stronger,
+        haze=scene.haze / factor,
+        far=scene.far * factor,
     )
 
 # %% ../../nbs/workbench/scene_maker.ipynb #6072ee7e
@@ -92,9 +102,14 @@ def aim_camera(
     "The same scene through another camera at the same place. Raises `ValueError` for one below the floor or above the ceiling."
     camera, (floor, ceiling) = scene.camera, scene.shell[:, 2].tolist()
     if not floor < height < ceiling:
-        raise ValueError(f"The camera is at {height:.2f} m, and the room reaches from {floor:.2f} to {ceiling:.2f} m: choose a height in between.")
+        raise ValueError(
+            f"The camera is at {height:.2f} m, and the room reaches from {floor:.2f} to {ceiling:.2f} m: choose a height in between."
+        )
     place = (*camera.position[:2], height)
-    return replace(scene, camera=pinhole((camera.height, camera.width), field_of_view, place, math.radians(yaw), math.radians(pitch)))
+    return replace(
+        scene,
+        camera=pinhole((camera.height, camera.width), field_of_view, place, math.radians(yaw), math.radians(pitch)),
+    )
 
 
 def light_scene(
@@ -121,8 +136,16 @@ def drawn_settings(
     across = math.degrees(2 * math.atan(max(camera.height, camera.width) / 2 / camera.fx))
     parts = objects_of(scene)
     return dict(
-        height=camera.position[2], yaw=math.degrees(camera.yaw), pitch=math.degrees(camera.pitch), field_of_view=across, walls=1.0, world=1.0,
-        objects=int(parts.max()) + 1 if len(parts) else 0, brightness=scene.brightness, ambient=scene.ambient, lamp=0.0,
+        height=camera.position[2],
+        yaw=math.degrees(camera.yaw),
+        pitch=math.degrees(camera.pitch),
+        field_of_view=across,
+        walls=1.0,
+        world=1.0,
+        objects=int(parts.max()) + 1 if len(parts) else 0,
+        brightness=scene.brightness,
+        ambient=scene.ambient,
+        lamp=0.0,
     )
 
 
@@ -181,7 +204,9 @@ def said_of(
 ) -> dict[str, torch.Tensor]:  # head → `(1, 1, H, W)`, or logits `(1, C, H, W)`, on the CPU
     "The maps of one picture at its own size; the network stays on the device where it is."
     device = next(model.parameters()).device
-    return {head: values.cpu() for head, values in Predictor(model, device=device, **settings).predict(image[None]).items()}
+    return {
+        head: values.cpu() for head, values in Predictor(model, device=device, **settings).predict(image[None]).items()
+    }
 
 
 def metres_of(
@@ -193,8 +218,12 @@ def metres_of(
         return said["depth"], ""
     if "inverse_depth" in said:
         judged = (truth > 0) & (truth < 80)
-        return aligned_by_least_squares(said["inverse_depth"], truth, judged).float(), " (its scale and shift were fitted to the truth)"
-    raise ValueError(f"This network predicts {' and '.join(said)}, and this page is about depth: give one with a head called depth or inverse_depth.")
+        return aligned_by_least_squares(
+            said["inverse_depth"], truth, judged
+        ).float(), " (its scale and shift were fitted to the truth)"
+    raise ValueError(
+        f"This network predicts {' and '.join(said)}, and this page is about depth: give one with a head called depth or inverse_depth."
+    )
 
 # %% ../../nbs/workbench/scene_maker.ipynb #cd3205db
 def plain_slider(
@@ -207,8 +236,15 @@ def plain_slider(
 ) -> widgets.FloatSlider:
     "A slider whose description has room."
     return widgets.FloatSlider(
-        value=value, min=least, max=greatest, step=step, description=words, tooltip=tip, readout_format=".2f",
-        style={"description_width": "110px"}, layout=widgets.Layout(width="310px"),
+        value=value,
+        min=least,
+        max=greatest,
+        step=step,
+        description=words,
+        tooltip=tip,
+        readout_format=".2f",
+        style={"description_width": "110px"},
+        layout=widgets.Layout(width="310px"),
     )
 
 # %% ../../nbs/workbench/scene_maker.ipynb #bb9b0591
@@ -217,18 +253,31 @@ def scene_controls() -> dict[str, widgets.Widget]:  # by name
     style = dict(style={"description_width": "110px"}, layout=widgets.Layout(width="310px"))
     return dict(
         kind=widgets.Dropdown(options=["rooms", "streets"], description="kind", **style),
-        number=widgets.IntSlider(3, 0, 999, description="number", tooltip="which held-out scene; the other sliders go to where chance left it", **style),
+        number=widgets.IntSlider(
+            3,
+            0,
+            999,
+            description="number",
+            tooltip="which held-out scene; the other sliders go to where chance left it",
+            **style,
+        ),
         height=plain_slider("camera height, m", 1.5, 0.1, 3.5, 0.05),
         yaw=plain_slider("turn left, °", 0, -360, 360, 1, "the camera's yaw, anticlockwise seen from above"),
         pitch=plain_slider("look down, °", 0, -60, 90, 1, "the camera's pitch"),
         field_of_view=plain_slider("field of view, °", 60, 20, 130, 1, "across the longer side of the picture"),
         walls=plain_slider("walls, times", 1, 1, 3, 0.05, "how many times as far away the walls of a room are"),
-        world=plain_slider("everything, times", 1, 0.5, 2, 0.05, "how many times as large everything is, the camera's height too"),
+        world=plain_slider(
+            "everything, times", 1, 0.5, 2, 0.05, "how many times as large everything is, the camera's height too"
+        ),
         objects=widgets.IntSlider(0, 0, 100, description="objects", tooltip="how many are kept", **style),
         brightness=plain_slider("lamp or sun", 1, 0, 3, 0.05, "how bright it is"),
         ambient=plain_slider("ambient light", 0.5, 0, 1.5, 0.05, "light that comes from everywhere"),
-        lamp=plain_slider("its place", 0, -1, 1, 0.05, "0 as drawn; the lamp from the west wall to the east, the sun once round"),
-        as_drawn=widgets.Button(description="as it was drawn", tooltip="all sliders back to where chance left this scene"),
+        lamp=plain_slider(
+            "its place", 0, -1, 1, 0.05, "0 as drawn; the lamp from the west wall to the east, the sun once round"
+        ),
+        as_drawn=widgets.Button(
+            description="as it was drawn", tooltip="all sliders back to where chance left this scene"
+        ),
     )
 
 # %% ../../nbs/workbench/scene_maker.ipynb #218f1b2a
@@ -248,7 +297,14 @@ class SceneMaker(Explorer):
         size: tuple[int, int] = (96, 128),  # rows and columns of the scenes
     ):
         self.model, self.size = model or shipped_model(), size
-        titles = ["picture", "true depth", "predicted depth", "true labels", "predicted labels", "error: red too near, blue too far"]
+        titles = [
+            "picture",
+            "true depth",
+            "predicted depth",
+            "true labels",
+            "predicted labels",
+            "error: red too near, blue too far",
+        ]
         controls = self.begin(scene_controls())
         controls["as_drawn"].on_click(lambda button: self.set_controls(number=self.controls["number"].value))
         super().__init__(controls, Panels(titles, {1: "m", 2: "m", 5: "share of the truth"}, columns=3))
@@ -311,9 +367,10 @@ def draw(
     self.show_depth(depth)
     right = self.show_labels(said, kind)
     unusual = unusual_settings(kind, settings)
-    return (
-        f"AbsRel {self.errors['abs_rel']:.3f}, δ1 {self.errors['delta1']:.2f}{words}{right}. "
-        + (f"Never seen in training: {', '.join(unusual)}." if unusual else "All sliders are where training scenes have been.")
+    return f"AbsRel {self.errors['abs_rel']:.3f}, δ1 {self.errors['delta1']:.2f}{words}{right}. " + (
+        f"Never seen in training: {', '.join(unusual)}."
+        if unusual
+        else "All sliders are where training scenes have been."
     )
 
 # %% ../../nbs/workbench/scene_maker.ipynb #3dd1e796
@@ -325,7 +382,10 @@ def show_depth(
     "The picture, both depths in the same colours, and the error."
     truth = torch.where(self.truth["depth"] > 0, self.truth["depth"], math.nan)
     judged = truth[truth.isfinite()]
-    limits = (0.0, float(math.ceil(judged.max().item())) if len(judged) else 80.0)  # whole metres: a colour bar that stays is not drawn again
+    limits = (
+        0.0,
+        float(math.ceil(judged.max().item())) if len(judged) else 80.0,
+    )  # whole metres: a colour bar that stays is not drawn again
     self.panels.fill(0, self.truth["image"])
     self.panels.fill(1, truth, "Spectral", limits)
     self.panels.fill(2, depth[0], "Spectral", limits)
@@ -341,7 +401,9 @@ def show_labels(
     "True and predicted labels in one palette."
     both = len(classes("rooms")) + len(classes("streets"))
     palette = label_palette(both)
-    label = self.truth["label"] + (len(classes("rooms")) if kind == "streets" else 0)  # as one head for both kinds numbers them
+    label = self.truth["label"] + (
+        len(classes("rooms")) if kind == "streets" else 0
+    )  # as one head for both kinds numbers them
     self.panels.fill(3, colour_label(label, palette))
     if "label" not in said or said["label"].shape[1] != both:
         self.panels.fill(4, torch.full((3, *label.shape), 0.9), title="no labels of both kinds predicted")

@@ -21,9 +21,17 @@ import torch
 from fastcore.basics import patch
 
 from ..training.launch import GRACE, LAUNCHER, check_launch, end_all, shell_words
-from .pages import Explorer, Panels, sentence_of
+from dpt_nb.training.loop import (
+    TrainingError,
+    check_run,
+    check_unused,
+    checkpoint_paths,
+    checkpoint_step,
+    read_rows,
+    read_run,
+)
 from ..training.recipes import RECIPES, Recipe, change_recipe, get_recipe
-from ..training.loop import TrainingError, check_run, check_unused, checkpoint_paths, checkpoint_step, read_rows, read_run
+from .pages import Explorer, Panels, sentence_of
 
 # %% ../../nbs/workbench/training_room.ipynb #8e3bcb9e
 ALONE = "import ctypes, runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, signal.SIGINT); runpy.run_module('dpt_nb.training.loop', run_name='__main__', alter_sys=True)"
@@ -41,8 +49,13 @@ class Sitting:
         launcher = ["--nproc-per-node", str(processes), "-m", "dpt_nb.training.loop"]
         command = [sys.executable, "-c", *([ALONE] if processes == 1 else [LAUNCHER, *launcher]), *words]
         root = str(Path(__file__).parents[2]) if "__file__" in globals() else ""
-        environment = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])), TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(GRACE))
-        self.process = subprocess.Popen(command, stdout=self.story, stderr=self.story, env=environment, start_new_session=True)
+        environment = os.environ | dict(
+            PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
+            TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(GRACE),
+        )
+        self.process = subprocess.Popen(
+            command, stdout=self.story, stderr=self.story, env=environment, start_new_session=True
+        )
         self.asked = False  # to stop
 
     def running(self) -> bool:
@@ -59,7 +72,9 @@ class Sitting:
 def last_line(self: Sitting) -> str:
     "The last thing it said; of a progress bar the last state. What PyTorch's launcher tells of a process that failed is left out."
     file, length = self.story.fileno(), os.fstat(self.story.fileno()).st_size
-    end = os.pread(file, 1 << 14, max(0, length - (1 << 14)))  # `seek` would move the place where the process writes: they share it
+    end = os.pread(
+        file, 1 << 14, max(0, length - (1 << 14))
+    )  # `seek` would move the place where the process writes: they share it
     lines = [line.strip() for line in end.decode("utf-8", "replace").replace("\r", "\n").split("\n")]
     table = next((number for number, line in enumerate(lines) if "failed (exitcode" in line), len(lines))
     return next((line for line in reversed(lines[:table]) if line and not re.match(r"[WEI]\d{4} ", line)), "")
@@ -116,8 +131,13 @@ class TrainingRoom(Explorer):
         data_root: str | Path = "data",  # where data is kept; scenes are drawn there when missing
         changes: str = "",  # of the recipe: FIELD=VALUE, with spaces between
     ):
-        text = lambda value, words, tip: widgets.Text(str(value), description=words, tooltip=tip, continuous_update=False)
-        self.sitting, self.buttons = None, {name: widgets.Button(description=name, tooltip=tip) for name, tip in self.TIPS.items()}
+        text = lambda value, words, tip: widgets.Text(
+            str(value), description=words, tooltip=tip, continuous_update=False
+        )
+        self.sitting, self.buttons = (
+            None,
+            {name: widgets.Button(description=name, tooltip=tip) for name, tip in self.TIPS.items()},
+        )
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self.press(name))
         self.bar = widgets.IntProgress(0, 0, 1, description="steps", layout=widgets.Layout(width="auto"))
@@ -129,12 +149,17 @@ class TrainingRoom(Explorer):
             out=text(out or f"runs/{recipe}", "folder", "of the run"),
             data_root=text(data_root, "data", "where data is kept"),
             processes=widgets.IntSlider(max(1, gpus), 1, max(1, gpus), description="GPUs", disabled=gpus < 2),
-            buttons=widgets.HBox(list(self.buttons.values())), bar=widgets.HBox([self.bar]),
+            buttons=widgets.HBox(list(self.buttons.values())),
+            bar=widgets.HBox([self.bar]),
         )
         super().__init__(controls, Panels(["training loss", "held-out error"], aspect=0.6))
         self.children = (*self.children[:2], self.pictures, *self.children[2:])
 
-    TIPS = {"start": "A new run in the folder", "stop": "Write a checkpoint and end; press again to end at once", "go on": "From the last checkpoint"}
+    TIPS = {
+        "start": "A new run in the folder",
+        "stop": "Write a checkpoint and end; press again to end at once",
+        "go on": "From the last checkpoint",
+    }
 
 # %% ../../nbs/workbench/training_room.ipynb #79fa84c7
 @patch
@@ -151,7 +176,9 @@ def draw(
     rows, kept = run_state(Path(out))
     metric = "miou" if any("miou" in row for row in rows) and not any("abs_rel" in row for row in rows) else "abs_rel"
     self.panels.curve(0, [(row["step"], row["loss"]) for row in rows], "training loss, by step")
-    self.panels.curve(1, [(row["step"], row[metric]) for row in rows if metric in row], f"held-out {metric}, by step", "o-")
+    self.panels.curve(
+        1, [(row["step"], row[metric]) for row in rows if metric in row], f"held-out {metric}, by step", "o-"
+    )
     drawn = sorted(Path(out).glob("pictures/step-*.png"))
     if drawn and self.shown != drawn[-1]:
         self.pictures.value, self.shown = drawn[-1].read_bytes(), drawn[-1]
@@ -173,7 +200,11 @@ def allow(
 ) -> None:
     "Only the buttons that can do something."
     running = self.sitting is not None and self.sitting.running()
-    self.buttons["start"].disabled, self.buttons["stop"].disabled, self.buttons["go on"].disabled = running, not running, running or not kept
+    self.buttons["start"].disabled, self.buttons["stop"].disabled, self.buttons["go on"].disabled = (
+        running,
+        not running,
+        running or not kept,
+    )
     for name in ("recipe", "changes", "out", "data_root"):
         self.controls[name].disabled = running
 
@@ -185,10 +216,24 @@ def sentence(self: TrainingRoom, recipe: Recipe, out: str, rows: list[dict], kep
         if self.sitting and self.sitting.running():
             return f"Starting. {self.sitting.last_line()}"
         return f"{recipe.name}: {recipe.loop.steps or 'as many as its epochs need'} steps of {recipe.data.batch_size} from {recipe.data.name}. Nothing has been trained in {out} yet."
-    judged = next((f" Held out: {name} {row[name]:.3f}." for row in reversed(rows) for name in ("abs_rel", "miou") if name in row), "")
+    judged = next(
+        (
+            f" Held out: {name} {row[name]:.3f}."
+            for row in reversed(rows)
+            for name in ("abs_rel", "miou")
+            if name in row
+        ),
+        "",
+    )
     words = f"Step {rows[-1]['step']} of {steps or '?'}, loss {rows[-1]['loss']:.3f}, {rows[-1].get('images_per_second', 0):.0f} images a second.{judged}"
     if self.sitting and self.sitting.running():
-        return words + (" Stopping: a checkpoint is being written." if self.sitting.asked else f" {time_left(rows, recipe, steps)} left." if steps else "")
+        return words + (
+            " Stopping: a checkpoint is being written."
+            if self.sitting.asked
+            else f" {time_left(rows, recipe, steps)} left."
+            if steps
+            else ""
+        )
     return words + (f" The last checkpoint is of step {kept}." if kept and kept < steps else "")
 
 # %% ../../nbs/workbench/training_room.ipynb #48b451b1
@@ -209,8 +254,12 @@ def press(
         recipe, out = change_recipe(get_recipe(values["recipe"]), values["changes"].split()), Path(values["out"])
         check_launch(recipe, values["processes"], 1, 0, None, None)
         check_run(out, recipe, resume=name == "go on")
-        check_unused(out)  # by another page, or a shell; a launch that is faster than this look is told by the folder's lock
-        options = dict(out=values["out"], data_root=values["data_root"], workers=1, cpu=not torch.cuda.is_available(), trackers=[])
+        check_unused(
+            out
+        )  # by another page, or a shell; a launch that is faster than this look is told by the folder's lock
+        options = dict(
+            out=values["out"], data_root=values["data_root"], workers=1, cpu=not torch.cuda.is_available(), trackers=[]
+        )
         self.sitting = Sitting(shell_words(recipe, options) + ["--resume"] * (name == "go on"), values["processes"])
         self.update()
         threading.Thread(target=self.watch, daemon=True).start()
