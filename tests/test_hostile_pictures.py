@@ -286,7 +286,7 @@ def test_a_folder_is_streamed(predictor, tmp_path, monkeypatch):
         photograph().save(tmp_path / f"{number}.png")
     read = []
     monkeypatch.setattr(
-        "dpt_nb.inference.predictor.read_image",
+        "dpt_nb.images.images.read_image",
         lambda path, **settings: read.append(path) or read_image(path, **settings),
     )
     found = predictor(tmp_path)

@@ -295,7 +295,7 @@ def test_a_sample_that_fails_on_the_way_names_its_file(own, workers):
     write_depth(entries[0].depth, torch.ones(1, 64, 80), 1000.0)
     write_label(entries[0].label, torch.zeros(64, 80, dtype=torch.int64))
     with mock.patch(
-        "dpt_nb.training.loop.check_before_training", lambda *parts: []
+        "dpt_nb.data.checks.check_before_training", lambda *parts: []
     ):  # one among many is not looked at before
         with pytest.raises(TrainingError) as said:
             started(own, "data.transforms=[]", workers=workers, name="sizes")

@@ -607,7 +607,7 @@ def test_validation_of_a_mixture_sees_all_of_its_sets(tmp_path):
     )
     seen = []
     with mock.patch(
-        "dpt_nb.training.loop.evaluate",
+        "dpt_nb.evaluation.evaluate.evaluate",
         lambda predictor, dataset, *more, **options: (
             seen.append([dataset[index]["meta"]["path"] for index in range(len(dataset))])
             or evaluate(predictor, dataset, *more, **options)
