@@ -42,10 +42,10 @@ def write_source(name, home):
     import torch
 
     from dpt_nb.network.dpt import create_model
-    from dpt_nb.weights.load import said_in
+    from dpt_nb.weights.load import export_state_dict
 
     model = create_model(name)
-    theirs, filled = said_in("isl-org", model.config, model.state_dict())
+    theirs, filled = export_state_dict("isl-org", model.config, model.state_dict())
     torch.save(theirs | filled, home / "source.pt")
 
 

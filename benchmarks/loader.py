@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dpt_nb.data.sampling import chance, make_miniature, open_dataset
+from dpt_nb.data.sampling import generator, make_miniature, open_dataset
 from dpt_nb.data.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Rotate
 
 ROUNDS, REPEATS = 9, 4
@@ -53,7 +53,7 @@ def steps(dataset, transforms):
     for count in range(1, len(transforms) + 1):
         pipeline = Compose(*transforms[:count])
         tasks[f"+ {type(transforms[count - 1]).__name__}"] = lambda turn, index, pipeline=pipeline: pipeline(
-            dataset[index], chance(turn, index)
+            dataset[index], generator(turn, index)
         )
     return tasks
 

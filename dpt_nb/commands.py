@@ -601,7 +601,7 @@ def judged(
     from dpt_nb.data.sampling import spread_indices
     from dpt_nb.evaluation.evaluate import PROTOCOLS, depth_table, label_table, panel, write_report
     from dpt_nb.evaluation.gallery import MAIN_METRICS, gallery
-    from dpt_nb.images.images import MADE_BY, whole_file
+    from dpt_nb.images.images import MADE_BY, atomic_write
 
     name = f"{report.get('model') or report['predictions']}{' +flip' if report.get('flip') else ''}{' at ' + report['scales'] if report.get('scales', '1') != '1' else ''}{' seen at ' + report['size'] if report.get('size') else ''}"
     print(
@@ -616,12 +616,12 @@ def judged(
     if out:
         write_report(f"{out}/report.json", report)
         for truth in (truth for truth, (metric, _) in MAIN_METRICS.items() if metric in report):
-            with whole_file(f"{out}/gallery-{truth}.png") as temporary:
+            with atomic_write(f"{out}/gallery-{truth}.png") as temporary:
                 gallery(predictor, held_out, PROTOCOLS[report["protocol"]], figures, truth).savefig(
                     temporary, dpi=130, metadata=MADE_BY
                 )
-        if "model" in report and "depth" in predictor.model.heads and "depth" in held_out.gives:
-            with whole_file(f"{out}/panel.png") as temporary:
+        if "model" in report and "depth" in predictor.model.heads and "depth" in held_out.targets:
+            with atomic_write(f"{out}/panel.png") as temporary:
                 panel(predictor, held_out, spread_indices(held_out, 6)).savefig(temporary, dpi=110, metadata=MADE_BY)
 
 # %% ../nbs/commands.ipynb #62acf502
@@ -708,10 +708,10 @@ def show(
     import torch
 
     from dpt_nb.data.checks import show_samples
-    from dpt_nb.images.images import MADE_BY, whole_file
+    from dpt_nb.images.images import MADE_BY, atomic_write
 
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    with whole_file(out) as temporary:
+    with atomic_write(out) as temporary:
         show_samples(dataset, chosen).savefig(temporary, metadata=MADE_BY)
     print(f"{len(chosen)} of {len(dataset)} samples are drawn in {out}.")
 

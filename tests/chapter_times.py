@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dpt_nb.images.images import whole_file
+from dpt_nb.images.images import atomic_write
 
 HERE = Path(__file__).resolve().parent.parent
 INDEX = HERE / "nbs" / "index.ipynb"
@@ -104,7 +104,7 @@ def write_times(measured: dict[str, float]) -> None:
     for cell in front["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = with_sums(with_times("".join(cell["source"]), measured)).splitlines(keepends=True)
-    with whole_file(INDEX) as temporary:
+    with atomic_write(INDEX) as temporary:
         temporary.write_text(json.dumps(front, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 

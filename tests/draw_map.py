@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from dpt_nb.images.images import whole_file
+from dpt_nb.images.images import atomic_write
 
 HERE = Path(__file__).resolve().parent.parent
 MAP = HERE / "nbs" / "figures" / "map.jpg"
@@ -291,6 +291,6 @@ def on_map(notebooks: list[str]) -> bytes:
 
 if __name__ == "__main__":
     picture = draw_map()
-    with whole_file(MAP) as temporary:
+    with atomic_write(MAP) as temporary:
         picture.save(temporary, quality=70, optimize=True, comment=on_map([notebook for notebook, _ in chapters()]))
     print(f"{MAP.relative_to(HERE)}: {picture.width}×{picture.height} pixels, {MAP.stat().st_size / 1000:.0f} kB")

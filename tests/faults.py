@@ -48,9 +48,9 @@ class Fault:
         self.folder, self.at, self.full, self.count = f"{folder}{os.sep}", at, full, 0
         fsync = os.fsync
         os.fsync = lambda file: (self.note(True), fsync(file))[1]  # is no audit event
-        sys.addaudithook(self.heard)
+        sys.addaudithook(self.intermediates)
 
-    def heard(self, event, words):
+    def intermediates(self, event, words):
         if event in COUNTED and any(
             isinstance(word, (str, Path)) and f"{word}{os.sep}".startswith(self.folder) for word in words
         ):
@@ -224,7 +224,7 @@ def two_writers(folder, name, reference, way):
 
 def try_all(folder, seed, operations, moments, pairs, writers, full):
     "All tries, the undisturbed runs first."
-    chance, folder = random.Random(seed), Path(folder).resolve()
+    generator, folder = random.Random(seed), Path(folder).resolve()
     launch(folder / "first", 1)  # draws the scenes
     references, counts, seconds = {}, {}, {}
     for processes in (1, 2)[: 1 + bool(pairs)]:
@@ -235,10 +235,10 @@ def try_all(folder, seed, operations, moments, pairs, writers, full):
         assert not references[processes]["leftovers"] and len(references[processes]["rows"]) == STEPS
     places = [1 + place * counts[1] // operations for place in range(operations)] if operations else []
     kills = [(1, [dict(at=place)]) for place in places]
-    moment = lambda processes: dict(after=chance.uniform(0, seconds[processes]))
-    kills += [(1, [moment(1) for _ in range(chance.choice((1, 1, 2)))]) for _ in range(moments)]
+    moment = lambda processes: dict(after=generator.uniform(0, seconds[processes]))
+    kills += [(1, [moment(1) for _ in range(generator.choice((1, 1, 2)))]) for _ in range(moments)]
     kills += [
-        (2, [moment(2) if number % 2 else dict(at=chance.randrange(1, counts[2] + 1))]) for number in range(pairs)
+        (2, [moment(2) if number % 2 else dict(at=generator.randrange(1, counts[2] + 1))]) for number in range(pairs)
     ]
     for number, (processes, each) in enumerate(kills):
         yield killed(folder, f"killed{number}", references[processes], processes, each)

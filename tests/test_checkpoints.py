@@ -38,10 +38,10 @@ from dpt_nb.network.dpt import create_model, list_models
 from dpt_nb.weights.load import (
     CheckpointError,
     convert,
-    into_ours,
     load_backbone,
     load_checkpoint,
     open_checkpoint,
+    remap_state_dict,
     rows_of,
 )
 
@@ -266,7 +266,9 @@ def test_names_and_shapes_of_published_files_are_those_of_the_zoo(zoo):
         for name, shape in ZOO[zoo].items()
         if not any(part in name for part in unneeded)
     }
-    ours, unknown = into_ours(state, rows_of("depth-anything" if zoo.startswith("depth") else "isl-org", state, None))
+    ours, unknown = remap_state_dict(
+        state, rows_of("depth-anything" if zoo.startswith("depth") else "isl-org", state, None)
+    )
     with torch.device("meta"):
         wanted = create_model(zoo).state_dict()
     assert not unknown and {name: tensor.shape for name, tensor in ours.items()} == {
@@ -832,7 +834,7 @@ def test_an_unusual_model_is_refused_or_told_about_or_comes_back_the_same(kind, 
     except CheckpointError:
         assert not destination.exists()
         return
-    if not report.unsaid:
+    if not report.lost_settings:
         with torch.no_grad():
             again = load_checkpoint(destination)(image)
         assert list(again) == list(expected)

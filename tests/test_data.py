@@ -97,7 +97,7 @@ def test_every_way_to_open_a_miniature_gives_samples_by_the_contract(name, split
             and 0 <= sample["image"].min()
             and sample["image"].max() <= 1
         )
-        assert set(sample) == {"image", "meta", *dataset.gives}
+        assert set(sample) == {"image", "meta", *dataset.targets}
         if "depth" in sample:
             assert (
                 sample["depth"].shape == (1, *size)

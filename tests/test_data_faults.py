@@ -333,25 +333,25 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
     assert ended.code == 3 and "more cannot be listed (Permission denied)" in ended.text
 
 
-def mutated(data: bytes, chance: random.Random) -> bytes:
+def mutated(data: bytes, generator: random.Random) -> bytes:
     "A file after an accident: bytes changed, cut, doubled, or replaced by something extreme."
-    data, kind = bytearray(data), chance.randrange(6)
-    place = chance.randrange(max(1, len(data)))
+    data, kind = bytearray(data), generator.randrange(6)
+    place = generator.randrange(max(1, len(data)))
     if kind == 0:
-        for _ in range(chance.choice((1, 8, 64))):
-            data[chance.randrange(len(data))] = chance.randrange(256)
+        for _ in range(generator.choice((1, 8, 64))):
+            data[generator.randrange(len(data))] = generator.randrange(256)
     elif kind == 1:
         del data[place:]
     elif kind == 2:
-        data[place : place + 4] = chance.choice((b"\xff" * 4, b"\x00" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"))
+        data[place : place + 4] = generator.choice((b"\xff" * 4, b"\x00" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"))
     elif kind == 3:
-        data[place:place] = data[: chance.randrange(len(data))]
+        data[place:place] = data[: generator.randrange(len(data))]
     elif kind == 4:
-        data[place:place] = chance.choice(
+        data[place:place] = generator.choice(
             (b"\x00", b"nan ", b"1e999 ", b"../" * 50, b",", b'"', b"\n" * 1000, b"9" * 5000, b"[" * 5000)
         )
     else:
-        data[: min(len(data), 200)] = chance.randbytes(min(len(data), 200))
+        data[: min(len(data), 200)] = generator.randbytes(min(len(data), 200))
     return bytes(data)
 
 
@@ -391,14 +391,14 @@ COMMANDS = {
 
 def read_damaged(sound: Path, seed: int, home: Path) -> None:
     "Damage one file of a set and have it read by the commands."
-    chance = random.Random(seed)
-    name = chance.choice(list(COMMANDS))
+    generator = random.Random(seed)
+    name = generator.choice(list(COMMANDS))
     folder = home / f"set-{seed}"
     shutil.copytree(sound / ("nyu" if name == "labeled" else name), folder, symlinks=True)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     texts = [path for path in files if path.suffix not in (".png", ".jpg")]
-    path = chance.choice(texts if texts and chance.random() < 0.6 else files)
-    path.write_bytes(mutated(path.read_bytes(), chance))
+    path = generator.choice(texts if texts and generator.random() < 0.6 else files)
+    path.write_bytes(mutated(path.read_bytes(), generator))
     before = {place.name for place in home.iterdir()}
     words = [word.format(folder) for word in COMMANDS[name]]
     for action in (

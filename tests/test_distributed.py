@@ -16,7 +16,7 @@ from conftest import alive, changes, command_here, wait_until
 from safetensors.torch import load_file
 
 from dpt_nb.data.datasets import make_folder
-from dpt_nb.data.sampling import Order, open_dataset
+from dpt_nb.data.sampling import ResumableSampler, open_dataset
 from dpt_nb.images.images import write_label
 
 TWENTY = [
@@ -192,7 +192,7 @@ def test_a_head_without_a_loss_does_not_stop_two_processes(tmp_path):
     one, two = (rows(tmp_path / f"with{processes}") for processes in (1, 2))
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], abs=1e-5)
     reports = [json.loads((tmp_path / f"with{processes}" / "report.json").read_text()) for processes in (1, 2)]
-    order = [index for _, index in Order(len(entries), 0, stop=4 * 8)]
+    order = [index for _, index in ResumableSampler(len(entries), 0, stop=4 * 8)]
     assert [report["without_truth"] for report in reports] == [{"label": sum(index % 2 == 0 for index in order)}] * 2
     first, second = weights(tmp_path / "with1"), weights(tmp_path / "with2")
     assert all(torch.allclose(first[name], second[name], rtol=1e-3, atol=5e-4) for name in first)

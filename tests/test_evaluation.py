@@ -177,10 +177,10 @@ def write_predictions(folder, names, scale, size):
     "Depths with every difficulty: zeros, beyond any cap, smooth and rough; a lone ramp for each picture."
     folder.mkdir()
     for seed, name in enumerate(names):
-        chance = np.random.default_rng(seed)
+        generator = np.random.default_rng(seed)
         ramp = np.linspace(1.4, 0.06, size[0])[:, None] * np.ones(size[1]) * (20 if scale == 256 else 4)
-        depth = ramp * chance.lognormal(0, 0.2, size)
-        depth[chance.random(size) < 0.02], depth[chance.random(size) < 0.02] = 0, 65
+        depth = ramp * generator.lognormal(0, 0.2, size)
+        depth[generator.random(size) < 0.02], depth[generator.random(size) < 0.02] = 0, 65
         Image.fromarray(np.round(depth * scale).clip(0, 65535).astype(np.uint16)).save(folder / name)
     (folder / "rgb_cmap.png").touch()  # BTS looks past these
 

@@ -204,32 +204,32 @@ def make_subjects(place: Path) -> None:
     )  # draws the scenes
 
 
-def flip(data: bytearray, chance: random.Random) -> bytearray:
+def flip(data: bytearray, generator: random.Random) -> bytearray:
     "Some bits turned, half of the time near the start, where headers are."
-    reach = len(data) if chance.random() < 0.5 else min(len(data), 512)
-    for _ in range(chance.choice((1, 4, 16))):
-        data[chance.randrange(reach)] ^= 1 << chance.randrange(8)
+    reach = len(data) if generator.random() < 0.5 else min(len(data), 512)
+    for _ in range(generator.choice((1, 4, 16))):
+        data[generator.randrange(reach)] ^= 1 << generator.randrange(8)
     return data
 
 
-def cut(data: bytearray, chance: random.Random) -> bytearray:
-    return data[: chance.choice((0, 1, 8, 100, len(data) // 2, len(data) - 1))]
+def cut(data: bytearray, generator: random.Random) -> bytearray:
+    return data[: generator.choice((0, 1, 8, 100, len(data) // 2, len(data) - 1))]
 
 
-def boast(data: bytearray, chance: random.Random) -> bytearray:
+def boast(data: bytearray, generator: random.Random) -> bytearray:
     "A number in the header that is much too large."
-    at, size = chance.randrange(min(len(data), 300)), chance.choice((2, 4, 8))
-    data[at : at + size] = chance.choice((b"\xff", b"\x7f", b"\x00"))[:1] * size
+    at, size = generator.randrange(min(len(data), 300)), generator.choice((2, 4, 8))
+    data[at : at + size] = generator.choice((b"\xff", b"\x7f", b"\x00"))[:1] * size
     return data
 
 
-def insert(data: bytearray, chance: random.Random) -> bytearray:
-    at = chance.randrange(len(data))
-    data[at:at] = chance.randbytes(chance.choice((1, 100, 5000)))
+def insert(data: bytearray, generator: random.Random) -> bytearray:
+    at = generator.randrange(len(data))
+    data[at:at] = generator.randbytes(generator.choice((1, 100, 5000)))
     return data
 
 
-def another(data: bytearray, chance: random.Random) -> bytearray:
+def another(data: bytearray, generator: random.Random) -> bytearray:
     "Something else altogether under this name."
     heads = (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
@@ -242,10 +242,10 @@ def another(data: bytearray, chance: random.Random) -> bytearray:
         b"RIFF",
         b"\x00" * 4096,
     )
-    return bytearray(chance.choice(heads)) + data[: chance.choice((0, 1000))]
+    return bytearray(generator.choice(heads)) + data[: generator.choice((0, 1000))]
 
 
-def of_text(data: bytearray, chance: random.Random) -> bytearray:
+def of_text(data: bytearray, generator: random.Random) -> bytearray:
     "A value in a text replaced by one that nobody expects."
     odd = (
         "null",
@@ -268,18 +268,18 @@ def of_text(data: bytearray, chance: random.Random) -> bytearray:
     )
     text = data.decode("utf-8", "replace")
     ends = [at for at, character in enumerate(text) if character in ":,\n"]
-    at = chance.choice(ends or [0])
+    at = generator.choice(ends or [0])
     after = next((end for end in ends if end > at), len(text))
-    return bytearray((text[: at + 1] + chance.choice(odd) + text[after:]).encode())
+    return bytearray((text[: at + 1] + generator.choice(odd) + text[after:]).encode())
 
 
-def of_json(data: bytearray, chance: random.Random) -> bytearray:
+def of_json(data: bytearray, generator: random.Random) -> bytearray:
     "A value of a file of settings replaced, so that the file still reads as JSON."
     try:
         settings = json.loads(data)
         assert isinstance(settings, dict) and settings
     except (ValueError, AssertionError):
-        return of_text(data, chance)
+        return of_text(data, generator)
     odd = (
         None,
         -1,
@@ -302,20 +302,20 @@ def of_json(data: bytearray, chance: random.Random) -> bytearray:
         {"pretrained": True},
     )
     inner = [value for value in settings.values() if isinstance(value, dict) and value]
-    target = chance.choice([settings, *inner])
-    target[chance.choice([*target, "unheard_of", "__class__"])] = chance.choice(odd)
+    target = generator.choice([settings, *inner])
+    target[generator.choice([*target, "unheard_of", "__class__"])] = generator.choice(odd)
     return bytearray(json.dumps(settings).encode())
 
 
-def damage(path: Path, chance: random.Random) -> str:
+def damage(path: Path, generator: random.Random) -> str:
     "Damage a file, by the seed; how is returned."
     ways = [flip, flip, cut, boast, insert, another]
     if path.suffix == ".json":
         ways += [of_json] * 8
     if path.suffix in (".json", ".csv", ".jsonl"):
         ways += [of_text] * 4
-    way = chance.choice(ways)
-    path.write_bytes(way(bytearray(path.read_bytes()), chance))
+    way = generator.choice(ways)
+    path.write_bytes(way(bytearray(path.read_bytes()), generator))
     return way.__name__
 
 

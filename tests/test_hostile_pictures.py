@@ -76,36 +76,36 @@ def test_each_format_is_read_as_a_named_file_and_from_a_folder(suffix, tmp_path)
     assert torch.equal(to_image(read_image(found[0], keep_bytes=True)), read_image(found[0]))
 
 
-def damaged(content, chance):
+def damaged(content, generator):
     "One of six kinds of damage."
-    content, how, place = bytearray(content), chance.randrange(6), chance.randrange(len(content))
+    content, how, place = bytearray(content), generator.randrange(6), generator.randrange(len(content))
     if how == 0:
         return bytes(content[:place])
     if how == 1:
-        for _ in range(chance.randrange(1, 8)):
-            content[chance.randrange(len(content))] = chance.randrange(256)
+        for _ in range(generator.randrange(1, 8)):
+            content[generator.randrange(len(content))] = generator.randrange(256)
     if how == 2:  # among the words at the beginning
-        for _ in range(chance.randrange(1, 4)):
-            content[chance.randrange(min(len(content), 200))] = chance.choice([0, 255, 127, 128, 1])
+        for _ in range(generator.randrange(1, 4)):
+            content[generator.randrange(min(len(content), 200))] = generator.choice([0, 255, 127, 128, 1])
     if how == 3:  # a size
-        place = chance.randrange(min(len(content), 300))
-        content[place : place + 4] = chance.choice(
+        place = generator.randrange(min(len(content), 300))
+        content[place : place + 4] = generator.choice(
             [b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff", b"\x00\x01\x00\x00", b"\xff\xff\xff\x7f"]
         )
     if how == 4:
-        content[place:place] = content[chance.randrange(len(content)) :][: chance.randrange(200)]
+        content[place:place] = content[generator.randrange(len(content)) :][: generator.randrange(200)]
     if how == 5:
-        del content[place : place + chance.randrange(1, 30)]
+        del content[place : place + generator.randrange(1, 30)]
     return bytes(content)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("suffix", WAYS)
 def test_a_damaged_file_is_an_image_or_one_printable_sentence(suffix, tmp_path):
-    chance, whole, sentences = random.Random(f"damage {suffix}"), encoded(suffix), 0
+    generator, whole, sentences = random.Random(f"damage {suffix}"), encoded(suffix), 0
     for _ in range(25):
         path = tmp_path / f"damaged{suffix}"
-        path.write_bytes(damaged(whole, chance))
+        path.write_bytes(damaged(whole, generator))
         try:
             image = read_image(path)
             assert image.min() >= 0 and image.max() <= 1

@@ -33,14 +33,14 @@ def test_one_room_by_heart():
             resnet=dict(layers=[1, 2, 2], channels=[32, 64, 128], stem=16, pool=False),
         ),
     )
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=450)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=450)
     for _ in range(450):
         prediction = model(image)["depth"]
         loss = (prediction.log() - truth.log()).abs().mean() + 10 * gradient_matching_loss(prediction, truth)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     with torch.no_grad():
         learned = model.eval()(image)["depth"]

@@ -29,7 +29,7 @@ from transformers import (
 from transformers import DPTConfig as PeerConfig
 
 from dpt_nb.network.dpt import DPT, create_model
-from dpt_nb.weights.load import into_ours, load_checkpoint, open_checkpoint, rows_of
+from dpt_nb.weights.load import load_checkpoint, open_checkpoint, remap_state_dict, rows_of
 
 transformers.utils.logging.disable_progress_bar()
 TOLERANCE = 2e-5  # of the largest value; rounding in float32 leaves some 1e-6
@@ -44,13 +44,13 @@ def plain(**changes):
 
 
 def hybrid():
-    habits = dict(
+    source_defaults = dict(
         global_padding="same",
         layer_type="bottleneck",
         embedding_dynamic_padding=True,
         out_features=["stage1", "stage2", "stage3"],
     )
-    resnet = BitConfig(embedding_size=32, hidden_sizes=[128, 256, 512], depths=[2, 1, 1], **habits)
+    resnet = BitConfig(embedding_size=32, hidden_sizes=[128, 256, 512], depths=[2, 1, 1], **source_defaults)
     # The published hybrid's config says 1, 1 for the two levels that come from the ResNet and are not resampled.
     changes = dict(
         neck_hidden_sizes=[128, 256, 64, 96],
@@ -237,7 +237,7 @@ def test_the_same_predictions_and_gradients(pair, parity_rows, tmp_path):
                 gradients_as_saved(pair.peer, tmp_path),
                 json.loads((pair.folder / "config.json").read_text()),
             )
-            cosine = smallest_cosine(pair.ours, into_ours(saved, rows_of("transformers", saved, config))[0])
+            cosine = smallest_cosine(pair.ours, remap_state_dict(saved, rows_of("transformers", saved, config))[0])
             assert {
                 name.split(".")[0] for name, parameter in pair.ours.named_parameters() if parameter.grad is None
             } <= {"auxiliary"}

@@ -13,7 +13,7 @@ from dpt_nb.objective.losses import SILogLoss
 from dpt_nb.training.loop import (
     batch_loss,
     batch_shares,
-    build_optimiser,
+    build_optimizer,
     build_schedule,
     kaiming_decoder,
     parameter_groups,
@@ -69,11 +69,11 @@ def one_cycle(done, total, largest=1e-4, rise=0.3, first=25.0, last=100.0):
 
 def rates_and_betas(recipe, steps):
     "What the optimiser has at each step: (rate, first beta) of each group."
-    optimiser = build_optimiser(recipe, TwoParts())
-    schedule, found = build_schedule(recipe, optimiser, steps), []
+    optimizer = build_optimizer(recipe, TwoParts())
+    schedule, found = build_schedule(recipe, optimizer, steps), []
     for _ in range(steps):
-        found.append([(group["lr"], group["betas"][0]) for group in optimiser.param_groups])
-        optimiser.step()
+        found.append([(group["lr"], group["betas"][0]) for group in optimizer.param_groups])
+        optimizer.step()
         schedule.step()
     return found
 
@@ -120,7 +120,7 @@ def decaying(name):
     with torch.device("meta"):
         model = create_model(recipe.model.name, **recipe.model.changes)
     groups, chosen = (
-        build_optimiser(recipe, model).param_groups,
+        build_optimizer(recipe, model).param_groups,
         {id(parameter): own for own, parameter in model.named_parameters()},
     )
     assert {group["weight_decay"] for group in groups} == {0.0, 0.01}

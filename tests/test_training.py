@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import dpt_nb.network.heads
 import dpt_nb.training.loop
 from dpt_nb.data.datasets import make_folder
-from dpt_nb.data.sampling import Order, open_dataset
+from dpt_nb.data.sampling import ResumableSampler, open_dataset
 from dpt_nb.evaluation.evaluate import evaluate
 from dpt_nb.images.images import write_depth
 from dpt_nb.network.dpt import DPT, create_model
@@ -558,7 +558,7 @@ def test_images_without_truth_are_counted_over_all_sittings(tmp_path):
     )
     straight = train(recipe, tmp_path / "straight", tmp_path / "own", cpu=True, workers=0, progress=False)
     count, samples = len(open_dataset("folder", tmp_path / "own", "train")), 14 * 4
-    order = [index for _, index in Order(count, 0, stop=samples)]
+    order = [index for _, index in ResumableSampler(count, 0, stop=samples)]
     assert (
         straight["without_truth"] == {"depth": sum(index % 3 == 0 for index in order)}
         and straight["without_truth"]["depth"] > 5
@@ -767,10 +767,10 @@ def test_a_dry_run_of_few_steps_says_how_long_a_step_takes(straight, tmp_path):
 
 
 def test_a_rise_of_one_step_is_refused_where_epochs_come_to_it(straight, tmp_path):
-    from dpt_nb.training.loop import build_optimiser, build_schedule
+    from dpt_nb.training.loop import build_optimizer, build_schedule
 
     recipe = get_recipe("rooms_tiny", schedule=dict(warm_up=0.25))
-    optimiser = build_optimiser(recipe, torch.nn.ModuleDict(dict(heads=torch.nn.Linear(2, 2))))
+    optimizer = build_optimizer(recipe, torch.nn.ModuleDict(dict(heads=torch.nn.Linear(2, 2))))
     with pytest.raises(RecipeError, match="0.25 of 4 steps, which is one single step"):
-        build_schedule(recipe, optimiser, 4)
-    build_schedule(change_recipe(recipe, ["schedule.warm_up=0"]), optimiser, 4)  # a whole number
+        build_schedule(recipe, optimizer, 4)
+    build_schedule(change_recipe(recipe, ["schedule.warm_up=0"]), optimizer, 4)  # a whole number

@@ -525,9 +525,9 @@ def walk(seed, pose, count, size=(48, 64)):
     scene = random_scene("rooms", seed, size)
     camera, frames = scene.camera, []
     for step in range(count):
-        turn, right, ahead = pose(step)
-        x = right * math.cos(camera.yaw) - ahead * math.sin(camera.yaw)
-        y = right * math.sin(camera.yaw) + ahead * math.cos(camera.yaw)
+        turn, right, prefetch = pose(step)
+        x = right * math.cos(camera.yaw) - prefetch * math.sin(camera.yaw)
+        y = right * math.sin(camera.yaw) + prefetch * math.cos(camera.yaw)
         position = (camera.position[0] + x, camera.position[1] + y, camera.position[2])
         frames.append(
             render(replace(scene, camera=replace(camera, yaw=camera.yaw + math.radians(turn), position=position)))

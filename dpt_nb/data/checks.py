@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .datasets import DatasetError, shared_samples
-from .sampling import Mixture, chance, even_parts, meta_path, unlike_samples, unusable_sample
+from .sampling import Mixture, even_parts, generator, meta_path, unlike_samples, unusable_sample
 from dpt_nb.images.images import (
     TILE_WIDTH,
     colour_label,
@@ -133,7 +133,7 @@ def looked_at(
     found, first = [], 0
     for size, part in zip(sizes, even_parts(count, sizes)):
         found += (
-            (first + torch.randperm(size, generator=chance(seed, "looked at", first))[:part]).sort().values.tolist()
+            (first + torch.randperm(size, generator=generator(seed, "looked at", first))[:part]).sort().values.tolist()
         )
         first += size
     return found
@@ -211,7 +211,7 @@ def try_sample(
         sample = dataset[index]
         found = {kind: f"{meta_path(sample)} {words}" for kind, words in sample_faults(sample, heads).items()}
         if transform is not None:
-            sample = transform(sample, chance(seed, 0, index))
+            sample = transform(sample, generator(seed, 0, index))
             changed = sample_faults(sample, heads).items()
             found = {kind: f"{meta_path(sample)}, transformed, {words}" for kind, words in changed} | found
         return sample, found
@@ -494,7 +494,7 @@ def check_dataset(
     "Read everything and say what is wrong."
     expected, expected_truth = dataset.expected_counts() if hasattr(dataset, "expected_counts") else (None, None)
     name = ", ".join(filter(None, (dataset.title, getattr(dataset, "split", None))))
-    unit = "" if "inverse_depth" in dataset.gives else "m"
+    unit = "" if "inverse_depth" in dataset.targets else "m"
     check = Check(name, len(dataset), expected, 0, expected_truth, unit=unit, classes=tuple(dataset.classes))
     if workers < 0:
         raise DatasetError(f"{workers} processes were asked for to read, and 0 or more are possible.")

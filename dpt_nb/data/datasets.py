@@ -40,6 +40,7 @@ from dpt_nb.images.images import (
     ImageError,
     InUse,
     WriteError,
+    atomic_write,
     check_scale,
     holder,
     not_written,
@@ -48,7 +49,6 @@ from dpt_nb.images.images import (
     read_depth,
     read_image,
     read_label,
-    whole_file,
     write_depth,
     write_image,
     write_label,
@@ -160,7 +160,7 @@ def describe_scenes(
     cameras = (random_scene(kind, seed + index, tuple(size)).camera for index in range(count))
     intrinsics = [camera.intrinsics().tolist() for camera in cameras]
     about = asked | dict(depth_scale=DEPTH_SCALE[kind], classes=list(classes(kind)), intrinsics=intrinsics)
-    with whole_file(folder / "scenes.json") as temporary:
+    with atomic_write(folder / "scenes.json") as temporary:
         temporary.write_text(json.dumps(about), encoding="utf-8")
 
 # %% ../../nbs/data/12_datasets.ipynb #247b29aa
@@ -182,7 +182,7 @@ def unfinished_scenes(
     return found
 
 
-LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.\w+")  # of `whole_file`, in a process that was killed
+LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.\w+")  # of `atomic_write`, in a process that was killed
 
 
 def clear_scenes(
@@ -314,7 +314,7 @@ def check_scene_options(
 class Scenes(Dataset):
     "Ray-cast scenes with exact depth and labels, drawn once and read from files."
 
-    gives = ("depth", "label", "intrinsics")
+    targets = ("depth", "label", "intrinsics")
 
     def __init__(
         self,
@@ -424,9 +424,9 @@ class FileDataset(Dataset):
     "Samples listed file by file. A kind of data set fills in what it says of itself, and makes the list."
 
     title = "files"  # what errors call it
-    gives = ("depth",)  # entries of a sample besides the image: "depth", "inverse_depth", "label", "intrinsics"
+    targets = ("depth",)  # entries of a sample besides the image: "depth", "inverse_depth", "label", "intrinsics"
     tree = ""  # how the folder has to look
-    obtained = ""  # where the data comes from
+    source_url = ""  # where the data comes from
     depth_scale = 1000.0  # stored units per metre
     classes = ()  # names of the labels
     expected = {}  # split → how many samples the published set has
@@ -449,7 +449,7 @@ class FileDataset(Dataset):
 
     def help(self) -> str:
         "What to do when a file is missing."
-        return f"Expected\n\n{self.tree.strip(chr(10))}\n\nwhich is obtained from {self.obtained}."
+        return f"Expected\n\n{self.tree.strip(chr(10))}\n\nwhich is obtained from {self.source_url}."
 
 # %% ../../nbs/data/12_datasets.ipynb #b913ac99
 @patch
@@ -505,9 +505,9 @@ def read_parts(
     "The files of an entry. Raises `ImageError` for one that cannot be read, `DatasetError` for one that is not there."
     parts = dict(image=read_image(self.need(entry.image), upright=False))
     for depth in ("depth", "inverse_depth"):
-        if depth in self.gives and entry.depth:
+        if depth in self.targets and entry.depth:
             parts[depth] = read_metres(self.need(entry.depth), self.depth_scale)
-    if "label" in self.gives and entry.label:
+    if "label" in self.targets and entry.label:
         parts["label"] = self.read_classes(self.need(entry.label))
     return parts
 
@@ -549,8 +549,8 @@ def __getitem__(
         inverse_depth=lambda: torch.zeros(1, *size),
         label=lambda: torch.full(size, 255),
     )
-    sample |= {name: blank[name]() for name in self.gives if name in blank and name not in sample}
-    if "intrinsics" in self.gives:
+    sample |= {name: blank[name]() for name in self.targets if name in blank and name not in sample}
+    if "intrinsics" in self.targets:
         sample["intrinsics"] = self.checked_camera(entry)
     return sample | dict(meta=dict(path=str(entry.image), height=size[0], width=size[1]))
 
@@ -860,7 +860,7 @@ ROOT/
 class Folder(FileDataset):
     "One's own pictures with depth and/or labels."
 
-    title, tree, obtained = "folder", FOLDER_TREE, "your own camera"
+    title, tree, source_url = "folder", FOLDER_TREE, "your own camera"
 
     def __init__(
         self,
@@ -883,10 +883,10 @@ class Folder(FileDataset):
         super().__init__(root, split, entries)
         self.depth_scale = usual_scale([entry.depth for entry in entries if entry.depth], depth_scale)
         maps = [("inverse_depth" if inverse else "depth", "depth"), ("label", "label"), ("intrinsics", "intrinsics")]
-        self.gives = tuple(name for name, part in maps if any(getattr(entry, part) for entry in entries))
-        if not {"depth", "inverse_depth", "label"} & set(self.gives):
+        self.targets = tuple(name for name, part in maps if any(getattr(entry, part) for entry in entries))
+        if not {"depth", "inverse_depth", "label"} & set(self.targets):
             raise DatasetError(f"folder: the pictures in {self.root} have neither depth nor labels. {self.help()}")
-        if "intrinsics" in self.gives and not all(entry.intrinsics for entry in entries):
+        if "intrinsics" in self.targets and not all(entry.intrinsics for entry in entries):
             raise DatasetError(
                 f"{self.root / 'files.csv'}: some rows of the split {split!r} have fx, fy, cx, cy and others not. All of them or none."
             )
@@ -975,7 +975,7 @@ def make_folder(
     try:
         for index in range(count):
             write_scene(root, "rooms", index, seed + index, size, sparse=False)
-        with whole_file(wanted[-1]) as temporary:
+        with atomic_write(wanted[-1]) as temporary:
             temporary.write_text(names, encoding="utf-8")
     except (OSError, WriteError) as error:
         met = error.__context__ if isinstance(error, WriteError) else error  # what the system said
@@ -1108,7 +1108,7 @@ def check_splits(
             "Give both splits the same fraction held_out, or take these out of one.",
             "in both splits",
         )
-    names = [tuple(dataset.classes) for dataset in (train, held_out) if "label" in dataset.gives and dataset.classes]
+    names = [tuple(dataset.classes) for dataset in (train, held_out) if "label" in dataset.targets and dataset.classes]
     if len(set(names)) > 1:
         first = next(index for index, pair in enumerate(zip_longest(*names)) if pair[0] != pair[1])
         there, here = (repr(each[first]) if first < len(each) else "none" for each in names)

@@ -24,7 +24,7 @@ import torch
 from fastcore.basics import patch
 
 from .datasets import DatasetError, Entry, FileDataset, draw, read_text
-from ..images.images import whole_file, write_depth, write_image
+from ..images.images import atomic_write, write_depth, write_image
 from ..scenes.scenes import lidar
 
 # %% ../../nbs/data/kitti_nyu.ipynb #d3211682
@@ -113,7 +113,7 @@ TRUTH = (
 class KITTI(FileDataset):
     "KITTI with the annotated depth, by the Eigen split or the official one."
 
-    title, gives, tree, obtained = "KITTI", ("depth", "intrinsics"), KITTI_TREE, KITTI_SOURCE
+    title, targets, tree, source_url = "KITTI", ("depth", "intrinsics"), KITTI_TREE, KITTI_SOURCE
     depth_scale = 256.0
     expected = {
         ("eigen", "train"): 23158,
@@ -286,7 +286,7 @@ def write_text(
     text: str,  # what will be in it
 ) -> None:
     "A text file, whole or not at all."
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/data/kitti_nyu.ipynb #e4c145d1
@@ -376,7 +376,7 @@ NYU_PLACES = (".", "sync", "train", "test", "official_splits/test", "official_sp
 class NYUSync(FileDataset):
     "NYUv2 as BTS prepared it: frames of the films with synchronised depth."
 
-    title, gives, tree, obtained = "NYUv2", ("depth", "intrinsics"), NYU_TREE, NYU_SOURCE
+    title, targets, tree, source_url = "NYUv2", ("depth", "intrinsics"), NYU_TREE, NYU_SOURCE
     depth_scale = 1000.0
     expected = {"train": 24231, "held_out": 654}
 
@@ -495,7 +495,7 @@ def nyu_label(
 class NYULabeled(FileDataset):
     "The 1449 labelled pictures of NYUv2, read lazily from their one file."
 
-    title, tree, obtained = "NYUv2 labeled", NYU_TREE, NYU_SOURCE
+    title, tree, source_url = "NYUv2 labeled", NYU_TREE, NYU_SOURCE
     expected = {"train": 795, "held_out": 654}
 
     def __init__(
@@ -519,7 +519,7 @@ class NYULabeled(FileDataset):
                 f"{self.root / 'splits.mat'} lists a picture 0, and they are counted from 1. Is it the file of this name from NYUv2?"
             )
         self.mapping = read_mat(self.need(self.root / "classMapping40.mat"), "mapClass") if labels == "40" else None
-        self.gives = ("depth", "intrinsics") + (() if labels is None else ("label",))
+        self.targets = ("depth", "intrinsics") + (() if labels is None else ("label",))
         self.classes = NYU_CLASSES if labels == "40" else ()
         super().__init__(
             root,
@@ -587,7 +587,7 @@ def read_parts(self: NYULabeled, entry: Entry) -> dict[str, torch.Tensor]:
             image=torch.from_numpy(self.slice_of("images", number)).mT.contiguous().float() / 255,
             depth=torch.where(depth.isfinite() & (depth > 0), depth, 0.0),
         )
-        if "label" in self.gives:
+        if "label" in self.targets:
             parts["label"] = nyu_label(self.slice_of("labels", number).T, self.mapping)
     except (KeyError, IndexError, ValueError, OSError, RuntimeError, TypeError) as error:
         if isinstance(error, DatasetError):
@@ -682,7 +682,7 @@ def make_nyu_labeled(
         file["images"] = np.stack([(sample["image"] * 255).round().byte().mT.numpy() for sample in drawn])
         file["depths"] = np.stack([sample["depth"][0].T.numpy() for sample in drawn])
         file["labels"] = labels.transpose(0, 2, 1)
-    with whole_file(root / "nyu_depth_v2_labeled.mat") as temporary:
+    with atomic_write(root / "nyu_depth_v2_labeled.mat") as temporary:
         temporary.write_bytes(built.getbuffer())
     numbers = np.arange(1, len(drawn) + 1)
     contents = {
@@ -690,6 +690,6 @@ def make_nyu_labeled(
         "classMapping40.mat": dict(mapClass=(np.arange(894) % 40 + 1)[None]),
     }
     for name, variables in contents.items():
-        with whole_file(root / name) as temporary:
+        with atomic_write(root / name) as temporary:
             savemat(temporary, variables)
     return root

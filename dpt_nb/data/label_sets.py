@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .datasets import DatasetError, Entry, FileDataset, draw, read_names
-from ..images.images import ImageError, open_picture, read_label, whole_file, write_image, write_label
+from ..images.images import ImageError, atomic_write, open_picture, read_label, write_image, write_label
 from ..network.dpt import ADE20K_CLASSES
 from ..scenes.scenes import classes as scene_classes
 
@@ -113,8 +113,8 @@ ADE20K_RELEASES = (  # release, name of its folder, a folder by which it is reco
 class ADE20K(FileDataset):
     "Scene parsing with 150 classes (Zhou et al., CVPR 2017). Raises `DatasetError` for a folder that is no ADE20K."
 
-    title, gives, tree, classes = "ADE20K", ("label",), ADE20K_TREE, ADE20K_CLASSES
-    obtained = "the MIT scene parsing benchmark, http://sceneparsing.csail.mit.edu (the full release: https://groups.csail.mit.edu/vision/datasets/ADE20K, after registration)"
+    title, targets, tree, classes = "ADE20K", ("label",), ADE20K_TREE, ADE20K_CLASSES
+    source_url = "the MIT scene parsing benchmark, http://sceneparsing.csail.mit.edu (the full release: https://groups.csail.mit.edu/vision/datasets/ADE20K, after registration)"
     expected = {"train": 20210, "held_out": 2000}
 
     def __init__(
@@ -248,7 +248,7 @@ def make_ade20k(
         write_label(folder / "annotations" / part / f"{name}.png", stored)
         categories.append(f"{name} {dict(rooms='living_room', streets='street')[kind]}\n")
     for file, text in (("objectInfo150.txt", object_info(**written)), ("sceneCategories.txt", "".join(categories))):
-        with whole_file(folder / file) as temporary:
+        with atomic_write(folder / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return Path(root)
 
@@ -275,8 +275,8 @@ PASCAL_CONTEXT_LISTS = {"train": "train.txt", "held_out": "val.txt"}
 class PascalContext(FileDataset):
     "Everything in the pictures of VOC 2010, in 59 classes or 60 (Mottaghi et al., CVPR 2014). Raises `DatasetError` for a folder that is no VOC2010."
 
-    title, gives, tree, classes = "Pascal Context", ("label",), PASCAL_CONTEXT_TREE, PASCAL_CONTEXT_CLASSES
-    obtained = "VOC2010 (http://host.robots.ox.ac.uk/pascal/VOC/voc2010) and the annotations of Mottaghi et al. with trainval_merged.json (https://cs.stanford.edu/~roozbeh/pascal-context), from which mmsegmentation's tools/dataset_converters/pascal_context.py makes the label maps and lists"
+    title, targets, tree, classes = "Pascal Context", ("label",), PASCAL_CONTEXT_TREE, PASCAL_CONTEXT_CLASSES
+    source_url = "VOC2010 (http://host.robots.ox.ac.uk/pascal/VOC/voc2010) and the annotations of Mottaghi et al. with trainval_merged.json (https://cs.stanford.edu/~roozbeh/pascal-context), from which mmsegmentation's tools/dataset_converters/pascal_context.py makes the label maps and lists"
     expected = {"train": 4996, "held_out": 5104}
 
     def __init__(
@@ -338,6 +338,6 @@ def make_pascal_context(
         write_label(folder / "SegmentationClassContext" / f"{name}.png", stored)
         lists[split] += name + "\n"
     for split, file in PASCAL_CONTEXT_LISTS.items():
-        with whole_file(folder / "ImageSets" / "SegmentationContext" / file) as temporary:
+        with atomic_write(folder / "ImageSets" / "SegmentationContext" / file) as temporary:
             temporary.write_text(lists[split], encoding="utf-8")
     return Path(root)

@@ -30,7 +30,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from .. import __version__
-from ..images.images import not_written, out_of_room, whole_file
+from ..images.images import atomic_write, not_written, out_of_room
 from ..inference.predictor import resize_policy
 from dpt_nb.network.dpt import (
     DPT,
@@ -285,12 +285,12 @@ def export(
     facts = facts_of(model, form, sizes, batch)
     program = trace(settled(model), sizes, batch)
     try:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             if form == "onnx":
                 write_onnx(program, facts, temporary)
             else:
                 write_pt2(program, facts, temporary)
-                with whole_file(facts_beside(path)) as beside:
+                with atomic_write(facts_beside(path)) as beside:
                     beside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ExportError(not_written(path, error)) from error

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'PROTOCOLS', 'DEFAULT_PROTOCOLS', 'TRUTHS', 'PUBLISHED_FIGURES', 'EvaluationError', 'Protocol', 'crop_window',
-           'judged_window', 'protocol_for', 'as_judged', 'ErrorsKept', 'read_share', 'in_batches', 'judged_heads',
-           'build_judge', 'build_judges', 'judge_batch', 'predicted', 'figures_of_each', 'check_judging',
+           'judged_window', 'protocol_for', 'to_evaluated', 'ErrorsKept', 'read_share', 'in_batches', 'judged_heads',
+           'build_metric', 'build_metrics', 'judge_batch', 'predicted', 'figures_of_each', 'check_judging',
            'process_count', 'class_count', 'collected', 'evaluate', 'median_depth', 'ConstantPredictor', 'class_shares',
            'SharesPredictor', 'metric_table', 'depth_table', 'label_table', 'panel', 'write_report']
 
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..data.sampling import unusable_sample
 from ..data.transforms import KBCrop
-from ..images.images import depth_panel, whole_file
+from ..images.images import atomic_write, depth_panel
 from ..inference.predictor import PredictionError, Predictor
 from ..objective.metrics import DEPTH_METRICS, DepthMetrics, SegmentationMetrics
 
@@ -154,7 +154,7 @@ def protocol_for(
 TRUTHS = ("depth", "label")  # entries of a sample that can be judged against
 
 
-def as_judged(
+def to_evaluated(
     sample: dict,  # of a data set
     protocol: Protocol,
 ) -> dict:  # `image`, the truths it has, `judged` `(1, H, W)` bool where the protocol has a crop, `path` for messages
@@ -203,8 +203,8 @@ def read_share(
     protocol: Protocol,
     share: tuple[int, int],  # number of this process, and how many there are
     workers: int,  # processes that read
-) -> Iterator[dict]:  # as `as_judged` gives them
-    "The samples that one of several processes judges: every `share[1]`-th, from `share[0]` on. Raises what the data set raises, and as `as_judged` does."
+) -> Iterator[dict]:  # as `to_evaluated` gives them
+    "The samples that one of several processes judges: every `share[1]`-th, from `share[0]` on. Raises what the data set raises, and as `to_evaluated` does."
     places = range(share[0], len(dataset), share[1])
     # A generator of its own: judging must not move the random state of a training run
     for sample in DataLoader(
@@ -212,11 +212,11 @@ def read_share(
     ):
         if isinstance(sample, Exception):
             raise sample
-        yield as_judged(sample, protocol)
+        yield to_evaluated(sample, protocol)
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #9f7e7447
 def in_batches(
-    samples: Iterable[dict],  # as `as_judged` gives them
+    samples: Iterable[dict],  # as `to_evaluated` gives them
     batch_size: int,  # at most so many together
 ) -> Iterator[list[dict]]:  # neighbours with pictures of one size and the same truths
     "Group samples without changing their order."
@@ -256,7 +256,7 @@ def judged_heads(
     return pairs
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #40bcef0b
-def build_judge(
+def build_metric(
     head: str,  # "depth", "inverse_depth" or "label"
     prediction: torch.Tensor,  # of that head, `(B, C, H, W)`
     protocol: Protocol,  # its range, alignment and average are the depth metrics'
@@ -274,11 +274,11 @@ def build_judge(
     return DepthMetrics(protocol.min_depth, protocol.max_depth, protocol.average, protocol.align, **options)
 
 
-def build_judges(
+def build_metrics(
     maps: dict[
         str, torch.Tensor
     ],  # head → `(B, C, H, W)`, of any pictures; labels also as numbers of classes, `(B, H, W)`
-    sample: dict,  # as `as_judged` gives it: which truths there are
+    sample: dict,  # as `to_evaluated` gives it: which truths there are
     protocol: Protocol,
     classes: int = 0,  # names that the data has for its labels; 0: not known
     **options,  # of `torchmetrics.Metric`
@@ -289,13 +289,13 @@ def build_judges(
         raise EvaluationError(
             f"The model tells {maps['label'].shape[1]} classes apart and the data has {classes}, so their numbers do not mean the same. Judge it on the data that it was trained for."
         )
-    return {head: build_judge(head, maps[head], protocol, classes, **options).to(maps[head].device) for head in heads}
+    return {head: build_metric(head, maps[head], protocol, classes, **options).to(maps[head].device) for head in heads}
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #368145ec
 def judge_batch(
     judges: dict,  # head → its metric; they are updated
     maps: dict[str, torch.Tensor],  # head → `(B, C, H, W)`; labels also as numbers of classes, `(B, H, W)`
-    batch: list[dict],  # B samples as `as_judged` gives them
+    batch: list[dict],  # B samples as `to_evaluated` gives them
 ) -> None:
     "Add a batch of predictions. Raises `EvaluationError`, naming the picture, for what cannot be judged."
     where = batch[0]["path"] + (f" or one of the {len(batch) - 1} pictures after it" if len(batch) > 1 else "")
@@ -324,7 +324,7 @@ def judge_batch(
 # %% ../../nbs/evaluation/14_evaluate.ipynb #f00faf26
 def predicted(
     predictor,  # with `predict(image) -> dict`, or with `predict_samples(batch) -> dict`
-    batch: list[dict],  # B samples as `as_judged` gives them
+    batch: list[dict],  # B samples as `to_evaluated` gives them
 ) -> dict[str, torch.Tensor]:  # head → `(B, C, H, W)`; labels also as numbers of classes, `(B, H, W)`
     "What a predictor says of a batch."
     if hasattr(predictor, "predict_samples"):
@@ -342,14 +342,14 @@ def predicted(
 
 def figures_of_each(
     maps: dict[str, torch.Tensor],  # of `predicted`
-    batch: list[dict],  # B samples as `as_judged` gives them
+    batch: list[dict],  # B samples as `to_evaluated` gives them
     protocol: Protocol,
     classes: int = 0,  # names that the data has for its labels; 0: not known
 ) -> Iterator[dict]:  # for each sample its own metrics; NaN and `images` 0 where nothing is known
     "Judge every image of a batch by itself."
     for place, sample in enumerate(batch):
         own = {head: values[place : place + 1] for head, values in maps.items()}
-        judges = build_judges(own, sample, protocol, classes, sync_on_compute=False)
+        judges = build_metrics(own, sample, protocol, classes, sync_on_compute=False)
         judge_batch(judges, own, [sample])
         yield collected(judges, protocol, whole=False) | dict(path=sample["path"])
 
@@ -447,14 +447,14 @@ def evaluate(
     with tqdm(total=count, desc="judging", unit="image", disable=not progress, leave=False) as bar:
         for batch in in_batches(read_share(dataset, protocol, share, workers), batch_size):
             maps = predicted(predictor, batch)
-            judges = judges or build_judges(maps, batch[0], protocol, classes, **options)
+            judges = judges or build_metrics(maps, batch[0], protocol, classes, **options)
             judge_batch(judges, maps, batch)
             for figures in figures_of_each(maps, batch, protocol, classes) if each else ():
                 each(figures)
             bar.update(len(batch))
     if not judges:
-        sample = as_judged(dataset[0], protocol)
-        judges = build_judges(predicted(predictor, [sample]), sample, protocol, classes, **options)
+        sample = to_evaluated(dataset[0], protocol)
+        judges = build_metrics(predicted(predictor, [sample]), sample, protocol, classes, **options)
     return collected(judges, protocol, whole=share[1] == 1 or process_count() > 0)
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #06122855
@@ -643,5 +643,5 @@ def write_report(
     report: dict,  # plain values
 ) -> None:
     "Write a report, whole or not at all."
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Subset
 
 from ..data.checks import spread
 from ..data.datasets import FileDataset
-from .evaluate import EvaluationError, Protocol, as_judged, predicted
+from .evaluate import EvaluationError, Protocol, predicted, to_evaluated
 from .prediction_files import StoredTruth, prediction_name
 from dpt_nb.images.images import (
     TILE_WIDTH,
@@ -89,7 +89,7 @@ def caption(
 
 # %% ../../nbs/evaluation/gallery.ipynb #39728f01
 def depth_rows(
-    samples: list[dict],  # as `as_judged` gives them
+    samples: list[dict],  # as `to_evaluated` gives them
     maps: list[dict],  # of each, as `predicted` says it, `(1, 1, H, W)`
     protocol: Protocol,
 ) -> list[
@@ -159,7 +159,7 @@ class Sheet:
 
 # %% ../../nbs/evaluation/gallery.ipynb #123fb30b
 def depth_gallery(
-    samples: list[dict],  # as `as_judged` gives them
+    samples: list[dict],  # as `to_evaluated` gives them
     maps: list[dict],  # of each, as `predicted` says it
     captions: list[str],  # of each
     protocol: Protocol,
@@ -186,7 +186,7 @@ def depth_gallery(
 
 # %% ../../nbs/evaluation/gallery.ipynb #e8ddd7a8
 def label_gallery(
-    samples: list[dict],  # as `as_judged` gives them
+    samples: list[dict],  # as `to_evaluated` gives them
     maps: list[dict],  # of each, as `predicted` says it
     captions: list[str],  # of each
     classes: tuple = (),  # names
@@ -238,7 +238,7 @@ def gallery(
     "The worst, median and best images, predicted once more. Raises `EvaluationError` when none was judged."
     kinds = chosen_images(figures, truth, count)
     places = [place for chosen in kinds.values() for place in chosen]
-    samples = [as_judged(dataset[place], protocol) for place in places]
+    samples = [to_evaluated(dataset[place], protocol) for place in places]
     maps = [predicted(predictor, [sample]) for sample in samples]
     captions = [
         caption(kind, image_name(dataset, place), figures[place], truth)

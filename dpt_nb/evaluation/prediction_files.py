@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..data.datasets import Entry, FileDataset, read_metres
 from ..data.kitti_nyu import KITTI, NYUSync
 from .evaluate import EvaluationError, Protocol, evaluate
-from ..images.images import declared_picture, not_written, read_depth, read_image, whole_file
+from ..images.images import atomic_write, declared_picture, not_written, read_depth, read_image
 
 # %% ../../nbs/evaluation/prediction_files.ipynb #85776949
 def prediction_name(
@@ -85,12 +85,12 @@ class StoredTruth(Dataset):
         folder: str | Path,  # of the predictions
         pictures: bool = False,  # read the pictures that are there
     ):
-        self.dataset, self.folder, self.pictures, self.classes, self.gives = (
+        self.dataset, self.folder, self.pictures, self.classes, self.targets = (
             dataset,
             Path(folder),
             pictures,
             dataset.classes,
-            dataset.gives,
+            dataset.targets,
         )
         self.in_files = any(entry.depth or entry.label for entry in dataset.entries)
         known = [bool(entry.depth or entry.label) or not self.in_files for entry in dataset.entries]
@@ -151,7 +151,7 @@ class StoredPredictor:
 
     def predict_samples(
         self,
-        batch: list[dict],  # as `as_judged` gives them, of `StoredTruth`
+        batch: list[dict],  # as `to_evaluated` gives them, of `StoredTruth`
     ) -> dict[str, torch.Tensor]:  # head → `(B, 1, H, W)` metres, or `(B, H, W)` numbers of classes
         "Raises `EvaluationError` or `ImageError`, naming the file, for one that cannot be this picture's prediction."
         if "depth" in batch[0]:
@@ -191,7 +191,7 @@ def read_labels(self: StoredPredictor, sample: dict) -> torch.Tensor:  # `(H, W)
 # %% ../../nbs/evaluation/prediction_files.ipynb #6f0000c9
 def check_prediction_size(
     values: torch.Tensor,  # `(…, H, W)` of a file
-    sample: dict,  # as `as_judged` gives it
+    sample: dict,  # as `to_evaluated` gives it
     protocol: Protocol,  # whether pictures are cut
 ) -> torch.Tensor:  # the same
     "Raises `EvaluationError`, naming the file, for another size than the picture's."
@@ -337,7 +337,7 @@ def write_submission(
         raise EvaluationError(f"{path} does not end in .zip, and the server takes a zip.")
     sizes = {}
     try:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             with zipfile.ZipFile(temporary, "w") as archive:
                 for index in tqdm(
                     range(len(dataset)), desc="predicting", unit="picture", disable=not progress, leave=False

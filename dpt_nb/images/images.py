@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FULL', 'IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'BUILT_IN', 'built_in', 'TURNS', 'SCANS', 'HEADER_LENGTH', 'TILE_WIDTH',
-           'NO_IMAGE', 'NO_FILE', 'INSIDE', 'LINKED', 'CLOSED', 'MADE_BY', 'shown_name', 'ImageError', 'whole_file',
+           'NO_IMAGE', 'NO_FILE', 'INSIDE', 'LINKED', 'CLOSED', 'MADE_BY', 'shown_name', 'ImageError', 'atomic_write',
            'out_of_room', 'not_written', 'set_room_aside', 'WriteError', 'whole_output', 'InUse', 'written_holder',
            'holder', 'one_writer', 'unreadable', 'allowed_formats', 'pixel_limit', 'declared_picture', 'within_limit',
            'turned_upright', 'check_scans', 'decode_picture', 'open_picture', 'check_file', 'format_hint',
@@ -67,7 +67,7 @@ class ImageError(ValueError):
 
 # %% ../../nbs/images/00_images.ipynb #a3dd8df8
 @contextmanager
-def whole_file(
+def atomic_write(
     path: str | Path,  # the file to write; its parent folders are made
     durable: bool = True,  # wait until the disk has the bytes: also a power cut leaves the whole file or the old one
 ) -> Iterator[Path]:  # a temporary path with the same suffix, for the block to write to
@@ -151,9 +151,9 @@ class WriteError(ImageError):
 def whole_output(
     path: str | Path,  # of a picture or a map; its parent folders are made
 ) -> Iterator[Path]:  # a temporary path with the same suffix, for the block to write to
-    "`whole_file` for what can be made again. Raises `WriteError` for whatever the system says."
+    "`atomic_write` for what can be made again. Raises `WriteError` for whatever the system says."
     try:
-        with whole_file(path, durable=False) as temporary:
+        with atomic_write(path, durable=False) as temporary:
             yield temporary
     except OSError as error:
         raise WriteError(not_written(path, error)) from None

@@ -6,7 +6,7 @@
 __all__ = ['ENTRY_KINDS', 'LOCK', 'WORK', 'PLANS', 'LARGE', 'VIDEO_SUFFIXES', 'FILM', 'EARLIER', 'FolderError', 'folded',
            'plain_name', 'name_apart', 'entry_files', 'all_files', 'own_files', 'is_file_name', 'is_entry',
            'read_predictions', 'write_list', 'note_predictions', 'fingerprint', 'file_path', 'origin', 'origins',
-           'finished', 'only_frames', 'open_folder', 'ResultFolder', 'ahead', 'is_large', 'picture_size',
+           'finished', 'only_frames', 'open_folder', 'ResultFolder', 'prefetch', 'is_large', 'picture_size',
            'group_pictures', 'through_window', 'predictions', 'predicted_group', 'Record', 'is_full', 'no_memory',
            'in_words', 'Listing', 'results_in', 'sort_inputs', 'left_sentence', 'list_files', 'written_for', 'keep',
            'predict_todo', 'LeftOut', 'check_prediction_settings', 'describe_files', 'predict_files']
@@ -41,6 +41,7 @@ from tqdm.auto import tqdm
 from dpt_nb.images.images import (
     NO_IMAGE,
     ImageError,
+    atomic_write,
     check_file,
     declared_picture,
     not_written,
@@ -49,7 +50,6 @@ from dpt_nb.images.images import (
     read_image,
     shown_name,
     sort_folder,
-    whole_file,
 )
 from .outputs import check_outputs, output_names
 from .point_clouds import camera_for
@@ -184,7 +184,7 @@ def write_list(
 ) -> None:
     "Write JSON, whole or not at all. Raises `FolderError`."
     try:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             text = json.dumps(entries, indent=1, ensure_ascii=False)
             temporary.write_bytes(text.encode("utf-8", "backslashreplace"))  # of bytes in names that are not UTF-8
     except OSError as error:
@@ -516,7 +516,7 @@ def place(
         os.replace(made / name, self.path / name)
 
 # %% ../../nbs/inference/folders.ipynb #b786ce11
-def ahead(
+def prefetch(
     work: Callable,  # done in a thread for each item
     items: Iterable,
     threads: int = 2,
@@ -623,7 +623,7 @@ def predictions(
     if window is not None:
         yield from through_window(predictor, files, names, window, overlap, out)
         return
-    decoding = ahead(partial(read_image, max_pixels=predictor.max_pixels, keep_bytes=True), files, alone=is_large)
+    decoding = prefetch(partial(read_image, max_pixels=predictor.max_pixels, keep_bytes=True), files, alone=is_large)
     decoded = ((place, future.exception() or future.result()) for place, future in enumerate(decoding))
     for group in group_pictures(predictor, decoded, batch or (1 if predictor.device.type == "cpu" else 8)):
         places = [place for place, _ in group]
@@ -908,7 +908,7 @@ def predict_todo(
     record, bad = Record(folder), []
     files, names = [Path(each["source"]) for each in todo], [each["name"] for each in todo]
     found = predictions(predictor, files, names, window, overlap, batch, folder.work)
-    saved = ahead(
+    saved = prefetch(
         lambda pair: keep(pair[1], folder, record, outputs, field_of_view, todo[pair[0]]),
         found,
         waiting=3,

@@ -31,13 +31,13 @@ from tqdm.auto import tqdm
 
 from dpt_nb.images.images import (
     ImageError,
+    atomic_write,
     colour_depth,
     colour_label,
     depth_range,
     label_palette,
     not_written,
     out_of_room,
-    whole_file,
     write_label,
 )
 from dpt_nb.inference.folders import (
@@ -323,7 +323,7 @@ class VideoWriter:
         rate: float | Fraction,  # frames a second, where their times are not given
         quality: int = 18,  # H.264's constant rate factor: 0 exact, 18 looks the same, 51 worst
     ):
-        self.path, self.whole, self.quality, self.last = path, whole_file(path, durable=False), quality, -1
+        self.path, self.whole, self.quality, self.last = path, atomic_write(path, durable=False), quality, -1
         self.rate = Fraction(rate).limit_denominator(65535) or Fraction(1, 65535)
         self.base = 1 / self.rate if Path(path).suffix.lower() == ".avi" else Fraction(1, 90000)
 

@@ -211,7 +211,7 @@ class Backbone(nn.Module):
         self.hybrid = hasattr(self.vit.patch_embed, "backbone")
         self.relative = isinstance(self.vit, Beit)
         self.taps = self.check_taps(name, taps)
-        self.drop_unheard()
+        self.prune_unused()
         for module_name, module in self.vit.named_modules():
             if (
                 layer_norm_eps is not None
@@ -236,12 +236,14 @@ class Backbone(nn.Module):
         "Raises `SizeError` for a size that is not a multiple of the patch."
         check_size(*image.shape[-2:], self.patch)
         if self.windowed:
-            heard = self.attend_by_stages(image)
+            intermediates = self.forward_stages(image)
         else:
-            features, heard = self.convolve(image) if self.hybrid else (image, {})
+            features, intermediates = self.convolve(image) if self.hybrid else (image, {})
             projected = self.vit.patch_embed.proj(features)
-            heard |= self.transform(embed_tokens(self.vit, projected, self.positions), tuple(projected.shape[-2:]))
-        return [heard[tap] for tap in self.taps]
+            intermediates |= self.transform(
+                embed_tokens(self.vit, projected, self.positions), tuple(projected.shape[-2:])
+            )
+        return [intermediates[tap] for tap in self.taps]
 
 # %% ../../nbs/network/03_backbone.ipynb #b20beb26
 @patch
@@ -262,7 +264,7 @@ def check_taps(
 
 
 @patch
-def drop_unheard(self: Backbone) -> None:
+def prune_unused(self: Backbone) -> None:
     "Remove the blocks and stages after the last tap."
     if self.windowed:
         self.vit.layers = self.vit.layers[: int(self.taps[-1].split(".")[1]) + 1]
@@ -281,7 +283,7 @@ def set_grad_checkpointing(
 
 
 @patch
-def go_through(self: Backbone, block: Callable, *given) -> torch.Tensor:
+def run_block(self: Backbone, block: Callable, *given) -> torch.Tensor:
     "What the block makes of what it is given."
     return (
         checkpoint(block, *given, use_reentrant=False)
@@ -299,13 +301,13 @@ def transform(
     "Run the blocks and keep what the tapped ones say."
     in_front = tokens.shape[1] - grid[0] * grid[1]
     readable = prefix_tokens(self.vit)[1]
-    heard = {}
+    intermediates = {}
     for index, block in enumerate(self.vit.blocks):
-        tokens = self.go_through(beit_block, block, tokens, grid) if self.relative else self.go_through(block, tokens)
+        tokens = self.run_block(beit_block, block, tokens, grid) if self.relative else self.run_block(block, tokens)
         if index in self.taps:
             said = self.vit.norm(tokens) if self.normed else tokens
-            heard[index] = Tap(said[:, in_front:], said[:, :readable], grid)
-    return heard
+            intermediates[index] = Tap(said[:, in_front:], said[:, :readable], grid)
+    return intermediates
 
 # %% ../../nbs/network/03_backbone.ipynb #9e45dd51
 @patch
@@ -314,29 +316,29 @@ def convolve(
     image: torch.Tensor,  # `(B, 3, H, W)`
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # the last stage's map, and the tapped ones by name
     "Run the hybrid's ResNet and keep what the tapped stages say."
-    resnet, heard = self.vit.patch_embed.backbone, {}
+    resnet, intermediates = self.vit.patch_embed.backbone, {}
     features = resnet.stem(image)
     for index, stage in enumerate(resnet.stages):
-        features = self.go_through(stage, features)
+        features = self.run_block(stage, features)
         if f"stages.{index}" in self.taps:
-            heard[f"stages.{index}"] = features
-    return resnet.norm(features), heard
+            intermediates[f"stages.{index}"] = features
+    return resnet.norm(features), intermediates
 
 # %% ../../nbs/network/03_backbone.ipynb #5ea6c60a
 @patch
-def attend_by_stages(
+def forward_stages(
     self: Backbone,
     image: torch.Tensor,  # `(B, 3, H, W)`
 ) -> dict[str, torch.Tensor]:  # stage name → `(B, C, h, w)` map
     "Run Swin's stages and keep what the tapped ones say."
     features = self.vit.patch_embed.norm(self.vit.patch_embed.proj(image).permute(0, 2, 3, 1))
-    heard = {}
+    intermediates = {}
     for index, stage in enumerate(self.vit.layers):
         features = stage.downsample(features)
         for block in stage.blocks:
-            features = self.go_through(swin_block, block, features)
-        heard[f"layers.{index}"] = features.permute(0, 3, 1, 2)
-    return heard
+            features = self.run_block(swin_block, block, features)
+        intermediates[f"layers.{index}"] = features.permute(0, 3, 1, 2)
+    return intermediates
 
 # %% ../../nbs/network/03_backbone.ipynb #f1b2f5ba
 @patch

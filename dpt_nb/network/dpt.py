@@ -1241,7 +1241,7 @@ def empty_model(
     return model
 
 
-def misfits(
+def state_dict_mismatch(
     wanted: dict,  # name → tensor, of the model
     state: dict,  # name → tensor, of a file
     called=str,  # what a name is called in the file
@@ -1277,7 +1277,7 @@ def fill(
 ) -> DPT:  # the model, on the CPU
     "Load weights, all or none. Raises `ConfigError` naming the first keys that do not fit."
     wanted = model.state_dict()
-    if found := misfits(wanted, state):
+    if found := state_dict_mismatch(wanted, state):
         raise ConfigError(
             f"The weights of {source} do not fit the model its config describes: {found}. Nothing was loaded."
         )

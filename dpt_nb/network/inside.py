@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVEL_CHOICES', 'InsideError', 'global_backbone', 'query_key_value', 'attention_probabilities', 'AttentionMaps',
-           'attend_openly', 'embedded_picture', 'attention_maps', 'token_row', 'token_attention', 'framed',
+           'forward_with_attention', 'embedded_picture', 'attention_maps', 'token_row', 'token_attention', 'framed',
            'attention_overlay', 'effective_tokens', 'rollout', 'ColourBasis', 'colour_basis', 'map_colours', 'tap_map',
            'readouts', 'finish_level', 'position_map', 'position_similarity', 'position_bias', 'choose_levels',
            'fuse_with', 'layout_and_edges', 'likeness']
@@ -81,7 +81,7 @@ class AttentionMaps(NamedTuple):
     class_token: bool  # whether the first of them is a class token
 
 
-def attend_openly(
+def forward_with_attention(
     backbone: Backbone,
     tokens: torch.Tensor,  # `(B, P + rows·columns, D)` embedded
     grid: tuple[int, int],  # rows, columns
@@ -120,7 +120,7 @@ def attention_maps(
     "The attention probabilities of every block. Raises `InsideError` for a Swin and `SizeError` for a size that does not fit."
     tokens, grid = embedded_picture(model, image)
     return AttentionMaps(
-        attend_openly(model.backbone, tokens, grid)[1],
+        forward_with_attention(model.backbone, tokens, grid)[1],
         grid,
         tokens.shape[1] - grid[0] * grid[1],
         prefix_tokens(model.backbone.vit)[1] > 0,

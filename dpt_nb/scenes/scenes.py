@@ -139,10 +139,10 @@ def hit_shell(
     shell: torch.Tensor,  # `(2, 3)` lowest and highest corner, infinite where open
 ) -> tuple[torch.Tensor, torch.Tensor]:  # t `(N,)`, and face `(N,)`: 0..5 for west, east, south, north, floor, ceiling
     "Where rays leave the box they start in, and through which face."
-    ahead = direction > 0
-    plane = torch.where(ahead, shell[1][:, None], shell[0][:, None])
+    prefetch = direction > 0
+    plane = torch.where(prefetch, shell[1][:, None], shell[0][:, None])
     t, axis = ((plane - origin) / torch.where(direction.abs() < 1e-12, 1e-12, direction)).abs().min(0)
-    return t, 2 * axis + ahead.gather(0, axis[None])[0]
+    return t, 2 * axis + prefetch.gather(0, axis[None])[0]
 
 # %% ../../nbs/scenes/01_scenes.ipynb #214ce513
 ROOM_CLASSES = (
@@ -580,44 +580,44 @@ def lidar(
 
 # %% ../../nbs/scenes/01_scenes.ipynb #ea5fc44a
 def colour(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
     hue: tuple[float, float] = (0.0, 1.0),  # range, once round the colour wheel
     saturation: tuple[float, float] = (0.2, 0.7),  # range
     value: tuple[float, float] = (0.3, 0.8),  # range
 ) -> tuple[float, float, float]:  # linear RGB
     "A random colour within ranges."
-    return colorsys.hsv_to_rgb(chance.uniform(*hue) % 1, chance.uniform(*saturation), chance.uniform(*value))
+    return colorsys.hsv_to_rgb(generator.uniform(*hue) % 1, generator.uniform(*saturation), generator.uniform(*value))
 
 
 def wood(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
 ) -> tuple[float, float, float]:  # linear RGB
     "A random wood colour."
-    return colour(chance, (0.05, 0.1), (0.4, 0.75), (0.15, 0.6))
+    return colour(generator, (0.05, 0.1), (0.4, 0.75), (0.15, 0.6))
 
 # %% ../../nbs/scenes/01_scenes.ipynb #ddde822f
 def table(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
 ) -> list[Part]:  # metres, standing on z = 0
     "A table: a top on four legs, 0.70 to 0.78 m high."
     width, depth, height, leg = (
-        chance.uniform(0.8, 1.6),
-        chance.uniform(0.6, 0.9),
-        chance.uniform(0.7, 0.78),
-        chance.uniform(0.04, 0.08),
+        generator.uniform(0.8, 1.6),
+        generator.uniform(0.6, 0.9),
+        generator.uniform(0.7, 0.78),
+        generator.uniform(0.04, 0.08),
     )
-    skin = material(wood(chance))
+    skin = material(wood(generator))
     x, y = width / 2 - leg, depth / 2 - leg
     legs = [Part("table", i * x, j * y, 0, (leg, leg, height - 0.04), skin) for i in (-1, 1) for j in (-1, 1)]
     return [Part("table", 0, 0, height - 0.04, (width, depth, 0.04), skin), *legs]
 
 
 def chair(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
 ) -> list[Part]:  # metres, standing on z = 0
     "A chair: a seat 0.42 to 0.48 m high on four legs, with a back."
-    width, seat, back = chance.uniform(0.4, 0.48), chance.uniform(0.42, 0.48), chance.uniform(0.35, 0.55)
-    skin, cushion = material(wood(chance)), material(colour(chance))
+    width, seat, back = generator.uniform(0.4, 0.48), generator.uniform(0.42, 0.48), generator.uniform(0.35, 0.55)
+    skin, cushion = material(wood(generator)), material(colour(generator))
     x = width / 2 - 0.025
     legs = [Part("chair", i * x, j * x, 0, (0.04, 0.04, seat - 0.05), skin) for i in (-1, 1) for j in (-1, 1)]
     return [
@@ -628,16 +628,16 @@ def chair(
 
 # %% ../../nbs/scenes/01_scenes.ipynb #0a99e68b
 def cabinet(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
 ) -> list[Part]:  # metres, standing on z = 0
     "A cabinet of drawers, its back to the north."
     width, depth, height, drawers = (
-        chance.uniform(0.6, 1.4),
-        chance.uniform(0.35, 0.5),
-        chance.uniform(0.7, 2.0),
-        chance.randint(2, 5),
+        generator.uniform(0.6, 1.4),
+        generator.uniform(0.35, 0.5),
+        generator.uniform(0.7, 2.0),
+        generator.randint(2, 5),
     )
-    skin = wood(chance) if chance.random() < 0.6 else colour(chance, value=(0.4, 0.9))
+    skin = wood(generator) if generator.random() < 0.6 else colour(generator, value=(0.4, 0.9))
     dark = tuple(0.35 * c for c in skin)
     return [
         Part("cabinet", 0, 0, 0, (width, depth, height), material(skin, dark, (width, 1e6, height / drawers), 0.02))
@@ -645,36 +645,43 @@ def cabinet(
 
 
 def carton(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
     largest: float = 0.6,  # metres a side
 ) -> list[Part]:  # metres, standing on z = 0
     "A box, cardboard or coloured, with or without a band."
-    size = tuple(chance.uniform(0.15, largest) for _ in range(3))
-    skin = colour(chance, (0.07, 0.1), (0.3, 0.6), (0.3, 0.6)) if chance.random() < 0.5 else colour(chance)
+    size = tuple(generator.uniform(0.15, largest) for _ in range(3))
+    skin = colour(generator, (0.07, 0.1), (0.3, 0.6), (0.3, 0.6)) if generator.random() < 0.5 else colour(generator)
     return [
-        Part("box", 0, 0, 0, size, material(skin, colour(chance), (size[0] / 2, 1e6, 1e6), chance.choice((0.0, 0.05))))
+        Part(
+            "box",
+            0,
+            0,
+            0,
+            size,
+            material(skin, colour(generator), (size[0] / 2, 1e6, 1e6), generator.choice((0.0, 0.05))),
+        )
     ]
 
 # %% ../../nbs/scenes/01_scenes.ipynb #f6d37848
 def ball(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
     largest: float = 0.5,  # metres a side
 ) -> list[Part]:  # metres, standing on z = 0
     "A ball, plain or striped."
-    size = chance.uniform(0.15, largest)
-    skin = colour(chance, saturation=(0.5, 0.95), value=(0.5, 0.95))
-    stripes = material(skin, colour(chance), (size / 3, 1e6, 1e6), check=chance.choice((0.0, 1.0)))
+    size = generator.uniform(0.15, largest)
+    skin = colour(generator, saturation=(0.5, 0.95), value=(0.5, 0.95))
+    stripes = material(skin, colour(generator), (size / 3, 1e6, 1e6), check=generator.choice((0.0, 1.0)))
     return [Part("ball", 0, 0, 0, (size,) * 3, stripes, ball=True)]
 
 
 def lamp(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
 ) -> list[Part]:  # metres, standing on z = 0
     "A standing lamp: a foot, a pole, a glowing globe."
     height, globe, metal = (
-        chance.uniform(1.1, 1.6),
-        chance.uniform(0.24, 0.36),
-        material(colour(chance, saturation=(0, 0.2), value=(0.05, 0.4))),
+        generator.uniform(1.1, 1.6),
+        generator.uniform(0.24, 0.36),
+        material(colour(generator, saturation=(0, 0.2), value=(0.05, 0.4))),
     )
     return [
         Part("lamp", 0, 0, 0, (0.28, 0.28, 0.03), metal),
@@ -684,52 +691,55 @@ def lamp(
 
 # %% ../../nbs/scenes/01_scenes.ipynb #81d5f70f
 def room(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
     size: tuple[int, int],  # rows, columns
 ) -> tuple[Builder, Camera]:  # an empty room with painted walls, and where it is seen from
     "A room of 2.5 to 9 m a side with floor, walls and ceiling, and a camera that looks into it."
-    width, length, height = chance.uniform(2.5, 7.5), chance.uniform(2.8, 9), chance.uniform(2.3, 3.1)
-    wall = colour(chance, saturation=(0.02, 0.35), value=(0.45, 0.9))
+    width, length, height = generator.uniform(2.5, 7.5), generator.uniform(2.8, 9), generator.uniform(2.3, 3.1)
+    wall = colour(generator, saturation=(0.02, 0.35), value=(0.45, 0.9))
     paper = material(
-        wall, tuple(0.8 * c for c in wall), (chance.uniform(0.2, 0.5),) * 2 + (1e6,), check=chance.choice((0, 0, 1.0))
+        wall,
+        tuple(0.8 * c for c in wall),
+        (generator.uniform(0.2, 0.5),) * 2 + (1e6,),
+        check=generator.choice((0, 0, 1.0)),
     )
-    if chance.random() < 0.5:  # planks or tiles
+    if generator.random() < 0.5:  # planks or tiles
         floor = material(
-            c := wood(chance),
+            c := wood(generator),
             tuple(0.4 * x for x in c),
-            (chance.uniform(0.12, 0.25), chance.uniform(0.9, 2.0), 1e6),
+            (generator.uniform(0.12, 0.25), generator.uniform(0.9, 2.0), 1e6),
             0.01,
             vary=0.5,
         )
     else:
-        side, check = chance.uniform(0.25, 0.5), chance.choice((0.0, 0.8))
+        side, check = generator.uniform(0.25, 0.5), generator.choice((0.0, 0.8))
         floor = material(
-            c := colour(chance, saturation=(0.05, 0.4)),
+            c := colour(generator, saturation=(0.05, 0.4)),
             tuple(0.5 * x for x in c),
             (side, side, 1e6),
             0.015,
             check,
             0.15,
         )
-    above = material(colour(chance, saturation=(0, 0.08), value=(0.75, 0.95)))
+    above = material(colour(generator, saturation=(0, 0.08), value=(0.75, 0.95)))
     paint = [("wall", paper)] * 4 + [("floor", floor), ("ceiling", above)]
-    x, y, z = chance.uniform(0.55, width - 0.55), chance.uniform(0.55, length - 0.55), chance.uniform(1.1, 1.7)
+    x, y, z = generator.uniform(0.55, width - 0.55), generator.uniform(0.55, length - 0.55), generator.uniform(1.1, 1.7)
     corners = [(a * width, b * length) for a in (0.2, 0.5, 0.8) for b in (0.2, 0.5, 0.8)]
-    towards = max(corners, key=lambda c: math.hypot(c[0] - x, c[1] - y) * chance.uniform(0.7, 1.3))
+    towards = max(corners, key=lambda c: math.hypot(c[0] - x, c[1] - y) * generator.uniform(0.7, 1.3))
     dx, dy = towards[0] - x, towards[1] - y
-    pitch = math.atan2(z - chance.uniform(0.2, 1.4), math.hypot(dx, dy))
+    pitch = math.atan2(z - generator.uniform(0.2, 1.4), math.hypot(dx, dy))
     camera = pinhole(
         size,
-        chance.uniform(55, 70),
+        generator.uniform(55, 70),
         (x, y, z),
-        math.atan2(-dx, dy) + chance.uniform(-0.2, 0.2),
+        math.atan2(-dx, dy) + generator.uniform(-0.2, 0.2),
         max(-0.1, min(0.55, pitch)),
     )
     return Builder("rooms", [[0.0, 0, 0], [width, length, height]], paint), camera
 
 # %% ../../nbs/scenes/01_scenes.ipynb #5f110b34
 def hang(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
     builder: Builder,  # an empty room, which gets the decals
 ):
     "Doors, windows and pictures on the walls of a room, and a lamp on its ceiling."
@@ -740,29 +750,33 @@ def hang(
         for side in (0, 1)
         for i in range(int((length, width)[axis] // 1.4))
     ]
-    chance.shuffle(slots)
-    kinds = ["door"] * chance.randint(1, 2) + ["window"] * chance.randint(2, 4) + ["picture"] * chance.randint(2, 6)
+    generator.shuffle(slots)
+    kinds = (
+        ["door"] * generator.randint(1, 2)
+        + ["window"] * generator.randint(2, 4)
+        + ["picture"] * generator.randint(2, 6)
+    )
     for label, (axis, side, along) in zip(kinds, slots):
         if label == "door":
-            wide, high, bottom, skin = chance.uniform(0.8, 0.95), chance.uniform(1.95, 2.1), 0.0, wood(chance)
+            wide, high, bottom, skin = generator.uniform(0.8, 0.95), generator.uniform(1.95, 2.1), 0.0, wood(generator)
             looks = material(skin, tuple(0.4 * c for c in skin), (wide, wide, high), 0.12)
         elif label == "window":
-            wide, high, bottom = chance.uniform(0.8, 1.3), chance.uniform(0.9, 1.3), chance.uniform(0.8, 0.95)
+            wide, high, bottom = generator.uniform(0.8, 1.3), generator.uniform(0.9, 1.3), generator.uniform(0.8, 0.95)
             looks = material(
-                colour(chance, (0.5, 0.62), (0.1, 0.5), (0.6, 1.0)),
+                colour(generator, (0.5, 0.62), (0.1, 0.5), (0.6, 1.0)),
                 (0.85, 0.85, 0.83),
-                (wide / chance.choice((1, 2, 3)),) * 2 + (high,),
+                (wide / generator.choice((1, 2, 3)),) * 2 + (high,),
                 0.09,
                 glow=0.7,
             )
         else:
-            wide, high = chance.uniform(0.3, 0.9), chance.uniform(0.3, 0.7)
-            bottom = chance.uniform(1.5, 1.6) - high / 2
-            looks = material(colour(chance), colour(chance, value=(0.02, 0.2)), (wide, wide, high), 0.07)
+            wide, high = generator.uniform(0.3, 0.9), generator.uniform(0.3, 0.7)
+            bottom = generator.uniform(1.5, 1.6) - high / 2
+            looks = material(colour(generator), colour(generator, value=(0.02, 0.2)), (wide, wide, high), 0.07)
         wall = side * (width, length)[axis]
         centre, extent = ((wall, along), (0.02, wide)) if axis == 0 else ((along, wall), (wide, 0.02))
         builder.decal(label, looks, (*centre, bottom + high / 2), (*extent, high))
-    side = chance.uniform(0.3, 0.6)
+    side = generator.uniform(0.3, 0.6)
     builder.decal("lamp", material((1.0, 0.97, 0.88), glow=1.0), (width / 2, length / 2, height), (side, side, 0.02))
 
 # %% ../../nbs/scenes/01_scenes.ipynb #27d13801
@@ -788,7 +802,7 @@ def against_wall(
 
 # %% ../../nbs/scenes/01_scenes.ipynb #d55efa34
 def furnish(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
     builder: Builder,  # a room, which gets the furniture
     camera: Camera,  # what must stay free, and where it looks
 ):
@@ -797,15 +811,15 @@ def furnish(
     taken = [(camera.position[0], camera.position[1], 0.45)]
     most = {cabinet: (0, 2), table: (1, 2), chair: (1, 3), carton: (1, 3), ball: (1, 2), lamp: (0, 1)}
     spread = math.atan(camera.width / 2 / camera.fx)
-    for make in [make for make, limits in most.items() for _ in range(chance.randint(*limits))]:
-        parts = make(chance)
+    for make in [make for make, limits in most.items() for _ in range(generator.randint(*limits))]:
+        parts = make(generator)
         reach = max(math.hypot(abs(p.x) + p.size[0] / 2, abs(p.y) + p.size[1] / 2) for p in parts)
         for _ in range(12):
-            angle, far = camera.yaw + chance.uniform(-spread, spread), chance.uniform(1.0, 6.0)
+            angle, far = camera.yaw + generator.uniform(-spread, spread), generator.uniform(1.0, 6.0)
             x, y, yaw = (
                 camera.position[0] - far * math.sin(angle),
                 camera.position[1] + far * math.cos(angle),
-                chance.uniform(0, 2 * math.pi),
+                generator.uniform(0, 2 * math.pi),
             )
             if make is cabinet:
                 x, y, yaw = against_wall(width, length, x, y, parts[0].size)
@@ -815,70 +829,74 @@ def furnish(
             if all(math.hypot(x - a, y - b) > reach + c for a, b, c in taken):
                 taken.append((x, y, reach))
                 builder.place(parts, x, y, yaw)
-                if make is table and chance.random() < 0.7:
+                if make is table and generator.random() < 0.7:
                     top = parts[0].bottom + parts[0].size[2]
-                    builder.place(chance.choice((ball, carton))(chance, 0.32), x, y, chance.uniform(0, 6), top)
+                    builder.place(generator.choice((ball, carton))(generator, 0.32), x, y, generator.uniform(0, 6), top)
                 break
 
 # %% ../../nbs/scenes/01_scenes.ipynb #e16bc80e
 def street(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
     size: tuple[int, int],  # rows, columns
 ) -> tuple[
     Builder, Camera, float, float
 ]:  # bare ground, where it is seen from, half the road's width, the pavement's width
     "A road to the north between two pavements, grass beyond, seen from a car or from the right-hand pavement."
-    half, pavement = chance.uniform(4.5, 6.0), chance.uniform(2.0, 3.5)
+    half, pavement = generator.uniform(4.5, 6.0), generator.uniform(2.0, 3.5)
     sky = material(
-        colour(chance, (0.56, 0.61), (0.4, 0.85), (0.4, 0.9)),
-        colour(chance, (0.52, 0.62), (0.05, 0.3), (0.7, 0.95)),
+        colour(generator, (0.56, 0.61), (0.4, 0.85), (0.4, 0.9)),
+        colour(generator, (0.52, 0.62), (0.05, 0.3), (0.7, 0.95)),
         glow=1.0,
     )
-    grass = material(colour(chance, (0.2, 0.33), (0.4, 0.7), (0.2, 0.45)), tile=(0.4, 0.4, 1e6), vary=0.4)
+    grass = material(colour(generator, (0.2, 0.33), (0.4, 0.7), (0.2, 0.45)), tile=(0.4, 0.4, 1e6), vary=0.4)
     inf = math.inf
     builder = Builder(
         "streets", [[-inf, -inf, 0.0], [inf, inf, inf]], [("sky", sky)] * 4 + [("grass", grass), ("sky", sky)]
     )
-    tar, stone, slab = (chance.uniform(0.1, 0.25),) * 3, (chance.uniform(0.3, 0.5),) * 3, chance.uniform(0.4, 0.8)
+    tar, stone, slab = (
+        (generator.uniform(0.1, 0.25),) * 3,
+        (generator.uniform(0.3, 0.5),) * 3,
+        generator.uniform(0.4, 0.8),
+    )
     builder.decal("road", material(tar), (0, 0, 0), (2 * half, 1e3, 0.02))
     builder.decal("road", material((0.75,) * 3, tar, (1e6, 6.0, 1e6), 3.0), (0, 0, 0), (0.15, 1e3, 0.02))
     for side in (-1, 1):
         flags = material(stone, tuple(0.5 * c for c in stone), (slab, slab, 1e6), 0.03, vary=0.2)
         builder.decal("pavement", flags, (side * (half + pavement / 2), 0, 0), (pavement, 1e3, 0.02))
-    x = chance.choice(((half - 2.2) / 2, half + 0.6 * pavement))
+    x = generator.choice(((half - 2.2) / 2, half + 0.6 * pavement))
     camera = pinhole(
         size,
-        chance.uniform(60, 85),
-        (x, 0.0, chance.uniform(1.3, 2.0)),
-        chance.uniform(-0.12, 0.15),
-        chance.uniform(-0.03, 0.1),
+        generator.uniform(60, 85),
+        (x, 0.0, generator.uniform(1.3, 2.0)),
+        generator.uniform(-0.12, 0.15),
+        generator.uniform(-0.03, 0.1),
     )
     return builder, camera, half, pavement
 
 # %% ../../nbs/scenes/01_scenes.ipynb #068db983
 def building(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
     along: float,  # metres beside the street
 ) -> list[Part]:  # metres, standing on z = 0
     "A building with a grid of windows."
     floors, columns = (
-        chance.choice((1, 3, 3, 5, 7)),
+        generator.choice((1, 3, 3, 5, 7)),
         2 * round(along / 6) + 1,
     )  # odd: the pattern's cells are centred on the box
-    wall = colour(chance, (-0.04, 0.14), (0.1, 0.65), (0.3, 0.8))
-    glass = colour(chance, (0.5, 0.65), (0.1, 0.5), (0.08, 0.45))
-    wide, high = along / columns, chance.uniform(2.8, 3.4)
-    looks = material(glass, wall, (wide, wide, high), chance.uniform(0.35, 0.6) * min(wide, high), vary=0.4)
-    return [Part("building", 0, 0, 0, (chance.uniform(8, 14), along, floors * high), looks)]
+    wall = colour(generator, (-0.04, 0.14), (0.1, 0.65), (0.3, 0.8))
+    glass = colour(generator, (0.5, 0.65), (0.1, 0.5), (0.08, 0.45))
+    wide, high = along / columns, generator.uniform(2.8, 3.4)
+    looks = material(glass, wall, (wide, wide, high), generator.uniform(0.35, 0.6) * min(wide, high), vary=0.4)
+    return [Part("building", 0, 0, 0, (generator.uniform(8, 14), along, floors * high), looks)]
 
 # %% ../../nbs/scenes/01_scenes.ipynb #9154bd5e
 def car(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
 ) -> list[Part]:  # metres, standing on z = 0
     "A car, its nose to the north: a body, a cabin of glass, four wheels."
-    width, long, body = chance.uniform(1.65, 1.85), chance.uniform(3.8, 4.6), chance.uniform(0.55, 0.75)
+    width, long, body = generator.uniform(1.65, 1.85), generator.uniform(3.8, 4.6), generator.uniform(0.55, 0.75)
     paint, glass, tyre = (
-        material(colour(chance, saturation=(0, 0.9), value=(0.15, 0.9))),
+        material(colour(generator, saturation=(0, 0.9), value=(0.15, 0.9))),
         material((0.05, 0.07, 0.09)),
         material((0.02,) * 3),
     )
@@ -897,28 +915,28 @@ def car(
 
 # %% ../../nbs/scenes/01_scenes.ipynb #ed3a1810
 def tree(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
 ) -> list[Part]:  # metres, standing on z = 0
     "A tree: a trunk and a crown of three or four balls of leaves."
-    trunk, crown = chance.uniform(1.8, 3.0), chance.uniform(0.9, 1.6)
-    leaves = material(colour(chance, (0.2, 0.36), (0.5, 0.8), (0.2, 0.5)), tile=(0.3,) * 3, vary=0.9)
-    aside = lambda: chance.uniform(-0.6, 0.6) * crown
+    trunk, crown = generator.uniform(1.8, 3.0), generator.uniform(0.9, 1.6)
+    leaves = material(colour(generator, (0.2, 0.36), (0.5, 0.8), (0.2, 0.5)), tile=(0.3,) * 3, vary=0.9)
+    aside = lambda: generator.uniform(-0.6, 0.6) * crown
     balls = [
         Part("tree", aside(), aside(), trunk - 0.3 + 0.5 * i * crown, (2 * crown,) * 3, leaves, ball=True)
-        for i in range(chance.randint(3, 4))
+        for i in range(generator.randint(3, 4))
     ]
-    return [Part("tree", 0, 0, 0, (0.3, 0.3, trunk + crown), material(wood(chance))), *balls]
+    return [Part("tree", 0, 0, 0, (0.3, 0.3, trunk + crown), material(wood(generator))), *balls]
 
 
 def pole(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
 ) -> list[Part]:  # metres, standing on z = 0
     "A street lamp whose arm points west, or a road sign."
-    metal = material((chance.uniform(0.1, 0.4),) * 3)
-    if chance.random() < 0.4:
-        sign = material(colour(chance, saturation=(0.7, 1)), (0.9,) * 3, (0.7, 1e6, 0.7), 0.16)
+    metal = material((generator.uniform(0.1, 0.4),) * 3)
+    if generator.random() < 0.4:
+        sign = material(colour(generator, saturation=(0.7, 1)), (0.9,) * 3, (0.7, 1e6, 0.7), 0.16)
         return [Part("pole", 0, 0, 0, (0.1, 0.1, 2.8), metal), Part("pole", 0, -0.07, 2.1, (0.7, 0.03, 0.7), sign)]
-    high, glass = chance.uniform(5, 7), material((0.9, 0.9, 0.8), glow=0.5)
+    high, glass = generator.uniform(5, 7), material((0.9, 0.9, 0.8), glow=0.5)
     return [
         Part("pole", 0, 0, 0, (0.14, 0.14, high), metal),
         Part("pole", -0.6, 0, high, (1.4, 0.12, 0.1), metal),
@@ -927,13 +945,13 @@ def pole(
 
 # %% ../../nbs/scenes/01_scenes.ipynb #11c5ad92
 def person(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
 ) -> list[Part]:  # metres, standing on z = 0
     "A person, 1.5 to 1.9 m tall: two legs, a torso, a head."
-    tall, skin = chance.uniform(1.5, 1.9), material(colour(chance, (0.04, 0.08), (0.35, 0.6), (0.25, 0.8)))
-    trousers, coat = material(colour(chance, value=(0.08, 0.4))), material(colour(chance))
+    tall, skin = generator.uniform(1.5, 1.9), material(colour(generator, (0.04, 0.08), (0.35, 0.6), (0.25, 0.8)))
+    trousers, coat = material(colour(generator, value=(0.08, 0.4))), material(colour(generator))
     legs = [
-        Part("person", i * 0.11, i * chance.uniform(-0.15, 0.15), 0, (0.16, 0.2, 0.48 * tall), trousers)
+        Part("person", i * 0.11, i * generator.uniform(-0.15, 0.15), 0, (0.16, 0.2, 0.48 * tall), trousers)
         for i in (-1, 1)
     ]
     head = Part("person", 0, 0, 0.86 * tall, (0.14 * tall,) * 3, skin, ball=True)
@@ -941,46 +959,49 @@ def person(
 
 # %% ../../nbs/scenes/01_scenes.ipynb #7911c892
 def line_street(
-    chance: random.Random,  # where chance comes from
+    generator: random.Random,  # where chance comes from
     builder: Builder,  # a bare street, which gets everything else
     half: float,  # metres, half the road's width
     pavement: float,  # metres, a pavement's width
 ):
     "Buildings, trees, poles, cars and people along both sides of a street."
     for side in (-1, 1):
-        y = chance.uniform(-12, -6)
+        y = generator.uniform(-12, -6)
         while y < 82:  # a row of buildings, sometimes a gap
-            along = chance.uniform(8, 18)
-            parts = building(chance, along)
-            if chance.random() < 0.8:
+            along = generator.uniform(8, 18)
+            parts = building(generator, along)
+            if generator.random() < 0.8:
                 builder.place(
-                    parts, side * (half + pavement + chance.uniform(0.3, 4) + parts[0].size[0] / 2), y + along / 2
+                    parts, side * (half + pavement + generator.uniform(0.3, 4) + parts[0].size[0] / 2), y + along / 2
                 )
-            y += along + chance.choice((0.0, 0.5, 4.0))
-        y = chance.uniform(5, 12)
+            y += along + generator.choice((0.0, 0.5, 4.0))
+        y = generator.uniform(5, 12)
         while y < 70:  # along the kerb
-            make = chance.choice((tree, pole, pole, None))
+            make = generator.choice((tree, pole, pole, None))
             if make:
-                builder.place(make(chance), side * (half + 0.5), y, 0.0 if side > 0 or make is tree else math.pi)
-            y += chance.uniform(7, 14)
-        for _ in range(chance.randint(1, 3)):
+                builder.place(make(generator), side * (half + 0.5), y, 0.0 if side > 0 or make is tree else math.pi)
+            y += generator.uniform(7, 14)
+        for _ in range(generator.randint(1, 3)):
             builder.place(
-                person(chance),
-                side * (half + chance.uniform(1.2, pavement - 0.4)),
-                chance.uniform(4.5, 25),
-                chance.uniform(0, 6),
+                person(generator),
+                side * (half + generator.uniform(1.2, pavement - 0.4)),
+                generator.uniform(4.5, 25),
+                generator.uniform(0, 6),
             )
-        y = chance.uniform(6, 20)
+        y = generator.uniform(6, 20)
         while y < 60:  # parked at the kerb
-            if chance.random() < 0.5:
+            if generator.random() < 0.5:
                 builder.place(
-                    car(chance), side * (half - 1.05), y, chance.choice((0, math.pi)) + chance.uniform(-0.03, 0.03)
+                    car(generator),
+                    side * (half - 1.05),
+                    y,
+                    generator.choice((0, math.pi)) + generator.uniform(-0.03, 0.03),
                 )
-            y += chance.uniform(6, 14)
-        if chance.random() < 0.6:
-            builder.place(car(chance), side * (half - 2.2) / 2, chance.uniform(9, 45), 0 if side > 0 else math.pi)
-    if chance.random() < 0.6:
-        builder.place(building(chance, 12.0), 0, chance.uniform(70, 90), math.pi / 2)
+            y += generator.uniform(6, 14)
+        if generator.random() < 0.6:
+            builder.place(car(generator), side * (half - 2.2) / 2, generator.uniform(9, 45), 0 if side > 0 else math.pi)
+    if generator.random() < 0.6:
+        builder.place(building(generator, 12.0), 0, generator.uniform(70, 90), math.pi / 2)
 
 # %% ../../nbs/scenes/01_scenes.ipynb #c0754dcb
 def random_scene(
@@ -990,23 +1011,23 @@ def random_scene(
 ) -> Scene:
     "A furnished room or a street to 80 m, wholly determined by kind, seed and size. Raises `ValueError` for another kind."
     classes(kind)
-    chance = random.Random(f"{kind} {seed}")
+    generator = random.Random(f"{kind} {seed}")
     if kind == "rooms":
-        builder, camera = room(chance, size)
-        hang(chance, builder)
-        furnish(chance, builder, camera)
+        builder, camera = room(generator, size)
+        hang(generator, builder)
+        furnish(generator, builder, camera)
         width, length, height = builder.shell[1]
-        light = width / 2 + chance.uniform(-0.1, 0.1), length / 2 + chance.uniform(-0.1, 0.1), height - 0.06, 1.0
-        settings = dict(brightness=chance.uniform(0.7, 1.1), ambient=chance.uniform(0.4, 0.6))
+        light = width / 2 + generator.uniform(-0.1, 0.1), length / 2 + generator.uniform(-0.1, 0.1), height - 0.06, 1.0
+        settings = dict(brightness=generator.uniform(0.7, 1.1), ambient=generator.uniform(0.4, 0.6))
     else:
-        builder, camera, *widths = street(chance, size)
-        line_street(chance, builder, *widths)
-        around, up = chance.uniform(0, 2 * math.pi), chance.uniform(0.5, 1.1)
+        builder, camera, *widths = street(generator, size)
+        line_street(generator, builder, *widths)
+        around, up = generator.uniform(0, 2 * math.pi), generator.uniform(0.5, 1.1)
         light = math.cos(around) * math.cos(up), math.sin(around) * math.cos(up), math.sin(up), 0.0
         settings = dict(
-            brightness=chance.uniform(0.7, 1.1),
-            ambient=chance.uniform(0.4, 0.6),
-            haze=chance.uniform(0.0, 0.004),
+            brightness=generator.uniform(0.7, 1.1),
+            ambient=generator.uniform(0.4, 0.6),
+            haze=generator.uniform(0.0, 0.004),
             far=80.0,
         )
-    return builder.scene(camera, light, seed=chance.getrandbits(63), noise=0.01, **settings)
+    return builder.scene(camera, light, seed=generator.getrandbits(63), noise=0.01, **settings)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOOPBACK', 'MEETING', 'HERE_ONLY', 'LAUNCHER', 'GRACE', 'SLURM', 'SEVERAL_MACHINES', 'ONE_MACHINE', 'plain',
-           'recipe_words', 'try_a_step', 'can_fork', 'take_part', 'take_part_forked', 'Growing', 'readable_row',
-           'show_rows', 'following', 'meet_here', 'start_forks', 'started_by', 'end_all', 'start_fresh', 'killed_by',
-           'first_killed', 'killed_launcher', 'last_words', 'raise_end', 'option_words', 'sbatch_value', 'shell_words',
-           'write_slurm', 'in_notebook', 'way_to_start', 'launch', 'check_launch', 'together']
+           'recipe_words', 'try_a_step', 'can_fork', 'worker_main', 'forked_worker_main', 'TailReader', 'readable_row',
+           'show_rows', 'following', 'meet_here', 'fork_workers', 'started_by', 'end_all', 'spawn_workers', 'killed_by',
+           'first_killed', 'killed_launcher', 'last_words', 'raise_worker_error', 'option_words', 'sbatch_value',
+           'shell_words', 'write_slurm', 'in_notebook', 'way_to_start', 'launch', 'check_launch', 'together']
 
 # %% ../../nbs/training/17_launch.ipynb #0843bb30
 import ctypes
@@ -43,7 +43,7 @@ from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 from tqdm.auto import tqdm
 
 from ..data.sampling import open_dataset
-from ..images.images import whole_file
+from ..images.images import atomic_write
 from .loop import LossPlot, Stopped, TrainingError, check_run, stop_on_signal, total_steps, train
 from .recipes import RECIPES, Recipe, RecipeError, change_recipe, get_recipe, recipe_rows
 
@@ -112,7 +112,7 @@ def can_fork(
     return attempt.exitcode == 0
 
 # %% ../../nbs/training/17_launch.ipynb #57f1f1a3
-def take_part(
+def worker_main(
     folder: str | Path,  # with job.json: `recipe`, `assignments`, and `options` of `train`
 ) -> int:  # exit code: 0, 1 for an error, 130 for a stop that was asked for
     "What each training process runs. How it ended is in RANK.json, unless the kernel that wrote the job is gone: then the last ones clear it away."
@@ -133,25 +133,25 @@ def take_part(
     if kernel and not psutil.pid_exists(kernel):
         shutil.rmtree(folder, ignore_errors=True)  # nobody will read it, or clear it away
     else:
-        with whole_file(Path(folder) / f"{rank}.json") as temporary:
+        with atomic_write(Path(folder) / f"{rank}.json") as temporary:
             temporary.write_text(json.dumps(end | dict(time=time.time())), encoding="utf-8")
     if dist.is_initialized() and not end:
         dist.destroy_process_group()
     return 0 if not end else 130 if end["stopped"] or end["interrupted"] else 1
 
 # %% ../../nbs/training/17_launch.ipynb #5ff87698
-def take_part_forked(folder: Path) -> None:
+def forked_worker_main(folder: Path) -> None:
     "The same in a fork: in a session of its own, so that an interrupt reaches it once, from its launcher; on one thread, because the threads of the original are not in the copy."
     os.setsid()
     torch.set_num_threads(1)
     log = open(folder / f"{os.environ['RANK']}.log", "w", buffering=1, encoding="utf-8")
     os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
     sys.stdout = sys.stderr = log
-    if code := take_part(folder):
+    if code := worker_main(folder):
         sys.exit(code)
 
 # %% ../../nbs/training/17_launch.ipynb #416203e4
-class Growing:
+class TailReader:
     "A text file that another process writes."
 
     def __init__(
@@ -210,7 +210,7 @@ def following(
     plot: bool = False,  # draw the loss in a notebook cell
 ):
     "While the block runs, a thread shows what others write. Before the first row it only looks whether there is one, so that a fork copies no lock which the thread holds."
-    file, ended, picture = Growing(path, time.time()), threading.Event(), LossPlot(plot, path.parent / "pictures")
+    file, ended, picture = TailReader(path, time.time()), threading.Event(), LossPlot(plot, path.parent / "pictures")
     with tqdm(total=steps, desc=name, unit="step", disable=not progress) as bar:
 
         def look():
@@ -244,8 +244,8 @@ def meet_here(parameters):  # RendezvousParameters → RendezvousHandler, both o
     if (
         hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     ):  # the launcher would listen to it
-        heard = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT").split(",")
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(name for name in heard if name != "SIGHUP")
+        intermediates = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT").split(",")
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(name for name in intermediates if name != "SIGHUP")
     listening = socket.create_server(("127.0.0.1", int(parameters.endpoint.rpartition(":")[2] or 0)))
     address, port = listening.getsockname()
     meeting = StaticTCPRendezvous(address, port, 0, 1, parameters.run_id, 600)
@@ -263,7 +263,7 @@ MEETING = "loopback"  # the name under which the launcher finds `meet_here`
 HERE_ONLY = {name: LOOPBACK for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
 
 # %% ../../nbs/training/17_launch.ipynb #f916e194
-def start_forks(
+def fork_workers(
     folder: Path,  # of the job
     num_processes: int,  # on this machine
     num_nodes: int,  # machines
@@ -289,7 +289,7 @@ def start_forks(
             else dict(rdzv_backend=MEETING, rdzv_endpoint=f"127.0.0.1:{port}")
         )
         with redirect_stdout(story), redirect_stderr(story), patch_environment(**({} if num_nodes > 1 else HERE_ONLY)):
-            notebook_launcher(take_part_forked, (folder,), num_processes=num_processes, **meeting)
+            notebook_launcher(forked_worker_main, (folder,), num_processes=num_processes, **meeting)
     except (SignalException, KeyboardInterrupt):
         interrupted = True
     except ChildFailedError as error:
@@ -362,7 +362,7 @@ def end_all(
         psutil.wait_procs(family, timeout=10)
 
 # %% ../../nbs/training/17_launch.ipynb #833725ff
-def start_fresh(
+def spawn_workers(
     folder: Path,  # of the job
     num_processes: int,  # on this machine
     num_nodes: int,  # machines
@@ -454,7 +454,7 @@ def last_words(folder: Path) -> str:
     return "\n".join(filter(None, ends))[-3000:]
 
 # %% ../../nbs/training/17_launch.ipynb #82cc37d6
-def raise_end(
+def raise_worker_error(
     folder: Path,  # of the job
     interrupted: bool,  # whether this process was asked to stop
     story: str,  # what the launcher said
@@ -597,7 +597,7 @@ def write_slurm(
         words=shlex.join(shell_words(recipe, options)),
         how="--resume" * options["resume"] + "--replace" * options["replace"],
     )
-    with whole_file(f"{out}.sbatch") as temporary:
+    with atomic_write(f"{out}.sbatch") as temporary:
         temporary.write_text(
             text, encoding="utf-8", errors="surrogateescape"
         )  # names that are not UTF-8 stay the bytes that they are
@@ -718,8 +718,8 @@ def together(
             progress and here_first,
             progress and here_first and in_notebook(),
         ):
-            interrupted, story = dict(fork=start_forks, fresh=start_fresh)[way](Path(folder), *where)
-        raise_end(Path(folder), interrupted, story)
+            interrupted, story = dict(fork=fork_workers, fresh=spawn_workers)[way](Path(folder), *where)
+        raise_worker_error(Path(folder), interrupted, story)
     return json.loads((out / "report.json").read_text(encoding="utf-8")) if here_first else {}
 
 # %% ../../nbs/training/17_launch.ipynb #63aeae20
@@ -728,4 +728,4 @@ if __name__ == "__main__" and Path(sys.argv[0]).name == "launch.py":
         ctypes.CDLL(None).prctl(
             1, signal.SIGINT
         )  # a launcher that is killed takes its processes along; forks are told by PyTorch
-    sys.exit(take_part(sys.argv[1]))
+    sys.exit(worker_main(sys.argv[1]))

@@ -7,19 +7,19 @@ __all__ = ['RUN_PARTS', 'FREE', 'ADJUSTABLE', 'RUN_LEFTOVER', 'DIGEST', 'SINCE',
            'Stopped', 'RunInUse', 'TrainingWarning', 'read_config', 'read_run', 'with_defaults', 'unlike', 'adjusted',
            'remove', 'holds_nothing', 'check_writable', 'check_run', 'begin_run', 'split_fingerprint', 'what_changed',
            'noted_data', 'noted_names', 'check_data', 'remove_leftovers', 'clear_leftovers', 'RunLock', 'check_unused',
-           'rate_share', 'exempt_names', 'parameter_groups', 'build_optimiser', 'build_schedule', 'gathered', 'takes',
-           'loss_value', 'counted_in_part', 'batch_loss', 'batch_shares', 'SharedBatchNorm', 'synchronise', 'shard',
-           'WholeModel', 'whole', 'share_like', 'WholeOptimiser', 'not_finite', 'way_out', 'DigestedFile', 'damage',
-           'save_checkpoint', 'checkpoint_paths', 'checkpoint_step', 'tensors_misfit', 'optimiser_misfit',
+           'lr_scale', 'exempt_names', 'parameter_groups', 'build_optimizer', 'build_schedule', 'all_gather_batch',
+           'takes', 'loss_value', 'counted_in_part', 'batch_loss', 'batch_shares', 'SharedBatchNorm', 'synchronise',
+           'shard', 'WholeModel', 'whole', 'share_like', 'WholeOptimizer', 'not_finite', 'way_out', 'DigestedFile',
+           'damage', 'save_checkpoint', 'checkpoint_paths', 'checkpoint_step', 'tensors_misfit', 'optimizer_mismatch',
            'part_misfit', 'misfit', 'set_aside', 'newest_whole', 'read_state', 'load_checkpoint_into', 'restore_parts',
-           'WithoutTruth', 'said_when_full', 'stop_on_signal', 'depth_tiles', 'label_tiles', 'true_map',
+           'WithoutTruth', 'disk_full_guard', 'stop_on_signal', 'depth_tiles', 'label_tiles', 'true_map',
            'held_out_picture', 'keep_picture', 'LossPlot', 'any_process', 'kaiming_decoder', 'build_model', 'prepare',
            'unwrapped', 'freeze_untaught', 'in_copies', 'in_shares', 'open_data', 'total_steps', 'name_classes',
            'defer_signals', 'reading_error', 'readers_watched', 'batches', 'open_loader', 'train_steps', 'to_device',
            'piece_loss', 'move', 'LastRow', 'stay_on_machine', 'open_accelerator', 'check_trackers', 'train',
            'open_run', 'make_steps', 'kept_parts', 'trained', 'say_before', 'network_without_effect', 'go_on', 'Run',
            'judge_now', 'better', 'finite', 'save_model', 'row_of', 'sorted_rows', 'read_rows', 'RunLog', 'validate',
-           'watched', 'of_each_set', 'protocol_of', 'rehearse', 'run_words', 'main']
+           'watched', 'of_each_set', 'get_protocol', 'rehearse', 'run_words', 'main']
 
 # %% ../../nbs/training/16_loop.ipynb #1fec88b3
 import copy
@@ -92,6 +92,7 @@ from dpt_nb.evaluation.evaluate import (
 from dpt_nb.images.images import (
     ImageError,
     InUse,
+    atomic_write,
     colour_depth,
     colour_label,
     depth_range,
@@ -100,7 +101,6 @@ from dpt_nb.images.images import (
     not_written,
     one_writer,
     out_of_room,
-    whole_file,
 )
 from ..inference.predictor import Predictor
 from ..network.backbone import Backbone
@@ -221,7 +221,7 @@ def adjusted(
     return [difference for difference in differences if difference.split(":")[0] in ADJUSTABLE]
 
 # %% ../../nbs/training/16_loop.ipynb #5ee645eb
-RUN_LEFTOVER = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")  # a temporary name of `whole_file`
+RUN_LEFTOVER = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")  # a temporary name of `atomic_write`
 
 
 def remove(path: Path) -> None:
@@ -307,7 +307,7 @@ def begin_run(
     remove_leftovers(out)
     described = {} if names is None else dict(data={split: split_fingerprint(found) for split, found in names.items()})
     if names is not None:
-        with whole_file(out / "samples.json.gz") as temporary:
+        with atomic_write(out / "samples.json.gz") as temporary:
             temporary.write_bytes(gzip.compress(json.dumps(names).encode(), mtime=0))
     write_report(out / "config.json", dict(recipe=asdict(recipe)) | described)
 
@@ -459,7 +459,7 @@ def check_unused(
             raise RunInUse(str(error)) from None
 
 # %% ../../nbs/training/16_loop.ipynb #ccae260d
-def rate_share(
+def lr_scale(
     name: str,  # of a parameter
     depth: int,  # blocks of the backbone
     backbone: float,  # the backbone's learning rate, times the decoder's
@@ -515,7 +515,7 @@ def parameter_groups(
     for decays in (True, False):
         for name, parameter in model.named_parameters():
             if decays == (name not in exempt):
-                share = rate_share(name, depth, backbone, layer_decay)
+                share = lr_scale(name, depth, backbone, layer_decay)
                 of_backbone = name.startswith("backbone.")
                 key = (decays, share, of_backbone if backbone != 1.0 else None)
                 group = groups.setdefault(
@@ -525,7 +525,7 @@ def parameter_groups(
     return list(groups.values())
 
 # %% ../../nbs/training/16_loop.ipynb #848f6cb1
-def build_optimiser(
+def build_optimizer(
     recipe: Recipe,
     model: nn.Module,
 ) -> torch.optim.Optimizer:
@@ -542,14 +542,14 @@ def build_optimiser(
 
 def build_schedule(
     recipe: Recipe,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     steps: int,  # in all
 ) -> torch.optim.lr_scheduler.LRScheduler:  # stepped once an optimiser step
     "The recipe's learning rates. Raises `RecipeError` for a rise of a single step, which PyTorch's cycle cannot make."
     chosen = recipe.schedule
     if chosen.name == "one_cycle":
         rates, rise = (
-            [group["lr"] for group in optimiser.param_groups],
+            [group["lr"] for group in optimizer.param_groups],
             float(chosen.warm_up),
         )  # PyTorch takes no whole number
         if rise * steps == 1:
@@ -557,7 +557,7 @@ def build_schedule(
                 f"schedule.warm_up is {rise} of {steps} steps, which is one single step. Try schedule.warm_up=0."
             )
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimiser,
+            optimizer,
             rates,
             total_steps=steps,
             pct_start=rise,
@@ -572,14 +572,14 @@ def build_schedule(
     }[chosen.name]
     rising = round(chosen.warm_up * steps)
     return torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
+        optimizer,
         lambda step: (
             (step + 1) / (rising + 1) if step < rising else falling(min(1.0, (step - rising) / max(1, steps - rising)))
         ),
     )
 
 # %% ../../nbs/training/16_loop.ipynb #7b562716
-def gathered(
+def all_gather_batch(
     part: torch.Tensor,  # this process's part of the batch
 ) -> torch.Tensor:  # the whole batch; the gradient flows to this process's part
     "The parts of all processes, in order."
@@ -654,10 +654,13 @@ def batch_loss(
         if head == "label":
             weight = weight * (1 / processes if shares is None else shares[head])
             value = loss_value(loss, predictions[head], batch[head], auxiliary, step) * weight
-            shown = shown + gathered(value.detach()[None]).sum()
+            shown = shown + all_gather_batch(value.detach()[None]).sum()
         else:
             weight = weight if shares is None else weight * shares[head]
-            value = loss_value(loss, gathered(predictions[head]), gathered(batch[head]), None, step) * weight
+            value = (
+                loss_value(loss, all_gather_batch(predictions[head]), all_gather_batch(batch[head]), None, step)
+                * weight
+            )
             shown = shown + value.detach()
         backward = backward + value * processes  # what follows takes the mean over the processes
     return backward, shown
@@ -678,7 +681,7 @@ def batch_shares(
             shares[0][head] = 1.0
             continue
         counted = torch.stack(
-            [counted_in_part(loss, part[head] if head == "label" else gathered(part[head])) for part in parts]
+            [counted_in_part(loss, part[head] if head == "label" else all_gather_batch(part[head])) for part in parts]
         )
         total = counted.sum()
         if alone:
@@ -765,17 +768,17 @@ def share_like(value, parameter: torch.Tensor):
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 # %% ../../nbs/training/16_loop.ipynb #1643d28d
-class WholeOptimiser:
+class WholeOptimizer:
     "The state of a sharded network's optimiser as one process alone has it."
 
     def __init__(
         self,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
     ):
-        self.optimiser = optimiser
+        self.optimizer = optimizer
 
     def state_dict(self) -> dict:  # whole tensors; called by all processes
-        state = self.optimiser.state_dict()
+        state = self.optimizer.state_dict()
         moments = {
             number: {name: whole(value).cpu() if isinstance(value, DTensor) else value for name, value in kept.items()}
             for number, kept in state["state"].items()
@@ -784,12 +787,12 @@ class WholeOptimiser:
 
     def load_state_dict(self, state: dict) -> None:
         "Each process takes its share of whole tensors."
-        parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments = {
             number: {name: share_like(value, parameters[number]) for name, value in kept.items()}
             for number, kept in state["state"].items()
         }
-        self.optimiser.load_state_dict(state | dict(state=moments))
+        self.optimizer.load_state_dict(state | dict(state=moments))
 
 # %% ../../nbs/training/16_loop.ipynb #08f11ae7
 def not_finite(
@@ -879,7 +882,7 @@ def save_checkpoint(
         )
     path = folder / f"step-{step:08d}.pt"
     if not dist.is_initialized() or dist.get_rank() == 0:
-        with whole_file(path) as temporary, DigestedFile(temporary) as file:
+        with atomic_write(path) as temporary, DigestedFile(temporary) as file:
             torch.save(state | dict(step=step, seconds=seconds, random=random), file)
             file.write_digest()
         for old in checkpoint_paths(folder)[:-last]:
@@ -923,7 +926,7 @@ def tensors_misfit(
     return ""
 
 
-def optimiser_misfit(
+def optimizer_mismatch(
     state,  # of an optimiser, as it was read
     groups: list[dict],  # its groups as they are
 ) -> str:  # empty where they are alike
@@ -952,9 +955,9 @@ def part_misfit(
     inner = getattr(part, "model", part) if isinstance(part, WholeModel) else part
     if isinstance(inner, nn.Module):
         return tensors_misfit(state, inner.state_dict())
-    inner = part.optimiser if isinstance(part, WholeOptimiser) else part
+    inner = part.optimizer if isinstance(part, WholeOptimizer) else part
     if hasattr(inner, "param_groups"):
-        return optimiser_misfit(state, inner.param_groups)
+        return optimizer_mismatch(state, inner.param_groups)
     if not isinstance(state, dict):
         return f"it is a {type(state).__name__}"
     kind = lambda value: "number" if isinstance(value, (int, float)) else type(value).__name__
@@ -1089,7 +1092,7 @@ class WithoutTruth:
 
 # %% ../../nbs/training/16_loop.ipynb #fac431ec
 @contextmanager
-def said_when_full(
+def disk_full_guard(
     out: Path,  # folder of the run
 ):
     "Raises `TrainingError`, with the last state there is, for an error that means a full disk."
@@ -1243,7 +1246,7 @@ def keep_picture(
     )
     path = folder / f"step-{step:08d}.png"
     for target in [path, *([folder / "best.png"] if best else [])]:
-        with whole_file(target) as temporary:
+        with atomic_write(target) as temporary:
             figure.savefig(temporary, dpi=80)
     for old in sorted(folder.glob("step-*.png"))[:-last]:
         old.unlink()
@@ -1353,7 +1356,7 @@ def build_model(recipe: Recipe) -> DPT:
 def prepare(
     recipe: Recipe,  # what to build
     accelerator: Accelerator,  # puts things on the device
-) -> dict:  # `model`, `ema`, `optimiser`, `whole`, `transform`, `losses`, `weights`, `without_truth`, `row`, `of_backbone`; the schedule has to know how many steps there are
+) -> dict:  # `model`, `ema`, `optimizer`, `whole`, `transform`, `losses`, `weights`, `without_truth`, `row`, `of_backbone`; the schedule has to know how many steps there are
     "Everything a run needs besides data, seeded."
     set_seed(recipe.seed)
     parts = dict(transform=build_transforms(recipe), losses=build_losses(recipe), weights=loss_weights(recipe))
@@ -1397,9 +1400,9 @@ def freeze_untaught(
     return model
 
 # %% ../../nbs/training/16_loop.ipynb #0a59699c
-def in_copies(recipe: Recipe, model: DPT, accelerator: Accelerator) -> dict:  # `model`, `ema`, `optimiser`, `whole`
+def in_copies(recipe: Recipe, model: DPT, accelerator: Accelerator) -> dict:  # `model`, `ema`, `optimizer`, `whole`
     "A whole network in each process; Accelerate wraps it so that gradients are averaged (PyTorch's DistributedDataParallel)."
-    optimiser = build_optimiser(recipe, model)
+    optimizer = build_optimizer(recipe, model)
     ema = (
         AveragedModel(
             model.to(accelerator.device), multi_avg_fn=get_ema_multi_avg_fn(recipe.loop.ema), use_buffers=True
@@ -1407,8 +1410,8 @@ def in_copies(recipe: Recipe, model: DPT, accelerator: Accelerator) -> dict:  # 
         if recipe.loop.ema
         else None
     )
-    model, optimiser = accelerator.prepare(torch.compile(model) if recipe.loop.compiled else model, optimiser)
-    return dict(model=model, ema=ema, optimiser=optimiser, whole=None)
+    model, optimizer = accelerator.prepare(torch.compile(model) if recipe.loop.compiled else model, optimizer)
+    return dict(model=model, ema=ema, optimiser=optimizer, whole=None)
 
 
 def in_shares(
@@ -1423,8 +1426,8 @@ def in_shares(
         model, device_placement=False, evaluation_mode=True
     )  # autocast alone, no wrapping
     model = shard(model, accelerator.device)
-    optimiser = accelerator.prepare(build_optimiser(recipe, model))  # of the shares, so after cutting
-    return dict(model=model, ema=ema, optimiser=optimiser, whole=copied)
+    optimizer = accelerator.prepare(build_optimizer(recipe, model))  # of the shares, so after cutting
+    return dict(model=model, ema=ema, optimiser=optimizer, whole=copied)
 
 # %% ../../nbs/training/16_loop.ipynb #b45fc222
 def open_data(
@@ -1439,9 +1442,9 @@ def open_data(
         train = open_dataset(recipe.data.name, data_root, "train", progress=progress, **own)
         held_out = open_dataset(recipe.data.name, data_root, "held_out", progress=progress, **other)
     check_splits(train, held_out)
-    if missing := set(recipe.losses) - set(train.gives):
+    if missing := set(recipe.losses) - set(train.targets):
         raise RecipeError(
-            f"The recipe has a loss for {', '.join(sorted(missing))}, and the samples of {recipe.data.name} hold {', '.join(train.gives)}. Every head needs its truth."
+            f"The recipe has a loss for {', '.join(sorted(missing))}, and the samples of {recipe.data.name} hold {', '.join(train.targets)}. Every head needs its truth."
         )
     return dict(train=train, held_out=held_out)
 
@@ -1583,7 +1586,7 @@ def open_loader(
             share=(accelerator.process_index, accelerator.num_processes),
             worker_init_fn=defer_signals,
             per_epoch=per_epoch,
-            ahead=max(2, pieces),
+            prefetch=max(2, pieces),
         )
 
 # %% ../../nbs/training/16_loop.ipynb #693c2d0e
@@ -1661,20 +1664,20 @@ def move(
     step: int,  # which is being made
 ) -> str:  # what is wrong with the gradient, in which case nothing has moved; else empty
     "Clip, step, forget the gradient, next learning rate, running mean; `rates` in the parts are those of this step."
-    model, optimiser, frozen = parts["model"], parts["optimiser"], step <= recipe.optimizer.frozen
+    model, optimizer, frozen = parts["model"], parts["optimiser"], step <= recipe.optimizer.frozen
     if frozen:
         for parameter in unwrapped(parts, accelerator).backbone.parameters():
             parameter.grad = None  # an optimiser leaves alone what has no gradient
     norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)))
     if not math.isfinite(norm) and (accelerator.scaler is None or accelerator.scaler.get_scale() < SMALLEST_SCALE):
         return f"The gradient's norm is {norm}, of a finite loss,"
-    rates = [group["lr"] for group in optimiser.param_groups]
+    rates = [group["lr"] for group in optimizer.param_groups]
     parts["rates"] = dict(
         largest=max(rates),
         backbone=0.0 if frozen else max((rates[place] for place in parts["of_backbone"]), default=0.0),
     )
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
     parts["schedule"].step()
     if parts["ema"] is not None:
         parts["ema"].update_parameters(unwrapped(parts, accelerator))
@@ -1783,7 +1786,7 @@ def train(
         say_before(recipe, out, parts, accelerator, steps, names, resume)
         accelerator.wait_for_everyone()  # all have looked at the folder before it changes
         lock.take(check, make=True)
-        with said_when_full(out):
+        with disk_full_guard(out):
             if accelerator.is_main_process:
                 begin_run(out, recipe, replace, names)
             accelerator.wait_for_everyone()
@@ -1805,7 +1808,7 @@ def open_run(
     progress: bool = True,  # show bars
 ) -> tuple[dict, int, dict]:  # parts, with the schedule; steps in all; split → names of its samples
     "All that a run works on, with everything checked that can be known before the first step. Writes nothing but scenes that are missing."
-    protocol_of(recipe)
+    get_protocol(recipe)
     parts = prepare(recipe, accelerator) | open_data(
         recipe, data_root, accelerator, progress and accelerator.is_main_process
     )
@@ -1848,7 +1851,7 @@ def kept_parts(parts: dict, accelerator: Accelerator) -> dict:  # name → anyth
     kept = dict(model=unwrapped(parts, accelerator), optimiser=parts["optimiser"])
     kept |= {} if parts["ema"] is None else dict(ema=parts["ema"])
     if parts["whole"] is not None:
-        kept = {name: WholeOptimiser(part) if name == "optimiser" else WholeModel(part) for name, part in kept.items()}
+        kept = {name: WholeOptimizer(part) if name == "optimiser" else WholeModel(part) for name, part in kept.items()}
     return (
         kept
         | dict(schedule=parts["schedule"], without_truth=parts["without_truth"], row=parts["row"])
@@ -1906,22 +1909,22 @@ def network_without_effect(recipe: Recipe, model: DPT) -> list[str]:  # a senten
 
 def go_on(out: Path, parts: dict, accelerator: Accelerator) -> tuple[int, float]:  # steps done, seconds spent
     "Restore the last checkpoint. The recipe's learning rates and the length of the run as it is now count, also where the checkpoint's were others."
-    optimiser, schedule = parts["optimiser"].optimizer, parts["schedule"]
+    optimizer, schedule = parts["optimiser"].optimizer, parts["schedule"]
     plan = {name: getattr(schedule, name) for name in ("total_steps", "_schedule_phases") if hasattr(schedule, name)}
     rates = [
         {key: group[key] for key in ("initial_lr", "max_lr", "min_lr") if key in group}
-        for group in optimiser.param_groups
+        for group in optimizer.param_groups
     ]
     done, spent = load_checkpoint_into(out / "checkpoints", kept_parts(parts, accelerator))
     if done >= plan.get("total_steps", done + 1):  # every step has been made
         return done, spent
     vars(schedule).update(plan, base_lrs=[fresh["initial_lr"] for fresh in rates])
-    for group, fresh in zip(optimiser.param_groups, rates):
+    for group, fresh in zip(optimizer.param_groups, rates):
         group.update(fresh)
     with warnings.catch_warnings():  # PyTorch means this call for its own use
         warnings.simplefilter("ignore")
         schedule._last_lr = schedule.get_lr()
-    for group, lr in zip(optimiser.param_groups, schedule._last_lr):
+    for group, lr in zip(optimizer.param_groups, schedule._last_lr):
         group["lr"] = lr
     return done, spent
 
@@ -2143,7 +2146,7 @@ class RunLog:
         "Write the rows that count anew, and keep the file as it was where something in it is damaged."
         if damaged:
             aside = self.path.with_name(f"{self.path.name}.aside")
-            with whole_file(aside) as temporary:
+            with atomic_write(aside) as temporary:
                 shutil.copyfile(self.path, temporary)
             lines = ", ".join(map(str, damaged[:5])) + ", …" * (len(damaged) > 5)
             warnings.warn(
@@ -2151,7 +2154,7 @@ class RunLog:
                 TrainingWarning,
                 stacklevel=3,
             )
-        with whole_file(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.plot.rows), encoding="utf-8")
 
     def sync(self) -> None:
@@ -2188,7 +2191,7 @@ def validate(
         judged = evaluate(
             Predictor(model, accelerator.device, recipe.keep.flip),
             held_out,
-            protocol_of(recipe),
+            get_protocol(recipe),
             recipe.data.batch_size,
             progress=progress and accelerator.is_main_process,
             share=(accelerator.process_index, processes),
@@ -2256,7 +2259,7 @@ def of_each_set(
     return sums
 
 # %% ../../nbs/training/16_loop.ipynb #7f152183
-def protocol_of(recipe: Recipe) -> Protocol:
+def get_protocol(recipe: Recipe) -> Protocol:
     "How the recipe's held-out samples are judged. Raises `RecipeError` for a protocol that does not exist."
     name = recipe.data.protocol
     if name and name not in PROTOCOLS:
@@ -2275,7 +2278,7 @@ def finish(
     if not accelerator.is_main_process:
         return report
     save_model(model, out / "model")
-    with whole_file(out / "model" / "README.md") as temporary:
+    with atomic_write(out / "model" / "README.md") as temporary:
         model.generate_model_card(figures={f"{recipe.data.name}, held out": report}).save(temporary)
     if "depth" in parts["losses"]:
         report |= beside_baseline(model, recipe, parts, accelerator, out, progress)
@@ -2300,12 +2303,12 @@ def beside_baseline(
     "Draw the panel; for drawn scenes, which have one size, also judge the per-pixel median of the training truth."
     held_out = parts["held_out"]
     figure = panel(Predictor(model, accelerator.device), held_out, spread_indices(held_out, 6))
-    with whole_file(out / "panel.png") as temporary:
+    with atomic_write(out / "panel.png") as temporary:
         figure.savefig(temporary, dpi=110)
     if recipe.data.name not in DRAWN:  # photographs have many sizes, and a map for each pixel has one
         return {}
     baseline = evaluate(
-        ConstantPredictor(median_depth(parts["train"], progress)), held_out, protocol_of(recipe), progress=False
+        ConstantPredictor(median_depth(parts["train"], progress)), held_out, get_protocol(recipe), progress=False
     )
     return {f"baseline_{key}": baseline[key] for key in ("abs_rel", "rmse", "delta1")}
 

@@ -26,7 +26,7 @@ from ..objective.metrics import depth_errors
 from ..weights.load import load_checkpoint
 from .loss_lab import FARTHEST, NEAREST, LossLab
 from .pages import BUSY, Explorer, Panels, drawn_scene, sentence_of, shipped_model
-from .scene_maker import SceneMaker, metres_of, said_of
+from .scene_maker import SceneMaker, said_of, to_metres
 
 # %% ../../nbs/workbench/explore.ipynb #281284f9
 def open_network(
@@ -394,7 +394,7 @@ def judge(
             self.panels.fill(place, torch.full((3, 3, 4), 0.9), title="no truth")
         return ""
     for place, name, maps in zip((4, 5), ("first", "second"), said):
-        depth, fitted = metres_of(maps, truth)
+        depth, fitted = to_metres(maps, truth)
         self.errors.append(
             {metric: value.item() for metric, value in depth_errors(depth, truth).items()} | dict(fitted=fitted)
         )

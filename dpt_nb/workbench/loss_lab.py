@@ -26,7 +26,7 @@ from dpt_nb.objective.losses import (
 )
 from ..objective.metrics import DEPTH_METRICS, depth_errors
 from .pages import Explorer, Panels, drawn_scene, shipped_model
-from .scene_maker import metres_of, plain_slider, said_of
+from .scene_maker import plain_slider, said_of, to_metres
 
 # %% ../../nbs/workbench/loss_lab.ipynb #71451fb9
 DEPTH_LOSSES = {  # name → what it takes, and the loss
@@ -75,10 +75,10 @@ def disturb(
     "A prediction with less detail, noise, and pixels that are far off; the same ones each time."
     if blur > 0:
         depth = gaussian_blur(depth, 2 * math.ceil(3 * blur) + 1, blur)
-    chance = torch.Generator().manual_seed(0)
-    depth = depth * torch.exp(noise * torch.randn(depth.shape, generator=chance))
-    off = torch.rand(depth.shape, generator=chance) < outliers
-    factor = torch.where(torch.rand(depth.shape, generator=chance) < 0.5, 3.0, 1 / 3)
+    generator = torch.Generator().manual_seed(0)
+    depth = depth * torch.exp(noise * torch.randn(depth.shape, generator=generator))
+    off = torch.rand(depth.shape, generator=generator) < outliers
+    factor = torch.where(torch.rand(depth.shape, generator=generator) < 0.5, 3.0, 1 / 3)
     return torch.where(off, depth * factor, depth)
 
 # %% ../../nbs/workbench/loss_lab.ipynb #fae3456f
@@ -222,7 +222,7 @@ def starting_point(
         depth = (
             truth
             if start == "the truth"
-            else metres_of(said_of(self.model, scene["image"]), truth)[0].clamp(NEAREST, FARTHEST)
+            else to_metres(said_of(self.model, scene["image"]), truth)[0].clamp(NEAREST, FARTHEST)
         )
         guess = torch.full_like(truth, truth.median().item())
         self.seen[number, start] = dict(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['objects_of', 'keep_objects', 'push_walls', 'resize_world', 'aim_camera', 'light_scene', 'drawn_settings',
-           'make_scene', 'usual_ranges', 'unusual_settings', 'said_of', 'metres_of', 'plain_slider', 'scene_controls',
+           'make_scene', 'usual_ranges', 'unusual_settings', 'said_of', 'to_metres', 'plain_slider', 'scene_controls',
            'SceneMaker']
 
 # %% ../../nbs/workbench/scene_maker.ipynb #d07a76dc
@@ -209,7 +209,7 @@ def said_of(
     }
 
 
-def metres_of(
+def to_metres(
     said: dict[str, torch.Tensor],  # as `said_of` gives
     truth: torch.Tensor,  # `(1, 1, H, W)` metres, 0 = not measured
 ) -> tuple[torch.Tensor, str]:  # `(1, 1, H, W)` metres, and words for the sentence
@@ -362,7 +362,7 @@ def draw(
     scene = make_scene(random_scene(kind, SPLITS["held_out"] + number, self.size), **settings)
     self.scene, self.truth = scene, render(scene)
     said = said_of(self.model, self.truth["image"])
-    depth, words = metres_of(said, self.truth["depth"][None])
+    depth, words = to_metres(said, self.truth["depth"][None])
     self.errors = {name: value.item() for name, value in depth_errors(depth, self.truth["depth"][None]).items()}
     self.show_depth(depth)
     right = self.show_labels(said, kind)
