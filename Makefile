@@ -11,6 +11,8 @@ demo: .venv/installed
 
 # One thread each while two notebooks, then two test files, run side by side.
 test: .venv/installed
+	$(BIN)/ruff check --quiet nbs tests benchmarks setup.py
+	$(BIN)/ruff format --check --quiet nbs tests benchmarks setup.py
 	$(BIN)/python -m pytest -q tests/test_repository.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|stories)' --timing
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/stories/kitti_nyu.ipynb --timing
@@ -19,7 +21,8 @@ test: .venv/installed
 # The stories that train for minutes, and the cells that export for minutes, get the machine to themselves.
 test-all: test
 	$(BIN)/nbdev_test --n_workers 0 --path nbs/stories --timing
-	$(BIN)/nbdev_test --n_workers 0 --path nbs/deploy/export.ipynb --flags slow --timing
+	$(BIN)/nbdev_test --n_workers 0 --path nbs/deploy --flags slow --timing
+	$(BIN)/nbdev_test --n_workers 0 --path nbs/workbench --flags slow --timing
 	$(BIN)/python -m pytest -q tests --slow
 
 # make lab at=workbench/workbench opens there instead; make workbench is short for that.
@@ -33,7 +36,7 @@ workbench: .venv/installed
 # The workbench without JupyterLab around it, as a page for the browser: on this machine only, at the address with the token that it prints.
 page: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[page]'
-	$(BIN)/python -m dpt_nb.workbench.pages nbs/workbench/workbench.ipynb
+	$(BIN)/python -m dpt_nb.workbench.serve nbs/workbench/workbench.ipynb
 
 bench: .venv/installed
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
@@ -42,6 +45,7 @@ bench: .venv/installed
 export: .venv/installed
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python tests/static_outputs.py
 	$(BIN)/python tests/chapter_times.py
 	$(BIN)/python tests/render_readme.py
 

@@ -1,14 +1,19 @@
-"""Attention against convolution: `dpt_tiny` and `resnet_tiny`, trained alike on more and more rooms (nbs/stories/attention_vs_convolution.ipynb).
+"""Attention against convolution: `dpt_tiny` and `resnet_tiny`, trained alike on more and more rooms
+(nbs/stories/attention_vs_convolution.ipynb).
 
-    python benchmarks/attention_vs_convolution.py                        # what is there of each grid; trains nothing
+    python benchmarks/attention_vs_convolution.py                        # what is there of each grid; trains
+nothing
     python benchmarks/attention_vs_convolution.py --grid small           # on a CPU
     python benchmarks/attention_vs_convolution.py --grid medium          # on a CPU that has hours
     python benchmarks/attention_vs_convolution.py --grid full            # on a GPU
     python benchmarks/attention_vs_convolution.py --grid full --gpus 4   # on four, each with a part of the runs
 
-First a pilot gives each network its own learning rate, then the grid runs, then the two largest counts once more at each network's second best
-rate: a pilot is one run a rate, and its choice may be chance. A run that is finished is not repeated, and one that was
-interrupted goes on; the figures of all are in `runs/attention_vs_convolution/GRID/results.json`, written anew after every run.
+First a pilot gives each network its own learning rate, then the grid runs, then the two largest counts once more at
+each network's second best
+rate: a pilot is one run a rate, and its choice may be chance. A run that is finished is not repeated, and one that
+was
+interrupted goes on; the figures of all are in `runs/attention_vs_convolution/GRID/results.json`, written anew after
+every run.
 """
 
 import argparse
@@ -25,14 +30,17 @@ import torch
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-from dpt_nb.data.datasets import SPLITS
-from dpt_nb.data.sampling import open_dataset
-from dpt_nb.evaluation.evaluate import PROTOCOLS, ConstantPredictor, evaluate, median_depth, write_report
+from dpt_nb.data.registry import open_dataset
+from dpt_nb.data.scene_sets import SPLITS
+from dpt_nb.evaluation.evaluate import ConstantPredictor, evaluate, median_depth, write_report
+from dpt_nb.evaluation.protocols import PROTOCOLS
 from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.dpt import DPT
-from dpt_nb.scenes.scenes import random_scene, unproject
+from dpt_nb.scenes.camera import unproject
+from dpt_nb.scenes.scenes import random_scene
 from dpt_nb.training.loop import train
-from dpt_nb.training.recipes import TINY_DEPTH, Recipe, get_recipe
+from dpt_nb.training.recipe_fields import Recipe
+from dpt_nb.training.recipes import TINY_DEPTH, get_recipe
 
 NETWORKS = ("dpt_tiny", "resnet_tiny")  # with attention, and without
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,7 +118,8 @@ def pilot(grid: Grid) -> list[Job]:
 
 
 def best_rates(grid: Grid, name: str, place: int = 0) -> dict[str, float]:  # network → learning rate
-    "What was best in the pilot, on the rooms that choose; `place` 1 is the second best. Raises `FileNotFoundError` while it is not finished."
+    """What was best in the pilot, on the rooms that choose; `place` 1 is the second best. Raises `FileNotFoundError`
+    while it is not finished."""
     if len(grid.rates) == 1:
         return dict.fromkeys(NETWORKS, grid.rates[0])
     error = {job: json.loads((job.folder(name) / "report.json").read_text())["abs_rel"] for job in pilot(grid)}
@@ -156,7 +165,8 @@ def held_out(grid: Grid, progress: bool = False) -> Subset:
 
 @cache
 def flat_parts(grid: Grid, index: int, share: float = 0.08) -> list[tuple]:
-    "The walls, floor and ceiling of a held-out room, by its number, that fill at least a share of the picture: kind, normal, pixels."
+    """The walls, floor and ceiling of a held-out room, by its number, that fill at least a share of the picture: kind,
+    normal, pixels."""
     scene = random_scene("rooms", SPLITS["held_out"] + index, grid.size)
     rotation, true = scene.camera.rotation().double(), held_out(grid).dataset[index]["depth"]
     world = unproject(true.double(), scene.camera.intrinsics()) @ rotation.T + torch.tensor(
@@ -172,9 +182,12 @@ def flat_parts(grid: Grid, index: int, share: float = 0.08) -> list[tuple]:
 
 
 def planes(grid: Grid, index: int, depth: torch.Tensor) -> list[dict]:
-    """What a depth map `(1, H, W)` makes of each of a room's `flat_parts`: `tilt`, the angle in degrees between the plane fitted to its
-    points and the true one, and `bend`, the points' root mean square distance from the plane fitted to them, in % of their mean depth.
-    Neither changes when all depths are multiplied by one number."""
+    """What a depth map `(1, H, W)` makes of each of a room's `flat_parts`: `tilt`, the angle in degrees between the
+    plane fitted to its
+    points and the true one, and `bend`, the points' root mean square distance from the plane fitted to them, in %
+    of their mean depth.
+    Neither changes when all depths are multiplied by one number.
+    """
     intrinsics = held_out(grid).dataset[index]["intrinsics"]
     points, found = unproject(depth.double(), intrinsics), []
     for kind, normal, on in flat_parts(grid, index):
@@ -306,14 +319,16 @@ def spread(name: str, phase: str, todo: list[Job], gpus: int, progress: bool) ->
     ]
     if failed := [number for number, worker in enumerate(workers) if worker.wait()]:
         raise RuntimeError(
-            f"The runs on GPU {', '.join(map(str, failed))} failed; what they said stands above. Start the same command again: finished runs are kept."
+            f"The runs on GPU {', '.join(map(str, failed))} failed; what they said stands above. Start the same "
+            f"command again: finished runs are kept."
         )
 
 
 def summary(results: dict) -> str:
     "One line a network, rate and count: mean ± standard deviation over the seeds."
     lines = [
-        f"{'':12} {'rate':>6} {'rooms':>7} {'runs':>5} {'AbsRel':>16} {'δ<1.25':>16} {'wall tilt °':>14} {'wall bend %':>14}"
+        f"{'':12} {'rate':>6} {'rooms':>7} {'runs':>5} {'AbsRel':>16} {'δ<1.25':>16} {'wall tilt °':>14} "
+        f"{'wall bend %':>14}"
     ]
     spread_of = lambda values: f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
     for network in NETWORKS:
@@ -326,11 +341,13 @@ def summary(results: dict) -> str:
                     spread_of([row[key] for row in rows]) for key in ("abs_rel", "delta1", "wall_tilt", "wall_bend")
                 ]
                 lines.append(
-                    f"{network:12} {rows[0]['rate']:6g} {count:7} {len(rows):5} {columns[0]:>16} {columns[1]:>16} {columns[2]:>14} {columns[3]:>14}"
+                    f"{network:12} {rows[0]['rate']:6g} {count:7} {len(rows):5} {columns[0]:>16} {columns[1]:>16} "
+                    f"{columns[2]:>14} {columns[3]:>14}"
                 )
     for name, row in results["baselines"].items():
         lines.append(
-            f"{name:12} {'':6} {'':7} {'':5} {row['abs_rel']:>16.3f} {row['delta1']:>16.3f} {row['wall_tilt']:>14.3f} {row['wall_bend']:>14.3f}"
+            f"{name:12} {'':6} {'':7} {'':5} {row['abs_rel']:>16.3f} {row['delta1']:>16.3f} "
+            f"{row['wall_tilt']:>14.3f} {row['wall_bend']:>14.3f}"
         )
     return "\n".join(lines)
 

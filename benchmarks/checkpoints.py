@@ -1,7 +1,10 @@
-"""What a conversion of DPT-Large costs, beside reading its file with torch.load: `python benchmarks/checkpoints.py [--model dpt_large]`.
+"""What a conversion of DPT-Large costs, beside reading its file with torch.load: `python benchmarks/checkpoints.py
+[--model dpt_large]`.
 
-A file with isl-org's names and random weights is written first. Each step runs in a process of its own; the time is taken after the imports,
-the memory is the largest resident set of the process, imports included. Pages of a file that is mapped count as resident.
+A file with isl-org's names and random weights is written first. Each step runs in a process of its own; the time is
+taken after the imports,
+the memory is the largest resident set of the process, imports included. Pages of a file that is mapped count as
+resident.
 """
 
 import argparse
@@ -20,7 +23,7 @@ STEPS = {
     "dpt_nb → isl-org": "convert(home / 'own', home / 'back.pt', to='isl-org', force=True)",
     "dpt_nb → transformers": "convert(home / 'own', home / 'hf', to='transformers', force=True)",
     "transformers → dpt_nb": "convert(home / 'hf', home / 'again', force=True)",
-    "load_checkpoint": "load_checkpoint(home / 'source.pt', like=name)",
+    "load_checkpoint": "load_checkpoint(home / 'source.pt', variant=name)",
 }
 
 
@@ -28,7 +31,8 @@ def one_step(step, name, home):
     "Run in a child: seconds and largest resident set in bytes."
     import torch
 
-    from dpt_nb.weights.load import convert, load_checkpoint
+    from dpt_nb.weights.load import load_checkpoint
+    from dpt_nb.weights.write import convert
 
     start = time.perf_counter()
     kept = eval(STEPS[step], dict(torch=torch, convert=convert, load_checkpoint=load_checkpoint, home=home, name=name))
@@ -41,8 +45,8 @@ def write_source(name, home):
     "A published model's file with random weights."
     import torch
 
-    from dpt_nb.network.dpt import create_model
-    from dpt_nb.weights.load import export_state_dict
+    from dpt_nb.network.zoo import create_model
+    from dpt_nb.weights.write import export_state_dict
 
     model = create_model(name)
     theirs, filled = export_state_dict("isl-org", model.config, model.state_dict())
@@ -74,7 +78,8 @@ if __name__ == "__main__":
                 )
         read = statistics.median(each["seconds"] for each in measured["torch.load"])
         print(
-            f"{chosen.model}, {size / 1e9:.2f} GB, medians of {chosen.repeats}\n{'':24}{'seconds':>9}{'of torch.load':>15}{'peak memory of the file':>25}"
+            f"{chosen.model}, {size / 1e9:.2f} GB, medians of "
+            f"{chosen.repeats}\n{'':24}{'seconds':>9}{'of torch.load':>15}{'peak memory of the file':>25}"
         )
         for step, found in measured.items():
             seconds, peak = (statistics.median(each[key] for each in found) for key in ("seconds", "bytes"))

@@ -1,6 +1,8 @@
-"""Exported forms beside the model itself, in turn in the same process, on the CPU: `python benchmarks/export.py [--models dpt_tiny_scenes] [--threads 1]`.
+"""Exported forms beside the model itself, in turn in the same process, on the CPU: `python benchmarks/export.py
+[--models dpt_tiny_scenes] [--threads 1]`.
 
-Prints the median time of each form for one picture of the network's own size, and the ratio model / form (above 1: the form is faster).
+Prints the median time of each form for one picture of the network's own size, and the ratio model / form (above 1:
+the form is faster).
 Random weights, except for a model whose weights come along.
 """
 
@@ -13,8 +15,9 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from dpt_nb.deploy.export import export, export_facts, open_export
-from dpt_nb.network.dpt import create_model, list_models
+from dpt_nb.deploy.engines import open_export
+from dpt_nb.deploy.export import export, export_facts
+from dpt_nb.network.zoo import create_model, list_models
 
 FORMS = {
     "onnx, any size": ("onnx", False),
@@ -59,7 +62,8 @@ def measure(name, forms, repeats, threads):
                 1 if fixed else None,
             )
             print(
-                f"  {label}: written in {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1e6:.1f} MB, for {export_facts(path)['sizes']}",
+                f"  {label}: written in {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1e6:.1f} MB, "
+                f"for {export_facts(path)['sizes']}",
                 flush=True,
             )
             runs[label] = opened(path, threads)

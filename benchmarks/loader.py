@@ -1,10 +1,14 @@
-"""How many images a second does one core bring through reader and transforms, beside the bare decoding of the same files?
+"""How many images a second does one core bring through reader and transforms, beside the bare decoding of the same
+files?
 
     python benchmarks/loader.py
 
-Files in the published layouts and sizes are written to a temporary folder: KITTI (1242×375 PNG and 16-bit PNG), NYUv2
-(640×480 JPEG and 16-bit PNG), ADE20K (683×512 JPEG and 8-bit PNG). They show scenes with a camera's grain added, so that a
-file is about as large, and as slow to decode, as a photograph. Bare decoding is pillow's, into an array and no further: what
+Files in the published layouts and sizes are written to a temporary folder: KITTI (1242×375 PNG and 16-bit PNG),
+NYUv2
+(640×480 JPEG and 16-bit PNG), ADE20K (683×512 JPEG and 8-bit PNG). They show scenes with a camera's grain added, so
+that a
+file is about as large, and as slow to decode, as a photograph. Bare decoding is pillow's, into an array and no
+further: what
 any loader has to do. All steps of a round are timed in turn on one thread; the figures are medians over the rounds.
 """
 
@@ -17,7 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dpt_nb.data.sampling import generator, make_miniature, open_dataset
+from dpt_nb.data.registry import make_miniature, open_dataset
+from dpt_nb.data.sampling import generator
 from dpt_nb.data.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Rotate
 
 ROUNDS, REPEATS = 9, 4
@@ -91,7 +96,8 @@ def main():
             ]
             seconds, ratio = measure(dataset, transforms)
         print(
-            f"\n{name}: {statistics.mean(sizes) / 1024:.0f} KiB a sample; {1 / seconds[list(seconds)[-1]]:.0f} images a second and core, {ratio:.2f} of bare decoding"
+            f"\n{name}: {statistics.mean(sizes) / 1024:.0f} KiB a sample; {1 / seconds[list(seconds)[-1]]:.0f} "
+            f"images a second and core, {ratio:.2f} of bare decoding"
         )
         before = 0.0
         for step, taken in seconds.items():

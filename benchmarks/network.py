@@ -1,4 +1,5 @@
-"""Forward passes of DPT beside transformers' DPT, in turn in the same process: `python benchmarks/network.py [--models dpt_base] [--batch 1]`.
+"""Forward passes of DPT beside transformers' DPT, in turn in the same process: `python benchmarks/network.py [--models
+dpt_base] [--batch 1]`.
 
 Prints the median time of each and the ratio theirs / ours (above 1: ours is faster), on CUDA where there is one.
 Random weights; both networks have the same layers (tests/test_parity.py shows that they compute the same function).
@@ -12,7 +13,7 @@ import torch
 import transformers
 from transformers import DPTConfig, DPTForDepthEstimation
 
-from dpt_nb.network.dpt import create_model
+from dpt_nb.network.zoo import create_model
 
 PEERS = {
     "dpt_base": dict(
@@ -87,6 +88,7 @@ if __name__ == "__main__":
             for dtype in (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,):
                 ours, theirs = measure(name, batch, dtype, chosen.repeats, device)
                 print(
-                    f"{name:12}{batch:6}{str(dtype)[6:]:>10}{1000 * ours:10.1f}{1000 * theirs:11.1f}{theirs / ours:13.2f}",
+                    f"{name:12}{batch:6}{str(dtype)[6:]:>10}{1000 * ours:10.1f}{1000 * theirs:11.1f}"
+                    f"{theirs / ours:13.2f}",
                     flush=True,
                 )

@@ -14,7 +14,9 @@ import time
 
 import torch
 
-from dpt_nb.scenes.scenes import hit_shell, nearest_simple, pixel_rays, random_scene, render
+from dpt_nb.scenes.camera import pixel_rays
+from dpt_nb.scenes.raycast import hit_shell, nearest_simple, render
+from dpt_nb.scenes.scenes import random_scene
 
 SIZE = (96, 128)
 SEEDS = range(40)
@@ -65,14 +67,16 @@ def main():
         make(0)  # warm up
     rounds = [{name: seconds(make) for name, make in tasks.items()} for _ in range(ROUNDS)]
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread, {SIZE[0]} x {SIZE[1]}, {len(SEEDS)} seeds, median of {ROUNDS} rounds"
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread, {SIZE[0]} x {SIZE[1]}, {len(SEEDS)} seeds, "
+        f"median of {ROUNDS} rounds"
     )
     print(f"{'':26}{'a second':>12}{'ms each':>10}{'slowest':>10}{'rooms take':>12}")
     for name in tasks:
         times = [r[name] for r in rounds]
         ratio = statistics.median(r["rooms"] / r[name] for r in rounds)
         print(
-            f"{name:26}{1 / statistics.median(times):12.1f}{1e3 * statistics.median(times):10.3f}{1e3 * max(times):10.3f}{ratio:11.2f}x"
+            f"{name:26}{1 / statistics.median(times):12.1f}{1e3 * statistics.median(times):10.3f}"
+            f"{1e3 * max(times):10.3f}{ratio:11.2f}x"
         )
     rate = 1 / statistics.median(r["rooms"] for r in rounds)
     print(f"rooms: {rate:.0f} a second on one core; the goal is 100: {'met' if rate >= 100 else 'MISSED'}")

@@ -1,9 +1,12 @@
-"""How long each notebook takes, in the front door's table: minutes of reading, counted, and seconds of running, measured.
+"""How long each notebook takes, in the front door's table: minutes of reading, counted, and seconds of running,
+measured.
 
 `python tests/chapter_times.py` counts the reading again and leaves the running as it stands.
-`python tests/chapter_times.py objective/09_losses` runs that one as well, as `make test` does, and `all` runs every one (half an hour and more).
+`python tests/chapter_times.py objective/09_losses` runs that one as well, as `make test` does, and `all` runs every
+one (half an hour and more).
 Reading: 200 words of prose a minute, and 20 lines of code a minute; hidden cells are not read.
-Running: processor time of the chapter and all that it starts, in one thread. A busy machine stretches the clock, and this much less.
+Running: processor time of the chapter and all that it starts, in one thread. A busy machine stretches the clock,
+and this much less.
 """
 
 import json
@@ -15,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dpt_nb.images.images import atomic_write
+from dpt_nb.images.files import atomic_write
 
 HERE = Path(__file__).resolve().parent.parent
 INDEX = HERE / "nbs" / "index.ipynb"
@@ -43,7 +46,8 @@ def reading_minutes(notebook: str) -> int:
 
 
 def running_seconds(notebook: str) -> float:
-    "Processor seconds of one run from top to bottom, in a process of its own. Raises `SystemExit` for a chapter that fails."
+    """Processor seconds of one run from top to bottom, in a process of its own. Raises `SystemExit` for a chapter that
+    fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [str(Path(sys.executable).with_name("nbdev_test")), "--path", f"nbs/{notebook}.ipynb", "--n_workers", "0"]
     ended = subprocess.run(
@@ -74,14 +78,16 @@ def with_times(table: str, measured: dict[str, float]) -> str:
     )
     return ROW.sub(
         lambda row: (
-            f"{row[1]} {reading_minutes(row[2])} min | {in_words(measured[row[2]]) if row[2] in measured else (row[4] or '–').strip(' |')} |"
+            f"{row[1]} {reading_minutes(row[2])} min | "
+            f"{in_words(measured[row[2]]) if row[2] in measured else (row[4] or '–').strip(' |')} |"
         ),
         table,
     )
 
 
 def with_sums(text: str) -> str:
-    "Every *(… min)* and *(… of reading)* anew: the sum over the chapters linked in its line, or, in a heading, over those of the numbered lines below."
+    """Every *(… min)* and *(… of reading)* anew: the sum over the chapters linked in its line, or, in a heading, over
+    those of the numbered lines below."""
 
     def said(line: str, linked: str) -> str:
         minutes = sum(

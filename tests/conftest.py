@@ -1,4 +1,5 @@
-"What several tests share: a small run trained through the command, a folder of every kind of picture, a JupyterLab, and the table of parity printed at the end."
+"""What several tests share: a small run trained through the command, a folder of every kind of picture, a JupyterLab,
+and the table of parity printed at the end."""
 
 import contextlib
 import io
@@ -38,7 +39,8 @@ def pytest_addoption(parser):
 
 
 def hear_signals():
-    "What is started from here hears every signal, whatever this process was started by: `nohup` and a shell's `&` hand on ignored signals, a thread may hand on blocked ones. This process itself still survives a hangup."
+    """What is started from here hears every signal, whatever this process was started by: `nohup` and a shell's `&`
+    hand on ignored signals, a thread may hand on blocked ones. This process itself still survives a hangup."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
     own = {
@@ -86,7 +88,8 @@ def pytest_testnodedown(node, error):
 def pytest_terminal_summary(terminalreporter):
     if PARITY:
         terminalreporter.section(
-            "the same weights elsewhere: largest difference as a share of the largest value, smallest cosine of gradients"
+            "the same weights elsewhere: largest difference as a share of the largest value, smallest cosine of "
+            "gradients"
         )
         for model, (height, width), difference, cosine in PARITY:
             terminalreporter.write_line(
@@ -112,7 +115,8 @@ def command(*words, folder, check=None, **options):
 
 
 def command_here(*words, folder, check=None):
-    "The same in this process, which has torch already: for tests of what a command does, rather than of how it starts and ends."
+    """The same in this process, which has torch already: for tests of what a command does, rather than of how it
+    starts and ends."""
     from dpt_nb.commands import main
 
     before, out, err = os.getcwd(), io.StringIO(), io.StringIO()
@@ -173,12 +177,14 @@ def photographs(tmp_path_factory):
 
 
 def wait_until(what, running=None, log=None, seconds=300):
-    "The first true answer of `what`; fails with the log when the process behind it has ended, or after the time a very busy machine needs."
+    """The first true answer of `what`; fails with the log when the process behind it has ended, or after the time a
+    very busy machine needs."""
     deadline = time.monotonic() + seconds
     while not (answer := what()):
         ended = running is not None and running.poll() is not None
         assert not ended and time.monotonic() < deadline, (
-            f"{what} did not come true{' while its process ran' * ended}\n{log.read_text(errors='replace') if log else ''}"
+            f"{what} did not come "
+            f"true{' while its process ran' * ended}\n{log.read_text(errors='replace') if log else ''}"
         )
         time.sleep(0.02)
     return answer

@@ -1,6 +1,8 @@
-"""The front door's map: one picture of every chapter, taken from the outputs stored in its notebook, in the order of the course.
+"""The front door's map: one picture of every chapter, taken from the outputs stored in its notebook, in the order of
+the course.
 
-`python tests/draw_map.py` writes nbs/figures/map.jpg. Nothing is executed; run it when a chapter is new or draws something else.
+`python tests/draw_map.py` writes nbs/figures/map.jpg. Nothing is executed; run it when a chapter is new or draws
+something else.
 """
 
 import base64
@@ -14,7 +16,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from dpt_nb.images.images import atomic_write
+from dpt_nb.images.files import atomic_write
 
 HERE = Path(__file__).resolve().parent.parent
 MAP = HERE / "nbs" / "figures" / "map.jpg"
@@ -37,33 +39,36 @@ class Pick:
 
 
 PICKS = {
-    "images/00_images": Pick("picture files", "show_images([read[name]", (0, 1, 2, 4, 5, 6), columns=3),
-    "scenes/01_scenes": Pick("scenes", "for seed in (0, 1, 3, 6, 8, 11)], ROOM_CLASSES)", (3, 10, 16), split=True),
+    "network/07_dpt": Pick("the network", "if it were linear in the area", fill=False),
+    "scenes/01_scenes": Pick("scenes", 'show([render(random_scene("rooms"', box=(0, 0, 0.34, 1)),
+    "data/12_datasets": Pick("samples", "depth, as LiDAR", (0, 1, 2, 3)),
+    "data/scene_sets": Pick("scene sets", "depth, as LiDAR", (0, 2, 4, 6)),
+    "data/kitti": Pick("KITTI", "200×100 pixels of it", (0, 1), columns=1),
+    "data/nyu": Pick("NYUv2", "sync: JPEG", (0, 1, 2, 3)),
+    "data/ade20k": Pick("ADE20K", "show_label(ade[0]", (0,)),
+    "data/pascal_context": Pick("Pascal Context", "show_label(context[3]", (0,)),
+    "images/00_images": Pick("image files", "show_images([read[name]", (0, 1, 2, 4, 5, 6), columns=3),
     "network/02_patch_embed": Pick("tokens", "draw_patches(patches, 6, 8, patch)", tuple(range(48)), columns=8),
     "network/03_backbone": Pick("four taps", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
     "network/04_reassemble": Pick("four levels", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
     "network/05_fusion": Pick("fusion", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
     "network/06_heads": Pick("heads", "invert, KITTI constants", (0,), fill=False),
-    "network/07_dpt": Pick("the model", 'said["label"][0].argmax(0)', (0, 2, 3), split=True),
-    "weights/load": Pick(
-        "weights", '"heads.inverse_depth.convolution3.bias"]', lines=slice(0, 10), words=(r"(?m)^ +(\S+) +", r" \1 ")
+    "weights/key_maps": Pick(
+        "weights", '"heads.inverse_depth.convolution3.bias",', lines=slice(0, 10), words=(r"(?m)^ +(\S+) +", r" \1 ")
     ),
-    "network/08_inside": Pick("looking inside", "for place in places.values() for block in range(4)]", (1, 5, 8, 12)),
+    "network/08_inside": Pick("looking inside", "for name in places for block in range(4)]", (1, 5, 8, 12)),
     "objective/09_losses": Pick("losses", "g (log m)", (3, 6), columns=1),
     "objective/10_metrics": Pick("metrics", "1 − AbsRel", (1,)),
     "data/11_transforms": Pick("augmentation", "draw(dict(list(shown.items())[5:]), 3.4)", (0, 1, 6, 7)),
-    "data/12_datasets": Pick("samples", "depth, as LiDAR", (0, 2, 4, 6)),
-    "data/kitti_nyu": Pick("KITTI, NYUv2", "200×100 pixels of it", (0, 1), columns=1),
-    "data/label_sets": Pick("label sets", "show_label(ade[0]", (0,)),
     "data/sampling": Pick("loading", "epoch {epoch}", (0, 1, 2, 3)),
     "data/checks": Pick("data care", "show_samples(KITTI(kitti_root), [0, 1])", (0, 1), columns=1),
     "inference/13_predictor": Pick("predicting", "street.show()", (0, 1), split=True),
-    "evaluation/14_evaluate": Pick("judging", "panel(scenes, held_out, [0, 1])", (0, 1, 2, 3)),
-    "inference/tiled": Pick("windows", "zip(axes[1:], ways.items())", (1, 4), split=True),
-    "inference/outputs": Pick("files", "overlay_figure(truth)", (0,)),
-    "inference/point_clouds": Pick("points", "turntable(points, colours)", (0,)),
+    "evaluation/14_evaluate": Pick("evaluating", "panel(scenes, held_out, [0, 1])", (0, 1, 2, 3)),
+    "inference/tiled": Pick("windows", "zip(axes[1:], ways.items())", (1, 3), split=True),
+    "inference/outputs": Pick("files", 'overlay_figure(room["image"]', (0,)),
+    "inference/point_clouds": Pick("points", "turntable(points, colors)", (0,)),
     "inference/folders": Pick("folders", "after the stop", lines=slice(0, 9), words=(r" (?=[0-9p])", "\n")),
-    "inference/video": Pick("video", "show_images(made[::5]", (0, 1, 2), columns=1),
+    "inference/films": Pick("video", "show_images(made[::5]", (0, 1, 2), columns=1),
     "evaluation/prediction_files": Pick(
         "others' files",
         "kitti_eigen_crop",
@@ -77,15 +82,15 @@ PICKS = {
         lines=slice(12, 21),
         words=(r"(?m) {2,}(.*?)( +←.*)?$", r" \1"),
     ),
-    "training/16_loop": Pick("training", "by heart", (0, 1, 2, 3)),
+    "training/16_loop": Pick("training", "stride 4, no gradient matching", (0, 1, 2, 3)),
     "training/17_launch": Pick("many processes", "process 0 of 2", box=(0, 0, 0.41, 1), fill=False),
     "workbench/pages": Pick("pages", "page = SceneByNumber()", (0, 1), columns=1),
-    "workbench/explore_network": Pick("inside, by clicks", "page = MapExplorer()", fill=False),
-    "workbench/scene_maker": Pick("scene maker", "page = SceneMaker()", (0, 1, 2, 5)),
+    "workbench/maps": Pick("inside, by clicks", "page = MapExplorer()", fill=False),
+    "workbench/scene_maker": Pick("scene maker", "page = SceneMaker()", fill=False),
     "workbench/loss_lab": Pick("loss lab", "page = LossLab()", box=(0.55, 0, 1, 1), fill=False),
     "workbench/training_room": Pick("training room", "room_page.press(", fill=False),
-    "workbench/explore": Pick("two networks", "page = Comparison()", (1, 2, 4, 5)),
-    "deploy/export": Pick("export", "its depth, from ONNX Runtime", (0, 1), columns=1),
+    "workbench/comparison": Pick("two networks", "page = Comparison()", (1, 2), columns=1),
+    "deploy/engines": Pick("export", "its depth, from ONNX Runtime", (0, 1), columns=1),
     "workbench/workbench": Pick("the workbench", "Workbench()", fill=False),
     "commands": Pick("commands", "--help", lines=slice(0, 9), words=(r"\s+(?=\[|--)", "\n ")),
     "stories/first_depth": Pick("a first depth map", "panel(predictor, held_out, range(6)", (0, 1, 2, 3)),
@@ -118,7 +123,8 @@ def picked(notebook: str) -> Image.Image | list[str]:
     "The chapter's picture, its parts side by side; or its lines of text. Raises `MapError` where it is missing."
     if notebook not in PICKS:
         raise MapError(
-            f"{notebook} is in the front door's table and has no picture on its map: name one in PICKS of tests/draw_map.py."
+            f"{notebook} is in the front door's table and has no picture on its map: name one in PICKS of "
+            f"tests/draw_map.py."
         )
     pick = PICKS[notebook]
     kinds = ("text",) if pick.lines else ("image/png", "image/jpeg")
@@ -134,14 +140,16 @@ def picked(notebook: str) -> Image.Image | list[str]:
     ]
     if len(stored) != 1:
         raise MapError(
-            f"{len(stored)} cells of {notebook} with the words {pick.cell!r} hold a {'text' if pick.lines else 'picture'}, and one was expected: "
+            f"{len(stored)} cells of {notebook} with the words {pick.cell!r} hold a "
+            f"{'text' if pick.lines else 'picture'}, and one was expected: "
             "is it executed? Else mend its row in PICKS of tests/draw_map.py."
         )
     if pick.lines:
         return re.sub(*pick.words, "".join(stored[0])).splitlines()[pick.lines]
     if pick.picture >= len(stored[0]):
         raise MapError(
-            f"The cell {pick.cell!r} of {notebook} holds {len(stored[0])} pictures, and number {pick.picture} was asked for, counted from 0: mend PICKS of tests/draw_map.py."
+            f"The cell {pick.cell!r} of {notebook} holds {len(stored[0])} pictures, and number {pick.picture} was "
+            f"asked for, counted from 0: mend PICKS of tests/draw_map.py."
         )
     figure = Image.open(io.BytesIO(base64.b64decode(stored[0][pick.picture]))).convert("RGB")
     figure = figure.crop(tuple(round(share * side) for share, side in zip(pick.box, figure.size * 2)))
@@ -157,13 +165,15 @@ def parts_of(figure: Image.Image, pick: Pick, notebook: str) -> list[Image.Image
     boxes = panels(figure) if pick.panels else [(0, 0, *figure.size)]
     if pick.panels and max(pick.panels) >= len(boxes):
         raise MapError(
-            f"The figure of {notebook} at {pick.cell!r} has {len(boxes)} panels, and number {max(pick.panels)} was asked for, counted from 0: mend PICKS of tests/draw_map.py."
+            f"The figure of {notebook} at {pick.cell!r} has {len(boxes)} panels, and number {max(pick.panels)} "
+            f"was asked for, counted from 0: mend PICKS of tests/draw_map.py."
         )
     return [figure.crop(boxes[panel]) for panel in pick.panels or (0,)]
 
 
 def panels(figure: Image.Image, side: int = 40) -> list[tuple]:
-    "The boxes of a figure's panels in reading order: cut along white rows and columns until none is left, words and colour bars left out."
+    """The boxes of a figure's panels in reading order: cut along white rows and columns until none is left, words and
+    colour bars left out."""
     boxes = [box for box in cut(np.asarray(figure).min(2) < 245) if min(box[2] - box[0], box[3] - box[1]) >= side]
     return sorted(boxes, key=lambda box: (round(box[1] / side), box[0]))
 
@@ -204,7 +214,8 @@ def beside(parts: list[Image.Image], pick: Pick, gap: int = 3) -> Image.Image:
 
 
 def fitted(part: Image.Image, size: tuple, fill: bool) -> Image.Image:
-    "A picture at another size, its sides in proportion: what stands over is cut on both sides, or what is missing is white."
+    """A picture at another size, its sides in proportion: what stands over is cut on both sides, or what is missing is
+    white."""
     return ImageOps.fit(part, size, Image.LANCZOS) if fill else ImageOps.pad(part, size, Image.LANCZOS, color="white")
 
 

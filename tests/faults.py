@@ -1,5 +1,5 @@
-"""Runs that are killed, at their n-th file operation or at a random moment; runs whose disk is full from their n-th file
-operation on; and pairs of launches in one folder; and what became of them.
+"""Runs that are killed, at their n-th file operation or at a random moment; runs whose disk is full from their n-th
+file operation on; and pairs of launches in one folder; and what became of them.
 `python tests/faults.py FOLDER SEED OPERATIONS MOMENTS PAIRS WRITERS FULL` tries that many of each and prints a table.
 
 Everything is imported once; each try is a fork of a process that has computed nothing yet, so that it takes seconds."""
@@ -75,7 +75,8 @@ def quick_figures():
 def run(out, end, at=None, environment=None, full=False, **options):
     "In a fork: train, and leave in a file how it ended and how many file operations it took."
     from dpt_nb.training.loop import train
-    from dpt_nb.training.recipes import change_recipe, get_recipe
+    from dpt_nb.training.recipe_fields import change_recipe
+    from dpt_nb.training.recipes import get_recipe
 
     child = os.fork()
     if child:
@@ -111,7 +112,8 @@ def free_port():
 
 
 def launch(out, processes, at=None, after=None, **options):
-    "As many processes as one launch has, killed at a file operation of the first or after some seconds: how the first ended."
+    """As many processes as one launch has, killed at a file operation of the first or after some seconds: how the first
+    ended."""
     port, children = str(free_port()), []
     for rank in range(processes):
         own = dict(
@@ -187,7 +189,8 @@ def killed(folder, name, reference, processes, kills):
 
 
 def full_disk(folder, name, reference, at):
-    "A run whose disk is full from an operation on: one sentence, nothing damaged, nothing left over; then the disk has room again."
+    """A run whose disk is full from an operation on: one sentence, nothing damaged, nothing left over; then the disk
+    has room again."""
     out = folder / name
     said, _ = launch(out, 1, at, full=True)
     wrong = (
@@ -257,7 +260,8 @@ def table(tries):
         own = [each for each in tries if each["kind"] == kind]
         ways = {way: sum(each["way"] == way for each in own) for way in dict.fromkeys(each["way"] for each in own)}
         lines.append(
-            f"{kind:22} {len(own):3} tries: {', '.join(f'{count} {way}' for way, count in ways.items())}; {sum(bool(each['wrong']) for each in own)} not as undisturbed"
+            f"{kind:22} {len(own):3} tries: {', '.join(f'{count} {way}' for way, count in ways.items())}; "
+            f"{sum(bool(each['wrong']) for each in own)} not as undisturbed"
         )
     return "\n".join(lines)
 

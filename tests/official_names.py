@@ -1,4 +1,5 @@
-"What other projects call their tensors, with shapes, written down by hand from their code: the tables of the library are not asked."
+"""What other projects call their tensors, with shapes, written down by hand from their code: the tables of the library
+are not asked."""
 
 import torch
 
@@ -104,7 +105,7 @@ def isl_org(backbone, reassembled, channels, features, classes=None):
 
 
 def isl_org_vit(dim=128, depth=4, grid=6, channels=(16, 32, 64, 128), features=32, classes=None):
-    "isl-org/DPT `DPTDepthModel`, or with `classes` `DPTSegmentationModel`, on timm's ViT with its classifier of 1000 classes."
+    "isl-org/DPT `DPTDepthModel`, or with `classes` `DPTSegmentationModel`, on timm's ViT with its classifier."
     vit = timm_vit("pretrained.model.", dim, depth, grid) | layer("pretrained.model.head", 1000, dim)
     return isl_org(vit, act_postprocess(dim, channels, 1), channels, features, classes)
 
@@ -216,7 +217,7 @@ def depth_anything(dim=128, depth=4, grid=5, channels=(16, 32, 64, 128), feature
 
 
 def mmseg(dim=128, depth=4, grid=6, channels=(16, 32, 64, 128), features=32, classes=None):
-    "The Toolbox's depth model, or with `classes` mmsegmentation's: fusion blocks count from the deepest, whose first unit does not exist."
+    "The Toolbox's depth model, or with `classes` mmsegmentation's: fusion blocks count from the deepest."
     names, head = mmseg_vit("backbone.", dim, depth, grid), "decode_head."
     for level, width in enumerate(channels):
         reassemble = f"{head}reassemble_blocks."

@@ -10,7 +10,8 @@ HERE = Path(__file__).resolve().parent.parent
 
 
 def render() -> str:
-    "The front door as markdown for the repository's root: hidden cells left out, links and pictures pointing into nbs/."
+    """The front door as markdown for the repository's root: hidden cells left out, links and pictures pointing into
+    nbs/."""
     notebook = nbformat.read(HERE / "nbs" / "index.ipynb", as_version=4)
     notebook.cells = [cell for cell in notebook.cells if not re.match(r"#\|\s*hide", cell.source)]
     text, _ = MarkdownExporter().from_notebook_node(notebook)

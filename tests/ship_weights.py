@@ -1,4 +1,5 @@
-"""The library's own weights from a finished run: judged, given a card, and put into the package. From nothing, in about an hour on two cores:
+"""The library's own weights from a finished run: judged, given a card, and put into the package. From nothing, in
+about an hour on two cores:
 
 dpt_train scenes_tiny --out runs/scenes
 python tests/ship_weights.py runs/scenes
@@ -10,17 +11,23 @@ from pathlib import Path
 
 import torch
 
-from dpt_nb.data.sampling import open_dataset
-from dpt_nb.evaluation.evaluate import PROTOCOLS, ConstantPredictor, evaluate, median_depth
+from dpt_nb.data.registry import open_dataset
+from dpt_nb.evaluation.evaluate import ConstantPredictor, evaluate, median_depth
+from dpt_nb.evaluation.protocols import PROTOCOLS
 from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.dpt import DPT
 
 SHIPPED = Path(__file__).resolve().parent.parent / "dpt_nb" / "weights" / "dpt_tiny_scenes"
 FIGURES = ("abs_rel", "rmse", "delta1", "miou", "pixel_accuracy")
 BORN = """
-**How it came about.** Recipe `scenes_tiny`, seed {seed}: {steps} steps of {batch} rooms and streets, drawn by `scenes.scenes`, no other data; {hours:.1f} hours on {device} ({processes} process; torch {torch}). To do it again: `dpt_train scenes_tiny --out runs/scenes`, then `python tests/ship_weights.py runs/scenes`; another machine adds numbers in another order and ends with slightly others.
+**How it came about.** Recipe `scenes_tiny`, seed {seed}: {steps} steps of {batch} rooms and streets, drawn by
+`scenes.scenes`, no other data; {hours:.1f} hours on {device} ({processes} process; torch {torch}). To do it again:
+`dpt_train scenes_tiny --out runs/scenes`, then `python tests/ship_weights.py runs/scenes`; another machine adds
+numbers in another order and ends with slightly others.
 
-**How it was judged.** 200 rooms and 200 streets that it has not seen, depth by the protocols `rooms` (to 10 m) and `streets` (to 80 m). "median map" is a map that never looks at the picture: the median depth of 1000 training scenes at each pixel. It knows these scenes and nothing else: on photographs it is at a loss.
+**How it was judged.** 200 rooms and 200 streets that it has not seen, depth by the protocols `rooms` (to 10 m) and
+`streets` (to 80 m). "median map" is a map that never looks at the picture: the median depth of 1000 training scenes
+at each pixel. It knows these scenes and nothing else: on photographs it is at a loss.
 
 Licence: Apache 2.0.
 """

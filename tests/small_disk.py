@@ -1,7 +1,9 @@
-"""Run a command on a disk of a few kilobytes that only it can see: a file system in memory inside a name space of its own, which ends with it.
+"""Run a command on a disk of a few kilobytes that only it can see: a file system in memory inside a name space of its
+own, which ends with it.
 
-Started by `test_full_disk`, as `unshare -rm python small_disk.py FOLDER KILOBYTES BEFORE COMMAND…`: the disk is put at FOLDER, BEFORE is copied onto it, the
-command runs in it. Prints a JSON of the exit code, what was said, how much is used, and the digest of every file before and after.
+Started by `test_full_disk`, as `unshare -rm python small_disk.py FOLDER KILOBYTES BEFORE COMMAND…`: the disk is put at
+FOLDER, BEFORE is copied onto it, the command runs in it. Prints a JSON of the exit code, what was said, how much is
+used, and the digest of every file before and after.
 """
 
 import hashlib

@@ -1,4 +1,5 @@
-"The workbench in a real browser: JupyterLab opens the notebook, every page is looked at, a patch is clicked, a slider moves, a training run is started and interrupted."
+"""The workbench in a real browser: JupyterLab opens the notebook, every page is looked at, a patch is clicked, a slider
+moves, a training run is started and interrupted."""
 
 import json
 import os
@@ -46,14 +47,14 @@ def workbench(server, browser):
 
 
 def open_tab(page, name):
-    "Open a page of the workbench; its picture is there. Where its sentence stands."
+    "Open a page of the workbench; its figure is there. Where its sentence stands."
     page.get_by_role("tab", name=name, exact=True).click()
     page.locator("img.widget-image:visible").first.wait_for()
     return page.locator(".jp-OutputArea [role=status]:visible, .jp-OutputArea [role=alert]:visible").first
 
 
 def wait_for_change(page, said, before):
-    "The sentence below the picture, as soon as it is another."
+    "The sentence below the figure, as soon as it is another."
     deadline = time.monotonic() + PATIENCE / 1000
     while (now := said.inner_text()) == before or "computing" in now:
         assert time.monotonic() < deadline, f"the page still says: {now}"
@@ -62,23 +63,23 @@ def wait_for_change(page, said, before):
 
 
 def test_every_page_opens_without_a_complaint(workbench, tmp_path_factory):
-    pictures = os.environ.get("DPT_NB_SCREENSHOTS") or tmp_path_factory.mktemp("pages")
+    screenshots = os.environ.get("DPT_NB_SCREENSHOTS") or tmp_path_factory.mktemp("pages")
     for number, name in enumerate(TABS):
         said = open_tab(workbench, name)
         assert said.get_attribute("role") == "status", f"{name}: {said.inner_text()}"
         assert workbench.locator(".widget-html:visible", has_text="Look for:").count() == 1
         workbench.wait_for_timeout(500)
-        workbench.screenshot(path=f"{pictures}/{number}-{name.replace(' ', '_')}.png")
+        workbench.screenshot(path=f"{screenshots}/{number}-{name.replace(' ', '_')}.png")
     assert not workbench.complaints
 
 
-def test_a_clicked_patch_changes_the_picture(workbench):
-    said, picture = open_tab(workbench, TABS[0]), workbench.locator("img.widget-image:visible").first
-    before, drawn, box = said.inner_text(), picture.screenshot(), picture.bounding_box()
-    picture.click(position=dict(x=box["width"] * 0.06, y=box["height"] * 0.3))
+def test_a_clicked_patch_changes_the_figure(workbench):
+    said, figure = open_tab(workbench, TABS[0]), workbench.locator("img.widget-image:visible").first
+    before, drawn, box = said.inner_text(), figure.screenshot(), figure.bounding_box()
+    figure.click(position=dict(x=box["width"] * 0.06, y=box["height"] * 0.3))
     first = wait_for_change(workbench, said, before)
-    assert picture.screenshot() != drawn
-    picture.click(position=dict(x=box["width"] * 0.12, y=box["height"] * 0.4))
+    assert figure.screenshot() != drawn
+    figure.click(position=dict(x=box["width"] * 0.12, y=box["height"] * 0.4))
     wait_for_change(workbench, said, first)
 
 
@@ -141,10 +142,11 @@ def test_the_training_room_starts_and_is_interrupted(workbench, server):
     assert workbench.get_by_role("button", name="go on", exact=True).is_enabled()
 
 
+@pytest.mark.slow
 def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
     pytest.importorskip("voila", reason="voila is not installed: pip install 'dpt_nb[page]'")
     shutil.copy(REPOSITORY / "nbs" / "workbench" / "workbench.ipynb", tmp_path)
-    words = [sys.executable, "-m", "dpt_nb.workbench.pages", "workbench.ipynb", "--no-browser"]
+    words = [sys.executable, "-m", "dpt_nb.workbench.serve", "workbench.ipynb", "--no-browser"]
     with open(tmp_path / "log", "w") as log:
         serving = subprocess.Popen(
             words,

@@ -1,4 +1,5 @@
-"Files of other projects, by names written down by hand: opened, converted there and back, opened by the other side, refused when they are bad, sent to the Hub."
+"""Files of other projects, by names written down by hand: opened, converted there and back, opened by the other side,
+refused when they are bad, sent to the Hub."""
 
 import functools
 import http.server
@@ -34,16 +35,11 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 
 from dpt_nb.commands import main
-from dpt_nb.network.dpt import create_model, list_models
-from dpt_nb.weights.load import (
-    CheckpointError,
-    convert,
-    load_backbone,
-    load_checkpoint,
-    open_checkpoint,
-    remap_state_dict,
-    rows_of,
-)
+from dpt_nb.network.zoo import create_model, list_models
+from dpt_nb.weights.key_maps import key_rules, remap_state_dict
+from dpt_nb.weights.load import load_backbone, load_checkpoint, open_checkpoint
+from dpt_nb.weights.read import CheckpointError
+from dpt_nb.weights.write import convert
 
 transformers.utils.logging.disable_progress_bar()
 NORM = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
@@ -112,7 +108,7 @@ def some_slow(kinds, *slow):
     return [pytest.param(kind, marks=pytest.mark.slow if kind in slow else ()) for kind in kinds]
 
 
-def picture(*size):
+def random_image(*size):
     return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
 
 
@@ -152,17 +148,17 @@ def round_trip(tmp_path_factory):
 
     @functools.cache
     def travel(kind):
-        names, dialect, *_ = FILES[kind]
+        names, format_name, *_ = FILES[kind]
         folder, tensors = tmp_path_factory.mktemp("way"), random_tensors(names)
         torch.save(
-            dict(meta={"epoch": 3}, state_dict=tensors) if dialect == "mmseg" else tensors, folder / "theirs.pth"
+            dict(meta={"epoch": 3}, state_dict=tensors) if format_name == "mmseg" else tensors, folder / "theirs.pth"
         )
         there, back = (
             convert(folder / "theirs.pth", folder / "ours"),
-            convert(folder / "ours", folder / "back.pth", to=dialect),
+            convert(folder / "ours", folder / "back.pth", to=format_name),
         )
         returned = torch.load(folder / "back.pth", weights_only=True)
-        returned = returned["state_dict"] if dialect == "mmseg" else returned
+        returned = returned["state_dict"] if format_name == "mmseg" else returned
         return SimpleNamespace(path=folder / "theirs.pth", tensors=tensors, there=there, back=back, returned=returned)
 
     return travel
@@ -170,12 +166,12 @@ def round_trip(tmp_path_factory):
 
 @quiet
 @pytest.mark.parametrize("kind", some_slow(FILES, "MiDaS Swin", "MiDaS Swin V2", "isl-org hybrid, ADE20K"))
-def test_published_names_are_opened_and_come_back_to_the_bit(kind, round_trip):
-    names, dialect, head, shape, unneeded = FILES[kind]
+def test_published_files_round_trip_bit_for_bit(kind, round_trip):
+    names, format_name, head, shape, unneeded = FILES[kind]
     way = round_trip(kind)
     assert (way.there.source, way.back.to, set(way.there.dropped), set(way.back.filled)) == (
-        dialect,
-        dialect,
+        format_name,
+        format_name,
         unneeded,
         unneeded,
     )
@@ -185,7 +181,7 @@ def test_published_names_are_opened_and_come_back_to_the_bit(kind, round_trip):
     model = load_checkpoint(way.path)
     assert same(load_file(way.there.path / "model.safetensors"), model.state_dict())
     with torch.no_grad():
-        prediction = model(picture(*shape[1:]))
+        prediction = model(random_image(*shape[1:]))
     assert (
         list(prediction) == [head]
         and prediction[head].shape == (1, *shape)
@@ -194,7 +190,7 @@ def test_published_names_are_opened_and_come_back_to_the_bit(kind, round_trip):
     )
 
 
-def test_the_table_of_places_in_a_beit_is_filled_in_as_a_loop_would(round_trip):
+def test_beit_position_index_equals_a_loop(round_trip):
     places = [(row, column) for row in range(6) for column in range(6)]
     index = torch.tensor(
         [
@@ -212,7 +208,7 @@ def test_the_table_of_places_in_a_beit_is_filled_in_as_a_loop_would(round_trip):
 
 
 @pytest.mark.slow
-def test_the_tables_of_places_and_neighbours_in_a_swin_are_filled_in_as_a_loop_would(round_trip):
+def test_swin_position_index_and_masks_equal_a_loop(round_trip):
     swin, places = round_trip("MiDaS Swin").returned, [(row, column) for row in range(4) for column in range(4)]
     index = torch.tensor(
         [
@@ -221,7 +217,8 @@ def test_the_tables_of_places_and_neighbours_in_a_swin_are_filled_in_as_a_loop_w
         ]
     )
     assert torch.equal(swin["pretrained.model.layers.2.blocks.1.attn.relative_position_index"], index)
-    # After a shift by 2, windows at the lower and right edge hold tokens that are no neighbours: those from before and after the seam.
+    # After a shift by 2, windows at the lower and right edge hold tokens that are not neighbors: from before and
+    # after the seam.
     mask = swin["pretrained.model.layers.0.blocks.1.attn_mask"]
     for window in range(16):
         last_row, last_column = window // 4 == 3, window % 4 == 3
@@ -251,7 +248,7 @@ ZOO = {
 
 
 @pytest.mark.parametrize("zoo", some_slow(ZOO, *list(ZOO)[4:]))
-def test_names_and_shapes_of_published_files_are_those_of_the_zoo(zoo):
+def test_zoo_has_names_and_shapes_of_published_files(zoo):
     unneeded = (
         "relative_position_index",
         "attn_mask",
@@ -267,7 +264,7 @@ def test_names_and_shapes_of_published_files_are_those_of_the_zoo(zoo):
         if not any(part in name for part in unneeded)
     }
     ours, unknown = remap_state_dict(
-        state, rows_of("depth-anything" if zoo.startswith("depth") else "isl-org", state, None)
+        state, key_rules("depth-anything" if zoo.startswith("depth") else "isl-org", state, None)
     )
     with torch.device("meta"):
         wanted = create_model(zoo).state_dict()
@@ -296,7 +293,7 @@ WRAPPINGS = {
         ("in half precision", "safetensors"),
     ],
 )
-def test_a_file_may_be_wrapped_and_stored_in_any_of_the_usual_ways(wrapping, stored, depth_file, tmp_path):
+def test_wrapped_files_open(wrapping, stored, depth_file, tmp_path):
     tensors = torch.load(depth_file, weights_only=True)
     wrapped, path = WRAPPINGS[wrapping](tensors), tmp_path / "weights"
     if stored == "safetensors":
@@ -338,14 +335,14 @@ def vit2depth(state):
 
 
 @pytest.mark.parametrize("wrapping", [None, "model", "state_dict"])
-def test_vit2depth_is_repeated_key_by_key(wrapping, classifier_file, tmp_path, capsys):
+def test_convert_equals_vit2depth_key_by_key(wrapping, classifier_file, tmp_path, capsys):
     state = torch.load(classifier_file, weights_only=True)
     torch.save({wrapping: state} if wrapping else state, tmp_path / "vit.pth")
     assert main(["dpt_convert", str(tmp_path / "vit.pth"), str(tmp_path / "converted.pth"), "--to", "mmseg"]) == 0
     converted, expected = torch.load(tmp_path / "converted.pth", weights_only=True), vit2depth(state)
     assert list(converted) == list(expected) and same(converted, expected)
-    said = capsys.readouterr().out
-    assert "head.weight, head.bias" in said and "norm.weight" not in said
+    printed = capsys.readouterr().out
+    assert "head.weight, head.bias" in printed and "norm.weight" not in printed
     convert(tmp_path / "converted.pth", tmp_path / "back.pth", to="timm")
     assert same(
         torch.load(tmp_path / "back.pth", weights_only=True),
@@ -371,7 +368,7 @@ def served(tmp_path):
         thread.join()
 
 
-def test_the_command_downloads_converts_and_keeps_what_is_there(served, classifier_file, tmp_path, monkeypatch, capsys):
+def test_command_downloads_converts_and_keeps_what_is_there(served, classifier_file, tmp_path, monkeypatch, capsys):
     folder, address = served
     shutil.copy(classifier_file, folder / "jx_vit.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
@@ -384,22 +381,22 @@ def test_the_command_downloads_converts_and_keeps_what_is_there(served, classifi
     (tmp_path / "out" / "vit.pth").write_text("mine")
     monkeypatch.chdir(tmp_path)
     assert main(words) == 1 and (tmp_path / "out" / "vit.pth").read_text() == "mine"
-    said = capsys.readouterr().err
-    assert "out/vit.pth exists" in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "out/vit.pth exists" in printed and printed.count("\n") == 1
     assert main([*words, "--force"]) == 0 and same(
         torch.load(tmp_path / "out" / "vit.pth", weights_only=True), expected
     )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["vit.pth"]
 
 
-def test_an_address_where_nothing_is_gets_a_sentence(served, tmp_path, monkeypatch):
+def test_missing_url_has_a_clear_error(served, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     with pytest.raises(CheckpointError, match="gone.pth could not be downloaded") as caught:
         load_checkpoint(f"{served[1]}/gone.pth")
     assert "\n" not in str(caught.value) and not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_two_addresses_that_end_alike_are_two_files(served, classifier_file, tmp_path, monkeypatch):
+def test_urls_that_end_alike_are_two_files(served, classifier_file, tmp_path, monkeypatch):
     folder, address = served
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     state = torch.load(classifier_file, weights_only=True)
@@ -410,7 +407,7 @@ def test_two_addresses_that_end_alike_are_two_files(served, classifier_file, tmp
         assert torch.equal(opened["backbone.vit.cls_token"], state["cls_token"] + index)
 
 
-def test_the_command_goes_round_all_dialects_that_can_say_a_model(depth_file, tmp_path, monkeypatch, capsys):
+def test_command_converts_through_all_formats_and_back(depth_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for words in (
         [str(depth_file), "own"],
@@ -419,10 +416,10 @@ def test_the_command_goes_round_all_dialects_that_can_say_a_model(depth_file, tm
         ["own again", "back.safetensors", "--to", "isl-org"],
     ):
         assert main(["dpt_convert", *words]) == 0
-    said = capsys.readouterr().out
-    assert "filled in" in said
+    printed = capsys.readouterr().out
+    assert "filled in" in printed
     told = [
-        line.split(": ", 1)[1] for line in said.splitlines() if line.startswith("to be told")
+        line.split(": ", 1)[1] for line in printed.splitlines() if line.startswith("to be told")
     ]  # nothing but by which interpolation images are fed
     assert told == [
         "images are fed minimal 96×96 by isl-org here and minimal 96×96 by transformers there",
@@ -436,7 +433,7 @@ def test_the_command_goes_round_all_dialects_that_can_say_a_model(depth_file, tm
     assert same(load_checkpoint("own").state_dict(), load_checkpoint("own again").state_dict())
 
 
-def test_a_backbone_leaves_a_model_and_others_take_it(depth_file, tmp_path):
+def test_backbone_alone_is_written_and_read_by_others(depth_file, tmp_path):
     tensors = torch.load(depth_file, weights_only=True)
     convert(depth_file, tmp_path / "toolbox.pth", to="mmseg", what="backbone")
     toolbox = torch.load(tmp_path / "toolbox.pth", weights_only=True)
@@ -464,7 +461,7 @@ def test_a_backbone_leaves_a_model_and_others_take_it(depth_file, tmp_path):
         ("beit_base_patch16_224", dict(embed_dim=128, num_heads=2)),
     ],
 )
-def test_a_classifier_becomes_a_model_to_be_trained_and_says_so(name, shape, tmp_path):
+def test_classifier_becomes_a_model_with_a_warning(name, shape, tmp_path):
     torch.manual_seed(0)
     peer = timm.create_model(name, num_classes=10, depth=4, **shape)
     torch.save(peer.state_dict(), tmp_path / "classifier.pth")
@@ -473,10 +470,10 @@ def test_a_classifier_becomes_a_model_to_be_trained_and_says_so(name, shape, tmp
     ours, theirs = model.backbone.vit.state_dict(), peer.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours) and len(ours) > 4 * 10
     with torch.no_grad():
-        assert model(picture(112, 112))["label"].shape == (1, 3, 112, 112)
+        assert model(random_image(112, 112))["label"].shape == (1, 3, 112, 112)
 
 
-def test_a_classifier_that_no_dpt_stands_on_is_refused(tmp_path):
+def test_classifier_of_an_unknown_family_is_refused(tmp_path):
     torch.save(
         timm.create_model("vit_tiny_r_s16_p8_224").state_dict(), tmp_path / "other.pth"
     )  # a ResNet of another make
@@ -484,7 +481,7 @@ def test_a_classifier_that_no_dpt_stands_on_is_refused(tmp_path):
         load_checkpoint(tmp_path / "other.pth")
 
 
-def test_depth_anything_can_be_started_from_a_dinov2_of_timm(tmp_path):
+def test_depth_anything_starts_from_a_dinov2_of_timm(tmp_path):
     torch.manual_seed(0)
     peer = timm.create_model("vit_small_patch14_dinov2", img_size=56, depth=4)
     torch.save(peer.state_dict(), tmp_path / "dinov2.pth")
@@ -550,7 +547,7 @@ def cut_safetensors(path, good):
 
 
 def of_transformers(config, without=None, moved=None):
-    "A folder written by transformers with another config.json, without one of its files, or its weights taken out of it."
+    "A folder written by transformers with another config.json, without one of its files, or its weights moved out."
 
     def write(folder, good):
         shape = dict(
@@ -640,10 +637,10 @@ BAD = {
     "a zip archive renamed": (write("photos.pt", zipped), ["photos.pt", "zip archive"]),
     "a page of html": (
         write("page.pt", b"<!DOCTYPE html><title>404</title>"),
-        ["page.pt", "no checkpoint", "<!DOCTYPE"],
+        ["page.pt", "is not a checkpoint", "<!DOCTYPE"],
     ),
-    "an empty file": (write("empty.pt", b""), ["empty.pt", "no checkpoint"]),
-    "a picture": (write("photo.pt", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01"), ["photo.pt", "no checkpoint"]),
+    "an empty file": (write("empty.pt", b""), ["empty.pt", "is not a checkpoint"]),
+    "an image": (write("photo.pt", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01"), ["photo.pt", "is not a checkpoint"]),
     "a list": (saved("list.pt", lambda good: list(good.values())), ["list.pt", "a list and", "state_dict"]),
     "numbers for names": (saved("numbers.pt", lambda good: dict(enumerate(good.values()))), ["numbers.pt"]),
     "nothing in it": (saved("none.pt", lambda good: {}), ["none.pt", "no named weights"]),
@@ -687,7 +684,7 @@ BAD = {
         change(**{"pretrained.model.cls_token": torch.tensor(1.0)}),
         ["bad.pt", "cls_token"],
     ),
-    "two dialects": (
+    "two formats": (
         change(**{"neck.convs.0.weight": torch.ones(1), "head.head.0.weight": torch.ones(1)}),
         ["bad.pt", "isl-org", "transformers"],
     ),
@@ -714,7 +711,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_gets_one_sentence_and_nothing_is_written(kind, depth_file, tmp_path, monkeypatch, recwarn):
+def test_bad_files_have_clear_errors_and_nothing_is_written(kind, depth_file, tmp_path, monkeypatch, recwarn):
     make, fragments = BAD[kind]
     monkeypatch.chdir(tmp_path)
     path = Path(make(tmp_path, torch.load(depth_file, weights_only=True)))
@@ -722,15 +719,16 @@ def test_a_bad_file_gets_one_sentence_and_nothing_is_written(kind, depth_file, t
     for open_it in (load_checkpoint, lambda source: convert(source, tmp_path / "out")):
         with pytest.raises(CheckpointError) as caught:
             open_it(path)
-        said = str(caught.value)
+        message = str(caught.value)
         assert not recwarn.list
-        assert "\n" not in said and len(said) < 1200 and all(fragment in said for fragment in fragments), said
+        assert "\n" not in message and len(message) < 1200, message
+        assert all(fragment in message for fragment in fragments), message
     assert sorted(tmp_path.rglob("*")) == before and not Path("ran").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["pt", "pth", "safetensors"])
-def test_a_file_cut_or_damaged_anywhere_gets_a_sentence(kind, tmp_path):
+def test_files_damaged_anywhere_have_clear_errors(kind, tmp_path):
     tensors, path = (
         {"blocks.0.norm1.weight": torch.ones(3), "patch_embed.proj.weight": torch.ones(2, 2)},
         tmp_path / f"cut.{kind}",
@@ -748,14 +746,14 @@ def test_a_file_cut_or_damaged_anywhere_gets_a_sentence(kind, tmp_path):
             load_checkpoint(path)
 
 
-def test_the_command_says_it_in_one_line(depth_file, tmp_path, capsys):
+def test_command_errors_are_one_line(depth_file, tmp_path, capsys):
     (tmp_path / "short.pt").write_bytes(depth_file.read_bytes()[:5000])
     assert main(["dpt_convert", str(tmp_path / "short.pt"), str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err
-    assert "short.pt" in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+    printed = capsys.readouterr().err
+    assert "short.pt" in printed and printed.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_said_is_refused_and_not_written(depth_file, label_file, tmp_path):
+def test_unsupported_models_are_refused_and_not_written(depth_file, label_file, tmp_path):
     convert(depth_file, tmp_path / "own")
     for source, to, reason in [
         (tmp_path / "own", "mmseg", "residual_bias=False"),
@@ -766,13 +764,13 @@ def test_what_cannot_be_said_is_refused_and_not_written(depth_file, label_file, 
         with pytest.raises(CheckpointError, match=reason):
             convert(source, tmp_path / "out.pth", to=to)
     with pytest.raises(CheckpointError, match="no model called 'dpt_huge'"):
-        convert(depth_file, tmp_path / "out.pth", like="dpt_huge")
+        convert(depth_file, tmp_path / "out.pth", variant="dpt_huge")
     assert not (tmp_path / "out.pth").exists()
 
 
 UNUSUAL = {  # what nobody publishes but training can give, and where it is sent
-    "a wide picture": (dict(image_size=[64, 128]), "isl-org"),
-    "a wide picture, transformers": (dict(image_size=[64, 128]), "transformers"),
+    "a wide image": (dict(image_size=[64, 128]), "isl-org"),
+    "a wide image, transformers": (dict(image_size=[64, 128]), "transformers"),
     "class token added": (dict(readout="add"), "isl-org"),
     "other taps": (dict(taps=[0, 1, 2, 7], backbone_arguments=dict(embed_dim=128, depth=8, num_heads=2)), "isl-org"),
     "depth that ends in ReLU": (dict(heads={"depth": {}}), "isl-org"),
@@ -803,7 +801,7 @@ UNUSUAL = {  # what nobody publishes but training can give, and where it is sent
     "kind",
     some_slow(
         UNUSUAL,
-        "a wide picture, transformers",
+        "a wide image, transformers",
         "depth that ends in ReLU, transformers",
         "a narrow head",
         "labels resized as isl-org does",
@@ -811,7 +809,7 @@ UNUSUAL = {  # what nobody publishes but training can give, and where it is sent
         "another epsilon",
     ),
 )
-def test_an_unusual_model_is_refused_or_told_about_or_comes_back_the_same(kind, tmp_path):
+def test_unusual_models_are_refused_or_reported_or_round_trip(kind, tmp_path):
     changes, to = UNUSUAL[kind]
     torch.manual_seed(0)
     usual = dict(
@@ -825,7 +823,7 @@ def test_an_unusual_model_is_refused_or_told_about_or_comes_back_the_same(kind, 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-        image = picture(*model.config.image_size)
+        image = random_image(*model.config.image_size)
         expected = model(image)
     model.save_pretrained(tmp_path / "own")
     destination = tmp_path / ("theirs" if to == "transformers" else "theirs.pt")
@@ -841,14 +839,14 @@ def test_an_unusual_model_is_refused_or_told_about_or_comes_back_the_same(kind, 
         torch.testing.assert_close(again, expected)
 
 
-def test_a_network_that_only_convolves_keeps_its_folder_and_its_backbone_is_timms(tmp_path):
+def test_convolutional_networks_save_and_export_their_backbone(tmp_path):
     torch.manual_seed(0)
     model = create_model("resnet18", features=16, image_size=[64, 96]).eval()
     model.save_pretrained(tmp_path / "own")
     opened = load_checkpoint(tmp_path / "own", image_size=(96, 128))
-    picture = torch.rand(1, 3, 96, 128)
+    image = torch.rand(1, 3, 96, 128)
     with torch.no_grad():
-        assert torch.equal(opened(picture)["inverse_depth"], model(picture)["inverse_depth"])
+        assert torch.equal(opened(image)["inverse_depth"], model(image)["inverse_depth"])
     for to in ("isl-org", "transformers", "mmseg", "depth-anything"):
         with pytest.raises(
             CheckpointError,
@@ -870,7 +868,7 @@ def test_a_network_that_only_convolves_keeps_its_folder_and_its_backbone_is_timm
     )
 
 
-def test_positions_made_for_224_serve_384(classifier_file, tmp_path):
+def test_positions_are_resampled_from_224_to_384(classifier_file, tmp_path):
     state = torch.load(classifier_file, weights_only=True)
     expected = resample_abs_pos_embed(state["pos_embed"], [24, 24], interpolation="bilinear", antialias=False)
     model = create_model("vit_tiny_patch16_224", image_size=[384, 384])
@@ -889,7 +887,7 @@ def test_positions_made_for_224_serve_384(classifier_file, tmp_path):
     torch.testing.assert_close(third.backbone.vit.pos_embed.data, expected)
 
 
-def test_a_whole_model_is_resampled_too_and_everything_else_stays(depth_file):
+def test_whole_models_are_resampled_and_all_else_stays(depth_file):
     small, wide = load_checkpoint(depth_file), load_checkpoint(depth_file, image_size=(128, 192))
     expected = resample_abs_pos_embed(
         small.backbone.vit.pos_embed.data, [8, 12], [6, 6], interpolation="bilinear", antialias=False
@@ -900,12 +898,12 @@ def test_a_whole_model_is_resampled_too_and_everything_else_stays(depth_file):
         for model in (small, wide)
     ]
     assert same(*others) and wide.config.image_size == [128, 192]
-    image = picture(128, 192)
+    image = random_image(128, 192)
     with torch.no_grad():
         torch.testing.assert_close(small(image)["inverse_depth"], wide(image)["inverse_depth"])
 
 
-def test_the_backbone_of_a_whole_model_serves_another(depth_file):
+def test_load_backbone_takes_a_whole_model(depth_file):
     tensors = torch.load(depth_file, weights_only=True)
     shape = dict(
         taps=[0, 1, 2, 3],
@@ -924,7 +922,7 @@ def test_the_backbone_of_a_whole_model_serves_another(depth_file):
     assert same(before, narrow.state_dict())
 
 
-def test_heads_are_exchanged_only_when_asked_for(label_file):
+def test_heads_are_swapped_only_on_request(label_file):
     tensors = torch.load(label_file, weights_only=True)
     plain = load_checkpoint(label_file)
     asked = load_checkpoint(label_file, heads=dict(plain.config.heads))
@@ -959,7 +957,7 @@ def test_heads_are_exchanged_only_when_asked_for(label_file):
     )
 
 
-def test_isl_orgs_class_would_find_every_name_it_has(label_file, tmp_path):
+def test_isl_org_export_has_every_name(label_file, tmp_path):
     load_checkpoint(label_file, heads={"label": dict(classes=5)}).save_pretrained(
         tmp_path / "own"
     )  # without the auxiliary layer
@@ -987,14 +985,14 @@ def hub(tmp_path, monkeypatch):
         "upload_folder",
         lambda self, *, repo_id, folder_path, **options: shutil.copytree(folder_path, shelf / repo_id),
     )
-    monkeypatch.setattr("dpt_nb.weights.load.hf_hub_download", fetch)
+    monkeypatch.setattr("dpt_nb.weights.hub.hf_hub_download", fetch)
     return shelf
 
 
 @pytest.mark.parametrize(
     "kind, meaning", [("depth_file", "relative: larger is nearer"), ("label_file", "one of 7 classes")]
 )
-def test_a_model_sent_to_the_hub_comes_back_and_its_card_says_what_it_predicts(kind, meaning, hub, request):
+def test_hub_round_trip_and_model_card(kind, meaning, hub, request):
     model = load_checkpoint(request.getfixturevalue(kind))
     model.push_to_hub("someone/rooms")
     folder = hub / "someone" / "rooms"
@@ -1021,14 +1019,14 @@ def test_a_model_sent_to_the_hub_comes_back_and_its_card_says_what_it_predicts(k
     ],
     ids=["Hub", "folder"],
 )
-def test_pictures_are_normalised_as_the_folder_says(place, mean, std, rescaled, hub, depth_file, tmp_path):
+def test_images_are_normalized_as_the_folder_says(place, mean, std, rescaled, hub, depth_file, tmp_path):
     folder = hub / "someone" / "peer"
     convert(depth_file, folder, to="transformers")
     processor = transformers.DPTImageProcessor(
         do_resize=False, do_rescale=rescaled, image_mean=list(mean), image_std=list(std)
     )
     processor.save_pretrained(folder)
-    pixels = (255 * picture(96, 96)).to(torch.uint8)
+    pixels = (255 * random_image(96, 96)).to(torch.uint8)
     ours, peer = (
         load_checkpoint(folder if place == "a folder" else "someone/peer"),
         transformers.AutoModelForDepthEstimation.from_pretrained(folder),
@@ -1038,8 +1036,8 @@ def test_pictures_are_normalised_as_the_folder_says(place, mean, std, rescaled, 
         torch.testing.assert_close(ours(pixels / 255)["inverse_depth"], theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_a_name_that_the_hub_does_not_have_gets_a_sentence(hub):
-    with pytest.raises(CheckpointError, match="someone/nothing is no file or folder here, and the Hub did not give it"):
+def test_missing_hub_id_has_a_clear_error(hub):
+    with pytest.raises(CheckpointError, match="someone/nothing is not a file or folder here, and the Hub did not"):
         load_checkpoint("someone/nothing")
 
 
@@ -1072,29 +1070,29 @@ WRITTEN = {  # names, file, class of transformers, size
 
 @quiet
 @pytest.mark.parametrize("kind", some_slow(WRITTEN, "DPT on Swin V2", "DPT-Hybrid, segmentation", "Depth Anything"))
-def test_transformers_opens_what_is_written_for_it(kind, tmp_path):
+def test_transformers_opens_exported_folders(kind, tmp_path):
     names, file, opener, size = WRITTEN[kind]
     source = named_after(file, tmp_path, names)
     convert(source, tmp_path / "hf", to="transformers")
     peer, info = getattr(transformers, opener).from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(info.values()), info
-    ours, image = load_checkpoint(source), picture(*size)
+    ours, image = load_checkpoint(source), random_image(*size)
     with torch.no_grad():
-        said, mine = peer.eval()((image - ours.mean) / ours.std), next(iter(ours(image).values()))
-    theirs = said.logits if "segmentation" in kind else said.predicted_depth[:, None]
+        output, mine = peer.eval()((image - ours.mean) / ours.std), next(iter(ours(image).values()))
+    theirs = output.logits if "segmentation" in kind else output.predicted_depth[:, None]
     assert theirs.std() > 0 and (theirs - mine).abs().max() <= 1e-4 * theirs.abs().max()
     preprocessor = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
     assert (preprocessor["image_mean"], preprocessor["image_std"]) == (ours.config.mean, ours.config.std)
 
 
-def test_a_file_needs_no_suffix(depth_file, tmp_path):
+def test_files_need_no_suffix(depth_file, tmp_path):
     convert(depth_file, tmp_path / "weights", to="timm")
     assert len(torch.load(tmp_path / "weights", weights_only=True)) == 54 and [
         path.name for path in tmp_path.iterdir()
     ] == ["weights"]
 
 
-def test_twins_are_told_apart_by_name_or_by_like_and_otherwise_a_warning_names_them(tmp_path, capsys):
+def test_variants_are_told_apart_by_name_or_option_and_otherwise_warned_about(tmp_path, capsys):
     hybrid = named_after("mine.pt", tmp_path, isl_org_hybrid(dim=64, depth=12))
     with pytest.warns(UserWarning, match="mine.pt.*dpt_hybrid_kitti.*dpt_hybrid_nyu"):
         assert open_checkpoint(hybrid).config.heads == {"inverse_depth": {}}
@@ -1104,7 +1102,7 @@ def test_twins_are_told_apart_by_name_or_by_like_and_otherwise_a_warning_names_t
     kitti = {"depth": dict(output="invert", scale=0.00006016, shift=0.00579)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for path, like, expected in [
+        for path, variant, expected in [
             (hybrid, "dpt_hybrid", {"inverse_depth": {}}),
             (hybrid, "dpt_hybrid_nyu", {"depth": dict(output="invert", scale=0.000305, shift=0.1378)}),
             (shutil.copy(hybrid, tmp_path / "dpt_hybrid_kitti-cb926ef4.pt"), None, kitti),
@@ -1114,19 +1112,19 @@ def test_twins_are_told_apart_by_name_or_by_like_and_otherwise_a_warning_names_t
                 {"depth": dict(output="sigmoid", max_depth=20.0)},
             ),
         ]:
-            assert open_checkpoint(path, like=like).config.heads == expected
-        assert open_checkpoint(anything, like="depth_anything_small").config.taps == [8, 9, 10, 11]
+            assert open_checkpoint(path, variant=variant).config.heads == expected
+        assert open_checkpoint(anything, variant="depth_anything_small").config.taps == [8, 9, 10, 11]
     assert (
-        main(["dpt_convert", str(hybrid), str(tmp_path / "own"), "--like", "dpt_hybrid_kitti"]) == 0
+        main(["dpt_convert", str(hybrid), str(tmp_path / "own"), "--variant", "dpt_hybrid_kitti"]) == 0
         and not capsys.readouterr().err
     )
     assert open_checkpoint(tmp_path / "own").config.heads == kitti
 
 
-def test_every_published_file_name_leads_to_its_model(tmp_path, monkeypatch):
+def test_published_file_names_lead_to_their_models(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "dpt_nb.weights.load.fetch",
+        "dpt_nb.weights.hub.fetch",
         lambda url, path, checksum: (
             asked.append(url),
             path.parent.mkdir(parents=True),

@@ -21,7 +21,8 @@ def test_importing_the_package_or_its_commands_does_not_import_torch():
 
 @pytest.mark.parametrize("name", ["dpt_demo", "dpt_train", "dpt_eval", "dpt_export", "dpt_predict", "dpt_data"])
 def test_help_comes_without_torch(name):
-    code = f"import sys; from dpt_nb.commands import build_parser; text = build_parser({name!r}).format_help(); print(text); sys.exit('torch' in sys.modules)"
+    code = f"import sys; from dpt_nb.commands import build_parser; print(build_parser({name!r}).format_help()); "
+    code += "sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and ("--out" in done.stdout or name == "dpt_export") and "_root" not in done.stdout
 
@@ -40,6 +41,7 @@ def test_the_demo_leaves_the_folder_it_promises(demo):
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_the_demo_twice_gives_the_same_digits(demo, tmp_path):
     done = command("dpt_demo", "--data-root", demo / "data", *changes(*SHORT), folder=tmp_path, check=0)
     first, second = (json.loads((folder / "runs" / "demo" / "report.json").read_text()) for folder in (demo, tmp_path))
@@ -67,7 +69,7 @@ def test_a_run_is_not_written_over_unless_asked(demo):
     assert (demo / "runs" / "demo" / "mine.txt").read_text() == "kept"
 
 
-def test_judging_a_saved_model_repeats_the_report(demo, tmp_path):
+def test_evaluating_a_saved_model_repeats_the_report(demo, tmp_path):
     report = json.loads((demo / "runs" / "demo" / "report.json").read_text())
     command_here(
         "dpt_eval",
@@ -84,9 +86,9 @@ def test_judging_a_saved_model_repeats_the_report(demo, tmp_path):
         folder=tmp_path,
         check=0,
     )
-    judged = json.loads((tmp_path / "report.json").read_text())
+    evaluated = json.loads((tmp_path / "report.json").read_text())
     for key in ("abs_rel", "rmse", "delta1", "silog"):
-        assert judged[key] == pytest.approx(report[key], rel=1e-5), key
+        assert evaluated[key] == pytest.approx(report[key], rel=1e-5), key
     assert (tmp_path / "panel.png").exists()
     flipped = command_here(
         "dpt_eval",
@@ -126,7 +128,7 @@ def test_every_kind_of_photograph_is_predicted_at_its_own_size(demo, photographs
     )
 
 
-def test_bad_pictures_get_a_sentence_each_and_good_ones_are_still_written(demo, photographs, tmp_path):
+def test_bad_images_get_a_sentence_each_and_good_ones_are_still_written(demo, photographs, tmp_path):
     box = tmp_path / "box"
     box.mkdir()
     (box / "good.jpg").write_bytes((photographs / "colour.jpg").read_bytes())

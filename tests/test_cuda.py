@@ -5,14 +5,18 @@ import json
 import pytest
 import torch
 
-from dpt_nb.data.datasets import Scenes
-from dpt_nb.evaluation.evaluate import PROTOCOLS, evaluate
+from dpt_nb.data.scene_sets import Scenes
+from dpt_nb.evaluation.evaluate import evaluate
+from dpt_nb.evaluation.protocols import PROTOCOLS
 from dpt_nb.inference.predictor import Predictor
-from dpt_nb.network.dpt import DPT, create_model
+from dpt_nb.network.dpt import DPT
+from dpt_nb.network.zoo import create_model
 from dpt_nb.objective.losses import DepthLoss, SegmentationLoss
-from dpt_nb.scenes.scenes import random_scene, render
+from dpt_nb.scenes.raycast import render
+from dpt_nb.scenes.scenes import random_scene
 from dpt_nb.training.loop import train
-from dpt_nb.training.recipes import change_recipe, get_recipe
+from dpt_nb.training.recipe_fields import change_recipe
+from dpt_nb.training.recipes import get_recipe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

@@ -1,4 +1,4 @@
-"Data sets from a shell: every miniature made, checked, shown and read; every fault tried; the published lists counted where they are at hand."
+"Data sets from a shell: every miniature made, checked, shown and read; every fault tried; published lists counted."
 
 import contextlib
 import hashlib
@@ -17,9 +17,13 @@ from torch.utils.data import DataLoader
 
 from dpt_nb.commands import main
 from dpt_nb.data.checks import batch_warnings, check_datasets
-from dpt_nb.data.datasets import DatasetError, Folder, check_splits, make_folder, shared_options
-from dpt_nb.data.kitti_nyu import KITTI_CAMERAS, split_lines
-from dpt_nb.data.sampling import DATASETS, MINIATURES, Mixture, open_dataset, training_loader
+from dpt_nb.data.datasets import DatasetError
+from dpt_nb.data.folder import Folder, make_folder
+from dpt_nb.data.kitti import KITTI_CAMERAS
+from dpt_nb.data.lists import split_lines
+from dpt_nb.data.registry import DATASETS, MINIATURES, open_dataset
+from dpt_nb.data.sampling import Mixture, training_loader
+from dpt_nb.data.splits import check_splits, shared_options
 from dpt_nb.data.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Resize, Rotate
 from dpt_nb.training.recipes import RECIPES
 
@@ -143,8 +147,8 @@ def test_real_sets_mix_with_scenes_as_inverse_depth(miniatures, tmp_path):
     mixture = Mixture(kitti, nyu, rooms, weights=[1, 1, 2])
     loader = training_loader(mixture, 8, 0, Compose(Resize(96, 96), Pad(96, 96), Crop(96, 96), Flip()), stop=200)
     seen = [name for batch in loader for name in batch["meta"]["data"]]
-    for name, share in {"KITTI": 0.25, "NYUv2": 0.25, "rooms": 0.5}.items():
-        assert abs(seen.count(name) / 200 - share) < 4 * (share * (1 - share) / 200) ** 0.5
+    for name, fraction in {"KITTI": 0.25, "NYUv2": 0.25, "rooms": 0.5}.items():
+        assert abs(seen.count(name) / 200 - fraction) < 4 * (fraction * (1 - fraction) / 200) ** 0.5
     batch = next(iter(loader))
     assert (
         set(batch) == {"image", "inverse_depth", "intrinsics", "meta"} and batch["inverse_depth"].max() < 2
@@ -220,7 +224,7 @@ def test_a_missing_root_or_list_gets_the_expected_tree(name, miniatures, tmp_pat
         assert "train.txt" in done.stderr and "├──" in done.stderr
 
 
-def test_mistakes_get_a_sentence_and_nothing_is_written_over(miniatures, tmp_path, monkeypatch):
+def test_mistakes_get_a_clear_message_and_nothing_is_written_over(miniatures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words, sentence in [
         (["check", "kiti", "x"], "There is no data set called 'kiti'"),
@@ -235,7 +239,7 @@ def test_mistakes_get_a_sentence_and_nothing_is_written_over(miniatures, tmp_pat
         (["check", "folder", miniatures / "folder", "--set", "split=train"], "--split train"),
         (["check", "folder", miniatures / "folder", "--set", "depth_scale=abc"], "a depth_scale above 0"),
         (["check", "folder", miniatures / "folder", "--set", "inverse=maybe"], "inverse from true, false"),
-        (["make", "folder", "new", "--count", -1], "at least one picture"),
+        (["make", "folder", "new", "--count", -1], "at least one image"),
         (["make", "kitti", "new", "--count", 1], "at least 2"),
         (["make", "folder", "new", "--set", "seed=3"], "--seed 3"),
     ]:
@@ -276,7 +280,7 @@ def test_training_does_not_begin_on_a_set_with_a_file_missing(name, miniatures, 
         open_dataset(name, root, "train")
 
 
-def test_pictures_straight_below_the_root_are_found_though_the_first_is_missing(miniatures, tmp_path):
+def test_images_straight_below_the_root_are_found_though_the_first_is_missing(miniatures, tmp_path):
     root = tmp_path / "kitti"
     shutil.copytree(miniatures / "kitti", root)
     for day in (root / "input").iterdir():
@@ -322,14 +326,14 @@ def hard_link_into(source, target):
     os.link(source, target)
 
 
-@pytest.mark.parametrize("share", [link_into, hard_link_into])
+@pytest.mark.parametrize("link", [link_into, hard_link_into])
 @pytest.mark.parametrize("name", ["kitti", "nyu", "ade20k", "pascal_context"])
-def test_a_file_linked_into_the_other_split_is_refused(name, share, miniatures, tmp_path):
+def test_a_file_linked_into_the_other_split_is_refused(name, link, miniatures, tmp_path):
     root = tmp_path / name
     shutil.copytree(miniatures / name, root, ignore=shutil.ignore_patterns("*.mat"))
     train, held_out = both(name, root)
     check_splits(train, held_out)
-    share(train.entries[0].image.resolve(), held_out.entries[-1].image)
+    link(train.entries[0].image.resolve(), held_out.entries[-1].image)
     with pytest.raises(
         DatasetError, match=rf"^1 of the {len(held_out)} samples .*{train.entries[0].image.name}"
     ) as refused:
@@ -551,8 +555,8 @@ def test_images_that_are_there_twice_are_found_by_content(tmp_path):
     shutil.copy(image(first, 0), image(first, 1))  # byte for byte, within a split
     Image.open(image(first, 2)).save(image(second, 2), compress_level=1)  # other bytes, the same pixels
     for index, save in (
-        (3, lambda picture: picture.save(second / "rgb" / "3.jpg", quality=70)),
-        (4, lambda picture: picture.resize((40, 30), Image.Resampling.LANCZOS).save(second / "rgb" / "4.png")),
+        (3, lambda image: image.save(second / "rgb" / "3.jpg", quality=70)),
+        (4, lambda image: image.resize((40, 30), Image.Resampling.LANCZOS).save(second / "rgb" / "4.png")),
     ):
         image(second, index).unlink()
         save(Image.open(image(first, index)))

@@ -1,4 +1,4 @@
-"Data that several processes want at once, that was left half written, that does not fit on the disk, or that somebody made to do harm."
+"Data that several processes want at once, that was left half written, does not fit on the disk, or means harm."
 
 import contextlib
 import os
@@ -19,8 +19,10 @@ import torch
 
 from dpt_nb import commands
 from dpt_nb.data.checks import check_dataset
-from dpt_nb.data.datasets import DatasetError, Folder, Scenes, draw_scenes, make_folder
-from dpt_nb.data.sampling import make_miniature
+from dpt_nb.data.datasets import DatasetError
+from dpt_nb.data.folder import Folder, make_folder
+from dpt_nb.data.registry import make_miniature
+from dpt_nb.data.scene_sets import Scenes, render_scenes
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the faults are tried in forked processes")
 SIZE = (16, 24)
@@ -82,7 +84,7 @@ def undisturbed(tmp_path_factory):
 # Several processes
 
 
-def draw_together(root: Path, processes: int, undisturbed: dict) -> None:
+def render_together(root: Path, processes: int, undisturbed: dict) -> None:
     started = [begin(lambda: len(small_scenes(root)) - 3, root.parent / f"log-{index}") for index in range(processes)]
     codes = [wait(number).code for number in started]
     said = [(root.parent / f"log-{index}").read_text() for index in range(processes)]
@@ -92,21 +94,21 @@ def draw_together(root: Path, processes: int, undisturbed: dict) -> None:
     }  # nothing else, no lock
 
 
-def test_scenes_are_drawn_by_one_of_twelve_processes(tmp_path, undisturbed):
-    draw_together(tmp_path / "data", 12, undisturbed)
+def test_scenes_are_rendered_by_one_of_twelve_processes(tmp_path, undisturbed):
+    render_together(tmp_path / "data", 12, undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("round_", range(7))
-def test_scenes_are_drawn_by_one_of_twelve_processes_again_and_again(round_, tmp_path, undisturbed):
-    draw_together(tmp_path / "data", 12, undisturbed)
+def test_scenes_are_rendered_by_one_of_twelve_processes_again_and_again(round_, tmp_path, undisturbed):
+    render_together(tmp_path / "data", 12, undisturbed)
 
 
 def test_a_waiting_process_says_for_whom_and_takes_over_from_a_killed_one(tmp_path, undisturbed):
     def slowly():
-        from dpt_nb.data import datasets
+        from dpt_nb.data import scene_sets
 
-        datasets.write_scene = lambda *scene: time.sleep(60)
+        scene_sets.write_scene = lambda *scene: time.sleep(60)
         small_scenes(tmp_path / "data")
 
     drawing = begin(slowly, tmp_path / "drawing")
@@ -130,7 +132,7 @@ FILE_OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os
 
 
 def killed_at(place: int, root: Path):
-    "Draw, and end without a word before the file operation of that number below `root`."
+    "Render, and end silently before the file operation of that number below `root`."
     left = [place]
 
     def hook(event, arguments):
@@ -245,9 +247,13 @@ def test_a_miniature_that_does_not_fit_says_so_and_leaves_nothing(name, limit, t
 def test_a_labeled_file_that_does_not_fit_says_so_and_leaves_nothing(tmp_path):
     "In a process of its own: HDF5's locks do not survive a fork of a process that has used them."
     program = (
-        "import resource, signal, sys\nfrom dpt_nb.data.sampling import make_miniature\nfrom dpt_nb.data.datasets import DatasetError\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))\n"
-        "try: make_miniature('nyu', sys.argv[1], count=2)\nexcept DatasetError as error: print(error)"
+        "import resource, signal, sys\n"
+        "from dpt_nb.data.datasets import DatasetError\n"
+        "from dpt_nb.data.registry import make_miniature\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))\n"
+        "try: make_miniature('nyu', sys.argv[1], count=2)\n"
+        "except DatasetError as error: print(error)"
     )  # all the other files fit
     done = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "own"], capture_output=True, text=True, timeout=300
@@ -373,7 +379,7 @@ def sound_sets(tmp_path_factory):
     make_miniature("nyu", home / "nyu", count=2)
     make_miniature("ade20k", home / "ade20k", count=4, size=SIZE)
     make_miniature("pascal_context", home / "pascal_context", count=4, size=SIZE)
-    draw_scenes(home / "rooms" / small_scenes(home / "rooms").folder.name, "rooms", 3, size=SIZE, progress=False)
+    render_scenes(home / "rooms" / small_scenes(home / "rooms").folder.name, "rooms", 3, size=SIZE, progress=False)
     return home
 
 

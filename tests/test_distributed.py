@@ -1,4 +1,5 @@
-"Two processes train as one: the same losses, shared batch norms, an exact resume after any end, and no process left behind."
+"""Two processes train as one: the same losses, shared batch norms, an exact resume after any end, and no process left
+behind."""
 
 import contextlib
 import json
@@ -15,8 +16,9 @@ import torch
 from conftest import alive, changes, command_here, wait_until
 from safetensors.torch import load_file
 
-from dpt_nb.data.datasets import make_folder
-from dpt_nb.data.sampling import ResumableSampler, open_dataset
+from dpt_nb.data.folder import make_folder
+from dpt_nb.data.registry import open_dataset
+from dpt_nb.data.sampling import ResumableSampler
 from dpt_nb.images.images import write_label
 
 TWENTY = [
@@ -115,41 +117,48 @@ def test_two_processes_that_share_their_batch_norms_follow_one(tmp_path):
 
 UNEQUAL = """
 import sys, torch, torch.distributed as dist
-from dpt_nb.network.dpt import create_model
+from dpt_nb.network.zoo import create_model
 from dpt_nb.training.recipes import build_losses, get_recipe
-from dpt_nb.training.loop import batch_loss, batch_shares, synchronise
+from dpt_nb.training.batch_loss import batch_fractions, batch_loss
+from dpt_nb.training.distributed import convert_sync_batchnorm
 
 dist.init_process_group("gloo")
 rank, out = dist.get_rank(), sys.argv[1]
 torch.manual_seed(0)
-model = create_model("dpt_tiny", heads={"label": dict(classes=5, auxiliary=True, dropout=0.0)}, batch_norm=True).double().train()
+model = create_model("dpt_tiny", heads={"label": dict(classes=5, auxiliary=True, dropout=0.0)}, batch_norm=True)
+model = model.double().train()
 images, labels = torch.rand(4, 3, 96, 128, dtype=torch.float64), torch.randint(5, (4, 96, 128))
 labels[2:][torch.rand(2, 96, 128) < 7 / 8] = 255  # the second process has an eighth of its labels
-losses = build_losses(get_recipe("rooms_labels", losses={"label": dict(auxiliary_weight=0.4, class_weights=[1, 2, 3, 4, 5])}))
+chosen = dict(auxiliary_weight=0.4, class_weights=[1, 2, 3, 4, 5])
+losses = build_losses(get_recipe("rooms_labels", losses={"label": chosen}))
 if rank == 0:  # alone, by the formula
     predictions = {name: logits.double() for name, logits in model(images).items()}
     weight = torch.tensor([1, 2, 3, 4, 5], dtype=torch.float64)
     resized = torch.nn.functional.interpolate(predictions["label_auxiliary"], (96, 128), mode="bilinear")
-    expected = sum(share * torch.nn.functional.cross_entropy(logits, labels, weight, ignore_index=255) for share, logits in ((1, predictions["label"]), (0.4, resized)))
+    cross_entropy = lambda logits: torch.nn.functional.cross_entropy(logits, labels, weight, ignore_index=255)
+    expected = cross_entropy(predictions["label"]) + 0.4 * cross_entropy(resized)
     expected.backward()
-    by_hand = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.grad is not None]
+    by_hand = {name: parameter.grad.clone() for name, parameter in trained}
     model.zero_grad()
-halves = torch.nn.parallel.DistributedDataParallel(synchronise(model, torch.device("cpu")))
+halves = torch.nn.parallel.DistributedDataParallel(convert_sync_batchnorm(model, torch.device("cpu")))
 own = [{"label": labels[2 * rank : 2 * rank + 2]}]
 predictions = {name: logits.double() for name, logits in halves(images[2 * rank : 2 * rank + 2]).items()}
-backward, shown = batch_loss(predictions, own[0], losses, shares=batch_shares(own, losses)[0])
+backward, shown = batch_loss(predictions, own[0], losses, fractions=batch_fractions(own, losses)[0])
 backward.backward()
 if rank == 0:
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     largest = max(value.abs().max() for value in by_hand.values())
     apart = max((found[name] - by_hand[name]).abs().max() for name in by_hand)
-    torch.save(dict(loss=expected.item(), shown=shown.item(), apart=(apart / largest).item(), same=found.keys() == by_hand.keys()), out)
+    same = found.keys() == by_hand.keys()
+    torch.save(dict(loss=expected.item(), shown=shown.item(), apart=(apart / largest).item(), same=same), out)
 dist.destroy_process_group()
 """
 
 
 def test_two_processes_with_unequal_labels_have_the_gradient_of_one(tmp_path):
-    "In double precision, with the auxiliary head and shared batch norms, beside PyTorch's cross-entropy of the whole batch."
+    """In double precision, with the auxiliary head and shared batch norms, beside PyTorch's cross-entropy of the whole
+    batch."""
     (tmp_path / "unequal.py").write_text(UNEQUAL)
     done = subprocess.run(
         [
@@ -170,6 +179,7 @@ def test_two_processes_with_unequal_labels_have_the_gradient_of_one(tmp_path):
     assert found["same"] and found["shown"] == pytest.approx(found["loss"], rel=1e-6) and found["apart"] <= 1e-6, found
 
 
+@pytest.mark.slow
 def test_a_head_without_a_loss_does_not_stop_two_processes(tmp_path):
     "And labels of which one process sees none: what had no truth is counted over both."
     make_folder(tmp_path / "own", count=12)

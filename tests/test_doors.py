@@ -20,7 +20,10 @@ CELL = "from IPython.display import HTML; HTML('<p>the notebook says: ' + 'well'
 
 def test_what_is_started_hears_every_signal():
     "Also from a process that was told to ignore them, which is the next test."
-    asks = "import json, signal; print(json.dumps([[name for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGCHLD') if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN], [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]]))"
+    asks = """import json, signal
+names = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGCHLD')
+ignored = [name for name in names if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN]
+print(json.dumps([ignored, [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]]))"""
     assert json.loads(subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True).stdout) == [[], []]
     assert (
         subprocess.run([sys.executable, "-c", "raise SystemExit(3)"]).returncode == 3
@@ -70,7 +73,7 @@ def page(tmp_path_factory):
     words = [
         sys.executable,
         "-m",
-        "dpt_nb.workbench.pages",
+        "dpt_nb.workbench.serve",
         "small.ipynb",
         "--no-browser",
         "--port=8901",
@@ -208,14 +211,15 @@ def test_a_kernel_is_reached_with_the_token_only(page):
 
 def test_a_page_is_not_opened_to_other_machines(page):
     done = subprocess.run(
-        [sys.executable, "-m", "dpt_nb.workbench.pages", "small.ipynb", "--Voila.ip=0.0.0.0"],
+        [sys.executable, "-m", "dpt_nb.workbench.serve", "small.ipynb", "--Voila.ip=0.0.0.0"],
         cwd=page[0],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 1 and done.stderr.endswith(
-        "A page listens on this machine only, and Voila.ip is '0.0.0.0': leave it out, and come from elsewhere through ssh -L.\n"
+        "A page listens on this machine only, and Voila.ip is '0.0.0.0': "
+        "leave it out, and come from elsewhere through ssh -L.\n"
     )
 
 

@@ -1,5 +1,6 @@
-"""Two real processes that share a data set, evenly, unevenly or not at all, must report what one process reports that judges it alone.
-Predictions in files must be judged as BTS's `utils/eval_with_pngs.py` judges them."""
+"""Two real processes that share a data set, evenly, unevenly or not at all, must report what one
+process reports that evaluates it alone.
+Predictions in files must be evaluated as BTS's `utils/eval_with_pngs.py` does."""
 
 import json
 import math
@@ -17,8 +18,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dpt_nb.commands import main
-from dpt_nb.data.sampling import make_miniature
-from dpt_nb.evaluation.evaluate import EvaluationError, Protocol, evaluate
+from dpt_nb.data.registry import make_miniature
+from dpt_nb.evaluation.evaluate import evaluate
+from dpt_nb.evaluation.protocols import EvaluationError, Protocol
 
 PROTOCOLS = {
     "metres": Protocol(max_depth=20.0, crop="garg"),
@@ -30,7 +32,7 @@ SIZES = [(12, 16), (12, 16), (16, 12), (12, 16), (12, 16)]
 
 
 class Pictures(Dataset):
-    "Pictures of two sizes with depth and labels, the same in every process; picture 3 has no truth of either kind."
+    "Images of two sizes with depth and labels, the same in every process; image 3 has no ground truth of either kind."
 
     def __init__(self, count):
         self.count = count
@@ -49,12 +51,12 @@ class Pictures(Dataset):
             image=torch.rand(3, *size, generator=generator),
             depth=depth,
             label=label,
-            meta=dict(path=f"picture {index}"),
+            meta=dict(path=f"image {index}"),
         )
 
 
 class FromColours:
-    "Maps made of the picture's colours alone."
+    "Maps made of the image's colors alone."
 
     def __init__(self, head):
         self.head = head
@@ -65,8 +67,8 @@ class FromColours:
         return {self.head: maps[self.head], "label": torch.cat([image, 1 - image], dim=1)}
 
 
-def judge(batch_size, **options):
-    "Every protocol on every count of pictures."
+def evaluate_all(batch_size, **options):
+    "Every protocol on every count of images."
     head = {"inverse": "inverse_depth"}
     return {
         (name, count): evaluate(
@@ -78,13 +80,13 @@ def judge(batch_size, **options):
 
 
 def process(rank, meeting, folder):
-    "One of two processes, which judges its share, and then everything by itself."
+    "One of two processes, which evaluates its share, and then everything by itself."
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
         with pytest.raises(EvaluationError, match="shared by 3 processes, and 2 are running"):
-            judge(2, share=(rank, 3))
-        with pytest.raises(EvaluationError, match="Not one of the 2 pictures has"):
+            evaluate_all(2, share=(rank, 3))
+        with pytest.raises(EvaluationError, match="Not one of the 2 images has"):
             evaluate(
                 FromColours("depth"),
                 torch.utils.data.Subset(Pictures(5), [3, 3]),
@@ -92,7 +94,7 @@ def process(rank, meeting, folder):
                 progress=False,
                 share=(rank, 2),
             )
-        torch.save(dict(shared=judge(2, share=(rank, 2)), alone=judge(3)), Path(folder) / f"{rank}.pt")
+        torch.save(dict(shared=evaluate_all(2, share=(rank, 2)), alone=evaluate_all(3)), Path(folder) / f"{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
@@ -111,7 +113,7 @@ def assert_same(result, expected, what):
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one():
-    whole = judge(16)
+    whole = evaluate_all(16)
     for (name, count), numbers in whole.items():
         assert (numbers["images"], numbers["skipped"]) == ((4, 1) if count == 5 else (1, 0)), name
         assert all(math.isfinite(value) for value in numbers.values() if isinstance(value, float)), name
@@ -126,9 +128,9 @@ def test_two_processes_agree_with_one():
 
 
 def test_batch_size_changes_nothing():
-    whole = judge(16)
+    whole = evaluate_all(16)
     for batch_size in (1, 3):
-        for case, numbers in judge(batch_size).items():
+        for case, numbers in evaluate_all(batch_size).items():
             assert_same(numbers, whole[case], f"batches of {batch_size}, {case}")
 
 
@@ -137,7 +139,8 @@ COLUMNS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", 
 
 
 def as_bts(predictions, truths, scale, cap, cut, rectangle):
-    "What BTS's script does, in float64: clamp, lay the cut back into a whole picture of zeros, mask by depth and rectangle; the mean over images."
+    """What BTS's script does, in float64: clamp, lay the cut back into a whole image of zeros, mask by depth and
+    rectangle; the mean over images."""
     rows = []
     for file in sorted(predictions.glob("*.png")):
         if "cmap" in file.stem or not (truth := truths(file.stem)).exists():
@@ -174,7 +177,7 @@ def as_bts(predictions, truths, scale, cap, cut, rectangle):
 
 
 def write_predictions(folder, names, scale, size):
-    "Depths with every difficulty: zeros, beyond any cap, smooth and rough; a lone ramp for each picture."
+    "Depths with every difficulty: zeros, beyond any cap, smooth and rough; a lone ramp for each image."
     folder.mkdir()
     for seed, name in enumerate(names):
         generator = np.random.default_rng(seed)
@@ -227,7 +230,7 @@ def nyu_truth(home):
         ("nyu", "nyu", nyu_truth, (1000, 10, False, (45, 471, 41, 601)), (3, 0)),
     ],
 )
-def test_predictions_in_files_are_judged_as_bts_does(data, protocol, truth, options, counts, stored, tmp_path):
+def test_predictions_in_files_are_evaluated_as_bts_does(data, protocol, truth, options, counts, stored, tmp_path):
     expected = as_bts(stored / f"for_{data}", truth(stored), *options)
     done = command_here(
         "dpt_eval",
@@ -254,9 +257,9 @@ def test_predictions_in_files_are_judged_as_bts_does(data, protocol, truth, opti
     assert Image.open(tmp_path / "gallery-depth.png").width > 1000
 
 
-def test_predictions_are_judged_without_the_pictures(stored, tmp_path, capsys):
-    pictures = stored / "kitti" / "input"
-    away = pictures.rename(stored / "input_away")
+def test_predictions_are_evaluated_without_the_images(stored, tmp_path, capsys):
+    images = stored / "kitti" / "input"
+    away = images.rename(stored / "input_away")
     try:
         assert (
             main(
@@ -275,8 +278,8 @@ def test_predictions_are_judged_without_the_pictures(stored, tmp_path, capsys):
             == 0
         )
     finally:
-        away.rename(pictures)
-    assert "3 images judged, 1 without ground truth left out" in capsys.readouterr().out
+        away.rename(images)
+    assert "3 images evaluated, 1 without ground truth left out" in capsys.readouterr().out
 
 
 def spoil(name, make):
@@ -309,7 +312,7 @@ FIRST = "2011_09_26_drive_0002_sync_0000000005.png"
         (lambda folder: (folder / FIRST).rename(folder / "0000000005.png"), "but 0000000005.png is there"),
         (
             lambda folder: (folder / "2011_09_26_drive_0009_sync_0000000005.png").touch(),
-            "belong to no picture of the list",
+            "belong to no image of the list",
         ),
         (
             lambda folder: [spoil(file.name, lambda stored: stored // 8)(folder) for file in folder.glob("2011*")],

@@ -1,4 +1,5 @@
-"Exported files of every family of the zoo against their models, at sizes that stay open where they can; networks of full size; and what is refused."
+"""Exported files of every family of the zoo against their models, at sizes that stay open where they can; networks of
+full size; and what is refused."""
 
 import json
 import subprocess
@@ -11,8 +12,9 @@ import pytest
 import torch
 from conftest import command, command_here
 
-from dpt_nb.deploy.export import ExportError, check_export, export, open_export, settled, sizes_to_check
-from dpt_nb.network.dpt import create_model
+from dpt_nb.deploy.engines import check_export, open_export, sizes_to_check
+from dpt_nb.deploy.export import ExportError, export, fold_constants
+from dpt_nb.network.zoo import create_model
 
 TOLERANCE = 1e-3  # of the range of the model's output; rounding in float32 leaves some 1e-6
 SWIN = dict(
@@ -43,7 +45,7 @@ FAMILIES = {
 
 @torch.no_grad()
 def awake(network):
-    "Weights such that places matter and the output is not the same everywhere: untrained depth heads mostly end at ReLU's 0."
+    "Weights such that places matter and the output varies: untrained depth heads mostly end at ReLU's 0."
     for name, parameter in network.named_parameters():
         if "pos_embed" in name or "position_bias_table" in name:
             parameter.normal_(0, 0.5)
@@ -121,7 +123,7 @@ def test_the_traced_program_takes_any_size(family, tmp_path):
     assert rows.worst <= 1e-4 and len(rows) == 8
 
 
-def test_settled_hybrids_give_the_same_numbers(tmp_path):
+def test_hybrids_with_folded_constants_give_the_same_numbers(tmp_path):
     for changes in ({}, dict(standardised_eps=None)):
         name, shape = FAMILIES["DPT-Hybrid"]
         torch.manual_seed(0)
@@ -130,7 +132,7 @@ def test_settled_hybrids_give_the_same_numbers(tmp_path):
         )
         image = torch.rand(2, 3, 96, 160)
         with torch.no_grad():
-            expected, found = model(image)["inverse_depth"], settled(model)(image)["inverse_depth"]
+            expected, found = model(image)["inverse_depth"], fold_constants(model)(image)["inverse_depth"]
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max() and expected.std() > 0.1
 
 
@@ -161,6 +163,7 @@ def test_the_file_says_what_to_feed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_a_shell_writes_a_file_that_onnx_runtime_runs(tmp_path):
     done = command("dpt_export", "dpt_tiny_scenes", "depth.onnx", "--size", "64x96", folder=tmp_path, check=0)
     assert "| depth.onnx | depth | 64×96 | 3 |" in done.stdout

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_nb.inference.predictor import Predictor, fit_size, resize_image, resize_policy, resize_prediction
-from dpt_nb.network.dpt import TEST_PIPELINES, config_for
+from dpt_nb.inference.predictor import Predictor
+from dpt_nb.inference.resizing import fit_size, resize_image, resize_policy, resize_prediction
+from dpt_nb.network.named import TEST_PIPELINES
+from dpt_nb.network.zoo import config_for
 from dpt_nb.training.recipes import RECIPES
 from dpt_nb.weights.load import load_checkpoint
 
@@ -61,7 +63,7 @@ def patch_of(name):
 
 
 @pytest.mark.parametrize("name", REFERENCE["sizes"])
-def test_an_image_is_fed_at_the_size_of_the_project(name):
+def test_input_size_is_the_projects(name):
     policy = resize_policy(config_of(name), patch_of(name))
     for height, width, fed_height, fed_width in REFERENCE["sizes"][name]:
         if fed_height * fed_width <= 8 * policy.size[0] * policy.size[1]:  # the bound is ours
@@ -72,7 +74,7 @@ def test_an_image_is_fed_at_the_size_of_the_project(name):
 
 
 @pytest.mark.parametrize("name", REFERENCE["inputs"])
-def test_what_reaches_the_network_is_what_reaches_the_project_s(name):
+def test_network_input_is_the_projects(name):
     config = config_of(name)
     for size, wanted in REFERENCE["inputs"][name].items():
         height, width = map(int, size.split("x"))
@@ -93,13 +95,13 @@ def test_what_reaches_the_network_is_what_reaches_the_project_s(name):
 
 
 @pytest.mark.parametrize("name", [name for name in REFERENCE["inputs"] if not name.startswith(("toolbox", "mmseg"))])
-def test_mean_and_std_are_the_project_s(name):
+def test_mean_and_std_are_the_projects(name):
     wanted = next(iter(REFERENCE["inputs"][name].values()))
     assert np.allclose(config_of(name).mean, wanted["mean"]) and np.allclose(config_of(name).std, wanted["std"])
 
 
 @pytest.mark.parametrize("resizing", REFERENCE["back"])
-def test_an_answer_comes_back_as_in_the_project(resizing):
+def test_predictions_are_resized_back_as_in_the_project(resizing):
     head, small = ("label" if resizing == "mmseg" else "inverse_depth"), answer()
     if resizing == "mmseg":  # from the map to what was fed, and from there to the image
         small = resize_prediction(small, (512, 691), head, resizing)
@@ -136,7 +138,7 @@ def toolbox_files(tmp_path_factory):
 @pytest.mark.parametrize(
     "size, weights, farthest", [("352x1216", "352x1216", 80), ("480x640", "480x640", 10), ("97x131", "352x1216", 80)]
 )
-def test_the_toolbox_s_file_gives_the_toolbox_s_depth(toolbox_files, size, weights, farthest, flip):
+def test_toolbox_file_predicts_the_toolboxs_depth(toolbox_files, size, weights, farthest, flip):
     height, width = map(int, size.split("x"))
     model = load_checkpoint(toolbox_files[weights])
     assert model.config.image_size == [224, 224] and model.config.mean == [0.5] * 3
@@ -151,9 +153,10 @@ def test_the_toolbox_s_file_gives_the_toolbox_s_depth(toolbox_files, size, weigh
     assert (shrunken - depth).abs().mean() > 0.02 * farthest  # as it was fed before: the test can fail
 
 
-def test_a_label_file_of_mmsegmentation_is_normalised_like_imagenet_and_needs_no_patch_bias(tmp_path):
-    from dpt_nb.network.dpt import IMAGENET_MEAN, IMAGENET_STD, create_model
-    from dpt_nb.weights.load import convert
+def test_mmseg_label_file_has_imagenet_normalization_and_needs_no_patch_bias(tmp_path):
+    from dpt_nb.network.named import IMAGENET_MEAN, IMAGENET_STD
+    from dpt_nb.network.zoo import create_model
+    from dpt_nb.weights.write import convert
 
     torch.manual_seed(0)
     model = create_model(
@@ -205,7 +208,7 @@ def test_a_label_file_of_mmsegmentation_is_normalised_like_imagenet_and_needs_no
         ("rooms_tiny", (96, 128), (96, 128)),
     ],
 )
-def test_a_recipe_validates_at_the_size_of_its_source(recipe, image, fed):
+def test_recipes_validate_at_the_size_of_their_source(recipe, image, fed):
     from dpt_nb.network.dpt import empty_model
 
     chosen = RECIPES[recipe].model
@@ -251,7 +254,7 @@ def segmentation_folder(tmp_path_factory):
 
 @pytest.mark.parametrize("said", TRANSFORMERS)
 @pytest.mark.parametrize("size", [(97, 131), (240, 320), (131, 97)])
-def test_a_folder_of_transformers_is_fed_as_its_image_processor_says(segmentation_folder, said, size):
+def test_transformers_folder_is_fed_as_its_image_processor_says(segmentation_folder, said, size):
     from transformers import DPTImageProcessor
 
     folder, peer = segmentation_folder

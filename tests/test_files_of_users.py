@@ -1,4 +1,5 @@
-"What belongs to a user stays as it is, and what is in a folder is used or said: names, full disks, folders that go away, files that are no pictures."
+"""What belongs to a user stays as it is, and what is in a folder is used or named: names, full disks, folders that go
+away, files that are not images."""
 
 import json
 import os
@@ -16,12 +17,14 @@ import pytest
 from conftest import command_here
 from PIL import Image
 
-from dpt_nb.images.images import InUse
+from dpt_nb.images.files import InUse
 from dpt_nb.inference import folders
-from dpt_nb.inference.folders import LOCK, WORK, FolderError, predict_files, read_predictions
+from dpt_nb.inference.folders import predict_files
 from dpt_nb.inference.outputs import OUTPUTS
+from dpt_nb.inference.prediction import Prediction
 from dpt_nb.inference.predictor import Predictor
-from dpt_nb.network.dpt import create_model
+from dpt_nb.inference.result_folder import LOCK, WORK, FolderError, all_files, read_predictions
+from dpt_nb.network.zoo import create_model
 
 MODEL = ("--model", "dpt_tiny_scenes", "--device", "cpu")
 COMMAND = "import sys; from dpt_nb.commands import main; sys.exit(main(sys.argv[1:]))"
@@ -32,7 +35,7 @@ def predictor():
     return Predictor(create_model("dpt_tiny_scenes", pretrained=True), device="cpu")
 
 
-def picture(path, seed=0, size=(48, 64)):
+def some_image(path, seed=0, size=(48, 64)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)).save(path, "PNG")
     return path
@@ -53,7 +56,7 @@ def contents(folder):
 @pytest.mark.parametrize("outputs", [",".join((*OUTPUTS, "ply")), "ply", "side,bar"])
 def test_whatever_lies_in_the_folder_is_left_as_it_is(outputs, predictor, tmp_path):
     own = tmp_path / "own"
-    picture(own / "scene.png")
+    some_image(own / "scene.png")
     ends = ("png", "npy", "pfm")
     names = [f"scene-{head}.{end}" for head in ("depth", "label", "inverse_depth") for end in ends] + [
         "scene.ply",
@@ -74,8 +77,8 @@ def test_whatever_lies_in_the_folder_is_left_as_it_is(outputs, predictor, tmp_pa
     assert before.items() <= contents(own).items() and contents(own).keys() == after.keys()
 
 
-def test_pictures_of_one_name_from_two_folders_in_two_runs(tmp_path):
-    one, two = picture(tmp_path / "A" / "x.png", 1), picture(tmp_path / "B" / "x.png", 2)
+def test_images_of_one_name_from_two_folders_in_two_runs(tmp_path):
+    one, two = some_image(tmp_path / "A" / "x.png", 1), some_image(tmp_path / "B" / "x.png", 2)
     for path in (one, two, one, two):
         predict(tmp_path, path, "--out", "out", check=0)
     listed = {Path(entry["path"]).parent.name: entry["depth"]["file"] for entry in read_predictions(tmp_path / "out")}
@@ -88,18 +91,18 @@ def test_pictures_of_one_name_from_two_folders_in_two_runs(tmp_path):
 
 
 def test_results_of_other_settings_stay_ours(predictor, tmp_path):
-    path, out = picture(tmp_path / "a.png"), tmp_path / "out"
+    path, out = some_image(tmp_path / "a.png"), tmp_path / "out"
     for outputs in (("png", "colour"), ("png",), ("png", "colour"), ("npy",)):
         written, bad = predict_files(predictor, [path], out, progress=False, outputs=outputs)
         assert written[0]["name"] == "a" and not bad
     path.write_bytes(
-        picture(tmp_path / "other.png", 5).read_bytes()
+        some_image(tmp_path / "other.png", 5).read_bytes()
     )  # another photograph of the same name: the old result goes
     assert predict_files(predictor, [path], out, progress=False)[0][0]["name"] == "a"
 
 
 def test_a_list_of_somebody_else_is_neither_used_nor_changed(predictor, tmp_path):
-    path, out, outside = picture(tmp_path / "a.png"), tmp_path / "out", tmp_path / "x"
+    path, out, outside = some_image(tmp_path / "a.png"), tmp_path / "out", tmp_path / "x"
     outside.write_text("outside")
     lists = [
         "[{",
@@ -124,7 +127,7 @@ def test_a_list_of_somebody_else_is_neither_used_nor_changed(predictor, tmp_path
 
 
 def test_a_second_run_into_a_folder_is_refused(predictor, tmp_path):
-    path, out, begun, go = picture(tmp_path / "a.png"), tmp_path / "out", threading.Event(), threading.Event()
+    path, out, begun, go = some_image(tmp_path / "a.png"), tmp_path / "out", threading.Event(), threading.Event()
 
     class Waiting(Predictor):
         def predict_list(self, *arguments, **options):
@@ -132,12 +135,12 @@ def test_a_second_run_into_a_folder_is_refused(predictor, tmp_path):
             go.wait(60)
             return super().predict_list(*arguments, **options)
 
-    first = threading.Thread(target=predict_files, args=(Waiting(predictor.model, device="cpu"), [path], out, False))
+    first = threading.Thread(target=predict_files, args=(Waiting(predictor.model, device="cpu"), [path], out))
     first.start()
     begun.wait(60)
     try:
         with pytest.raises(InUse, match="is being written by this process"):
-            predict_files(predictor, [picture(tmp_path / "b.png")], out, progress=False)
+            predict_files(predictor, [some_image(tmp_path / "b.png")], out, progress=False)
     finally:
         go.set()
         first.join()
@@ -146,7 +149,7 @@ def test_a_second_run_into_a_folder_is_refused(predictor, tmp_path):
 
 def test_a_killed_run_is_gone_on_with_under_the_same_names(tmp_path):
     for seed in range(4):
-        picture(tmp_path / "in" / f"{seed}.png", seed, (200, 300))
+        some_image(tmp_path / "in" / f"{seed}.png", seed, (200, 300))
     running = subprocess.Popen(
         [sys.executable, "-c", COMMAND, "dpt_predict", "in", *MODEL, "--out", "out"],
         cwd=tmp_path,
@@ -192,9 +195,9 @@ def test_other_commands_leave_what_they_did_not_write(name, words, tmp_path):
 def test_what_a_folder_holds_is_used_or_named(tmp_path):
     av = pytest.importorskip("av", reason="films need PyAV")
     box = tmp_path / "box"
-    picture(box / "a.png")
-    picture(box / "b.jfif", 1)  # a PNG all the same
-    picture(box / "inside" / "deeper" / "a.png", 2)
+    some_image(box / "a.png")
+    some_image(box / "b.jfif", 1)  # a PNG all the same
+    some_image(box / "inside" / "deeper" / "a.png", 2)
     with av.open(str(box / "film.MTS"), "w", format="mpegts") as container:
         stream = container.add_stream("mpeg2video", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -217,8 +220,8 @@ def test_what_a_folder_holds_is_used_or_named(tmp_path):
 
 
 def test_a_folder_closed_to_us_is_named_and_the_rest_goes_on(predictor, tmp_path):
-    picture(tmp_path / "open" / "a.png")
-    picture(tmp_path / "closed" / "b.png")
+    some_image(tmp_path / "open" / "a.png")
+    some_image(tmp_path / "closed" / "b.png")
     real = Path.iterdir
 
     def refusing(self):
@@ -246,7 +249,7 @@ def test_names_that_are_too_long_or_no_text(tmp_path):
     for seed, name in enumerate(
         ["l" * 250 + ".png", "l" * 249 + "m.png", "雪" * 83 + ".png", os.fsdecode(b"caf\xe9\n.png"), "$\\frac$.png"]
     ):
-        picture(box / name, seed)
+        some_image(box / name, seed)
     done = predict(tmp_path, box, "--out", "out", "--outputs", "png,overlay", check=0)
     done.stdout.encode("utf-8")
     listed = read_predictions(tmp_path / "out")
@@ -261,7 +264,7 @@ def test_names_that_are_too_long_or_no_text(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_names_are_printed_on_any_terminal(encoding, tmp_path):
-    picture(tmp_path / "box" / os.fsdecode(b"\xff\xc3\xbc\n.png"))
+    some_image(tmp_path / "box" / os.fsdecode(b"\xff\xc3\xbc\n.png"))
     words = [sys.executable, "-c", COMMAND, "dpt_predict", "box", *MODEL, "--out", "out"]
     done = subprocess.run(
         words,
@@ -290,17 +293,17 @@ def test_names_are_printed_on_any_terminal(encoding, tmp_path):
         (OSError(27, "File too large"), "File too large"),
     ],
 )
-@pytest.mark.parametrize("place", ["written_for", "read_image"])
-def test_an_error_of_one_picture_ends_nothing(place, error, words, predictor, tmp_path):
-    paths = [picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abc")]
-    real = getattr(folders, place)
+@pytest.mark.parametrize("place, method", [(Prediction, "save"), (folders, "read_image")])
+def test_an_error_of_one_image_ends_nothing(place, method, error, words, predictor, tmp_path):
+    paths = [some_image(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abc")]
+    real = getattr(place, method)
 
     def failing(first, *arguments, **options):
         if "b" in (getattr(first, "name", "").removesuffix(".png"),):
             raise error
         return real(first, *arguments, **options)
 
-    with mock.patch.object(folders, place, failing):
+    with mock.patch.object(place, method, failing):
         written, bad = predict_files(predictor, paths, tmp_path / "out", progress=False)
     assert (
         [entry["name"] for entry in written] == ["a", "c"] and len(bad) == 1 and "b.png" in bad[0] and words in bad[0]
@@ -310,32 +313,32 @@ def test_an_error_of_one_picture_ends_nothing(place, error, words, predictor, tm
 
 def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_whole_results(predictor, tmp_path):
     paths, real, seen = (
-        [picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abcdef")],
-        folders.written_for,
+        [some_image(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abcdef")],
+        Prediction.save,
         [],
     )
 
-    def filling(found, made, *arguments):
+    def filling(found, *arguments, **options):
         seen.append(found.name)
-        entry = real(found, made, *arguments)
+        entry = real(found, *arguments, **options)
         if found.name == "c":
             raise OSError(28, "No space left on device")
         return entry
 
     with (
-        mock.patch.object(folders, "written_for", filling),
+        mock.patch.object(Prediction, "save", filling),
         pytest.raises(FolderError, match="No space left on device.*make room"),
     ):
         predict_files(predictor, paths, tmp_path / "out", progress=False)
     assert "f" not in seen  # not worked for in vain
-    listed = {name for entry in read_predictions(tmp_path / "out") for name in folders.all_files(entry)}
+    listed = {name for entry in read_predictions(tmp_path / "out") for name in all_files(entry)}
     assert contents(tmp_path / "out").keys() == listed | {"predictions.json"} and "c-depth.png" not in listed
     written, bad = predict_files(predictor, paths, tmp_path / "out", progress=False)
     assert [entry["name"] for entry in written] == list("abcdef") and not bad
 
 
 def test_a_folder_that_goes_away_is_noticed_at_once(predictor, tmp_path):
-    paths, out, seen = [picture(tmp_path / f"{seed}.png", seed) for seed in range(9)], tmp_path / "out", []
+    paths, out, seen = [some_image(tmp_path / f"{seed}.png", seed) for seed in range(9)], tmp_path / "out", []
 
     class Deleting(Predictor):
         def predict_list(self, *arguments, **options):
@@ -354,19 +357,19 @@ def test_a_folder_that_goes_away_is_noticed_at_once(predictor, tmp_path):
 @pytest.mark.parametrize("count", [3])
 def test_a_result_that_is_taken_away_is_named(count, predictor, tmp_path):
     paths, out, real = (
-        [picture(tmp_path / f"{seed}.png", seed) for seed in range(count)],
+        [some_image(tmp_path / f"{seed}.png", seed) for seed in range(count)],
         tmp_path / "out",
-        folders.written_for,
+        Prediction.save,
     )
 
-    def taking(found, *arguments):
+    def taking(found, *arguments, **options):
         if found.name == str(count - 1):
             while not (out / "0-depth.png").exists():
                 time.sleep(0.01)
             (out / "0-depth.png").unlink()
-        return real(found, *arguments)
+        return real(found, *arguments, **options)
 
-    with mock.patch.object(folders, "written_for", taking):
+    with mock.patch.object(Prediction, "save", taking):
         _, bad = predict_files(predictor, paths, out, progress=False)
     assert len(bad) == 1 and "0-depth.png was deleted during the run" in bad[0]
 
@@ -404,7 +407,7 @@ def test_a_result_that_is_taken_away_is_named(count, predictor, tmp_path):
     ],
 )
 def test_numbers_that_nobody_can_mean_are_refused_in_a_sentence(words, tmp_path):
-    picture(tmp_path / "a.png")
+    some_image(tmp_path / "a.png")
     done = command_here(*words, folder=tmp_path, check=1)
     assert (
         done.stderr.count("\n") == 1
@@ -422,8 +425,9 @@ def test_numbers_that_nobody_can_mean_are_refused_in_a_sentence(words, tmp_path)
         ("2>&1 | true; exit ${PIPESTATUS[0]}", (0, 141)),
     ],
 )
-def test_an_output_that_nobody_reads_is_no_traceback(where, code, tmp_path):
-    line = f"{shlex.quote(sys.executable)} -c 'import sys; from dpt_nb.commands import main; sys.argv[0] = \"dpt_train\"; sys.exit(main())' --list 2>err {where}"
+def test_an_output_that_nobody_reads_is_not_a_traceback(where, code, tmp_path):
+    program = "import sys; from dpt_nb.commands import main; sys.argv[0] = 'dpt_train'; sys.exit(main())"
+    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} --list 2>err {where}"
     line = line.replace("2>err 2>&1", "2>&1")
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     said = done.stderr + ((tmp_path / "err").read_text() if (tmp_path / "err").exists() else "")
@@ -434,7 +438,7 @@ def test_an_output_that_nobody_reads_is_no_traceback(where, code, tmp_path):
 
 
 def test_a_hidden_folder_of_ours_is_cleared_and_one_in_its_place_is_refused(predictor, tmp_path):
-    path, out = picture(tmp_path / "a.png"), tmp_path / "out"
+    path, out = some_image(tmp_path / "a.png"), tmp_path / "out"
     (out / WORK / "tmpabc").mkdir(parents=True)
     (out / WORK / "tmpabc" / "half.png").write_text("half")
     predict_files(predictor, [path], out, progress=False)

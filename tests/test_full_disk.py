@@ -1,4 +1,5 @@
-"Every command that writes, on disks that are too small for what it writes: one sentence, nothing damaged, nothing left over, and the work can be gone on with."
+"""Every command that writes, on disks that are too small for what it writes: one sentence, nothing damaged, nothing
+left over, and the work can be gone on with."""
 
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 from conftest import changes
 from PIL import Image
 
-from dpt_nb.network.dpt import create_model
+from dpt_nb.network.zoo import create_model
 
 HERE = Path(__file__).parent
 BIG = 600_000  # kilobytes: enough for anything here
@@ -75,7 +76,7 @@ def on_disk(place, kilobytes, before, words, keep=None):
 
 
 def try_sizes(tmp_path, before, words, shares, room=0):
-    "A command on disks with shares of the room that it needs beyond what is there. Returns (share, what came of it) of each."
+    "A command on disks with a fraction of the room that it needs. Returns (fraction, what came of it) of each."
     place = tmp_path / "disk"
     place.mkdir()
     need = on_disk(place, BIG, before, words)
@@ -175,7 +176,7 @@ def test_making_data(things, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_judging(things, demo, tmp_path):
+def test_evaluating(things, demo, tmp_path):
     model, data = demo / "runs" / "demo" / "model", demo / "data"
     words = ["dpt_eval", "--model", model, "--data-root", data, "--count", "4", "--out", "report"]
     codes = [check_outcome(*pair) for pair in try_sizes(tmp_path, things / "empty", words, [0.05, 0.6])]

@@ -1,6 +1,8 @@
-"""Damaged and hostile files through every command that reads them: a sentence and an exit code, never a traceback, a hang, memory without end or a file elsewhere.
+"""Damaged and hostile files through every command that reads them: a sentence and an exit code, never a traceback, a
+hang, memory without end or a file elsewhere.
 
-`pytest tests/test_fuzz_commands.py --slow` prints a table. The tries are the same every time; DPT_NB_SEED and DPT_NB_TRIES change them, and the folders of those that failed are kept.
+`pytest tests/test_fuzz_commands.py --slow` prints a table. The tries are the same every time; DPT_NB_SEED and
+DPT_NB_TRIES change them, and the folders of those that failed are kept.
 """
 
 import json
@@ -83,8 +85,8 @@ KINDS = [  # name, what is copied, the file in it that is damaged, how often, th
         for kind, times in dict(png=14, jpg=12, gif=8, tiff=14, webp=8).items()
     ],
     ("film", "film.mp4", "", 10, PREDICT),
-    ("zip of weights", "model.pth", "", 14, ["dpt_convert", "{file}", "out/converted", "--like", "dpt_tiny_scenes"]),
-    ("zip of weights", "model.pth", "", 8, [*MODEL, "--like", "dpt_tiny_scenes"]),
+    ("zip of weights", "model.pth", "", 14, ["dpt_convert", "{file}", "out/converted", "--variant", "dpt_tiny_scenes"]),
+    ("zip of weights", "model.pth", "", 8, [*MODEL, "--variant", "dpt_tiny_scenes"]),
     ("safetensors", "model", "model.safetensors", 10, MODEL),
     (
         "safetensors",
@@ -143,11 +145,12 @@ def make_subjects(place: Path) -> None:
     from PIL import Image
 
     from dpt_nb.commands import main
-    from dpt_nb.data.datasets import make_folder
-    from dpt_nb.data.sampling import make_miniature
+    from dpt_nb.data.folder import make_folder
+    from dpt_nb.data.registry import make_miniature
     from dpt_nb.inference.video import VideoWriter
     from dpt_nb.training.loop import train
-    from dpt_nb.training.recipes import change_recipe, get_recipe
+    from dpt_nb.training.recipe_fields import change_recipe
+    from dpt_nb.training.recipes import get_recipe
     from dpt_nb.weights.load import load_checkpoint
 
     photo = Image.fromarray(
@@ -168,7 +171,8 @@ def make_subjects(place: Path) -> None:
         np.save(depth.with_suffix(".npy"), np.asarray(Image.open(depth), dtype=np.float32) / 1000)
         depth.unlink()
     rows = [
-        f"rgb/{index:06}.png,depth/{index:06}.png,label/{index:06}.png,{'held_out' if index == 3 else 'train'},100,100,64,48"
+        ",".join(f"{kind}/{index:06}.png" for kind in ("rgb", "depth", "label"))
+        + f",{'held_out' if index == 3 else 'train'},100,100,64,48"
         for index in range(4)
     ]
     (place / "listed" / "files.csv").write_text("\n".join(["image,depth,label,split,fx,fy,cx,cy", *rows]) + "\n")
@@ -511,7 +515,8 @@ def test_no_damaged_file_is_more_than_a_sentence(tmp_path, capsys):
         print(
             "\n" + table(found),
             *(
-                f"try {each['number']}: {each['kind']}, {each['how']}, {each['command']}: {each['end']} {each['strays']} {' '.join(each['said'])[:200]}"
+                f"try {each['number']}: {each['kind']}, {each['how']}, {each['command']}: {each['end']} "
+                f"{each['strays']} {' '.join(each['said'])[:200]}"
                 for each in bad
             ),
             sep="\n",

@@ -1,4 +1,4 @@
-"Images from strangers: every format, files damaged in many ways, small files that claim to be large, and the memory that large ones take."
+"Hostile images: every format, files damaged in many ways, small files that claim to be large, and memory."
 
 import io
 import os
@@ -17,10 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dpt_nb.images.images import IMAGE_FORMATS, ImageError, find_images, left_out, read_image, to_image, unreadable
+from dpt_nb.images.files import ImageError
+from dpt_nb.images.images import IMAGE_FORMATS, find_images, left_out, read_image, to_image, unreadable
 from dpt_nb.inference.outputs import read_map
 from dpt_nb.inference.predictor import Predictor
-from dpt_nb.network.dpt import create_model
+from dpt_nb.network.zoo import create_model
 
 
 def photograph(size=(120, 80)):
@@ -187,7 +188,7 @@ BOMBS = {
 }
 READ = """
 import resource, sys, time
-from dpt_nb.images.images import ImageError, read_image
+from dpt_nb.images.files import ImageError; from dpt_nb.images.images import read_image
 from dpt_nb.inference.outputs import read_map
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:
@@ -231,7 +232,7 @@ def test_a_program_that_is_called_an_image_is_not_run(start, name, tmp_path, mon
     (tmp_path / "gs").chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.environ["PATH"])
     (tmp_path / name).write_bytes(start)
-    with pytest.raises(ImageError, match="not a picture in a format that is read here|damaged"):
+    with pytest.raises(ImageError, match="not an image in a format that is read here|damaged"):
         read_image(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
@@ -306,7 +307,7 @@ def test_above_the_budget_an_image_is_tiled_and_says_so(predictor, tmp_path):
         and "seen in tiles of 96×128" in found.note
         and found["depth"].shape == (1, 400, 500)
     )
-    assert torch.equal(found["depth"], narrow.windows(tmp_path / "photo.png", progress=False)["depth"])
+    assert torch.equal(found["depth"], narrow.predict_tiled(tmp_path / "photo.png", progress=False)["depth"])
     facts = found.save(tmp_path / "out")
     assert facts["note"] == found.note and read_map(tmp_path / "out" / facts["label"]["file"]).shape == (400, 500)
     assert not predictor(tmp_path / "photo.png").note
@@ -317,7 +318,8 @@ import resource, sys
 from dpt_nb.all import *
 import torch
 torch.manual_seed(0)
-model = create_model("dpt_tiny", heads=dict(depth=dict(output="exp"), label=dict(classes=int(sys.argv[3]))), image_size=[384, 384])
+heads = dict(depth=dict(output="exp"), label=dict(classes=int(sys.argv[3])))
+model = create_model("dpt_tiny", heads=heads, image_size=[384, 384])
 predictor = Predictor(model, "cpu", max_memory=float(sys.argv[2]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = predictor(sys.argv[1])
@@ -329,7 +331,8 @@ print("more by", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "k
 @pytest.mark.slow
 @pytest.mark.parametrize("side, classes, max_memory, most", [(8000, 150, 2**40, 2.6e9), (2000, 20, 5e7, 0.5e9)])
 def test_the_memory_of_large_images(side, classes, max_memory, most, tmp_path):
-    "8000×8000 as floats are 0.77 GB, depth 0.26 and labels 0.51; logits of 150 classes would be 38. 2000×2000 as a whole are more than the budget."
+    """8000×8000 as floats are 0.77 GB, depth 0.26 and labels 0.51; logits of 150 classes would be 38. 2000×2000 as a
+    whole are more than the budget."""
     photograph((side, side)).save(tmp_path / "large.png", compress_level=1)
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, "large.png", str(max_memory), str(classes)],

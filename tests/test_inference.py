@@ -1,4 +1,4 @@
-"From a picture to files: what crosses several chapters, and what needs a process of its own."
+"From an image to files: what crosses several notebooks, and what needs a process of its own."
 
 import json
 import os
@@ -17,13 +17,16 @@ from PIL import Image
 
 from dpt_nb.commands import main
 from dpt_nb.images.images import read_image, write_image
-from dpt_nb.inference.folders import predict_files, read_predictions
+from dpt_nb.inference.folders import predict_files
 from dpt_nb.inference.outputs import read_map
 from dpt_nb.inference.point_clouds import read_ply
-from dpt_nb.inference.predictor import Predictor, fit_size, resize_policy
+from dpt_nb.inference.predictor import Predictor
+from dpt_nb.inference.resizing import fit_size, resize_policy
+from dpt_nb.inference.result_folder import read_predictions
 from dpt_nb.inference.video import VideoWriter, read_video
-from dpt_nb.network.dpt import config_for, create_model
-from dpt_nb.scenes.scenes import classes, random_scene, render
+from dpt_nb.network.zoo import config_for, create_model
+from dpt_nb.scenes.raycast import classes, render
+from dpt_nb.scenes.scenes import random_scene
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def official_resize(height, width, target_height, target_width, multiple, method
         ("depth_anything_v2_small", 14),
     ],
 )
-def test_published_networks_see_pictures_at_their_authors_sizes(name, patch):
+def test_published_networks_see_images_at_their_authors_sizes(name, patch):
     native, multiple, method = resize_policy(config_for(name), patch)
     for height, width in [
         (375, 1242),
@@ -114,10 +117,13 @@ def test_every_way_in_gives_the_same(saved, rooms):
     assert len(predictor(torch.stack([image, image, image]))) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_folder_run_leaves_whole_files_and_goes_on(saved, rooms, tmp_path):
     words = ["dpt_predict", rooms, "--model", saved, "--outputs", "png,npy,colour"]
     command_here(*words, "--out", tmp_path / "at once", folder=tmp_path, check=0)
-    slow = "import sys, time, dpt_nb.inference.folders as f; old = f.written_for; f.written_for = lambda *a: (time.sleep(0.3), old(*a))[1]; from dpt_nb.commands import main; sys.exit(main(sys.argv[1:]))"
+    slow = "import sys, time; from dpt_nb.inference.prediction import Prediction as P; old = P.save; "
+    slow += "P.save = lambda *a, **k: (time.sleep(0.3), old(*a, **k))[1]; from dpt_nb.commands import main; "
+    slow += "sys.exit(main(sys.argv[1:]))"
     running = subprocess.Popen(
         [sys.executable, "-c", slow, *map(str, words), "--out", str(tmp_path / "out")],
         cwd=tmp_path,
@@ -264,7 +270,7 @@ sys.exit(code)
 
 
 @pytest.mark.slow
-def test_a_picture_of_12000_by_9000_in_less_than_3_gb(saved, tmp_path):
+def test_an_image_of_12000_by_9000_in_less_than_3_gb(saved, tmp_path):
     small = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     Image.fromarray(small).resize((12000, 9000), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg")
     words = [

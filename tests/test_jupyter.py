@@ -1,4 +1,4 @@
-"The launch cell in a kernel of a running JupyterLab: its progress arrives in the cell, and the stop button ends every process."
+"The launch cell in a kernel of a running JupyterLab: progress arrives in it, and the stop button ends every process."
 
 import asyncio
 import json
@@ -62,7 +62,7 @@ async def run_cell(server, kernel, code, seen=None):
 
 
 def kernel_process(folder):
-    "The kernel's process, the child of the server that ipykernel runs in: just started, it may still be a copy of the server."
+    "The kernel's process, the server's child that runs ipykernel: just started, it may still be a copy of the server."
     found = lambda: [
         process
         for process in psutil.process_iter(["cmdline", "cwd"])

@@ -17,12 +17,17 @@ import torch
 from conftest import alive, changes, command, command_here, wait_until
 from safetensors.torch import load_file
 
-from dpt_nb.data.datasets import DatasetError, make_folder
-from dpt_nb.data.sampling import open_dataset
-from dpt_nb.training.launch import launch, recipe_words
-from dpt_nb.training.loop import TrainingError, run_words
-from dpt_nb.training.recipes import change_recipe, get_recipe
-from dpt_nb.workbench.training_room import Sitting
+import dpt_nb.training.loop
+from dpt_nb.data.datasets import DatasetError
+from dpt_nb.data.folder import make_folder
+from dpt_nb.data.registry import open_dataset
+from dpt_nb.training.launch import launch
+from dpt_nb.training.loop import run_words
+from dpt_nb.training.processes import recipe_words
+from dpt_nb.training.recipe_fields import change_recipe
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run_folder import TrainingError
+from dpt_nb.workbench.training_room import BackgroundRun
 
 SMALL = [
     "loop.steps=20",
@@ -43,8 +48,9 @@ LONG = [
 SCRIPT = """
 import json, sys
 from dpt_nb.training.launch import launch
-from dpt_nb.training.recipes import change_recipe, get_recipe
-from dpt_nb.training.loop import Stopped
+from dpt_nb.training.recipe_fields import change_recipe
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run_folder import Stopped
 given = json.loads(sys.argv[1])
 try:
     launch(change_recipe(get_recipe(given.pop("recipe")), given.pop("assignments")), progress=False, cpu=True, **given)
@@ -149,7 +155,8 @@ def test_two_processes_follow_one(data, straight, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_that_share_batch_norms_follow_one(data, tmp_path):
-    "Depth and labels, with plain gradient descent, which shows a gradient of the wrong size as well. (Adam divides by the size of the gradient, which before a batch norm can be rounding alone.)"
+    """Depth and labels, with plain gradient descent, which shows a gradient of the wrong size as well. (Adam divides by
+    the size of the gradient, which before a batch norm can be rounding alone.)"""
     heads = {"depth": dict(output="exp", hidden=16), "label": dict(classes=12, dropout=0.0)}
     joint, runs = get_recipe("rooms_joint", model=dict(changes=dict(heads=heads, batch_norm=True))), {}
     for name, processes, synchronised, steps in (
@@ -261,6 +268,7 @@ def test_forks_listen_on_this_machine_only_and_one_that_is_killed_is_named(data,
     assert not list(tmp_path.glob("dpt_nb-*"))
 
 
+@pytest.mark.slow
 def test_fresh_processes_listen_on_this_machine_only_and_end_with_their_launcher(data, tmp_path):
     running = begin(
         change_recipe(DEPTH, LONG), tmp_path, out="run", data_root=data, num_processes=2, method="fresh", workers=1
@@ -268,7 +276,9 @@ def test_fresh_processes_listen_on_this_machine_only_and_end_with_their_launcher
     family = reached(tmp_path / "run", 3, running)
     assert listened([psutil.Process(running.pid), *family]) == {"127.0.0.1"}
     launcher = next(
-        process for process in psutil.Process(running.pid).children() if "dpt_nb.training.launch" in process.cmdline()
+        process
+        for process in psutil.Process(running.pid).children()
+        if "dpt_nb.training.processes" in process.cmdline()
     )
     launcher.kill()
     said = running.communicate(timeout=300)[0]
@@ -316,8 +326,8 @@ def test_an_error_of_one_process_is_told_in_its_words(data, tmp_path):
 
 def test_an_unforeseen_error_is_told_with_its_traceback(data, tmp_path, monkeypatch):
     before = set(here())
-    monkeypatch.setattr("dpt_nb.training.loop.batch_loss", lambda *inputs: 1 / 0)
-    with pytest.raises(TrainingError, match="(?s)Traceback.*piece_loss.*ZeroDivisionError"):
+    monkeypatch.setattr(dpt_nb.training.loop, "batch_loss", lambda *inputs: 1 / 0)
+    with pytest.raises(TrainingError, match="(?s)Traceback.*part_loss.*ZeroDivisionError"):
         launch(DEPTH, tmp_path / "run", data, num_processes=2, method="fork", cpu=True, workers=0, progress=False)
     assert set(here()) <= before
 
@@ -432,7 +442,7 @@ def test_names_reach_the_training_as_they_are(odd, tmp_path, monkeypatch):
         words = words[words.index("dpt_nb.training.loop") + 1 :]
         assert not list(tmp_path.rglob("pwned"))
         parsed = mock.MagicMock()
-        monkeypatch.setattr("dpt_nb.training.loop.train", parsed)
+        monkeypatch.setattr(dpt_nb.training.loop, "train", parsed)
         run_words(words)
         (given, out, data_root, *_, trackers), _ = parsed.call_args
         assert (out, data_root, trackers) == (f"{name}/run", odd, (odd,)) and given.data.train == recipe.data.train
@@ -447,7 +457,8 @@ def test_names_reach_the_training_as_they_are(odd, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("told", ["all", "launcher"])
 def test_the_script_stops_in_time_and_resumes(data, tmp_path, told):
-    "Slurm's commands are imitated: `srun` runs, `scancel` signals all processes of the step as Slurm does, or the launcher only, `scontrol` notes what was asked."
+    """Slurm's commands are imitated: `srun` runs, `scancel` signals all processes of the step as Slurm does, or the
+    launcher only, `scontrol` notes what was asked."""
     script = launch(
         change_recipe(DEPTH, ["loop.steps=60"]),
         tmp_path / "run",
@@ -463,7 +474,9 @@ def test_the_script_stops_in_time_and_resumes(data, tmp_path, told):
         "srun": '#!/bin/bash\nshift\necho $$ > step\nexec "$@"\n',
         "scontrol": "#!/bin/bash\nif [ $1 = show ]; then echo localhost; else echo $@ >> asked; fi\n",
         "scancel": in_python(
-            f"import psutil, signal\nstep = psutil.Process(int(open('step').read())); family = step.children(recursive=True)\nfor process in (step, {everyone}): process.send_signal(signal.SIGINT)"
+            "import psutil, signal\nstep = psutil.Process(int(open('step').read()))\n"
+            f"family = step.children(recursive=True)\n"
+            f"for process in (step, {everyone}): process.send_signal(signal.SIGINT)"
         ),
     }.items():
         (commands / name).write_text(text)
@@ -504,7 +517,7 @@ def test_the_script_stops_in_time_and_resumes(data, tmp_path, told):
 
 @pytest.mark.slow
 def test_the_training_room_says_what_one_of_several_processes_said(tmp_path):
-    sitting = Sitting(
+    sitting = BackgroundRun(
         [
             "rooms_tiny",
             "--cpu",

@@ -1,4 +1,5 @@
-"Two real processes with unequal shares of a set, even no share at all, must agree on every metric with one process that has it all."
+"""Two real processes with unequal shares of a set, even no share at all, must agree on every metric with one process
+that has it all."""
 
 import math
 import tempfile
@@ -19,7 +20,8 @@ SHARES = [
 
 
 def _set():
-    "Five images, the same in every process: depth, labels, and ordinal pairs in uneven numbers. Image 3 has no truth of any kind."
+    """Five images, the same in every process: depth, labels, and ordinal pairs in uneven numbers. Image 3 has no truth
+    of any kind."""
     generator = torch.Generator().manual_seed(0)
     target = 10 * torch.rand(5, 1, 12, 16, generator=generator)
     target[2] *= torch.rand(12, 16, generator=generator) < 0.3

@@ -1,12 +1,13 @@
-"A DPT with random weights learns one room by heart, edges included. Chapter 51 shows the same for another room at every run; this one is slow."
+"A DPT with random weights overfits one room, edges included. `training.loop` shows it for another room."
 
 import pytest
 import torch
 import torch.nn.functional as functional
 
-from dpt_nb.network.dpt import create_model
+from dpt_nb.network.zoo import create_model
 from dpt_nb.objective.losses import gradient_matching_loss
-from dpt_nb.scenes.scenes import random_scene, render
+from dpt_nb.scenes.raycast import render
+from dpt_nb.scenes.scenes import random_scene
 
 
 def sharpness(prediction, truth):
@@ -17,7 +18,7 @@ def sharpness(prediction, truth):
 
 
 @pytest.mark.slow
-def test_one_room_by_heart():
+def test_overfits_one_room():
     torch.manual_seed(1)
     room = render(random_scene("rooms", seed=5))
     image, truth = room["image"][None], room["depth"][None]

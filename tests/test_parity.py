@@ -1,6 +1,7 @@
-"""DPT against other implementations with the same random weights: the same numbers, the same gradients, the same unused parts.
+"""DPT against other implementations with the same random weights: same numbers, same gradients, same unused parts.
 
-The weights go by way of a folder on disk, so that writing there, opening here, renaming, and every layer of the network are tested together."""
+The weights go by way of a folder on disk, so that writing there, opening here, renaming, and every layer of the network
+are tested together."""
 
 import json
 import re
@@ -28,8 +29,10 @@ from transformers import (
 )
 from transformers import DPTConfig as PeerConfig
 
-from dpt_nb.network.dpt import DPT, create_model
-from dpt_nb.weights.load import load_checkpoint, open_checkpoint, remap_state_dict, rows_of
+from dpt_nb.network.dpt import DPT
+from dpt_nb.network.zoo import create_model
+from dpt_nb.weights.key_maps import key_rules, remap_state_dict
+from dpt_nb.weights.load import load_checkpoint, open_checkpoint
 
 transformers.utils.logging.disable_progress_bar()
 TOLERANCE = 2e-5  # of the largest value; rounding in float32 leaves some 1e-6
@@ -133,13 +136,13 @@ PEERS = {  # what to build, and sizes: its native one first
 }
 
 
-def picture(*size, batch=2):
+def image_of(*size, batch=2):
     return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
 
 
 @torch.no_grad()
 def shaken(peer, size, amount=0.05, middle=2, head="head"):
-    "Other weights: nothing is left at 0 or 1, and the last convolution is scaled so that the output varies and seldom ends at ReLU's 0."
+    "Other weights: nothing is left at 0 or 1, and the output is scaled to vary and seldom end at ReLU's 0."
     for name, parameter in peer.named_parameters():
         by_place = re.search("position_embeddings|pos_embed|cls_token|position_bias_table", name)
         parameter.add_((0.5 if by_place else amount) * torch.randn_like(parameter))
@@ -149,7 +152,7 @@ def shaken(peer, size, amount=0.05, middle=2, head="head"):
             module.running_var.uniform_(0.5, 1.5)
     last, said = [module for module in getattr(peer, head).modules() if isinstance(module, nn.Conv2d)][-1], []
     hook = last.register_forward_hook(lambda module, inputs, output: said.append(output))
-    peer.eval()(picture(*size))
+    peer.eval()(image_of(*size))
     hook.remove()
     spread = said[0].std()
     last.weight.div_(spread)
@@ -171,9 +174,10 @@ class Pair:
         theirs = said.logits if hasattr(said, "logits") else said.predicted_depth[:, None]
         if theirs.shape[-2:] == image.shape[-2:]:
             return theirs, next(iter(self.ours(image).values()))
-        # The peer doubles four times whatever the patch: from patches of 14 comes a map 16/14 as large as the picture. Ours is asked for that size.
+        # The peer doubles four times whatever the patch: patches of 14 give a map 16/14 as large as the image.
+        # Ours is asked for that size.
         head = next(iter(self.ours.heads.values()))
-        return theirs, head(self.ours.look(image)["fused"], tuple(theirs.shape[-2:]))
+        return theirs, head(self.ours.forward_features(image)["fused"], tuple(theirs.shape[-2:]))
 
 
 def open_pair(name, make, sizes, folder, amount=0.05):
@@ -195,7 +199,7 @@ def difference(theirs, mine):
 
 
 def smallest_cosine(model, theirs):
-    "Over all parameters of a model that were used, against gradients under the same names; where one is practically zero the other has to be."
+    "Over all used parameters, against gradients of the same names; where one is practically zero the other has to be."
     used = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     typical, cosines = torch.cat([theirs[name].flatten() for name in used]).square().mean().sqrt(), {}
     for name in used:
@@ -228,7 +232,7 @@ def test_the_same_predictions_and_gradients(pair, parity_rows, tmp_path):
         native = size == pair.sizes[0]
         pair.ours.zero_grad(), pair.peer.zero_grad()
         with torch.set_grad_enabled(native):
-            theirs, mine = pair.answers(picture(*size))
+            theirs, mine = pair.answers(image_of(*size))
         found, cosine = difference(theirs.detach(), mine.detach()), None
         if native:
             weight = torch.rand(theirs.shape, generator=torch.Generator().manual_seed(1))
@@ -237,7 +241,7 @@ def test_the_same_predictions_and_gradients(pair, parity_rows, tmp_path):
                 gradients_as_saved(pair.peer, tmp_path),
                 json.loads((pair.folder / "config.json").read_text()),
             )
-            cosine = smallest_cosine(pair.ours, remap_state_dict(saved, rows_of("transformers", saved, config))[0])
+            cosine = smallest_cosine(pair.ours, remap_state_dict(saved, key_rules("transformers", saved, config))[0])
             assert {
                 name.split(".")[0] for name, parameter in pair.ours.named_parameters() if parameter.grad is None
             } <= {"auxiliary"}
@@ -247,7 +251,7 @@ def test_the_same_predictions_and_gradients(pair, parity_rows, tmp_path):
 
 def test_what_we_leave_out_is_what_receives_no_gradient(pair, tmp_path):
     pair.peer.zero_grad(set_to_none=True)
-    pair.answers(picture(*pair.sizes[0]))[0].sum().backward()
+    pair.answers(image_of(*pair.sizes[0]))[0].sum().backward()
     unused = {
         name
         for name, gradient in gradients_as_saved(pair.peer, tmp_path).items()
@@ -281,12 +285,12 @@ def test_training_gives_the_same_logits_auxiliary_logits_and_statistics(tmp_path
     pair.peer.auxiliary_head.head[3].p = 0
     asked = []
     pair.peer.auxiliary_head.register_forward_hook(lambda module, inputs, output: asked.append(output))
-    image = picture(96, 96, batch=3)
+    image = image_of(96, 96, batch=3)
     with torch.no_grad():
         logits = pair.peer((image - 0.5) / 0.5).logits
-        fused = pair.ours.look(image)["fused"]
+        fused = pair.ours.forward_features(image)["fused"]
         mine = pair.ours.heads["label"](fused, (96, 96))
-        # transformers asks its auxiliary head about the last fused map; isl-org/DPT and we about the one before (`path_2`).
+        # transformers' auxiliary head reads the last fused map; isl-org/DPT's and ours the one before (`path_2`).
         # So the head alone is compared, on the last map.
         auxiliary = pair.ours.auxiliary([fused[-1], fused[-1]])
     assert difference(logits, mine) <= TOLERANCE
@@ -325,7 +329,7 @@ SMP = [  # segmentation_models_pytorch's names → ours
 
 
 def smp_names(tensors):
-    "Under our names; blocks after the last tap, final norm, classifier, and the first unit of the deepest step have none."
+    "Under our names; blocks after the last tap, final norm, classifier, the deepest step's first unit have none."
     found = {}
     for name, tensor in tensors.items():
         if not re.match(
@@ -349,7 +353,7 @@ def test_the_same_as_segmentation_models_pytorch(readout, size, parity_rows):
         "tu-vit_tiny_patch16_224", encoder_weights=None, encoder_output_indices=[1, 3, 4, 7], img_size=size, **decoder
     )
     shaken(peer, size, head="segmentation_head")
-    # The peer also sends the deepest level through a unit of its own before the first step. isl-org/DPT and we have none there:
+    # The peer also sends the deepest level through a unit of its own before the first step, isl-org/DPT and we do not:
     # made to add nothing, the rest coincides.
     deepest = peer.decoder.fusion_blocks[0].residual_conv_block1.batch_norm_2
     nn.init.zeros_(deepest.weight), nn.init.zeros_(deepest.bias)
@@ -362,7 +366,7 @@ def test_the_same_as_segmentation_models_pytorch(readout, size, parity_rows):
     )
     ours = create_model("vit_tiny_patch16_224", taps=[1, 3, 4, 7], image_size=list(size), **decoder).eval()
     ours.load_state_dict(smp_names(peer.state_dict()))
-    image = picture(*size)
+    image = image_of(*size)
     theirs, mine = peer((image - ours.mean) / ours.std), ours(image)["label"]
     weight = torch.rand(theirs.shape, generator=torch.Generator().manual_seed(1))
     (theirs * weight).sum().backward(), (mine * weight).sum().backward()
@@ -462,7 +466,7 @@ def test_the_same_as_a_slow_reference_in_float64_at_a_wide_size(size, tmp_path, 
     weights = random_tensors(isl_org_vit())
     weights["scratch.output_conv.4.bias"] += 1
     torch.save(weights, tmp_path / "depth.pt")
-    ours, image = load_checkpoint(tmp_path / "depth.pt"), picture(*size)
+    ours, image = load_checkpoint(tmp_path / "depth.pt"), image_of(*size)
     with torch.no_grad():
         theirs, mine = isl_org_in_float64(weights, image, heads=2), ours(image)["inverse_depth"]
     found = difference(theirs, mine)
@@ -474,7 +478,7 @@ def test_the_same_as_a_slow_reference_in_float64_at_a_wide_size(size, tmp_path, 
 def test_segmentation_and_its_auxiliary_logits_are_those_of_the_slow_reference(size, tmp_path, parity_rows):
     weights = random_tensors(isl_org_vit(classes=7))
     torch.save(weights, tmp_path / "labels.pt")
-    ours, image = load_checkpoint(tmp_path / "labels.pt"), picture(*size)
+    ours, image = load_checkpoint(tmp_path / "labels.pt"), image_of(*size)
     ours.training = True  # only so that it gives its auxiliary logits: batch norms and dropout stay as in evaluation
     with torch.no_grad():
         theirs, mine = isl_org_in_float64(weights, image, heads=2, classes=7), ours(image)
@@ -485,7 +489,9 @@ def test_segmentation_and_its_auxiliary_logits_are_those_of_the_slow_reference(s
 
 
 def resnet_in_float64(weights, image, stages):
-    """The hybrid's ResNet in the order of timm 0.4.5, which isl-org/DPT was trained with (`resnetv2.py`, `std_conv.py`), in float64.
+    """The hybrid's ResNet in float64, in the order of timm 0.4.5, which isl-org/DPT was trained with.
+
+    See its `resnetv2.py` and `std_conv.py`.
 
     Returns the map of each stage."""
 
@@ -524,9 +530,9 @@ def test_the_hybrids_resnet_is_that_of_the_code_it_was_trained_with(name, tmp_pa
             spread = torch.logspace(-3, 0, len(weights[key])).reshape(-1, 1, 1, 1)
             weights[key] = spread * torch.randn(weights[key].shape, generator=torch.Generator().manual_seed(len(key)))
     torch.save(weights, tmp_path / name)
-    ours, image = load_checkpoint(tmp_path / name), picture(96, 160)
+    ours, image = load_checkpoint(tmp_path / name), image_of(96, 160)
     with torch.no_grad():
-        taps = ours.look(image)["taps"]
+        taps = ours.forward_features(image)["taps"]
     for theirs, mine in zip(resnet_in_float64(weights, image, stages=2), taps):
         found = difference(theirs, mine)
         parity_rows.append(
@@ -603,6 +609,6 @@ def test_the_same_predictions_at_full_size(name, make, sizes, tmp_path, parity_r
     shutil.rmtree(tmp_path / "peer")
     for size in sizes:
         with torch.no_grad():
-            found = difference(*pair.answers(picture(*size, batch=1)))
+            found = difference(*pair.answers(image_of(*size, batch=1)))
         parity_rows.append((f"transformers: {name}", size, found, None))
         assert found <= TOLERANCE, f"{size}: {found:.1e}"

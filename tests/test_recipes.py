@@ -1,4 +1,5 @@
-"The recipes that repeat the Toolbox's published runs, beside what mmcv 1.3.13 and the Toolbox's code do, written anew in double precision."
+"""The recipes that repeat the Toolbox's published runs, beside what mmcv 1.3.13 and the Toolbox's code do, written anew
+in double precision."""
 
 import math
 
@@ -8,28 +9,22 @@ import torch
 from torch import nn
 
 from dpt_nb.data.sampling import training_loader
-from dpt_nb.network.dpt import create_model
+from dpt_nb.network.zoo import create_model
 from dpt_nb.objective.losses import SILogLoss
-from dpt_nb.training.loop import (
-    batch_loss,
-    batch_shares,
-    build_optimizer,
-    build_schedule,
-    kaiming_decoder,
-    parameter_groups,
-    total_steps,
-)
+from dpt_nb.training.batch_loss import batch_fractions, batch_loss
+from dpt_nb.training.optim import build_optimizer, build_schedule, parameter_groups
+from dpt_nb.training.paper_recipes import TOOLBOX_POINTS
+from dpt_nb.training.recipe_fields import change_recipe
 from dpt_nb.training.recipes import (
     RECIPES,
-    TOOLBOX_POINTS,
     build_losses,
     build_transforms,
-    change_recipe,
     difference_table,
     get_recipe,
     recipe_differences,
     recipe_table,
 )
+from dpt_nb.training.train_state import kaiming_decoder, total_steps
 
 PUBLISHED = {"kitti": (23158, 1447, 34728), "nyu": (24231, 1514, 36336)}  # training images, steps an epoch, steps
 LOG_LINES = {  # of the Toolbox's logs: (epoch, step within it) → rate as printed
@@ -158,8 +153,8 @@ def test_silog_is_the_mean_over_eight_gpus_of_two_images(pieces):
     for step in (0, 99, 100):
         parts = [{"depth": part} for part in target.chunk(pieces)]
         found = 0.0
-        for part, guess, share in zip(parts, prediction.chunk(pieces), batch_shares(parts, losses)):
-            backward, shown = batch_loss({"depth": guess}, part, losses, step, shares=share)
+        for part, guess, fraction in zip(parts, prediction.chunk(pieces), batch_fractions(parts, losses)):
+            backward, shown = batch_loss({"depth": guess}, part, losses, step, fractions=fraction)
             found = found + backward
         expected = torch.stack(
             [sigloss(*pair, step < 100) for pair in zip(prediction.split(2), target.split(2))]
@@ -204,7 +199,8 @@ def test_the_decoder_begins_as_mmcv_draws_it():
     drawn = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     modules = dict(model.named_modules())
     convolutions = {name.rpartition(".")[0] for name in drawn}
-    # mmcv's ConvModules: four projections, four 3×3, seven residual units of two, four projections in the fusion, one before the head
+    # mmcv's ConvModules: four projections, four 3×3, seven residual units of two, four projections in the fusion,
+    # one before the head
     assert len(convolutions) == 4 + 4 + 7 * 2 + 4 + 1
     for name in convolutions:
         weight, bias = modules[name].weight, modules[name].bias

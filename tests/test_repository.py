@@ -1,11 +1,14 @@
 "The library is what the notebooks say, README is the front door, and arrows between wings run down."
 
 import ast
+import builtins
 import importlib
 import json
 import re
 
 import pytest
+import torch
+import torchvision
 from chapter_times import ROW, reading_minutes
 from conftest import REPOSITORY
 from draw_map import MAP, chapters, on_map, picked
@@ -23,6 +26,7 @@ EXPORTING = {
 
 NAMES = {path: path.relative_to(REPOSITORY / "nbs").with_suffix("").as_posix() for path in NOTEBOOKS}
 WINGS = [
+    "registry",
     "images",
     "scenes",
     "network",
@@ -157,12 +161,21 @@ def test_no_module_imports_itself_in_a_circle():
     assert not arrows, f"a circle of imports goes through some of {sorted(arrows)}"
 
 
-def test_everything_public_is_in_all():
-    everything = vars(importlib.import_module("dpt_nb.all"))
-    for module in set(EXPORTING.values()) - {"commands"}:
-        home = importlib.import_module(f"dpt_nb.{module}")
-        hidden = [name for name in home.__all__ if everything.get(name) is not getattr(home, name)]
-        assert not hidden, f"in dpt_nb.all {hidden} of {module} are missing or hidden by another chapter's"
+def test_all_has_a_name_for_each_thing_and_shadows_nothing():
+    everything = importlib.import_module("dpt_nb.all")
+    for name in everything.__all__:
+        assert not any(hasattr(other, name) for other in (builtins, torch.nn, torchvision.transforms.v2)), name
+        assert not callable(getattr(torch, name, None)), name
+    assert len(everything.__all__) <= 75
+
+
+@pytest.mark.parametrize("wing", WINGS[1:-1])
+def test_a_wing_gives_its_names(wing):
+    package = importlib.import_module(f"dpt_nb.{wing}")
+    assert 2 <= len(package.__all__) <= 10
+    everything = importlib.import_module("dpt_nb.all")
+    for name in package.__all__:
+        assert getattr(package, name) is getattr(everything, name, getattr(package, name))
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES.get)

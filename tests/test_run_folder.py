@@ -17,13 +17,21 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+import dpt_nb.training.distributed
 import dpt_nb.training.loop
+import dpt_nb.training.train_state
+import dpt_nb.training.validation
 from dpt_nb.data.checks import looked_at
-from dpt_nb.data.datasets import make_folder
-from dpt_nb.data.sampling import open_dataset
-from dpt_nb.images.images import InUse, write_depth, write_label
-from dpt_nb.training.loop import RunInUse, TrainingError, TrainingWarning, rehearse, train
-from dpt_nb.training.recipes import LOSSES, RecipeError, change_recipe, get_recipe
+from dpt_nb.data.folder import make_folder
+from dpt_nb.data.registry import open_dataset
+from dpt_nb.images.files import InUse
+from dpt_nb.images.images import write_depth, write_label
+from dpt_nb.training.dry_run import dry_run
+from dpt_nb.training.loop import train
+from dpt_nb.training.recipe_fields import RecipeError, change_recipe
+from dpt_nb.training.recipes import LOSSES, get_recipe
+from dpt_nb.training.run_folder import RunInUse, TrainingError, TrainingWarning, clear_leftovers
+from dpt_nb.training.run_log import RunLog
 
 OWN = [*SHORT[:4], "data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms", "keep.pictures=0"]
 QUICK = [*SHORT, "keep.pictures=0"]
@@ -139,18 +147,18 @@ def test_files_of_a_run_with_any_content_are_told_in_a_sentence(straight, tmp_pa
 
 
 def test_a_validation_that_was_killed_is_made_up_for(straight, tmp_path):
-    out, judge = tmp_path / "run", dpt_nb.training.loop.judge_now
+    out, evaluate = tmp_path / "run", dpt_nb.training.loop.evaluate_and_keep
 
     def die(run, step):
         if step == 6:
             raise KeyboardInterrupt
-        return judge(run, step)
+        return evaluate(run, step)
 
     recipe = change_recipe(get_recipe("rooms_tiny"), QUICK)
-    with mock.patch("dpt_nb.training.loop.judge_now", die), pytest.raises(KeyboardInterrupt):
+    with mock.patch("dpt_nb.training.loop.evaluate_and_keep", die), pytest.raises(KeyboardInterrupt):
         train(recipe, out, straight / "data", cpu=True, workers=0, progress=False)
     assert (out / "checkpoints" / "step-00000006.pt").exists(), "the state was not saved before the validation"
-    with mock.patch("dpt_nb.training.loop.move", side_effect=AssertionError("a step was made again")):
+    with mock.patch("dpt_nb.training.loop.optimizer_step", side_effect=AssertionError("a step was made again")):
         resumed(straight, out)
     strip = lambda folder: [
         {name: value for name, value in json.loads(line).items() if name != "images_per_second"}
@@ -161,7 +169,7 @@ def test_a_validation_that_was_killed_is_made_up_for(straight, tmp_path):
 
 def test_a_living_run_is_neither_resumed_nor_replaced_nor_cleared(straight, tmp_path):
     recipe, out, refused = change_recipe(get_recipe("rooms_tiny"), QUICK), tmp_path / "run", []
-    write = dpt_nb.training.loop.RunLog.write
+    write = RunLog.write
 
     def meanwhile(self, row):
         write(self, row)
@@ -172,10 +180,10 @@ def test_a_living_run_is_neither_resumed_nor_replaced_nor_cleared(straight, tmp_
                     train(recipe, out, straight / "data", cpu=True, workers=0, progress=False, **options)
                 refused.append(said.value)
             with pytest.raises(RunInUse):
-                dpt_nb.training.loop.clear_leftovers(out)
+                clear_leftovers(out)
             assert (out / ".model.new").exists()
 
-    with mock.patch.object(dpt_nb.training.loop.RunLog, "write", meanwhile):
+    with mock.patch.object(RunLog, "write", meanwhile):
         train(recipe, out, straight / "data", cpu=True, workers=0, progress=False)
     assert [isinstance(error, InUse) for error in refused] == [False, True, True], (
         refused
@@ -186,8 +194,9 @@ def test_a_living_run_is_neither_resumed_nor_replaced_nor_cleared(straight, tmp_
 
 def test_a_reader_that_is_killed_is_named_also_during_a_validation(straight, tmp_path):
     recipe = change_recipe(get_recipe("rooms_tiny"), [*QUICK, "keep.validate_every=1", "loop.steps=40"])
-    for moment in ("evaluate", "save_checkpoint", "move"):
-        original = getattr(dpt_nb.training.loop, moment)
+    loop, validation = dpt_nb.training.loop, dpt_nb.training.validation
+    for module, moment in ((validation, "evaluate"), (loop, "save_checkpoint"), (loop, "optimizer_step")):
+        original = getattr(module, moment)
 
         def kill_first(*words, **options):
             for child in psutil.Process().children():
@@ -195,7 +204,7 @@ def test_a_reader_that_is_killed_is_named_also_during_a_validation(straight, tmp
             time.sleep(1)
             return original(*words, **options)
 
-        with mock.patch(f"dpt_nb.training.loop.{moment}", kill_first):
+        with mock.patch.object(module, moment, kill_first):
             with pytest.raises(
                 TrainingError,
                 match=r"A process that reads samples died .*Killed.* at one of: \S+/rgb/\d{6}\.png.*--resume",
@@ -227,7 +236,7 @@ def test_what_can_be_known_is_refused_before_the_first_step_and_in_a_dry_run(own
 
     def refused(words, *changes, error=TrainingError):
         recipe = change_recipe(get_recipe("rooms_tiny"), [*OWN, *changes])
-        for attempt in (lambda: started(own, *changes), lambda: rehearse(recipe, own, cpu=True, workers=0)):
+        for attempt in (lambda: started(own, *changes), lambda: dry_run(recipe, own, cpu=True, workers=0)):
             with pytest.raises(error) as said:
                 attempt()
             assert all(word in str(said.value) for word in words) and "\n" not in str(said.value), said.value
@@ -271,16 +280,16 @@ def test_trackers_and_folders_that_cannot_be_are_refused_first(straight, tmp_pat
     with pytest.raises(TrainingError, match="There is no tracker 'tensorbord'. There are .*tensorboard"):
         train(recipe, tmp_path / "run", straight / "data", trackers=("tensorbord",), **options)
     with (
-        mock.patch("dpt_nb.training.loop.get_available_trackers", lambda: []),
+        mock.patch.object(dpt_nb.training.distributed, "get_available_trackers", lambda: []),
         pytest.raises(TrainingError, match="needs a package that is not installed: pip install tensorboard"),
     ):
-        rehearse(recipe, straight / "data", cpu=True, workers=0, trackers=("tensorboard",))
+        dry_run(recipe, straight / "data", cpu=True, workers=0, trackers=("tensorboard",))
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
         with pytest.raises(TrainingError, match="cannot be a folder"):
             train(recipe, out, straight / "data", **options)
         with pytest.raises(TrainingError, match="cannot be a folder"):
-            rehearse(recipe, straight / "data", cpu=True, workers=0, out=out)
+            dry_run(recipe, straight / "data", cpu=True, workers=0, out=out)
     with pytest.raises(RecipeError, match="losses.depth is 3"):
         change = change_recipe(recipe, ["losses.depth=3"])
         train(change, tmp_path / "run", straight / "data", **options)
@@ -294,9 +303,7 @@ def test_a_sample_that_fails_on_the_way_names_its_file(own, workers):
     picture.resize((80, 64)).save(entries[0].image)
     write_depth(entries[0].depth, torch.ones(1, 64, 80), 1000.0)
     write_label(entries[0].label, torch.zeros(64, 80, dtype=torch.int64))
-    with mock.patch(
-        "dpt_nb.data.checks.check_before_training", lambda *parts: []
-    ):  # one among many is not looked at before
+    with mock.patch.object(dpt_nb.training.train_state, "check_before_training", lambda *parts: []):  # one among many
         with pytest.raises(TrainingError) as said:
             started(own, "data.transforms=[]", workers=workers, name="sizes")
         assert (
@@ -338,11 +345,11 @@ def test_a_plain_loss_works_from_the_first_step_to_the_report(straight, tmp_path
     with mock.patch.dict(LOSSES["depth"], plain=Plain):
         report = train(recipe, tmp_path / "whole", straight / "data", **options)
         assert report["steps"] == 4 and "abs_rel" in report and report["without_truth"] == {}
-        move = dpt_nb.training.loop.move
+        step = dpt_nb.training.loop.optimizer_step
         with (
             mock.patch(
-                "dpt_nb.training.loop.move",
-                lambda *words: (_ for _ in ()).throw(KeyboardInterrupt) if words[3] == 4 else move(*words),
+                "dpt_nb.training.loop.optimizer_step",
+                lambda state, number: (_ for _ in ()).throw(KeyboardInterrupt) if number == 4 else step(state, number),
             ),
             pytest.raises(KeyboardInterrupt),
         ):

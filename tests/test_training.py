@@ -21,14 +21,21 @@ from safetensors.torch import load_file
 
 import dpt_nb.network.heads
 import dpt_nb.training.loop
-from dpt_nb.data.datasets import make_folder
-from dpt_nb.data.sampling import ResumableSampler, open_dataset
+import dpt_nb.training.validation
+from dpt_nb.data.folder import make_folder
+from dpt_nb.data.registry import open_dataset
+from dpt_nb.data.sampling import ResumableSampler
 from dpt_nb.evaluation.evaluate import evaluate
 from dpt_nb.images.images import write_depth
-from dpt_nb.network.dpt import DPT, create_model
+from dpt_nb.network.dpt import DPT
+from dpt_nb.network.zoo import create_model
 from dpt_nb.objective.losses import DepthLoss
-from dpt_nb.training.loop import TrainingError, TrainingWarning, batch_loss, batch_shares, build_model, train
-from dpt_nb.training.recipes import RecipeError, build_losses, change_recipe, get_recipe
+from dpt_nb.training.batch_loss import batch_fractions, batch_loss
+from dpt_nb.training.loop import train
+from dpt_nb.training.recipe_fields import RecipeError, change_recipe
+from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.run_folder import TrainingError, TrainingWarning
+from dpt_nb.training.train_state import build_model
 
 LONGER = [assignment for assignment in SHORT if not assignment.startswith(("loop.steps", "keep.every"))] + [
     "loop.steps=14",
@@ -149,6 +156,7 @@ run_words(sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(straight, tmp_path):
     words = [
         "rooms_tiny",
@@ -212,12 +220,14 @@ def told_of_a_full_disk(done, out, last, words):
     "The run ended with one sentence, and the state it names can be opened."
     sentence = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert all(part in sentence for part in (str(out), words, "step-%08d.pt" % last, "Make room", "--resume")), sentence
-    assert [path.name for path in sorted((out / "checkpoints").iterdir())][-1] == "step-%08d.pt" % last
-    torch.load(out / "checkpoints" / ("step-%08d.pt" % last), weights_only=True)
+    name = f"step-{last:08d}.pt"
+    assert all(part in sentence for part in (str(out), words, name, "Make room", "--resume")), sentence
+    assert [path.name for path in sorted((out / "checkpoints").iterdir())][-1] == name
+    torch.load(out / "checkpoints" / name, weights_only=True)
     assert not [path for path in (out / "checkpoints").iterdir() if path.name.startswith(".")], "half a file was left"
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_already_written(straight, small_disk, tmp_path):
     state = (straight / "runs" / "rooms_tiny" / "checkpoints" / "step-00000014.pt").stat().st_size
     out = (
@@ -346,13 +356,13 @@ def test_the_rate_that_is_logged_is_the_one_that_was_used(straight, tmp_path):
 
 def test_after_a_loss_that_is_not_a_number_the_way_that_is_named_leads_out(straight, tmp_path):
     out, data = rewound(straight / "runs" / "rooms_tiny", tmp_path / "run", 12), straight / "data"
-    recipe, piece_loss = change_recipe(get_recipe("rooms_tiny"), LONGER), dpt_nb.training.loop.piece_loss
+    recipe, part_loss = change_recipe(get_recipe("rooms_tiny"), LONGER), dpt_nb.training.loop.part_loss
 
-    def breaks_when_fast(recipe, parts, accelerator, inputs, step, share):
-        backward, shown = piece_loss(recipe, parts, accelerator, inputs, step, share)
-        return backward, shown * torch.nan if step == 13 and parts["optimiser"].param_groups[0]["lr"] > 2e-5 else shown
+    def breaks_when_fast(state, inputs, step, fractions):
+        backward, shown = part_loss(state, inputs, step, fractions)
+        return backward, shown * torch.nan if step == 13 and state.optimizer.param_groups[0]["lr"] > 2e-5 else shown
 
-    with mock.patch("dpt_nb.training.loop.piece_loss", breaks_when_fast):
+    with mock.patch("dpt_nb.training.loop.part_loss", breaks_when_fast):
         with pytest.raises(TrainingError) as said:
             train(recipe, out, data, resume=True, cpu=True, workers=0, progress=False)
         words = str(said.value)
@@ -403,16 +413,14 @@ def test_a_finite_loss_with_a_gradient_that_is_not_moves_nothing(straight, tmp_p
     "spoil, words", [pytest.param("weights", "in model.", marks=pytest.mark.slow), ("moments", "in optimiser.")]
 )
 def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight, tmp_path, spoil, words):
-    recipe, move = (
-        change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.every=2", "keep.validate_every=2"]),
-        dpt_nb.training.loop.move,
-    )
+    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.every=2", "keep.validate_every=2"])
+    optimizer_step = dpt_nb.training.loop.optimizer_step
 
-    def spoiling(recipe, parts, accelerator, step):
-        done = move(recipe, parts, accelerator, step)
+    def spoiling(state, step):
+        done = optimizer_step(state, step)
         if step == 4:
-            parameter = next(parts["model"].heads["depth"].parameters())
-            target = parameter.data if spoil == "weights" else parts["optimiser"].state[parameter]["exp_avg_sq"]
+            parameter = next(state.model.heads["depth"].parameters())
+            target = parameter.data if spoil == "weights" else state.optimizer.state[parameter]["exp_avg_sq"]
             target.view(-1)[5] = torch.inf
         return done
 
@@ -421,7 +429,7 @@ def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight,
         if spoil == "weights"
         else f"The state after step 4 holds values that are not finite, {words}"
     )
-    with mock.patch("dpt_nb.training.loop.move", spoiling), pytest.raises(TrainingError, match=expected):
+    with mock.patch("dpt_nb.training.loop.optimizer_step", spoiling), pytest.raises(TrainingError, match=expected):
         train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002.pt"]
     assert all(value.isfinite().all() for value in load_file(tmp_path / "run" / "best" / "model.safetensors").values())
@@ -430,7 +438,8 @@ def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight,
 
 
 def unwell_until(step, function, value):
-    "A part of the network that gives a value in places of pictures that are not trained on, until so many steps have been made."
+    """A part of the network that gives a value in places of images that are not trained on, until so many steps have
+    been made."""
     steps = []
 
     def unwell(*inputs, **options):
@@ -449,29 +458,30 @@ def unwell_until(step, function, value):
     "name, part",
     [("rooms_tiny", "to_depth"), pytest.param("rooms_labels", "SegmentationHead.forward", marks=pytest.mark.slow)],
 )
-def test_predictions_that_are_not_numbers_are_said_and_never_best(straight, tmp_path, name, part):
+def test_predictions_that_are_not_finite_are_an_error_and_never_best(straight, tmp_path, name, part):
     recipe = change_recipe(get_recipe(name), [*SHORT, "keep.validate_every=2", "keep.pictures=0"])
     owner, _, own = f"dpt_nb.network.heads.{part}".rpartition(".")
     function = getattr(pkgutil.resolve_name(owner.replace("heads.", "heads:")), own)
     with mock.patch(f"dpt_nb.network.heads.{part}", unwell_until(100, function, torch.nan)):
         with pytest.raises(
             TrainingError,
-            match=r"(?s)Predictions on held-out samples are not finite \((depth|label)\).*try a lower learning rate",
+            match=r"(?s)Predictions on validation samples are not finite \((depth|label)\).*try a lower learning rate",
         ):
             train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     assert not (tmp_path / "run" / "best").exists() and len(rows(tmp_path / "run")) == 1
 
 
-def test_infinite_predictions_which_can_be_judged_are_said_and_never_best(straight, tmp_path):
+def test_infinite_predictions_that_can_be_evaluated_are_a_warning_and_never_best(straight, tmp_path):
     recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.validate_every=2", "keep.pictures=0"])
     kept, save_model = [], dpt_nb.training.loop.save_model
     note = lambda model, folder: kept.append((folder.name, len(rows(tmp_path / "run")))) or save_model(model, folder)
     with (
         mock.patch("dpt_nb.network.heads.to_depth", unwell_until(3, dpt_nb.network.heads.to_depth, torch.inf)),
-        mock.patch("dpt_nb.training.loop.save_model", note),
+        mock.patch.object(dpt_nb.training.loop, "save_model", note),
     ):
         with pytest.warns(
-            TrainingWarning, match=r"Predictions on held-out samples are not finite \(depth\), so there are no metrics"
+            TrainingWarning,
+            match=r"Predictions on validation samples are not finite \(depth\), so there are no metrics",
         ):
             train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     assert [row["step"] for row in rows(tmp_path / "run") if "abs_rel" in row] == [4, 6]
@@ -606,8 +616,9 @@ def test_validation_of_a_mixture_sees_all_of_its_sets(tmp_path):
         ],
     )
     seen = []
-    with mock.patch(
-        "dpt_nb.evaluation.evaluate.evaluate",
+    with mock.patch.object(
+        dpt_nb.training.validation,
+        "evaluate",
         lambda predictor, dataset, *more, **options: (
             seen.append([dataset[index]["meta"]["path"] for index in range(len(dataset))])
             or evaluate(predictor, dataset, *more, **options)
@@ -715,9 +726,9 @@ def test_a_batch_in_parts_with_unequal_labels_has_the_gradient_of_the_whole():
         model.zero_grad()
         pieces = [{"label": part} for part in labels.chunk(parts)]
         total = 0.0
-        for image, piece, share in zip(images.chunk(parts), pieces, batch_shares(pieces, losses)):
+        for image, piece, fraction in zip(images.chunk(parts), pieces, batch_fractions(pieces, losses)):
             predictions = {name: logits.double() for name, logits in model(image).items()}
-            backward, shown = batch_loss(predictions, piece, losses, shares=share)
+            backward, shown = batch_loss(predictions, piece, losses, fractions=fraction)
             backward.backward()
             total += shown.item()
         return total, {
@@ -767,7 +778,7 @@ def test_a_dry_run_of_few_steps_says_how_long_a_step_takes(straight, tmp_path):
 
 
 def test_a_rise_of_one_step_is_refused_where_epochs_come_to_it(straight, tmp_path):
-    from dpt_nb.training.loop import build_optimizer, build_schedule
+    from dpt_nb.training.optim import build_optimizer, build_schedule
 
     recipe = get_recipe("rooms_tiny", schedule=dict(warm_up=0.25))
     optimizer = build_optimizer(recipe, torch.nn.ModuleDict(dict(heads=torch.nn.Linear(2, 2))))

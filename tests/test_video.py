@@ -1,4 +1,5 @@
-"Films as people have them: on their side, with times of their own, odd and broken; what options do with them; and what smoothing leaves of a moving room."
+"""Films as they come: turned, with odd pixels and times, cut short and broken; what options do with them; and what
+smoothing leaves of a moving room."""
 
 import json
 import math
@@ -18,12 +19,15 @@ av = pytest.importorskip("av", reason="films need PyAV")
 
 from dpt_nb.commands import main  # noqa: E402
 from dpt_nb.inference import video  # noqa: E402
-from dpt_nb.inference.folders import read_predictions  # noqa: E402
+from dpt_nb.inference.films import predict_video  # noqa: E402
 from dpt_nb.inference.outputs import read_map, read_scaled  # noqa: E402
 from dpt_nb.inference.predictor import Predictor  # noqa: E402
-from dpt_nb.inference.video import FilmReader, TemporalSmoother, VideoError, predict_video, read_video  # noqa: E402
-from dpt_nb.network.dpt import create_model  # noqa: E402
-from dpt_nb.scenes.scenes import random_scene, render  # noqa: E402
+from dpt_nb.inference.result_folder import read_predictions  # noqa: E402
+from dpt_nb.inference.smoothing import TemporalSmoother  # noqa: E402
+from dpt_nb.inference.video import FilmReader, VideoError, read_video  # noqa: E402
+from dpt_nb.network.zoo import create_model  # noqa: E402
+from dpt_nb.scenes.raycast import render  # noqa: E402
+from dpt_nb.scenes.scenes import random_scene  # noqa: E402
 
 MODEL = str(Path(__file__).resolve().parent.parent / "dpt_nb" / "weights" / "dpt_tiny_scenes")
 CORNERS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -34,13 +38,13 @@ def predictor():
     return Predictor(create_model("dpt_tiny_scenes", pretrained=True), device="cpu")
 
 
-def corner_picture(height=48, width=64):
+def corner_image(height=48, width=64):
     "Red, green, blue and white quarters, in reading order."
-    picture = np.zeros((height, width, 3), np.uint8)
+    image = np.zeros((height, width, 3), np.uint8)
     rows, columns = (slice(0, height // 2), slice(height // 2, None)), (slice(0, width // 2), slice(width // 2, None))
     for colour, (row, column) in zip(CORNERS.values(), ((0, 0), (0, 1), (1, 0), (1, 1))):
-        picture[rows[row], columns[column]] = colour
-    return picture
+        image[rows[row], columns[column]] = colour
+    return image
 
 
 def corners(image):
@@ -53,7 +57,7 @@ def corners(image):
 
 def write_raw(
     path,
-    pictures,
+    images,
     times=None,
     base=Fraction(1, 25),
     rate=25,
@@ -67,12 +71,12 @@ def write_raw(
     "A film by PyAV itself, not by the code that is tested."
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
-        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], pixels
+        stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], pixels
         stream.codec_context.time_base = base
         if setup:
             setup(container, stream)
-        for index, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(picture, format=form)
+        for index, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format=form)
             frame.pts, frame.time_base = (index if times is None else times[index]), base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -98,7 +102,7 @@ def predict(*words):
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_rotated_films_are_read_and_written_upright(degrees, tmp_path, predictor):
-    stored = np.rot90(corner_picture(), -degrees // 90)  # lies on its side, and a matrix says to turn it back
+    stored = np.rot90(corner_image(), -degrees // 90)  # lies on its side, and a matrix says to turn it back
 
     def turn(container, stream):
         if not hasattr(stream, "set_display_rotation"):
@@ -120,7 +124,7 @@ def test_pixels_that_are_not_square_are_made_square_and_said_so(tmp_path, predic
     def wide(container, stream):
         stream.codec_context.sample_aspect_ratio = Fraction(3, 2)
 
-    film = write_raw(tmp_path / "dv.mp4", [corner_picture()] * 3, setup=wide)
+    film = write_raw(tmp_path / "dv.mp4", [corner_image()] * 3, setup=wide)
     assert next(iter(FilmReader(film))).image.shape == (3, 48, 96)
     entry = predict_video(predictor, film, tmp_path / "out", progress=False)
     assert "3/2 times as wide as high" in entry["note"]
@@ -214,8 +218,8 @@ def test_times_that_begin_below_zero(tmp_path):
     ],
 )
 def test_kinds_of_frames(codec, pixels, suffix, size, tmp_path, predictor):
-    picture = corner_picture(*size)
-    film = write_raw(tmp_path / f"kind{suffix}", [picture] * 2, codec=codec, pixels=pixels)
+    image = corner_image(*size)
+    film = write_raw(tmp_path / f"kind{suffix}", [image] * 2, codec=codec, pixels=pixels)
     image = next(read_video(film))
     assert image.shape[1:] == size and (pixels == "gray" or corners(image) == list(CORNERS))
     entry = predict_video(predictor, film, tmp_path / "out", outputs=("side", "png"), progress=False)
@@ -225,10 +229,10 @@ def test_kinds_of_frames(codec, pixels, suffix, size, tmp_path, predictor):
 
 def test_one_frame_and_sound(tmp_path, predictor):
     with av.open(str(tmp_path / "talk.mp4"), "w") as container:
-        picture, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=16000)
-        picture.height, picture.width, picture.pix_fmt = 48, 64, "yuv420p"
-        container.mux(picture.encode(av.VideoFrame.from_ndarray(corner_picture(), format="rgb24")))
-        container.mux(picture.encode())
+        frames, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=16000)
+        frames.height, frames.width, frames.pix_fmt = 48, 64, "yuv420p"
+        container.mux(frames.encode(av.VideoFrame.from_ndarray(corner_image(), format="rgb24")))
+        container.mux(frames.encode())
         samples = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         samples.sample_rate = 16000
         container.mux(sound.encode(samples))
@@ -239,7 +243,7 @@ def test_one_frame_and_sound(tmp_path, predictor):
         assert [stream.type for stream in container.streams] == ["video"]
 
 
-def test_a_cover_picture_is_no_film(monkeypatch, tmp_path):
+def test_a_cover_picture_is_not_a_film(monkeypatch, tmp_path):
     "An attached picture is the first video stream of many music files; a film may have one, too."
 
     class Stream:
@@ -287,8 +291,8 @@ def test_a_cover_picture_is_no_film(monkeypatch, tmp_path):
 def long_film(path, count=20, **container):
     "Four seconds of noise, which does not compress."
     generator = np.random.default_rng(0)
-    pictures = [generator.integers(0, 255, (48, 64, 3), np.uint8) for _ in range(count)]
-    return write_raw(path, pictures, base=Fraction(1, 5), rate=5, **container)
+    images = [generator.integers(0, 255, (48, 64, 3), np.uint8) for _ in range(count)]
+    return write_raw(path, images, base=Fraction(1, 5), rate=5, **container)
 
 
 @pytest.mark.parametrize("suffix", [".mkv", pytest.param(".mp4", marks=pytest.mark.slow)])
@@ -368,7 +372,7 @@ def test_what_films_cannot_do_is_refused_before_a_model_is_opened(words, sentenc
     monkeypatch.chdir(tmp_path)
     some_film("film.mp4")
     Path("images").mkdir()
-    Image.fromarray(corner_picture()).save("images/a.png")
+    Image.fromarray(corner_image()).save("images/a.png")
     code = main(["dpt_predict", "images", "film.mp4", "--model", "no such model", "--out", "out", *words])
     assert code == 1 and sentence in capsys.readouterr().err and not Path("out").exists()
 
@@ -376,7 +380,7 @@ def test_what_films_cannot_do_is_refused_before_a_model_is_opened(words, sentenc
 @pytest.mark.parametrize("words", [["--smooth", "0.5"], ["--every", "2"]])
 def test_settings_of_videos_without_a_video_are_refused(words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(corner_picture()).save("a.png")
+    Image.fromarray(corner_image()).save("a.png")
     assert main(["dpt_predict", "a.png", "--model", "no such model", *words]) == 1
     assert "no video was named" in capsys.readouterr().err
 
@@ -384,7 +388,7 @@ def test_settings_of_videos_without_a_video_are_refused(words, tmp_path, capsys,
 def test_outputs_of_films_and_images_together(tmp_path, capsys, monkeypatch, predictor):
     monkeypatch.chdir(tmp_path)
     some_film("film.mp4", 4)
-    Image.fromarray(corner_picture()).save("a.png")
+    Image.fromarray(corner_image()).save("a.png")
     assert (
         predict("a.png", "film.mp4", "--out", "out", "--outputs", "png,npy,pfm,colour,overlay,side", "--every", 2) == 0
     )
@@ -422,7 +426,7 @@ def test_outputs_of_films_and_images_together(tmp_path, capsys, monkeypatch, pre
 def test_finished_films_are_left_alone_and_again_is_heard(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     some_film("film.mp4", 2)
-    Image.fromarray(corner_picture()).save("a.png")
+    Image.fromarray(corner_image()).save("a.png")
     words = ["a.png", "film.mp4", "--out", "out", "--outputs", "png,colour"]
     now = lambda: Path("out/film-depth-colour.mp4").stat().st_mtime_ns
     assert predict(*words) == 0
@@ -448,7 +452,7 @@ def test_windows_batches_flip_scales_and_precision(tmp_path, predictor, monkeypa
     images = list(read_video(film))
     found = lambda predictor, **how: [each["depth"] for each in predictor.frames(film, **how)]
     for one, image in zip(found(predictor, window=64, overlap=0.5), images, strict=True):
-        assert torch.allclose(one, predictor.windows(image, None, 64, 0.5, progress=False)["depth"], atol=1e-5)
+        assert torch.allclose(one, predictor.predict_tiled(image, None, 64, 0.5, progress=False)["depth"], atol=1e-5)
     for one, other in zip(found(predictor, smooth=0.6), found(predictor, smooth=0.6, batch=2), strict=True):
         assert torch.allclose(one, other, atol=1e-4)
     other = Predictor(predictor.model, "cpu", flip=True, scales=(0.5, 1.0))
@@ -491,7 +495,7 @@ def test_a_playlist_called_a_film_opens_no_other_file(tmp_path):
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
     (tmp_path / "web.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/secret.ts\n#EXT-X-ENDLIST\n")
     for name in ("list.mp4", "web.mp4"):
-        with pytest.raises(VideoError, match="is no video that ffmpeg can open"):
+        with pytest.raises(VideoError, match="is not a video that ffmpeg can open"):
             FilmReader(tmp_path / name)
 
 
@@ -508,7 +512,7 @@ def test_frames_that_are_too_large_are_refused_by_what_they_declare(tmp_path, pr
         predict_video(predictor, tmp_path / "wide.avi", tmp_path / "out", progress=False)
 
 
-def test_films_whose_names_are_no_text_or_hold_a_colon(tmp_path, predictor):
+def test_films_whose_names_are_not_text_or_hold_a_colon(tmp_path, predictor):
     film = some_film(tmp_path / "film.mp4", 2)
     for name, called in (("12:30.mp4", "12:30"), (os.fsdecode(b"\xff\n.mp4"), "__")):
         shutil.copy(film, tmp_path / name)

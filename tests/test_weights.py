@@ -6,10 +6,12 @@ from importlib.resources import files
 import pytest
 from conftest import command_here
 
-from dpt_nb.data.sampling import open_dataset
-from dpt_nb.evaluation.evaluate import PROTOCOLS, evaluate
+from dpt_nb.data.registry import open_dataset
+from dpt_nb.evaluation.evaluate import evaluate
+from dpt_nb.evaluation.protocols import PROTOCOLS
 from dpt_nb.inference.predictor import Predictor
-from dpt_nb.network.dpt import PUBLISHED, create_model
+from dpt_nb.network.named import PUBLISHED
+from dpt_nb.network.zoo import create_model
 
 FOLDER = files("dpt_nb") / "weights" / "dpt_tiny_scenes"
 

@@ -22,7 +22,8 @@ SPATIAL = ("image", "depth", "inverse_depth", "label")  # entries of a sample wh
 def _size(
     sample: dict,  # `image (3, H, W)`, optional `depth (1, H, W)`, `label (H, W)`, ...
 ) -> tuple[int, int]:  # H, W
-    "The size all maps of a sample share. Raises `ValueError` when they do not share one, or when a map would be left behind."
+    """The size all maps of a sample share. Raises `ValueError` when they do not share one, or when a map would be
+    left behind."""
     sizes = {name: tuple(sample[name].shape[-2:]) for name in SPATIAL if name in sample}
     if "image" not in sizes or len(set(sizes.values())) != 1:
         raise ValueError(
@@ -31,7 +32,8 @@ def _size(
     for name, value in sample.items():
         if name not in SPATIAL and isinstance(value, torch.Tensor) and tuple(value.shape[-2:]) == sizes["image"]:
             raise ValueError(
-                f"the sample's `{name}` has the image's size {sizes['image']}, but only {SPATIAL} are moved with the image."
+                f"the sample's `{name}` has the image's size {sizes['image']}, but only {SPATIAL} are moved with the "
+                "image."
             )
     return sizes["image"]
 
@@ -40,7 +42,8 @@ def _camera_after(
     intrinsics: torch.Tensor,  # `(3, 3)`, upper triangular, last row 0 0 1
     change: tuple,  # ((a, b, c), (d, e, f)): pixel (u, v) goes to (a u + b v + c, d u + e v + f)
 ) -> torch.Tensor:  # `(3, 3)`, upper triangular, positive focal lengths
-    "The camera whose picture is the changed picture, of a world that is mirrored or rolled about the axis if the change is: K' of the factorisation change @ K = K' @ M."
+    """The camera whose image is the changed image, of a world that is mirrored or rolled about the axis if the
+    change is: K' of the factorisation change @ K = K' @ M."""
     matrix = torch.tensor([*change, (0, 0, 1)], dtype=torch.float64, device=intrinsics.device) @ intrinsics.double()
     (a, b), (c, d) = matrix[:2, :2].tolist()
     fy = math.hypot(c, d)
@@ -83,7 +86,8 @@ def _check_probability(
 # %% ../../nbs/data/11_transforms.ipynb #652096e3
 @dataclass(frozen=True)
 class Flip:
-    "Mirror left and right. The principal point moves to W - 1 - cx. Raises `ValueError` for a probability outside 0 to 1."
+    """Mirror left and right. The principal point moves to W - 1 - cx. Raises `ValueError` for a probability outside
+    0 to 1."""
 
     probability: float = 0.5  # of mirroring
 
@@ -148,7 +152,8 @@ class Crop:
 # %% ../../nbs/data/11_transforms.ipynb #96bd1d4d
 @dataclass(frozen=True)
 class KBCrop:
-    "The KITTI benchmark's crop: the bottom rows and the middle columns, left = (W - width) // 2. Raises `ValueError` when the sample is smaller."
+    """The KITTI benchmark's crop: the bottom rows and the middle columns, left = (W - width) // 2. Raises
+    `ValueError` when the sample is smaller."""
 
     height: int = 352  # rows kept, from the bottom
     width: int = 1216  # columns kept, from the middle
@@ -165,7 +170,8 @@ class KBCrop:
 # %% ../../nbs/data/11_transforms.ipynb #962dbeb3
 @dataclass(frozen=True)
 class Window:
-    "Rows top to bottom - 1 and columns left to right - 1, as slices count. Raises `ValueError` when the sample ends before the window does."
+    """Rows top to bottom - 1 and columns left to right - 1, as slices count. Raises `ValueError` when the sample
+    ends before the window does."""
 
     top: int  # first row
     bottom: int  # the row after the last
@@ -184,12 +190,13 @@ class Window:
         height, width = _size(sample)
         if height < self.bottom or width < self.right:
             raise ValueError(
-                f"the sample is {height}x{width} (rows x columns) and ends before {self} does. Is it from another data set?"
+                f"the sample is {height}x{width} (rows x columns) and ends before {self} does. Is it from another data "
+                "set?"
             )
         return _cut(sample, self.top, self.left, self.bottom - self.top, self.right - self.left)
 
 
-NYU_WINDOW = Window(45, 472, 43, 608)  # inside the white frame of NYUv2's pictures: 427 rows, 565 columns
+NYU_WINDOW = Window(45, 472, 43, 608)  # inside the white frame of NYUv2's images: 427 rows, 565 columns
 
 # %% ../../nbs/data/11_transforms.ipynb #d84c1dbf
 def _rotation_grid(
@@ -199,7 +206,7 @@ def _rotation_grid(
     sin: float,  # of the anticlockwise angle
     device: torch.device,  # of the maps
 ) -> torch.Tensor:  # `(1, H, W, 2)`: for each new pixel the old place, as `grid_sample` counts
-    "Where each pixel of a picture rotated about its centre comes from."
+    "Where each pixel of a image rotated about its centre comes from."
     x = torch.arange(width, device=device) - (width - 1) / 2
     y = (torch.arange(height, device=device) - (height - 1) / 2)[:, None]
     places = torch.stack(
@@ -212,7 +219,7 @@ def _rotated(
     sample: dict,  # not modified
     degrees: float,  # anticlockwise
 ) -> dict:  # new sample
-    "Rotate about the picture's centre: the image bilinearly, every other map to the nearest pixel."
+    "Rotate about the image's centre: the image bilinearly, every other map to the nearest pixel."
     height, width = _size(sample)
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     grid = _rotation_grid(height, width, cos, sin, sample["image"].device)
@@ -229,8 +236,10 @@ def _rotated(
 # %% ../../nbs/data/11_transforms.ipynb #11c2e1a3
 @dataclass(frozen=True)
 class Rotate:
-    """Rotate about the picture's centre by a random angle, as the Toolbox's `RandomRotate` does: the image bilinearly, every other map to the nearest pixel, what was outside black, not measured, ignored.
-    The camera rolls with it; with fx other than fy, the intrinsics get a skew. Raises `ValueError` for a probability outside 0 to 1 or degrees outside 0 to 180."""
+    """Rotate about the image's centre by a random angle, as the Toolbox's `RandomRotate` does: the image bilinearly,
+    every other map to the nearest pixel, what was outside black, not measured, ignored.
+    The camera rolls with it; with fx other than fy, the intrinsics get a skew. Raises `ValueError` for a probability
+    outside 0 to 1 or degrees outside 0 to 180."""
 
     degrees: float = 2.5  # largest angle, either way
     probability: float = 0.5  # of rotating
@@ -268,7 +277,8 @@ def _resized(
     width: int,  # new columns
     mode: str,  # of the image, "bicubic" or "bilinear"
 ) -> dict:  # new sample
-    "The sample at another size. Every map but the image takes the nearest pixel, its values as they were; the camera follows."
+    """The sample at another size. Every map but the image takes the nearest pixel, its values as they were; the
+    camera follows."""
     old_height, old_width = _size(sample)
     if (height, width) == (old_height, old_width):
         return dict(sample)
@@ -282,6 +292,18 @@ def _resized(
     return _moved(sample, move, ((x, 0, (x - 1) / 2), (0, y, (y - 1) / 2)))
 
 # %% ../../nbs/data/11_transforms.ipynb #4513e04f
+def _scale(
+    size: tuple[int, int],  # height and width of the sample
+    wanted: tuple[int, int],  # height and width
+    method: str,  # "minimal", "lower_bound" or "upper_bound"
+) -> float:
+    "By how much `Resize` enlarges a sample, before rounding."
+    scales = [new / old for new, old in zip(wanted, size)]
+    if method == "minimal":
+        return min(scales, key=lambda scale: abs(1 - scale))
+    return max(scales) if method == "lower_bound" else min(scales)
+
+
 def _fitting_size(
     size: tuple[int, int],  # height and width of the sample
     wanted: tuple[int, int],  # height and width
@@ -289,11 +311,7 @@ def _fitting_size(
     method: str,  # "minimal", "lower_bound" or "upper_bound"
 ) -> tuple[int, int]:  # new height and width
     "The size that `Resize` gives a sample."
-    scales = [new / old for new, old in zip(wanted, size)]
-    scale = dict(
-        minimal=min(scales, key=lambda scale: abs(1 - scale)), lower_bound=max(scales), upper_bound=min(scales)
-    )[method]
-    sides = []
+    scale, sides = _scale(size, wanted, method), []
     for old, bound in zip(size, wanted):
         count = round(scale * old / multiple)
         if method == "lower_bound" and count * multiple < bound:
@@ -306,8 +324,10 @@ def _fitting_size(
 # %% ../../nbs/data/11_transforms.ipynb #fc04613a
 @dataclass(frozen=True)
 class Resize:
-    """Resize to about the wanted size, keeping the aspect ratio up to rounding both sides to multiples (isl-org/DPT `dpt/transforms.py`, `Resize`), the image bicubically; a side is never less than one multiple.
-    Raises `ValueError` for a method that is none of "minimal", "lower_bound", "upper_bound", and for an upper bound below one multiple."""
+    """Resize to about the wanted size, keeping the aspect ratio up to rounding both sides to multiples (isl-org/DPT
+    `dpt/transforms.py`, `Resize`), the image bicubically; a side is never less than one multiple.
+    Raises `ValueError` for a method that is none of "minimal", "lower_bound", "upper_bound", and for an upper bound
+    below one multiple."""
 
     height: int = 384  # wanted rows
     width: int = 384  # wanted columns
@@ -319,7 +339,8 @@ class Resize:
             raise ValueError(f"method is {self.method!r}, expected 'minimal', 'lower_bound' or 'upper_bound'.")
         if not 1 <= self.multiple <= min(self.height, self.width):
             raise ValueError(
-                f"multiple is {self.multiple}, expected 1 to the wanted size's shorter side, {min(self.height, self.width)}."
+                f"multiple is {self.multiple}, expected 1 to the wanted size's shorter side, "
+                f"{min(self.height, self.width)}."
             )
 
     def __call__(
@@ -334,7 +355,9 @@ class Resize:
 # %% ../../nbs/data/11_transforms.ipynb #15af91a1
 @dataclass(frozen=True)
 class Rescale:
-    "Resize by a random factor, keeping the aspect ratio up to whole pixels, the image bilinearly. Depth keeps its metres, and the focal lengths follow. Raises `ValueError` unless 0 < low <= high and the base is at least one pixel."
+    """Resize by a random factor, keeping the aspect ratio up to whole pixels, the image bilinearly. Depth keeps its
+    metres, and the focal lengths follow. Raises `ValueError` unless 0 < low <= high and the base is at least one
+    pixel."""
 
     low: float = 0.5  # smallest factor
     high: float = 2.0  # bound above the largest
@@ -352,17 +375,15 @@ class Rescale:
         generator: torch.Generator,  # one number is drawn
     ) -> dict:  # new sample
         height, width = _size(sample)
-        scale = (
-            _uniform(generator, self.low, self.high).item()
-            * (self.longer_side or max(height, width))
-            / max(height, width)
-        )
+        longer = max(height, width)
+        scale = _uniform(generator, self.low, self.high).item() * (self.longer_side or longer) / longer
         return _resized(sample, max(1, round(scale * height)), max(1, round(scale * width)), "bilinear")
 
 # %% ../../nbs/data/11_transforms.ipynb #87a16f8d
 @dataclass(frozen=True)
 class Pad:
-    "Pad at the right and at the bottom to at least this size, with black, depth that is not measured, and labels that are ignored."
+    """Pad at the right and at the bottom to at least this size, with black, depth that is not measured, and labels
+    that are ignored."""
 
     height: int  # least rows
     width: int  # least columns
@@ -380,11 +401,24 @@ class Pad:
             sample, lambda name, value: F.pad(value, (0, right, 0, bottom), value=OUTSIDE[name]), ((1, 0, 0), (0, 1, 0))
         )
 
+# %% ../../nbs/data/11_transforms.ipynb #0f95209c
+def _check_range(
+    image: torch.Tensor,  # `(3, H, W)`
+) -> None:
+    "Raises `ValueError` for an image outside [0, 1]."
+    lowest, highest = (value.item() for value in image.aminmax())
+    if not (lowest >= 0 and highest <= 1):
+        raise ValueError(
+            f"the image holds values from {lowest:.4g} to {highest:.4g}, expected 0 to 1. Divide 8-bit values by 255."
+        )
+
 # %% ../../nbs/data/11_transforms.ipynb #56b67653
 @dataclass(frozen=True)
 class Colour:
-    """Gamma, brightness and a factor per channel, as BTS `bts_dataloader.py` does on images in [0, 1]; only the image changes, and it ends clamped to [0, 1].
-    Raises `ValueError` for an image outside [0, 1], an impossible range or probability, and a `white` that is not above 0."""
+    """Gamma, brightness and a factor per channel, as BTS `bts_dataloader.py` does on images in [0, 1]; only the image
+    changes, and it ends clamped to [0, 1].
+    Raises `ValueError` for an image outside [0, 1], an impossible range or probability, and a `white` that is not above
+    0."""
 
     probability: float = 0.5  # of changing the colours
     gamma: tuple[float, float] = (0.9, 1.1)  # range of the exponent
@@ -409,11 +443,7 @@ class Colour:
         if _uniform(generator).item() >= self.probability:
             return dict(sample)
         image = sample["image"]
-        lowest, highest = image.aminmax()
-        if not (lowest >= 0 and highest <= 1):
-            raise ValueError(
-                f"the image holds values from {lowest.item():.4g} to {highest.item():.4g}, expected 0 to 1. Divide 8-bit values by 255."
-            )
+        _check_range(image)
         gamma = _uniform(generator, *self.gamma).item()
         factor = _uniform(generator, *self.brightness) * _uniform(generator, *self.colour, count=3)
         if self.white != 1:  # (white·x)^γ / white = x^γ · white^(γ−1)

@@ -33,7 +33,7 @@ class ResidualConvUnit(nn.Module):
 
 # %% ../../nbs/network/05_fusion.ipynb #18b4cd44
 class Fusion(nn.Module):
-    "One step up: add the lateral level, refine, resize, mix channels (DPT §3.1, after RefineNet; isl-org/DPT `FeatureFusionBlock_custom`)."
+    "One step up: add the lateral level, refine, resize, mix channels (DPT §3.1; `FeatureFusionBlock_custom`)."
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Decoder(nn.Module):
         batch_norm: bool = False,  # in the residual conv units
         levels: int = 4,  # how many levels come in
         bias: bool | None = None,  # in the residual conv units; None: exactly where no batch norm follows
-        doubles: bool = False,  # every step doubles, and a level of another size is resized to it; False: steps take the levels' sizes
+        doubles: bool = False,  # levels are resized to doubled grids; False: steps take the levels' sizes
     ):
         super().__init__()
         self.doubles = doubles

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SizeError', 'check_size', 'sizes_known', 'resampling_matrix', 'resize_by_matrices', 'resize_places',
-           'resample_positions', 'prefix_tokens', 'embed_tokens']
+           'resample_positions', 'prefix_tokens', 'positions_at', 'embed_tokens']
 
 # %% ../../nbs/network/02_patch_embed.ipynb #ce9d4125
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 # %% ../../nbs/network/02_patch_embed.ipynb #15392a7b
 class SizeError(ValueError):
-    "An image size that the network cannot take, said in one sentence."
+    "An image size that the network cannot take: the message says which ones fit."
 
 
 def check_size(
@@ -83,7 +83,8 @@ def resize_places(
         factors = [(wanted + 0.1) / found for wanted, found in zip(to, places.shape[-2:])]
         return F.interpolate(places, scale_factor=factors, mode="bicubic", align_corners=False)
     raise SizeError(
-        f"Positions cannot be resampled by {mode!r}. Choose bilinear (DPT), bicubic (mmsegmentation, transformers) or dinov2 (Depth Anything)."
+        f"Positions cannot be resampled by {mode!r}. Choose bilinear (DPT), bicubic (mmsegmentation, transformers) or "
+        "dinov2 (Depth Anything)."
     )
 
 
@@ -97,8 +98,8 @@ def resample_positions(
     "A position table for another grid, prefix kept (isl-org/DPT, `vit.py`). The same grid returns the table itself."
     if positions.shape[1] != prefix + grid[0] * grid[1]:
         raise SizeError(
-            f"The position table has {positions.shape[1]} vectors, and a grid of {grid[0]}×{grid[1]} with {prefix} in front "
-            f"needs {prefix + grid[0] * grid[1]}. Pass the grid that the table was made for."
+            f"The position table has {positions.shape[1]} vectors, and a grid of {grid[0]}×{grid[1]} with {prefix} in "
+            f"front needs {prefix + grid[0] * grid[1]}. Pass the grid that the table was made for."
         )
     if sizes_known(to) and tuple(grid) == tuple(to):
         return positions
@@ -120,6 +121,19 @@ def prefix_tokens(
     return torch.cat(readable + registers, dim=1), len(readable)
 
 # %% ../../nbs/network/02_patch_embed.ipynb #03d8f2b0
+def positions_at(
+    vit: nn.Module,  # a timm VisionTransformer with a table of positions
+    grid: tuple[int, int],  # rows, columns
+    mode: str = "bilinear",  # of `resample_positions`
+) -> torch.Tensor:  # `(1, P + rows·columns, D)` added to the tokens
+    "The table at another grid; 0 for prefix tokens that have no vector in it."
+    in_front = prefix_tokens(vit)[0].shape[1]
+    places_only = getattr(vit, "no_embed_class", False)
+    in_table = 0 if places_only else in_front
+    positions = resample_positions(vit.pos_embed, tuple(vit.patch_embed.grid_size), grid, in_table, mode)
+    return F.pad(positions, (0, 0, in_front, 0)) if places_only else positions
+
+
 def embed_tokens(
     vit: nn.Module,  # a timm VisionTransformer or Beit: its tokens, positions and norms are used
     projected: torch.Tensor,  # `(B, D, rows, columns)` projected patches
@@ -133,11 +147,7 @@ def embed_tokens(
     prefix = prefix_tokens(vit)[0].expand(tokens.shape[0], -1, -1)
     tokens = torch.cat([prefix, tokens], dim=1)
     if vit.pos_embed is not None:  # BEiT has its positions in the attention
-        places_only = getattr(vit, "no_embed_class", False)
-        positions = resample_positions(
-            vit.pos_embed, tuple(vit.patch_embed.grid_size), grid, 0 if places_only else prefix.shape[1], mode
-        )
-        tokens = tokens + (F.pad(positions, (0, 0, prefix.shape[1], 0)) if places_only else positions)
+        tokens = tokens + positions_at(vit, grid, mode)
     for step in ("pos_drop", "patch_drop", "norm_pre"):
         tokens = getattr(vit, step, nn.Identity())(tokens)
     return tokens

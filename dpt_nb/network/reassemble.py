@@ -14,7 +14,7 @@ from .backbone import Tap
 
 # %% ../../nbs/network/04_reassemble.ipynb #4cb73ba1
 class ReadoutError(ValueError):
-    "A readout that the backbone cannot serve, said in one sentence."
+    "A readout that the backbone cannot serve: the message says which one it can."
 
 
 class Read(nn.Module):

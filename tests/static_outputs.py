@@ -1,0 +1,82 @@
+"""Store what a reader sees, and no more: no widget state, and figures as JPEG where that is much smaller than PNG.
+
+`python tests/static_outputs.py [NOTEBOOK …]` (all of nbs/ without any), after notebooks were executed and cleaned.
+A widget's view shows nothing without a kernel, and its state holds every figure once more, as base64 in the metadata.
+"""
+
+import base64
+import io
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def drop_views(output: dict) -> bool:  # changed in place; whether there was one
+    "Leave out a widget's view. Raises `ValueError` where nothing else is stored beside it."
+    if VIEW not in output["data"]:
+        return False
+    if len(output["data"]) == 1:
+        raise ValueError(
+            "An output holds a widget's view and neither figure nor text: give the widget a figure to show."
+        )
+    del output["data"][VIEW]
+    return True
+
+
+def to_jpeg(
+    png: bytes,
+    quality: int = 88,
+) -> bytes:
+    "The same figure as JPEG, on white."
+    figure, file = Image.open(io.BytesIO(png)).convert("RGBA"), io.BytesIO()
+    white = Image.new("RGBA", figure.size, "white")
+    Image.alpha_composite(white, figure).convert("RGB").save(file, "JPEG", quality=quality, optimize=True)
+    return file.getvalue()
+
+
+def shrink_figure(output: dict, worth: float = 0.6) -> bool:  # changed in place; worth: of the PNG's bytes
+    "A figure as JPEG where that takes much less; drawings of lines stay as they are."
+    stored = output["data"].get("image/png")
+    if stored is None:
+        return False
+    png = base64.b64decode("".join(stored))
+    jpeg = to_jpeg(png)
+    if len(jpeg) > worth * len(png):
+        return False
+    del output["data"]["image/png"]
+    output["data"]["image/jpeg"] = base64.b64encode(jpeg).decode() + "\n"
+    sizes = output.get("metadata", {})
+    if "image/png" in sizes:
+        sizes["image/jpeg"] = sizes.pop("image/png")
+    return True
+
+
+def make_static(notebook: dict) -> bool:  # changed in place; whether anything was
+    "All outputs of a notebook."
+    changed = notebook["metadata"].pop("widgets", None) is not None
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if "data" in output:
+                changed = drop_views(output) or changed
+                changed = shrink_figure(output) or changed
+    return changed
+
+
+def main(paths: list[str]) -> None:
+    "Write the notebooks that change, as nbdev does."
+    root = Path(__file__).parents[1] / "nbs"
+    for path in map(Path, paths or sorted(root.rglob("*.ipynb"))):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        before = path.stat().st_size
+        if make_static(notebook):
+            text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+            path.write_text(text + "\n", encoding="utf-8")
+            print(f"{path}: {before / 1e6:.2f} → {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
