@@ -98,8 +98,8 @@ def read_share(
     share: tuple[int, int],  # number of this process, and how many there are
     workers: int,  # processes that read
 ) -> Iterator[dict]:  # as `to_evaluated` gives them
-    """The samples that one of several processes metrics: every `share[1]`-th, from `share[0]` on. Raises what the data
-    set raises, and as `to_evaluated` does."""
+    """The samples that one of several processes evaluates: every `share[1]`-th, from `share[0]` on. Raises what the
+    data set raises, and as `to_evaluated` does."""
     places = range(share[0], len(dataset), share[1])
     own = torch.Generator()  # evaluation must not move the random state of a training run
     samples = DataLoader(ErrorsKept(dataset), batch_size=None, sampler=places, num_workers=workers, generator=own)
