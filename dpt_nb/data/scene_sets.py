@@ -253,9 +253,11 @@ def scene_lock(
         except InUse:
             print(f"Waits for {holder(lock)}, which renders {folder}.", file=sys.stderr, flush=True)
             held.enter_context(writer_lock(lock, folder, -1))
-        yield
-        with suppress(OSError):  # a process that waits for it finds the set finished
-            lock.unlink()
+        try:
+            yield
+        finally:  # while it is held: a process that waits for it tries again
+            with suppress(OSError):
+                lock.unlink()
 
 
 @contextmanager
