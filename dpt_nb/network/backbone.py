@@ -55,7 +55,6 @@ class Backbone(nn.Module):
     attention = ""  # among which tokens: "global" or "windowed"; empty: there is none
     any_size = True  # whether an exported file may leave the size open
     checkpointing = False  # see `set_grad_checkpointing`
-    windowed = relative = hybrid = False
 
     @classmethod
     def opens(cls, name: str, **arguments) -> bool:  # name: timm's; arguments: for timm

@@ -83,7 +83,6 @@ class BeitBackbone(ViTBackbone):
 
     family = "beit"
     timm_files = ("beit",)
-    relative = True
 
     @classmethod
     def open_network(cls, name: str, pretrained: bool = False, **arguments) -> nn.Module:

@@ -59,7 +59,6 @@ class HybridBackbone(ViTBackbone):
 
     family = "hybrid"
     timm_files = ("vision_transformer_hybrid",)
-    hybrid = True
 
     @classmethod
     def opens(cls, name: str, **arguments) -> bool:

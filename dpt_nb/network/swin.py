@@ -47,7 +47,6 @@ class SwinBackbone(Backbone):
     timm_files = ("swin_transformer", "swin_transformer_v2")
     attention = "windowed"
     any_size = False  # how windows are padded and masked is worked out for one size
-    windowed = True
 
     def __init__(
         self,
