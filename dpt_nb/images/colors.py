@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TILE_WIDTH', 'DEPTH_COLORS', 'ERROR_COLORS', 'figure_text', 'tile_height', 'draw_image', 'image_grid', 'show_images',
-           'measured_values', 'depth_range', 'color_depth', 'color_label', 'class_titles', 'label_patches',
-           'label_legend', 'overlay_label', 'show_label', 'PanelRow', 'panel_rows', 'draw_depth', 'draw_row',
-           'draw_panel', 'depth_panel']
+           'measured_values', 'depth_range', 'color_depth', 'color_normal', 'color_label', 'class_titles',
+           'label_patches', 'label_legend', 'overlay_label', 'show_label', 'PanelRow', 'panel_rows', 'draw_depth',
+           'draw_row', 'draw_panel', 'depth_panel']
 
 # %% ../../nbs/images/colors.ipynb #7fdd2daf
 from dataclasses import dataclass
@@ -117,6 +117,16 @@ def color_depth(
     place = (np.where(measured, metres, low) - low) / (high - low)
     colors = plt.get_cmap(cmap)(place)[..., :3] * measured[..., None]
     return torch.tensor(colors.transpose(2, 0, 1), dtype=torch.float32)
+
+# %% ../../nbs/images/colors.ipynb #59ef1cf9
+def color_normal(
+    normal: torch.Tensor,  # `(3, H, W)` unit vectors: x right, y down, z forward; 0 = not measured
+) -> torch.Tensor:  # `(3, H, W)` float32 in [0, 1], on the CPU
+    "Directions as an image. Raises `ImageError` for another shape."
+    if normal.ndim != 3 or len(normal) != 3:
+        raise ImageError(f"Found directions of shape {tuple(normal.shape)}, and (3, H, W) was expected.")
+    towards = normal.detach().cpu().float() * torch.tensor([1.0, -1.0, -1.0]).reshape(3, 1, 1)
+    return (towards.nan_to_num(0.0).clamp(-1, 1) + 1) / 2
 
 # %% ../../nbs/images/colors.ipynb #4cfc86ac
 def color_label(
