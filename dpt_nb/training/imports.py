@@ -85,9 +85,10 @@ def saved_imports(
 def with_imports(
     recipe: Recipe,
     resumed: str | Path | None = None,  # folder of the run that goes on; None: one that begins
+    more: Iterable[str] = (),  # modules that it needs besides
 ) -> Recipe:  # with all the modules that it needs
     "Import what the recipe needs, in this process. Raises `RegistryError` for a module that cannot be imported."
-    known = [*recipe.imports, *inherited_modules(), *(saved_imports(Path(resumed)) if resumed else [])]
+    known = [*recipe.imports, *more, *inherited_modules(), *(saved_imports(Path(resumed)) if resumed else [])]
     import_here(known)
     found = dict.fromkeys([*known, *needed_modules(recipe)])
     return replace(recipe, imports=tuple(name for name in found if name != HERE))

@@ -70,7 +70,7 @@ def launch(
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe = change_recipe(recipe, [] if mixed_precision is None else [f"loop.precision={json.dumps(mixed_precision)}"])
     out = str(out or f"runs/{recipe.name}")
-    recipe = with_imports(replace(recipe, imports=(*recipe.imports, *imports)), out if resume else None)
+    recipe = with_imports(recipe, out if resume else None, imports)
     num_processes = num_processes or (1 if cpu else max(1, torch.cuda.device_count()))
     options = dict(
         out=out,
