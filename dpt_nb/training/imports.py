@@ -6,6 +6,7 @@
 __all__ = ['keys_of', 'loss_names', 'names_by_table', 'needed_modules', 'check_reachable', 'saved_imports', 'with_imports']
 
 # %% ../../nbs/training/imports.ipynb #3c52d0da
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
