@@ -30,10 +30,11 @@ from torch.export import Dim, ExportedProgram
 from .. import __version__
 from ..images.files import atomic_write, disk_full_reason, write_failure
 from ..inference.resizing import resize_policy
-from ..network.config import SIDES, ConfigError, Schema, choice, either, fields_of, violation, whole
+from ..network.config import SIDES, ConfigError
 from ..network.dpt import DPT
 from ..network.hybrid import DeviationConv
 from ..network.saved import parse_json, read_json
+from ..network.schema import Schema, choice, either, fields_of, violation, whole
 
 # %% ../../nbs/deploy/export.ipynb #524aa791
 class ExportError(ValueError):

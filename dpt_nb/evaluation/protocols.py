@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'PROTOCOLS', 'DEFAULT_PROTOCOLS', 'PUBLISHED_FIGURES', 'EvaluationError', 'Protocol', 'crop_window',
-           'evaluated_window', 'protocol_for']
+           'evaluated_window', 'protocol_for', 'register_protocol']
 
 # %% ../../nbs/evaluation/protocols.ipynb #f7c7d592
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..data.transforms import KBCrop
+from ..registry import OWN, Registry, calling_module
 
 # %% ../../nbs/evaluation/protocols.ipynb #755ab758
 class EvaluationError(ValueError):
@@ -94,20 +96,23 @@ def evaluated_window(
     return *rectangle, inside(left, first_column, columns), inside(right, first_column, columns)
 
 # %% ../../nbs/evaluation/protocols.ipynb #e3b41a13
-PROTOCOLS = {
-    "rooms": Protocol(max_depth=10.0),
-    "streets": Protocol(max_depth=80.0),
-    "folder": Protocol(),
-    "kitti_eigen": Protocol(crop="garg", kb_crop=True),
-    "kitti_eigen_crop": Protocol(crop="eigen", kb_crop=True),
-    "kitti_eigen_toolbox": Protocol(crop="garg", kb_crop=True, crop_of="cut"),
-    "kitti_official": Protocol(max_depth=256.0, kb_crop=True),
-    "nyu": Protocol(max_depth=10.0, crop="nyu_eigen"),
-    "ade20k": Protocol(),
-    "pascal_context": Protocol(),
-    "zero_shot": Protocol(align="least_squares"),
-}
-DEFAULT_PROTOCOLS = {  # name of a data set, as in `DATASETS` of `data.sampling` → protocol that its papers use
+PROTOCOLS = Registry(
+    "protocol",
+    {
+        "rooms": Protocol(max_depth=10.0),
+        "streets": Protocol(max_depth=80.0),
+        "folder": Protocol(),
+        "kitti_eigen": Protocol(crop="garg", kb_crop=True),
+        "kitti_eigen_crop": Protocol(crop="eigen", kb_crop=True),
+        "kitti_eigen_toolbox": Protocol(crop="garg", kb_crop=True, crop_of="cut"),
+        "kitti_official": Protocol(max_depth=256.0, kb_crop=True),
+        "nyu": Protocol(max_depth=10.0, crop="nyu_eigen"),
+        "ade20k": Protocol(),
+        "pascal_context": Protocol(),
+        "zero_shot": Protocol(align="least_squares"),
+    },
+)
+DEFAULT_PROTOCOLS = {  # name of a data set, as in `DATASETS` of `data.registry` → protocol that its papers use
     "rooms": "rooms",
     "streets": "streets",
     "folder": "folder",
@@ -124,9 +129,27 @@ def protocol_for(
     "The protocol by which a data set is usually evaluated. Raises `EvaluationError` for a name that does not exist."
     if data not in DEFAULT_PROTOCOLS:
         raise EvaluationError(
-            f"There is no protocol for data called {data!r}. Choose from {', '.join(DEFAULT_PROTOCOLS)}."
+            f"There is no protocol for data called {data!r}. Choose from {', '.join(DEFAULT_PROTOCOLS)}. {OWN}"
         )
     return PROTOCOLS[DEFAULT_PROTOCOLS[data]]
+
+# %% ../../nbs/evaluation/protocols.ipynb #9a050540
+def register_protocol(
+    name: str,  # under which recipes and commands ask for it
+    protocol: Protocol,
+    data: Iterable[str] = (),  # names of data sets of your own, which are evaluated by it where nothing else is said
+) -> Protocol:  # itself
+    """A protocol of your own. Raises `RegistryError` for a name that another module has taken, `EvaluationError` for
+    what is no protocol, and for a data set that has a usual one."""
+    if not isinstance(protocol, Protocol):
+        raise EvaluationError(f"The protocol {name!r} is {protocol!r}, and a Protocol(…) was expected.")
+    PROTOCOLS.register(name, calling_module())(protocol)
+    for each in data:
+        if DEFAULT_PROTOCOLS.setdefault(each, name) != name:
+            raise EvaluationError(
+                f"{each} is usually evaluated by {DEFAULT_PROTOCOLS[each]!r}: name {name!r} where it is wanted."
+            )
+    return protocol
 
 # %% ../../nbs/evaluation/protocols.ipynb #cdc0cd19
 _HYBRID_KITTI = dict(

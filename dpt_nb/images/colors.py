@@ -126,7 +126,7 @@ def color_normal(
     value is NaN or infinite). Raises `ImageError` for another shape."""
     vectors = torch.as_tensor(normal).detach().cpu().float()
     if vectors.ndim != 3 or len(vectors) != 3:
-        raise ImageError(f"The normals have the shape {tuple(vectors.shape)}, and (3, height, width) was expected.")
+        raise ImageError(f"Found directions of shape {tuple(vectors.shape)}, and (3, H, W) was expected.")
     colors = (1 + vectors * torch.tensor([1.0, -1.0, -1.0])[:, None, None]) / 2
     return torch.where(vectors.isfinite().all(0), colors.clamp(0, 1), 0.5)
 

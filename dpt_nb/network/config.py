@@ -5,13 +5,25 @@
 # %% auto #0
 __all__ = ['INPUT_METHODS', 'ConfigError', 'num_classes', 'DPTConfig']
 
-# %% ../../nbs/network/config.ipynb #ddc99a0e
+# %% ../../nbs/network/config.ipynb #97b1e846
 import math
-import reprlib
 from dataclasses import dataclass, field
 
-from jsonschema import Draft202012Validator
-from jsonschema.validators import extend
+from .heads import HEADS
+from dpt_nb.network.schema import (
+    SHORT,
+    WORD,
+    YES_NO,
+    Schema,
+    choice,
+    either,
+    fields_of,
+    listed,
+    of_stages,
+    real,
+    violation,
+    whole,
+)
 
 # %% ../../nbs/network/config.ipynb #4e6322c9
 class ConfigError(ValueError):
@@ -24,52 +36,6 @@ INPUT_METHODS = ("minimal", "lower_bound", "exact", "short_side", "original")
 def num_classes(heads: dict) -> int:  # heads: of a config; 0 where there is no label head
     "How many classes the label head tells apart."
     return heads["label"].get("classes", 150) if "label" in heads else 0
-
-# %% ../../nbs/network/config.ipynb #afb844e3
-def whole(low: int, high: int, words: str = "") -> dict:  # words: what it counts
-    "The schema of a whole number."
-    return dict(type="integer", minimum=low, maximum=high, description=f"a whole number from {low} to {high}{words}")
-
-
-def real(low: float, high: float, words: str = "", above: bool = False) -> dict:  # above: `low` itself is refused
-    "The schema of a number."
-    lower = "exclusiveMinimum" if above else "minimum"
-    bounds = f"above {low:g} and up to" if above else f"from {low:g} up to"
-    return {"type": "number", lower: low, "maximum": high, "description": f"a finite number {bounds} {high:g}{words}"}
-
-
-def choice(*values: str) -> dict:
-    "The schema of one of several words."
-    return dict(enum=list(values), description=f"one of {', '.join(map(repr, values))}")
-
-
-def listed(item: dict, least: int, most: int, words: str) -> dict:  # item: the schema of each
-    "The schema of a list."
-    return dict(type="array", maxItems=most, minItems=least, items=item, description=words)  # the length first
-
-
-def either(*schemas: dict, none: str = "") -> dict:  # none: what null stands for; empty: it is refused
-    "One of several schemas, or null."
-    words = " or ".join(schema["description"] for schema in schemas)
-    if not none:
-        return dict(anyOf=list(schemas), description=words)
-    return dict(anyOf=[*schemas, dict(type="null")], description=f"{words}, or None for {none}")
-
-
-def of_stages(item: dict) -> dict:
-    "The schema of a number, or of one for each stage."
-    return either(item, listed(item, 1, 8, "a list of these, one a stage"))
-
-
-def fields_of(properties: dict, words: str, required: tuple = ()) -> dict:
-    "The schema of a dict of these fields alone."
-    return dict(
-        type="object", properties=properties, additionalProperties=False, required=list(required), description=words
-    )
-
-
-YES_NO = dict(type="boolean", description="true or false")
-WORD = dict(type="string", pattern="^[a-z0-9_]{0,40}$", description="a word of at most 40 small letters")
 
 # %% ../../nbs/network/config.ipynb #4b091dda
 SHAPE = {  # timm's words for the size of a network → schema
@@ -121,33 +87,10 @@ RESNET = dict(  # of `resnet_arguments`
     pool=YES_NO,
 )
 
-# %% ../../nbs/network/config.ipynb #9219c9a9
-DEPTH_FIELDS = dict(
-    min_depth=real(0, 1e9),
-    max_depth=real(0, 1e9, above=True),
-    scale=real(0, 1e9, above=True),
-    shift=real(0, 1e9),
-    hidden=whole(1, 4096, " channels"),
-    output=choice("relu", "relu_above", "invert", "sigmoid", "exp"),
-    projection=YES_NO,
-)
-LABEL_FIELDS = dict(
-    classes=whole(1, 4096), dropout=real(0, 0.99), step=whole(-4, -1), align_corners=YES_NO, auxiliary=YES_NO
-)
-HEAD_FIELDS = {"depth": DEPTH_FIELDS, "inverse_depth": DEPTH_FIELDS, "label": LABEL_FIELDS}
-
 # %% ../../nbs/network/config.ipynb #9814b4d2
 SIDES = listed(whole(1, 8192), 2, 2, "a height and a width in pixels, such as [384, 384], up to 8192")
 COLORS = ": one each for red, green and blue in [0, 1]"
 TAP = either(whole(0, 127), dict(type="string", pattern=r"^(stages|layers)\.[0-9]$", description="stages.N, layers.N"))
-HEADS_SCHEMA = dict(
-    type="object",
-    minProperties=1,
-    properties={
-        head: fields_of(known, f"arguments of its head: {', '.join(known)}") for head, known in HEAD_FIELDS.items()
-    },
-    description="a head's name, depth for one, with its arguments",
-)
 BACKBONE_ARGUMENTS = fields_of(
     SHAPE | dict(resnet=either(fields_of(RESNET, "a dict of " + ", ".join(RESNET)), none="no ResNet")),
     "a dict of timm's arguments for the shape of a network, such as depth or embed_dim",
@@ -160,7 +103,7 @@ CONFIG_FIELDS = dict(
     ),
     taps=listed(TAP, 4, 4, "four places, shallow to deep: numbers of blocks, stages.N or layers.N"),
     channels=listed(whole(1, 16384), 4, 4, "four whole numbers from 1 to 16384, one a level"),
-    heads=HEADS_SCHEMA,
+    heads=dict(type="object", minProperties=1, description="a head's name, depth for one, with its arguments"),
     features=whole(2, 8192, " channels"),
     readout=choice("ignore", "add", "project"),
     batch_norm=YES_NO,
@@ -187,102 +130,29 @@ CONFIG_FIELDS = dict(
         "a list of names, each of at most 200 letters",
     ),
 )
-CONFIG_SCHEMA = fields_of(CONFIG_FIELDS, "a dict", ("backbone", "taps", "channels", "heads"))
-
-# %% ../../nbs/network/config.ipynb #ea25db83
-SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
-SHORT.maxlevel = 3
 
 
-def is_number(checker, value) -> bool:
-    "Whether it is one that a float can hold."
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
-
-
-def is_integer(checker, value) -> bool:
-    return isinstance(value, int) and is_number(checker, value)
-
-
-def is_array(checker, value) -> bool:
-    return isinstance(value, (list, tuple))
-
-
-TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many(dict(array=is_array, number=is_number, integer=is_integer))
-Schema = extend(Draft202012Validator, type_checker=TYPES)
-
-# %% ../../nbs/network/config.ipynb #0667ac0c
-MOST_VALUES = 10_000
-
-
-def inner_values(value: object) -> list:
-    "What a dict or a list holds, one level deep."
-    if isinstance(value, dict):
-        return list(value.values())
-    return list(value) if isinstance(value, (list, tuple)) else []
-
-
-def more_values(
-    found: object,  # dicts and lists within each other, and anything else
-    most: int,
-) -> bool:
-    "Whether there are more values than so many, also where something holds itself."
-    waiting, count = [found], 0
-    while waiting and count <= most:
-        inner = inner_values(waiting.pop())
-        count += 1 + len(inner)
-        waiting += inner[: most + 1]
-    return count > most
-
-# %% ../../nbs/network/config.ipynb #5598700e
-def innermost(
-    schema: dict,
-    found: object,
-    path: list,  # keys and numbers that lead from `found` to what is wrong
-) -> tuple[str, object, str]:  # what is expected there, what is found there, what the place is called
-    "The last place on a path whose schema has words of its own."
-    words, shown, called, walked = schema["description"], found, "it", []
-    for step in path:
-        schema = schema.get("properties", {}).get(step) or schema.get("items") or {}
-        found = found[step]
-        walked.append(str(step))
-        if "description" in schema and not isinstance(step, int):
-            words, shown, called = schema["description"], found, ".".join(walked)
-    return words, shown, called
-
-
-def violation(
-    validator: Schema,  # of one of the schemas here
-    found: object,  # anything
-) -> str:  # a sentence without its subject and full stop; empty when everything is as it has to be
-    "The first thing that is not as a schema wants it."
-    if more_values(found, MOST_VALUES):
-        return f"it has more than {MOST_VALUES:,} values, and a description has some hundred"
-    error = next(validator.iter_errors(found), None)
-    if error is None:
-        return ""
-    words, shown, called = innermost(validator.schema, found, error.absolute_path)
-    if error.validator == "required":
-        return f"{called} has {SHORT.repr(sorted(shown, key=str)[:6])}, and needs {', '.join(error.validator_value)}"
-    if error.validator == "additionalProperties":
-        known = error.schema["properties"]
-        unknown = [key for key in error.instance if key not in known]
-        return f"{called} has {SHORT.repr(unknown[:3])[1:-1]}, and may have {', '.join(known)}"
-    return f"{called} is {SHORT.repr(shown)}, and has to be {words}"
+def config_schema() -> dict:
+    "The schema of a whole config; its heads are those that are in the table now, registered ones among them."
+    heads = {
+        name: fields_of(spec.arguments, f"arguments of its head: {', '.join(spec.arguments) or 'none'}")
+        for name, spec in HEADS.items()
+    }
+    fields = CONFIG_FIELDS | dict(heads=CONFIG_FIELDS["heads"] | dict(properties=heads))
+    return fields_of(fields, "a dict", ("backbone", "taps", "channels", "heads"))
 
 # %% ../../nbs/network/config.ipynb #3cc14c33
 MOST_INPUT_PIXELS = 2**23  # of one image
 MOST_MEMORY = 16 * 2**30  # bytes of one image's maps, and four times those of a backbone's tables
-CONFIG_VALIDATOR = Schema(CONFIG_SCHEMA)
 
 
 def check_heads(heads: dict, class_names: list) -> None:  # both of a config
     "Raises `ConfigError` for a head that is not known, or names that do not fit the classes."
-    unknown = [name for name in heads if name not in HEAD_FIELDS]
+    unknown = [name for name in heads if name not in HEADS]
     if unknown:
         raise ConfigError(
-            f"Heads called {SHORT.repr(unknown)} were asked for, and a head is one of {list(HEAD_FIELDS)}; its name "
-            "says what it predicts."
+            f"Heads called {SHORT.repr(unknown)} were asked for, and a head is one of {list(HEADS)}; its name says "
+            "what it predicts. If it is your own, import the module that registers it (commands: --import MODULE)."
         )
     classes = num_classes(heads)
     if class_names and len(class_names) != classes:
@@ -293,7 +163,7 @@ def check_heads(heads: dict, class_names: list) -> None:  # both of a config
 
 def map_bytes(size: list, features: int, heads: dict) -> int:  # size: height and width, pixels
     "How much memory the maps of one image take at full size."
-    hidden = sum(head.get("hidden", 32) for name, head in heads.items() if name != "label")
+    hidden = sum(head.get("hidden", 32) for name, head in heads.items() if not HEADS[name].categorical)
     return 4 * math.prod(size) * (features + num_classes(heads) + hidden)
 
 
@@ -301,7 +171,7 @@ def check_config(
     found: dict,  # fields of `DPTConfig`
 ) -> None:
     "Raises `ConfigError` for a field with which no network can work, or none of a size that can be used."
-    if wrong := violation(CONFIG_VALIDATOR, found):
+    if wrong := violation(Schema(config_schema()), found):
         raise ConfigError(f"{wrong}.")
     check_heads(found["heads"], found.get("class_names") or [])
     for name in ("image_size", "input_size"):
@@ -326,7 +196,7 @@ class DPTConfig:
     backbone: str  # timm's name
     taps: list  # shallow to deep: block numbers, "stages.N" of a ResNet, "layers.N" of Swin
     channels: list  # D̂ of each level, shallow to deep
-    heads: dict  # name ("depth", "inverse_depth", "label") → arguments of its head
+    heads: dict  # name, of `HEADS` → arguments of its head
     features: int = 256  # channels of the decoder
     readout: str = "project"  # "ignore", "add" or "project"
     batch_norm: bool = False  # in the decoder: segmentation models

@@ -15,13 +15,15 @@ from torch import nn
 
 from .backbone import Backbone, BackboneError, SettingError, find_family
 from .beit import BeitBackbone  # noqa: F401  families of backbones register themselves
-from .config import MOST_MEMORY, SHORT, ConfigError, DPTConfig
+from .config import MOST_MEMORY, ConfigError, DPTConfig
 from .convnet import ConvBackbone  # noqa: F401
 from .fusion import Decoder
-from .heads import HEADS, HeadError
+from .head_spec import HeadError
+from .heads import HEADS
 from .hybrid import standardize_by_deviation
 from .reassemble import Reassemble
 from .saved import SavedModel
+from .schema import SHORT
 from .swin import SwinBackbone  # noqa: F401
 
 # %% ../../nbs/network/07_dpt.ipynb #43642158
@@ -60,14 +62,14 @@ def open_backbone(
 
 # %% ../../nbs/network/07_dpt.ipynb #20c2cdce
 def build_head(
-    name: str,  # "depth", "inverse_depth" or "label"
+    name: str,  # of `HEADS`
     features: int,  # channels of the decoder
     arguments: dict,  # of the head's class; `auxiliary` concerns the model and not the head
 ) -> nn.Module:
     "A head by its name. Raises `ConfigError` for arguments that the head does not know."
     known = {key: value for key, value in arguments.items() if key != "auxiliary"}
     try:
-        return HEADS[name](features, **known)
+        return HEADS[name].module(features, **known)
     except HeadError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..images.files import write_failure
-from .config import SHORT, ConfigError, DPTConfig, check_config
+from .config import ConfigError, DPTConfig, check_config
 from .named import with_test_pipeline
+from .schema import SHORT
 
 # %% ../../nbs/network/saved.ipynb #9b8c31ef
 def state_dict_mismatch(

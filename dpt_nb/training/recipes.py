@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['FLIP_AND_COLOUR', 'TINY_DEPTH', 'rooms_tiny', 'streets_tiny', 'rooms_joint', 'rooms_labels', 'scenes_tiny',
            'COURSE_RECIPES', 'RECIPES', 'TRANSFORMS', 'LOSSES', 'get_recipe', 'source_rows', 'recipe_table',
-           'recipe_differences', 'difference_table', 'build_transforms', 'build_loss', 'build_losses', 'loss_weights',
-           'build']
+           'recipe_differences', 'difference_table', 'loss_table', 'build_transforms', 'build_loss', 'build_losses',
+           'loss_weights', 'build', 'register_loss', 'register_transform']
 
 # %% ../../nbs/training/15_recipes.ipynb #ac2c283f
 import json
 import math
+from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 
 from ..data.transforms import Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window
 from ..objective.losses import DepthLoss, DepthRegressionLoss, SegmentationLoss, SILogLoss, SSILoss
+from ..registry import OWN, Registry, calling_module
 from .paper_recipes import PAPER_RECIPES
 from dpt_nb.training.recipe_fields import (
     DataGroup,
@@ -180,13 +182,21 @@ def difference_table(
     return "\n".join(lines)
 
 # %% ../../nbs/training/15_recipes.ipynb #1ce2fdc8
-TRANSFORMS = {
-    transform.__name__: transform for transform in (Colour, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window)
-}
-LOSSES = {  # head → name → class; the first is meant when none is named
-    "depth": {"silog_and_gradient": DepthLoss, "silog": SILogLoss, "regression": DepthRegressionLoss},
-    "inverse_depth": {"scale_and_shift_invariant": SSILoss},
-    "label": {"cross_entropy": SegmentationLoss},
+TRANSFORMS = Registry(
+    "transform",
+    {transform.__name__: transform for transform in (Colour, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window)},
+)
+
+
+def loss_table(head: str, **known: type) -> Registry:  # known: name → class
+    "The losses of a head; the first is meant where none is named."
+    return Registry(f"loss for the head {head!r}", known)
+
+
+LOSSES = {  # head → its losses by name
+    "depth": loss_table("depth", silog_and_gradient=DepthLoss, silog=SILogLoss, regression=DepthRegressionLoss),
+    "inverse_depth": loss_table("inverse_depth", scale_and_shift_invariant=SSILoss),
+    "label": loss_table("label", cross_entropy=SegmentationLoss),
 }
 
 
@@ -204,7 +214,7 @@ def build_loss(
 ):
     "The loss of a head. Raises `RecipeError` for a head that has none, or for arguments its loss does not take."
     if head not in LOSSES:
-        raise RecipeError(f"There is no loss for a head called {head!r}. {did_you_mean(head, LOSSES)}")
+        raise RecipeError(f"There is no loss for a head called {head!r}. {did_you_mean(head, LOSSES)} {OWN}")
     if not isinstance(arguments, dict):
         raise RecipeError(f"losses.{head} is {arguments!r}, and has to hold the arguments of a loss, such as {{}}.")
     own = {key: value for key, value in arguments.items() if key not in ("loss", "weight")}
@@ -236,7 +246,7 @@ def build(
 ):
     "An object by name. Raises `RecipeError` when the name or an argument is not known."
     if not isinstance(name, str) or name not in known:
-        raise RecipeError(f"There is no {what} {name!r}. {did_you_mean(str(name), known)}")
+        raise RecipeError(f"There is no {what} {name!r}. {did_you_mean(str(name), known)} {OWN}")
     if not isinstance(arguments, dict):
         raise RecipeError(
             f"The {what} {name!r} has the arguments {arguments!r}, and a dictionary of them was expected."
@@ -245,3 +255,19 @@ def build(
         return known[name](**arguments)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"The {what} {name!r} cannot be built with {arguments}: {error}") from None
+
+# %% ../../nbs/training/15_recipes.ipynb #f2b3e263
+def register_loss(
+    name: str,  # under which recipes ask for it, as losses.HEAD.loss
+    head: str,  # whose predictions it judges
+) -> Callable:  # a decorator for a class or function; its arguments are those of the recipe
+    """A loss of your own. A head that has none yet takes it as its usual one. Raises `RegistryError` for a name that
+    another module has taken."""
+    return LOSSES.setdefault(head, loss_table(head)).register(name, calling_module())
+
+
+def register_transform(
+    name: str,  # under which recipes ask for it, in data.transforms
+) -> Callable:  # a decorator for a class or function; its arguments are those of the recipe
+    "A transform of your own. Raises `RegistryError` for a name that another module has taken."
+    return TRANSFORMS.register(name, calling_module())

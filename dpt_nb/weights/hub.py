@@ -22,9 +22,10 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from huggingface_hub.utils import tqdm
 
 from dpt_nb.images.files import atomic_write
-from dpt_nb.network.config import SHORT, ConfigError
+from dpt_nb.network.config import ConfigError
 from dpt_nb.network.named import PUBLISHED
 from dpt_nb.network.saved import local_path, read_json
+from dpt_nb.network.schema import SHORT
 from dpt_nb.weights.read import CheckpointError
 
 # %% ../../nbs/weights/hub.ipynb #2ac7893b

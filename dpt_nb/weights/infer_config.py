@@ -15,8 +15,9 @@ from pathlib import Path
 import timm
 import torch
 
-from dpt_nb.network.config import SHORT, SIDES, YES_NO, Schema, choice, either, listed, real, violation, whole
+from dpt_nb.network.config import SIDES
 from dpt_nb.network.named import FEEDING, IMAGENET_MEAN, IMAGENET_STD, PUBLISHED, TEST_PIPELINES
+from dpt_nb.network.schema import SHORT, YES_NO, Schema, choice, either, listed, real, violation, whole
 from dpt_nb.network.zoo import config_for
 from dpt_nb.weights.hub import Source, json_beside
 from dpt_nb.weights.key_maps import CHECKPOINT_FORMATS, LABEL_HEAD, transformers_family

@@ -19,8 +19,9 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo, is_zipfile
 import numpy as np
 import torch
 
-from dpt_nb.network.config import SHORT, ConfigError
+from dpt_nb.network.config import ConfigError
 from dpt_nb.network.saved import check_tensors, read_safetensors
+from dpt_nb.network.schema import SHORT
 
 # %% ../../nbs/weights/read.ipynb #09767cf1
 class CheckpointError(ValueError):
