@@ -228,10 +228,10 @@ def evaluate(
     with tqdm(total=count, desc="evaluating", unit="image", disable=not progress, leave=False) as bar:
         for batch in in_batches(read_share(dataset, protocol, share, workers), batch_size):
             maps = predicted(predictor, batch)
-            if not metrics:
-                metrics = build(maps, batch[0])
-                next(metrics_of_each(maps, batch, protocol, classes))  # whether the report will hold together
+            first, metrics = not metrics, metrics or build(maps, batch[0])
             update_metrics(metrics, maps, batch)
+            if first:
+                next(metrics_of_each(maps, batch, protocol, classes))  # raises where the report will not hold together
             if each is not None:
                 for own in metrics_of_each(maps, batch, protocol, classes):
                     each(own)

@@ -156,7 +156,7 @@ def build_head_metrics(
     classes: int = 0,  # of the data; needed only for classes as numbers, `(B, H, W)`, and not logits
     **options,  # of `torchmetrics.Metric`
 ) -> dict[str, Metric]:  # by name, on the prediction's device
-    "The metrics that fit a head. Raises `EvaluationError` for classes that do not fit, and for a metric that cannot be."
+    "The metrics that fit a head. Raises `EvaluationError` for classes that do not fit, or a metric that cannot be."
     spec, built = HEADS[head], {}
     if spec.categorical:
         classes = count_classes(head, prediction, classes)
