@@ -82,6 +82,7 @@ class HeadSpec:
     turn: Callable = unchanged  # values, their pixels turned, and degrees anticlockwise → what they are then
     settle: Callable = unchanged  # values after an average or interpolation → such as a prediction may have
     files: tuple[str, ...] = ("png", "npy", "pfm")  # in which forms its numbers can be written
+    class_names: tuple[str, ...] | None = ()  # of classes; None: those that the model's config lists
     arguments: dict = field(default=None)  # of the module, by schema; None: `plain_arguments`
 
     def __post_init__(self):
@@ -92,6 +93,8 @@ class HeadSpec:
                 f"A map of {self.channels} channels has no color map: give `color`, a function from (C, H, W) to "
                 "(3, H, W) in [0, 1]."
             )
+        if self.channels not in (0, 1, 3) and set(self.files) - {"npy"}:
+            raise HeadError(f"{self.channels} channels fit into an npy file alone: say files=('npy',).")
         if self.arguments is None:
             object.__setattr__(self, "arguments", plain_arguments(self.module))
 
@@ -99,3 +102,13 @@ class HeadSpec:
     def categorical(self) -> bool:
         "Whether it predicts classes: logits, of which the largest wins."
         return self.channels == 0
+
+    def class_count(
+        self,
+        arguments: dict,  # of the head, as a config has them
+    ) -> int:  # 0 for numbers and directions
+        "How many classes the head tells apart."
+        if not self.categorical:
+            return 0
+        given = inspect.signature(self.module).parameters.get("classes")
+        return arguments.get("classes", len(self.class_names or ()) if given is None else given.default)

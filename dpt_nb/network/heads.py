@@ -155,7 +155,10 @@ HEADS = Registry(
             arguments=DEPTH_ARGUMENTS,
         ),
         "label": HeadSpec(
-            SegmentationHead, "class", channels=0, missing=255, files=("png", "npy"), arguments=LABEL_ARGUMENTS
+            SegmentationHead,
+            files=("png", "npy"),
+            class_names=None,
+            arguments=LABEL_ARGUMENTS,
         ),
         "normal": HeadSpec(
             NormalHead,
