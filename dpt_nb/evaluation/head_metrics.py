@@ -186,8 +186,8 @@ def count_classes(
         )
     if classes not in (0, count):
         raise EvaluationError(
-            f"The model tells {count} classes apart and the data has {classes}, so their numbers do "
-            "not mean the same. Evaluate it on the data that it was trained for."
+            f"The model tells {count} classes apart and {classes} were expected, of the data or of the head's names, "
+            "so their numbers do not mean the same. Evaluate it on the data that it was trained for."
         )
     return count
 
@@ -200,12 +200,10 @@ def build_metrics(
     **options,  # of `torchmetrics.Metric`
 ) -> dict[str, dict[str, Metric]]:  # head → its metrics by name
     "The metrics of every head that has a target. Raises `EvaluationError` for what cannot be evaluated."
-    truths = {target: spec for target, spec in target_specs().items() if target in sample}
-    named = next((target for target, spec in truths.items() if spec.categorical), None)  # what the data has names for
-    return {
-        head: build_head_metrics(head, maps[head], protocol, classes if target == named else 0, **options)
-        for head, target in evaluated_heads(maps, truths, protocol).items()
-    }
+    heads = evaluated_heads(maps, [target for target in target_specs() if target in sample], protocol)
+    known = {head: HEADS[head].class_names for head in heads}  # None: those of the data
+    counts = {head: classes if names is None else len(names) for head, names in known.items()}
+    return {head: build_head_metrics(head, maps[head], protocol, counts[head], **options) for head in heads}
 
 # %% ../../nbs/evaluation/head_metrics.ipynb #1ffc6e70
 def update_metrics(
