@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['MAIN_METRICS', 'CAPTION_FIGURES', 'ERROR_MAPS', 'main_metric', 'leading_metric', 'chosen_images', 'image_name',
            'caption', 'known_pixels', 'aligned_depth', 'depth_rows', 'Sheet', 'depth_gallery', 'class_legend',
-           'wrong_pixels', 'label_gallery', 'angle_map', 'difference_map', 'value_rows', 'value_gallery', 'gallery']
+           'wrong_pixels', 'label_gallery', 'angle_map', 'difference_map', 'error_map', 'value_rows', 'value_gallery',
+           'gallery']
 
 # %% ../../nbs/evaluation/gallery.ipynb #1bfd2dcd
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -284,7 +286,14 @@ def difference_map(
     return (prediction - truth).abs().mean(0)
 
 
-ERROR_MAPS = {"normal": (angle_map, "angle (°)")}  # head → how far off it is at each pixel, and what that is called
+ERROR_MAPS = {"normal": (angle_map, "angle", "°")}  # head → how far off it is, what that is called, and its unit
+
+
+def error_map(
+    head: str,  # of `HEADS`, not one of classes
+) -> tuple[Callable, str, str]:  # of prediction and ground truth, `(C, H, W)` each; its name; its unit
+    "How far off a prediction is at each pixel."
+    return ERROR_MAPS.get(head, (difference_map, "absolute error", HEADS[head].unit))
 
 
 def value_rows(
@@ -293,7 +302,7 @@ def value_rows(
     head: str,  # of one or more channels
 ) -> list[tuple]:  # ground truth `(C, H, W)`, prediction `(C, H, W)`, error `(H, W)`; NaN where nothing is known
     "What is drawn of each map."
-    rows, (far, _) = [], ERROR_MAPS.get(head, (difference_map, ""))
+    rows, (far, *_) = [], error_map(head)
     for sample, own in zip(samples, maps):
         truth, prediction = sample[target_name(head)].float(), own[head][0].cpu().float()
         known = known_values(truth[None], HEADS[head].missing)[0]
@@ -321,7 +330,8 @@ def value_gallery(
                 ends = dict(vmin=known.min().item(), vmax=known.max().item())
                 shown = axis.imshow(values[0].numpy(), cmap=spec.cmap, interpolation="nearest", **ends)
         errors = axes[3].imshow(error.numpy(), cmap="magma", vmin=0, vmax=worst, interpolation="nearest")
-    bars = [(3, 1, errors, ERROR_MAPS.get(head, ("", "absolute error"))[1])]
+    _, what, unit = error_map(head)
+    bars = [(3, 1, errors, f"{what} ({unit})" if unit else what)]
     for column, columns, colors, words in bars + ([] if spec.color else [(1, 2, shown, spec.words)]):
         place = page.place(page.left(column) + 0.1, 0.42, columns * page.tile - 0.2, 0.1)
         page.figure.colorbar(colors, cax=place, orientation="horizontal", extend="max").set_label(words, fontsize=8.5)

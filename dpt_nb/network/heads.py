@@ -156,6 +156,9 @@ HEADS = Registry(
         ),
         "label": HeadSpec(
             SegmentationHead,
+            "class",
+            channels=0,
+            missing=255,
             files=("png", "npy"),
             class_names=None,
             arguments=LABEL_ARGUMENTS,
