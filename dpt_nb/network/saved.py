@@ -366,6 +366,19 @@ MEANINGS = {
     "label": "`label`, one of {classes} classes a pixel",
 }
 
+
+def meaning(
+    name: str,  # of `HEADS`
+    arguments: dict,  # of the head, as a config has them
+) -> str:
+    "What a head's values are, in a few words."
+    if name in MEANINGS:
+        return MEANINGS[name].format(classes=arguments.get("classes", 150))
+    spec = HEADS[name]
+    if spec.categorical:
+        return f"`{name}`, one of several classes a pixel"
+    return f"`{name}`, {', '.join(filter(None, (spec.words, spec.unit)))}"
+
 # %% ../../nbs/network/saved.ipynb #5969cda5
 def figures_table(figures: dict) -> str:  # figures: what was evaluated on → {metric: value}
     "Measured figures as a table of markdown; nothing for none."
@@ -386,7 +399,7 @@ def card_text(
 ) -> str:
     "The body of a model card."
     height, width = config.input_size or config.image_size
-    meanings = [MEANINGS[name].format(classes=head.get("classes", 150)) for name, head in config.heads.items()]
+    meanings = [meaning(name, arguments) for name, arguments in config.heads.items()]
     return CARD.format(
         title=repo_id or f"DPT for {', '.join(config.heads).replace('_', ' ')}",
         source=repo_id or "this folder",
