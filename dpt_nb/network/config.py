@@ -8,10 +8,17 @@ __all__ = ['INPUT_METHODS', 'ConfigError', 'num_classes', 'DPTConfig']
 # %% ../../nbs/network/config.ipynb #ddc99a0e
 import math
 import reprlib
+import sys
 from dataclasses import dataclass, field
 
+# Where JupyterLab is, jsonschema compiles a grammar of web addresses as it is imported: three seconds, and no schema
+# here has one. It is imported as if the package with that grammar was not there.
+sys.modules.setdefault("rfc3987_syntax", None)
 from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
+
+if sys.modules["rfc3987_syntax"] is None:
+    del sys.modules["rfc3987_syntax"]
 
 # %% ../../nbs/network/config.ipynb #4e6322c9
 class ConfigError(ValueError):
