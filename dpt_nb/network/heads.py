@@ -155,7 +155,12 @@ HEADS = Registry(
             arguments=DEPTH_ARGUMENTS,
         ),
         "label": HeadSpec(
-            SegmentationHead, "class", channels=0, missing=255, files=("png", "npy"), arguments=LABEL_ARGUMENTS
+            SegmentationHead,
+            "class",
+            channels=0,
+            missing=255,
+            class_names=None,
+            arguments=LABEL_ARGUMENTS,
         ),
         "normal": HeadSpec(
             NormalHead,
@@ -166,7 +171,6 @@ HEADS = Registry(
             mirror=mirror_directions,
             turn=turn_directions,
             settle=unit_length,
-            files=("png", "npy"),
             arguments=NORMAL_ARGUMENTS,
         ),
     },
