@@ -312,6 +312,7 @@ def dpt_train(
     dry_run: bool = False,  # print the recipe, time a few steps, say what the run will need, and stop
 ) -> None:
     "Train by a recipe into a folder: config.json, metrics.jsonl, report.json, panel.png, checkpoints/, best/, model/."
+    from dpt_nb.training.imports import import_saved
     from dpt_nb.training.recipe_fields import RecipeError, change_recipe
     from dpt_nb.training.recipes import RECIPES, get_recipe, recipe_table
 
@@ -320,8 +321,10 @@ def dpt_train(
     if not recipe:
         raise RecipeError(f"No recipe was named. There are {', '.join(RECIPES)}.")
     check_processes(workers, num_processes, num_nodes, node_rank, main_port)
-    chosen = change_recipe(get_recipe(recipe), set or [])
     out = out or f"runs/{recipe}"
+    if resume:
+        import_saved(out)
+    chosen = change_recipe(get_recipe(recipe), set or [])
     trackers = tuple(dict.fromkeys((tracker or []) + ["tensorboard"] * tensorboard))
     options = dict(cpu=cpu, workers=workers, trackers=trackers)
     if dry_run:

@@ -159,7 +159,6 @@ HEADS = Registry(
             "class",
             channels=0,
             missing=255,
-            files=("png", "npy"),
             class_names=None,
             arguments=LABEL_ARGUMENTS,
         ),
@@ -172,7 +171,6 @@ HEADS = Registry(
             mirror=mirror_directions,
             turn=turn_directions,
             settle=unit_length,
-            files=("png", "npy"),
             arguments=NORMAL_ARGUMENTS,
         ),
     },
@@ -180,6 +178,7 @@ HEADS = Registry(
 
 # %% ../../nbs/network/06_heads.ipynb #37d4632f
 TAKEN = ("image", "intrinsics", "meta", "valid", "path")  # other entries of a sample
+TAKEN += ("source", "width", "height", "frames", "points", "note", "damage", "name", "file")  # of `predictions.json`
 
 
 def truth_spec(
