@@ -18,6 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from .datasets import DatasetError, Entry, FileDataset
+from .transforms import truth_names
+from ..network.heads import truth_spec
 from ..objective.losses import to_inverse_depth
 
 # %% ../../nbs/data/sampling.ipynb #dd0598d0
@@ -131,11 +133,11 @@ def common_targets(
     same_classes: bool,  # class 0 of one set is otherwise another thing in the next
 ) -> tuple[str, ...]:
     "What all sets give. Raises `DatasetError` where that is nothing."
-    common = {"depth", "inverse_depth", "label", "intrinsics"}
+    common = {*truth_names(), "intrinsics"}
     for dataset in datasets:
         common &= {"inverse_depth" if inverse and name == "depth" else name for name in dataset.targets}
     if not same_classes:
-        common.discard("label")
+        common -= {name for name in truth_names() if truth_spec(name).categorical}
     if not common:
         given = "; ".join(", ".join(dataset.targets) for dataset in datasets)
         raise DatasetError(f"The data sets of this mixture have nothing in common: they give {given}.")

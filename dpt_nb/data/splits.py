@@ -183,6 +183,7 @@ SHARED_OPTIONS = (  # the same in both splits
     "classes",
     "labels",
     "joint",
+    "normals",
 )
 STATED_OPTIONS = ("layout", "release", "root")  # may differ, when both are said
 
