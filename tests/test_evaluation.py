@@ -23,6 +23,7 @@ from dpt_nb.evaluation.evaluate import evaluate
 from dpt_nb.evaluation.protocols import EvaluationError, Protocol
 from dpt_nb.network.heads import HEADS, register_head
 
+
 @pytest.fixture(autouse=True)
 def heat():
     "A kind of prediction from outside, of which the library knows nothing; each process registers it."

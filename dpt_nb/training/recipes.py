@@ -90,8 +90,8 @@ rooms_joint_normals = replace(
     losses=rooms_joint.losses | {"normal": dict(weight=0.5)},
     sources=rooms_joint.sources
     | {
-        "losses.normal": "the mean angle in radians: Bae, Budvytis and Cipolla, ICCV 2021, §3; the weight, too, brings "
-        "it to the size of the others"
+        "losses": f"{rooms_joint.sources['losses']}; normals: the mean angle, as Bae, Budvytis and Cipolla, ICCV 2021",
+        "losses.normal.weight": "brings the angle, in radians, to about the size of the others at the start",
     },
 )
 rooms_labels = replace(
