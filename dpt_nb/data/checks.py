@@ -176,7 +176,7 @@ def value_problem(
     known = known_pixels(value, spec)
     if not known.any():
         return ""
-    if ((spec.settle(value) - value).abs() > 0.01)[..., known].any() if spec.channels > 1 else False:
+    if (((spec.settle(value) - value).abs() > 0.01) & known).any():
         return f"has a {words} that is no {spec.unit or 'possible value'}"
     away = (value[-1] > 0)[known].float().mean() if spec.turn is turn_directions else 0
     if away > 0.5:

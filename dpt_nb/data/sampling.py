@@ -416,10 +416,10 @@ def spread_indices(
 def entry_name(
     entry: Entry,  # of a sample in files
     above: str,  # the set's folder, with a separator at its end
-) -> str:  # image, depth and label; "-" where there is none
+) -> str:  # image, depth and label, "-" where there is none; and normals, where there are any
     "The files of a sample within its set."
     names = []
-    for path in (entry.image, entry.depth, entry.label):
+    for path in (entry.image, entry.depth, entry.label, *([entry.normal] if entry.normal else [])):
         names.append("-" if path is None else str(path).removeprefix(above).replace(os.sep, "/"))
     return " ".join(names)
 
