@@ -22,6 +22,7 @@ from dpt_nb.data.registry import open_dataset
 from dpt_nb.data.sampling import ResumableSampler
 from dpt_nb.images.images import write_label
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 TWENTY = [
     "loop.steps=20",
     "data.batch_size=8",
