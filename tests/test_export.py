@@ -271,7 +271,7 @@ def test_every_kind_of_prediction_is_exported(form, ending, outside, tmp_path):
         depth=dict(output="exp"), label=dict(classes=5), normal=dict(hidden=16), Height2={}, part=dict(classes=3)
     )
     model = create_model("dpt_tiny", heads=heads).eval()
-    path = export(model, tmp_path / f"model{ending}", form)
+    path = export(model, tmp_path / f"model{ending}", form, sizes=(96, 128))
     assert check_export(model, path, batches=(2,)).worst <= 1e-4
     facts = export_facts(path)["heads"]
     assert {name: fact["shape"] for name, fact in facts.items()} == dict(
@@ -290,7 +290,7 @@ def test_every_kind_of_prediction_is_exported(form, ending, outside, tmp_path):
 
 def test_a_file_with_a_head_from_outside_runs_where_it_is_unknown(outside, tmp_path):
     model = create_model("dpt_tiny", heads=dict(Height2={})).eval()
-    path = export(model, tmp_path / "model.onnx")
+    path = export(model, tmp_path / "model.onnx", sizes=(96, 128))
     done = subprocess.run(
         [
             sys.executable,
