@@ -4,6 +4,7 @@ full size; and what is refused."""
 import json
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import onnx
@@ -13,8 +14,11 @@ import torch
 from conftest import command, command_here
 
 from dpt_nb.deploy.engines import check_export, open_export, sizes_to_check
-from dpt_nb.deploy.export import ExportError, export, fold_constants
+from dpt_nb.deploy.export import ExportError, export, export_facts, fold_constants
+from dpt_nb.inference.predictor import Predictor
+from dpt_nb.network.heads import HEADS
 from dpt_nb.network.zoo import create_model
+from dpt_nb.registry import import_one
 
 TOLERANCE = 1e-3  # of the range of the model's output; rounding in float32 leaves some 1e-6
 SWIN = dict(
@@ -71,6 +75,22 @@ def small(family):
     return awake(create_model(name, features=16, **shape | changes))
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    "Family → a small network, its file, and whether the network is as it was before: each is written once."
+    folder = tmp_path_factory.mktemp("files")
+
+    @cache
+    def written(family):
+        model = small(family).train()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        path = export(model, folder / f"{family}.onnx", sizes=tuple(model.config.image_size))
+        same = all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+        return model, path, same and model.training and all(each.requires_grad for each in model.parameters())
+
+    return written
+
+
 def check(model, path, parity_rows, name, **options):
     rows = check_export(model, path, **options)
     for row in rows:
@@ -90,10 +110,9 @@ QUICK = (
 @pytest.mark.parametrize(
     "family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
 )
-def test_every_family_is_what_onnx_runtime_computes(family, tmp_path, parity_rows):
-    model = small(family)
-    size = tuple(model.config.image_size)
-    rows = check(model, export(model, tmp_path / "model.onnx", sizes=size), parity_rows, family)
+def test_every_family_is_what_onnx_runtime_computes(family, files, parity_rows):
+    model, path, _ = files(family)
+    rows, size = check(model, path, parity_rows, family), tuple(model.config.image_size)
     assert {(row.size, row.batch) for row in rows} == {(size, 1), (size, 3)}
 
 
@@ -136,10 +155,9 @@ def test_hybrids_with_folded_constants_give_the_same_numbers(tmp_path):
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max() and expected.std() > 0.1
 
 
-def test_a_changed_weight_in_the_file_is_noticed(tmp_path):
-    model = small("DPT")
-    path = export(model, tmp_path / "model.onnx", sizes=(96, 96))
-    file = onnx.load(path)
+def test_a_changed_weight_in_the_file_is_noticed(files, tmp_path):
+    model, path, _ = files("DPT")
+    file, path = onnx.load(path), tmp_path / "model.onnx"
     bias = next(tensor for tensor in file.graph.initializer if tensor.name.endswith("convolution3.bias"))
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.5), bias.name))
     onnx.save(file, path)
@@ -180,12 +198,8 @@ def test_a_shell_writes_a_file_that_onnx_runtime_runs(tmp_path):
     ]
 
 
-def test_the_model_is_left_as_it_was(tmp_path):
-    model = small("DPT").train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    export(model, tmp_path / "model.pt2", "torch_export", sizes=(96, 96))
-    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+def test_the_model_is_left_as_it_was(files):
+    assert files("DPT")[2], "weights, training mode or gradients are others"
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
@@ -221,8 +235,71 @@ def test_networks_of_full_size(name, size, tmp_path, parity_rows):
     check(model, export(model, tmp_path / "model.onnx", sizes=size), parity_rows, f"{name}, full size", batches=(1,))
 
 
+@pytest.mark.slow  # the lesson on engines compares them too
 def test_the_shipped_weights(tmp_path, parity_rows):
     model = create_model("dpt_tiny_scenes", pretrained=True)
     path = export(model, tmp_path / "scenes.onnx", sizes=(96, 128))
     check(model, path, parity_rows, "dpt_tiny_scenes")
     assert set(open_export(path)(torch.rand(1, 3, 96, 128))) == {"depth", "label"}
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    "A module outside the library with two heads of its own: a height, and parts of things."
+    (tmp_path / "outside_heads.py").write_text(
+        "import torch\n"
+        "from dpt_nb.network.heads import DepthHead, SegmentationHead, register_head\n"
+        "@register_head('Height2', words='height (m)', unit='metre', missing=-1)\n"
+        "class Height(DepthHead):\n"
+        "    def forward(self, fused, size):\n"
+        "        return torch.tanh(self.raw(fused, size))\n"
+        "@register_head('part', words='part', channels=0, missing=0)\n"
+        "class Parts(SegmentationHead):\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield import_one("outside_heads")
+    for name in ("Height2", "part"):
+        HEADS.pop(name), HEADS.homes.pop(name)
+    sys.modules.pop("outside_heads")
+
+
+@pytest.mark.parametrize("form, ending", [("onnx", ".onnx"), ("torch_export", ".pt2")])
+def test_every_kind_of_prediction_is_exported(form, ending, outside, tmp_path):
+    torch.manual_seed(0)
+    heads = dict(
+        depth=dict(output="exp"), label=dict(classes=5), normal=dict(hidden=16), Height2={}, part=dict(classes=3)
+    )
+    model = create_model("dpt_tiny", heads=heads).eval()
+    path = export(model, tmp_path / f"model{ending}", form, sizes=(96, 128))
+    assert check_export(model, path, batches=(2,)).worst <= 1e-4
+    facts = export_facts(path)["heads"]
+    assert {name: fact["shape"] for name, fact in facts.items()} == dict(
+        depth="B,1,H,W", label="B,5,H,W", normal="B,3,H,W", Height2="B,1,H,W", part="B,3,H,W"
+    )
+    assert {name: fact.get("module") for name, fact in facts.items()} == dict.fromkeys(heads) | dict.fromkeys(
+        ("Height2", "part"), "outside_heads"
+    )
+    assert facts["normal"]["unit"].startswith("unit vector") and facts["part"]["classes"] == 3
+    image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(1))
+    found, predicted = open_export(path)(image[None]), Predictor(model, "cpu").predict(image[None])
+    for head, wanted in predicted.items():
+        torch.testing.assert_close(found[head], wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["normal"].norm(dim=1), torch.ones(1, 96, 128))
+
+
+def test_a_file_with_a_head_from_outside_runs_where_it_is_unknown(outside, tmp_path):
+    model = create_model("dpt_tiny", heads=dict(Height2={})).eval()
+    path = export(model, tmp_path / "model.onnx", sizes=(96, 128))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, torch\nfrom dpt_nb.deploy.engines import open_export\n"
+            "print(*open_export(sys.argv[1])(torch.rand(1, 3, 96, 128))['Height2'].shape)",
+            path,
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["1", "1", "96", "128"], done.stderr

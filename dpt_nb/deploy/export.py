@@ -139,8 +139,8 @@ def describe_head(
     spec = HEADS[name]
     fact = dict(shape=f"B,{spec.channels},H,W", unit=HEAD_UNITS.get(name, spec.unit or spec.words)[:300])
     if spec.categorical:
-        classes = spec.class_count(settings)
-        fact = dict(shape=f"B,{classes},H,W", unit="logits: the largest along axis 1 is the class", classes=classes)
+        known = dict(classes=classes) if (classes := spec.class_count(settings)) else {}
+        fact = dict(shape=f"B,{classes or 'C'},H,W", unit="logits: the largest along axis 1 is the class") | known
     return fact | {"module": module for module in HEADS.modules([name]) if module != HERE}
 
 

@@ -74,7 +74,7 @@ class FusionExplorer(Explorer):
             "its prediction",
             "where the mixture differs",
         ]
-        units = {5: "|ln ratio|, or class changed"}
+        units = {5: "|ln ratio|, class changed, or angle (°)"}
         super().__init__(controls, Panels(titles, units, columns=3, aspect=self.size[0] / self.size[1], width=2.8))
 
 

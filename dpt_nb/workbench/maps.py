@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from ..evaluation.gallery import error_map
 from ..images.colors import color_label
-from ..inference.outputs import map_colors
+from ..inference.outputs import map_colors as head_colors
 from ..network.dpt import DPT
 from ..network.heads import HEADS
 from dpt_nb.network.inside import (
@@ -127,7 +127,7 @@ def prediction_image(
     if HEADS[head].categorical:
         return color_label(prediction[0].argmax(0))
     low, high = own.min().item(), own.max().item()
-    return map_colors(head, (low, max(high, low + 1e-6)))(prediction[0])
+    return head_colors(head, (low, max(high, low + 1e-6)))(prediction[0])
 
 
 def change_sentence(
