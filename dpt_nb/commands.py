@@ -245,14 +245,15 @@ def prediction_line(
     head: str,  # what was predicted
     out: str,  # folder with the results
 ) -> str:
-    "Which file holds what was predicted, and for depth its range and what its values mean."
+    "Which file holds what was predicted, and of metres their range and what the file's values mean."
     from dpt_nb.images.files import printable_name
+    from dpt_nb.network.heads import HEADS
 
-    result, facts = entry[head], []
+    result, metres, facts = entry[head], HEADS[head].unit == "metre", []
     facts.append(f"{entry['width']}×{entry['height']}" if "width" in entry else f"{entry['frames']} frames")
-    if head == "depth" and "scale" in result:
+    if metres and "scale" in result:
         facts.append(f"{result['scale']:g} units a metre")
-    if head == "depth" and "largest" in result:
+    if metres and "largest" in result:
         facts.append(f"{result['smallest']:.2f} to {result['largest']:.2f} m")
     return f"{printable_name(entry['source'])} → {out}/{result['file']} ({', '.join(facts)})"
 
@@ -263,11 +264,11 @@ def report_predictions(
 ) -> None:
     "A line for each file with results."
     from dpt_nb.images.files import printable_name
+    from dpt_nb.network.heads import HEADS
 
     for entry in written:
-        for head in ("depth", "inverse_depth", "label"):
-            if head in entry:
-                print(prediction_line(entry, head, out))
+        for head in [name for name in HEADS if name in entry]:
+            print(prediction_line(entry, head, out))
         if points := entry.get("points"):
             print(f"{printable_name(entry['source'])} → {out}/{points['file']} ({points['count']} points)")
         if entry.get("note"):

@@ -188,7 +188,7 @@ def test_a_run_that_names_no_module_is_refused(place, trained, tmp_path, wrong):
     described["recipe"]["imports"] = [wrong]
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text(json.dumps(described))
-    with mock.patch.dict(os.environ), mock.patch("importlib.import_module") as importing:
+    with mock.patch.dict(os.environ), mock.patch("dpt_nb.registry.import_one") as importing:
         with pytest.raises(TrainingError, match="names of modules were expected: nothing was imported"):
             launch("rooms_tiny", tmp_path / "run", resume=True, cpu=True, progress=False)
     assert not importing.called
@@ -263,9 +263,8 @@ def test_a_script_for_slurm_imports_the_modules(place, tmp_path):
     script = f"""
 import sys
 sys.path.append({str(odd)!r})
-from dpt_nb.registry import import_here
-from dpt_nb.training.launch import launch
 import importlib
+from dpt_nb.training.launch import launch
 importlib.import_module("my_slurm_ramps")
 launch("ramps2", "queued", cpu=True, workers=0, scheduler="slurm")
 """
@@ -297,7 +296,9 @@ def test_what_a_cell_registered_is_refused_where_nobody_could_know_it(tmp_path):
 
 def test_a_name_that_is_taken_is_refused_and_a_module_may_register_again(place):
     script = """
-import importlib, my_ramps
+import importlib, sys
+sys.path.insert(0, "")
+import my_ramps
 importlib.reload(my_ramps)
 from pathlib import Path
 Path("yours.py").write_text(Path("my_ramps.py").read_text())
@@ -330,7 +331,7 @@ def test_every_command_imports_before_anything_else(place, name, monkeypatch):
 @pytest.mark.parametrize("wrong", NO_MODULES)
 def test_what_is_no_name_of_a_module_is_not_imported(wrong, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with mock.patch("importlib.import_module") as importing:
+    with mock.patch("dpt_nb.registry.import_one") as importing:
         done = command_here("dpt_eval", f"--import={wrong}", folder=tmp_path, check=1)
         with pytest.raises(RegistryError, match="is not the name of a module"):
             import_here([wrong])
@@ -359,7 +360,7 @@ def test_a_model_that_names_no_module_is_refused(trained, tmp_path, wrong):
     subprocess.run(["cp", "-r", trained / "model", tmp_path], check=True)
     described = json.loads((tmp_path / "model/config.json").read_text())
     (tmp_path / "model/config.json").write_text(json.dumps(described | dict(imports=wrong)))
-    with mock.patch("importlib.import_module") as importing:
+    with mock.patch("dpt_nb.registry.import_one") as importing:
         with pytest.raises(ValueError, match="imports is .* and has to be a list of names of modules"):
             DPT.from_pretrained(tmp_path / "model")
     assert not importing.called
