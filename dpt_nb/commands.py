@@ -364,9 +364,9 @@ def report_training(
     out: str,  # folder of the run
 ) -> None:
     "Print the metrics, and where model, numbers and images are."
-    from dpt_nb.evaluation.evaluate import depth_table
+    from dpt_nb.evaluation.evaluate import report_tables
 
-    print(depth_table({name: report}) if "abs_rel" in report else json.dumps(report, indent=1))
+    print(report_tables({name: report}) or json.dumps(report, indent=1))
     panel = f", the images in {out}/panel.png" if Path(out, "panel.png").exists() else ""
     print(f"The model is in {out}/model, the numbers are in {out}/report.json{panel}.")
 
@@ -615,12 +615,10 @@ def report_evaluation(
     per_image: list[dict],  # metrics of every image
 ) -> None:
     "Print a report as the papers' tables do, and write it where asked, with a panel and galleries."
-    from dpt_nb.evaluation.evaluate import depth_table, label_table, write_report
+    from dpt_nb.evaluation.evaluate import report_tables, write_report
 
     report = report | settings
-    for metric, table in (("abs_rel", depth_table), ("miou", label_table)):
-        if metric in report:
-            print(table({row_name(report): report}, report["protocol"]))
+    print(report_tables({row_name(report): report}, report["protocol"]))
     print(f"{report['images']} images evaluated, {report['skipped']} without ground truth left out.")
     if out:
         write_report(f"{out}/report.json", report)

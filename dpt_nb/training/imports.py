@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..data.registry import DATASETS
+from ..evaluation.head_metrics import METRICS
 from ..evaluation.protocols import DEFAULT_PROTOCOLS, PROTOCOLS
 from ..network.backbone import FAMILIES, families_that_open
 from ..network.heads import HEADS
@@ -46,6 +47,7 @@ def names_by_table(recipe: Recipe) -> list[tuple[Registry, list]]:
         (HEADS, [*recipe.losses, *keys_of(model.changes.get("heads"))]),
         (FAMILIES, families_that_open(network)[:1] if isinstance(network, str) else []),
         *loss_names(recipe),
+        *((METRICS[head], list(METRICS[head])) for head in recipe.losses if head in METRICS),  # all are computed
         (TRANSFORMS, transforms),
         (DATASETS, sets),
         (PROTOCOLS, [data.protocol or DEFAULT_PROTOCOLS.get(data.name)]),
