@@ -436,7 +436,7 @@ def sample_files(
 def has_truth(
     dataset: Dataset,  # of samples
     index: int,  # 0 … len - 1
-    part: str,  # of `Entry`: "depth" or "label"
+    part: str,  # of `Entry`: "depth", "label" or "normal"
 ) -> bool:
     "Whether a map of a sample was read, and not filled in because there is none."
     entries = getattr(dataset, "entries", None)
@@ -756,7 +756,8 @@ def empty_check(
     "A report before the first sample was read."
     expected, expected_truth = dataset.expected_counts() if hasattr(dataset, "expected_counts") else (None, None)
     name = ", ".join(filter(None, (dataset.title, getattr(dataset, "split", None))))
-    unit = "" if "inverse_depth" in dataset.targets else "m"
+    specs = filter(None, map(truth_spec, dataset.targets))
+    unit = "" if any(spec.scale == "relative" for spec in specs) else "m"
     classes = tuple(dataset.classes)
     return Check(name, len(dataset), expected, expected_truth=expected_truth, unit=unit, classes=classes)
 
