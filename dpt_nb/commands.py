@@ -30,6 +30,8 @@ from typing import Literal, get_args, get_origin
 
 from fastcore.docments import docments
 
+from .registry import IMPORT_HELP, import_modules, named_modules
+
 # %% ../nbs/commands.ipynb #f2d6dad7
 class OptionError(ValueError):
     "An option that is not understood, in one sentence."
@@ -869,6 +871,7 @@ def build_parser(name: str) -> argparse.ArgumentParser:
     texts = docments(COMMANDS[name])
     for parameter in inspect.signature(COMMANDS[name]).parameters.values():
         add_parameter(parser, parameter, texts[parameter.name].replace("\n", " ").replace("%", "%%"))
+    parser.add_argument("--import", action="append", default=[], dest="imports", metavar="MODULE", help=IMPORT_HELP)
     return parser
 
 # %% ../nbs/commands.ipynb #2f0b474c
@@ -964,10 +967,12 @@ def run_command(
 ) -> int:  # exit code
     "Parse and run. Raises `OutputClosed` where the output cannot be written."
     chosen = vars(build_parser(name).parse_args(arguments))
+    imports = named_modules(chosen.pop("imports"))
     # Idle OpenMP threads spin by default, and two runs on one machine then starve each other. Read by torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with short_warnings():
+            import_modules(imports)
             return COMMANDS[name](**chosen) or 0
     except KeyboardInterrupt:
         print_error("Interrupted.")

@@ -21,6 +21,7 @@ import matplotlib.cbook
 import numpy as np
 import psutil
 import pytest
+from forked import quick_figures
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -139,6 +140,13 @@ def command_here(*words, folder, check=None):
         f"exit code {done.returncode}, expected {check}\n{done.stdout}\n{done.stderr}"
     )
     return done
+
+
+@pytest.fixture(scope="module")
+def no_figures():
+    "Runs in this process, and in forks of it, write figures without drawing them."
+    with quick_figures():
+        yield
 
 
 def changes(*assignments):

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from conftest import alive, changes, command_here, wait_until
+from forked import command_forked, end_together, forked_ranks
 from safetensors.torch import load_file
 
 from dpt_nb.data.folder import make_folder
@@ -33,41 +34,26 @@ TWENTY = [
 QUIET = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def words(processes, recipe, out, data, *assignments, workers=0):
+def words(recipe, out, data, *assignments, workers=0):
+    "What each process is told."
+    told = [recipe, "--cpu", "--workers", workers, "--out", out, "--data-root", data]
+    return [*map(str, told), *changes(*TWENTY, *assignments)]
+
+
+def typed(processes, *told):
     "A run in a number of processes, as one types it."
-    launcher = [
-        Path(sys.executable).parent / "torchrun",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        "-m",
-        "dpt_nb.training.loop",
-    ]
-    return [
-        *launcher,
-        recipe,
-        "--cpu",
-        "--workers",
-        str(workers),
-        "--out",
-        out,
-        "--data-root",
-        data,
-        *changes(*TWENTY, *assignments),
-    ]
+    launcher = Path(sys.executable).parent / "torchrun"
+    return [launcher, "--standalone", "--nproc-per-node", str(processes), "-m", "dpt_nb.training.loop", *told]
+
+
+def begin(processes, *told):
+    "The same in forks of a process that has torch already."
+    return forked_ranks(processes, sys.executable, "-m", "dpt_nb.training.loop", *told, folder=".")
 
 
 def run(processes, recipe, out, data, *assignments, resume=False):
     "Train to the end, or fail with what was said."
-    done = subprocess.run(
-        [*words(processes, recipe, out, data, *assignments), *(["--resume"] if resume else [])],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=QUIET,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    end_together(begin(processes, *words(recipe, out, data, *assignments), *(["--resume"] if resume else [])))
 
 
 def rows(out):
@@ -82,8 +68,10 @@ def weights(out):
 def pair(tmp_path_factory):
     "One process and two on the same recipe, for depth alone."
     folder = tmp_path_factory.mktemp("distributed")
-    for processes in (1, 2):
-        run(processes, "rooms_tiny", folder / f"with{processes}", folder / "data")
+    run(1, "rooms_tiny", folder / "with1", folder / "data")
+    torchrun = typed(2, *words("rooms_tiny", folder / "with2", folder / "data"))
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=300, env=QUIET)
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -159,22 +147,7 @@ dist.destroy_process_group()
 def test_two_processes_with_unequal_labels_have_the_gradient_of_one(tmp_path):
     """In double precision, with the auxiliary head and shared batch norms, beside PyTorch's cross-entropy of the whole
     batch."""
-    (tmp_path / "unequal.py").write_text(UNEQUAL)
-    done = subprocess.run(
-        [
-            Path(sys.executable).parent / "torchrun",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            tmp_path / "unequal.py",
-            tmp_path / "found.pt",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=QUIET,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    end_together(forked_ranks(2, sys.executable, "-c", UNEQUAL, tmp_path / "found.pt", folder=tmp_path))
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert found["same"] and found["shown"] == pytest.approx(found["loss"], rel=1e-6) and found["apart"] <= 1e-6, found
 
@@ -210,22 +183,20 @@ def test_a_head_without_a_loss_does_not_stop_two_processes(tmp_path):
     assert depth and all(torch.equal(first[name], second[name]) for name in depth), "a head without a loss has moved"
 
 
-def ended_at(step, how, out, command):
-    "Start a run, end it by a signal once it has made some steps, and return what it said. Nothing is left running."
-    running = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=QUIET
-    )
-    wait_until(
-        lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") >= step, running
-    )
-    below = psutil.Process(running.pid).children(recursive=True)
-    for process in [psutil.Process(running.pid)] if how == signal.SIGTERM else [psutil.Process(running.pid), *below]:
+def ended_at(step, how, out, *started):
+    """End processes of a run by a signal once it has made some steps, and return what they said. Nothing is left
+    running."""
+    log = out / "metrics.jsonl"
+    wait_until(lambda: log.exists() and log.read_text().count("\n") >= step, started[0])
+    family = [psutil.Process(each.pid) for each in started]
+    below = [child for process in family for child in process.children(recursive=True)]
+    for process in family if how == signal.SIGTERM else family + below:
         with contextlib.suppress(psutil.NoSuchProcess):  # ended by the end of another
             process.send_signal(how)
-    said = running.communicate(timeout=300)[1]
-    assert running.returncode != 0 and not (out / "report.json").exists(), said
-    assert len(below) >= 2
-    wait_until(lambda: not alive(below), seconds=60)  # a busy machine takes its time to end what was killed
+    said = "".join(each.communicate(timeout=300)[1] for each in started)
+    assert all(each.returncode for each in started) and not (out / "report.json").exists(), said
+    assert len(family + below) >= 2
+    wait_until(lambda: not alive(family + below), seconds=60)  # a busy machine takes its time to end what was killed
     return said
 
 
@@ -234,8 +205,12 @@ def ended_at(step, how, out, command):
 )
 def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tmp_path):
     out = tmp_path / "run"
-    said = ended_at(7, how, out, words(2, "rooms_tiny", out, pair / "data", workers=1))
-    if how == signal.SIGTERM:
+    told = words("rooms_tiny", out, pair / "data", workers=1)
+    if how == signal.SIGKILL:
+        ended_at(7, how, out, *begin(2, *told))
+    else:  # told to the launcher alone, as a scheduler does
+        options = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=QUIET)
+        said = ended_at(7, how, out, subprocess.Popen(typed(2, *told), **options))
         assert sorted((out / "checkpoints").glob("step-*.pt"))[-1].name >= "step-00000007.pt", (
             "the state at the stop was not kept"
         )
@@ -252,7 +227,7 @@ def test_each_process_goes_on_with_its_own_chance(assignments, tmp_path):
     "The head for labels has dropout, which draws from the random state of its process."
     out, half = tmp_path / "run", ["model.changes.heads.label.dropout=0.5", "loop.steps=12", *assignments]
     run(2, "rooms_joint", tmp_path / "straight", tmp_path / "data", *half)
-    ended_at(7, signal.SIGKILL, out, words(2, "rooms_joint", out, tmp_path / "data", *half))
+    ended_at(7, signal.SIGKILL, out, *begin(2, *words("rooms_joint", out, tmp_path / "data", *half)))
     last = sorted((out / "checkpoints").glob("step-*.pt"))[-1]
     one, other = (state["cpu"] for state in torch.load(last, weights_only=True)["random"])
     assert not torch.equal(one, other), "both processes drop the same"
@@ -427,7 +402,7 @@ def test_halves_in_parts_of_a_batch_and_in_bfloat16(pair, tmp_path):
 @pytest.mark.slow
 def test_asked_for_through_the_environment_shares_are_refused(pair, tmp_path):
     done = subprocess.run(
-        words(1, "rooms_tiny", tmp_path / "run", pair / "data"),
+        typed(1, *words("rooms_tiny", tmp_path / "run", pair / "data")),
         capture_output=True,
         text=True,
         timeout=300,
@@ -459,7 +434,7 @@ def test_what_two_processes_wrote_one_opens(pair, tmp_path):
 @pytest.mark.slow
 def test_a_mistake_is_a_sentence_and_all_processes_end(pair, tmp_path):
     done = subprocess.run(
-        words(2, "rooms_tiny", tmp_path / "run", pair / "data", "data.batch_size=7"),
+        typed(2, *words("rooms_tiny", tmp_path / "run", pair / "data", "data.batch_size=7")),
         capture_output=True,
         text=True,
         timeout=300,
@@ -469,21 +444,6 @@ def test_a_mistake_is_a_sentence_and_all_processes_end(pair, tmp_path):
 
 
 def test_run_as_a_module_an_error_of_its_own_is_one_line(pair):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "dpt_nb.training.loop",
-            "rooms_tiny",
-            "--cpu",
-            "--out",
-            pair / "with1",
-            "--data-root",
-            pair / "data",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=QUIET,
-    )
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "holds a run already" in done.stderr, done.stderr
+    told = ["rooms_tiny", "--cpu", "--out", pair / "with1", "--data-root", pair / "data"]
+    done = command_forked(sys.executable, "-m", "dpt_nb.training.loop", *told, folder=pair, check=1)
+    assert done.stderr.count("\n") == 1 and "holds a run already" in done.stderr, done.stderr

@@ -56,26 +56,26 @@ def things(tmp_path_factory):
     return folder
 
 
-def on_disk(place, kilobytes, before, words, keep=None):
-    "Run a command on a disk of its own, and say what came of it."
-    environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", KEEP_DISK=str(keep or ""))
-    program = [
-        sys.executable,
-        HERE / "small_disk.py",
-        place,
-        kilobytes,
-        before,
-        Path(sys.executable).parent / words[0],
-        *words[1:],
-    ]
-    done = subprocess.run(
-        ["unshare", "-rm", *map(str, program)], capture_output=True, text=True, env=environment, timeout=1000
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.fixture(scope="module")
+def on_disk():
+    """Run a command on a disk of its own of so many kilobytes, which holds a copy of the folder `before` first, and say
+    what came of it. All do so in forks of one process, which has imported torch once."""
+    environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    program = ["unshare", "-rm", sys.executable, HERE / "small_disk.py"]
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as running:
+
+        def run(place, kilobytes, before, words, keep=""):
+            given = [str(place), kilobytes, str(before), list(map(str, words)), str(keep)]
+            running.stdin.write(json.dumps(given) + "\n"), running.stdin.flush()
+            return json.loads(running.stdout.readline())
+
+        yield run
+        running.stdin.close()
 
 
-def try_sizes(tmp_path, before, words, shares, room=0):
+def try_sizes(on_disk, tmp_path, before, words, shares, room=0):
     "A command on disks with a fraction of the room that it needs. Returns (fraction, what came of it) of each."
     place = tmp_path / "disk"
     place.mkdir()
@@ -117,10 +117,10 @@ SHARES = [0.05, 0.3, 0.6, 0.9]
 @pytest.mark.parametrize(
     "share", [pytest.param([0.3], id="some"), pytest.param(SHARES, id="all", marks=pytest.mark.slow)]
 )
-def test_predictions(things, tmp_path, options, share):
+def test_predictions(things, on_disk, tmp_path, options, share):
     words = ["dpt_predict", things / "photographs", "--model", things / "model", "--out", "out", *options]
     codes = []
-    for part, came in try_sizes(tmp_path, things / "empty", words, share):
+    for part, came in try_sizes(on_disk, tmp_path, things / "empty", words, share):
         codes.append(check_outcome(part, came))
         entries = json.loads(came["texts"].get("out/predictions.json", "[]"))
         named = {
@@ -140,46 +140,48 @@ CONVERTED = {"dpt_nb": "own", "isl-org": "file.pt", "transformers": "folder", "t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", CONVERTED)
-def test_conversions(things, tmp_path, to):
+def test_conversions(things, on_disk, tmp_path, to):
     before = tmp_path / "before"
     before.mkdir()
     words = ["dpt_convert", things / "large", CONVERTED[to], "--to", to]
-    codes = [check_outcome(*pair) for pair in try_sizes(tmp_path, before, words, SHARES)]
+    codes = [check_outcome(*pair) for pair in try_sizes(on_disk, tmp_path, before, words, SHARES)]
     assert codes[0] == 1
 
 
 @pytest.mark.parametrize("name", ["file.onnx", pytest.param("file.pt2", marks=pytest.mark.slow)])
-def test_exports(things, tmp_path, name):
+def test_exports(things, on_disk, tmp_path, name):
     before = tmp_path / "before"
     before.mkdir()
     (before / name).write_text("a former file")
     words = ["dpt_export", things / "model", name, "--size", "64x64", "--force"]
-    for share, came in try_sizes(tmp_path, before, words, [0.05, 0.6]):
+    for share, came in try_sizes(on_disk, tmp_path, before, words, [0.05, 0.6]):
         assert check_outcome(share, came) == 1
 
 
 @pytest.mark.slow
-def test_compiled_exports(things, tmp_path):
+def test_compiled_exports(things, on_disk, tmp_path):
     words = ["dpt_export", things / "model", "file.pt2", "--form", "compiled", "--size", "64x64"]
-    for share, came in try_sizes(tmp_path, things / "empty", words, [0.05, 0.6]):
+    for share, came in try_sizes(on_disk, tmp_path, things / "empty", words, [0.05, 0.6]):
         assert check_outcome(share, came) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["kitti", "nyu", "ade20k", "pascal_context", "folder"])
-def test_making_data(things, tmp_path, name):
+def test_making_data(things, on_disk, tmp_path, name):
     codes = [
         check_outcome(*pair)
-        for pair in try_sizes(tmp_path, things / "empty", ["dpt_data", "make", name, "data", "--count", "4"], SHARES)
+        for pair in try_sizes(
+            on_disk, tmp_path, things / "empty", ["dpt_data", "make", name, "data", "--count", "4"], SHARES
+        )
     ]
     assert codes[0] == 1
 
 
 @pytest.mark.slow
-def test_evaluating(things, demo, tmp_path):
+def test_evaluating(things, demo, on_disk, tmp_path):
     model, data = demo / "runs" / "demo" / "model", demo / "data"
     words = ["dpt_eval", "--model", model, "--data-root", data, "--count", "4", "--out", "report"]
-    codes = [check_outcome(*pair) for pair in try_sizes(tmp_path, things / "empty", words, [0.05, 0.6])]
+    codes = [check_outcome(*pair) for pair in try_sizes(on_disk, tmp_path, things / "empty", words, [0.05, 0.6])]
     assert codes[0] == 1
 
 
@@ -194,7 +196,7 @@ TINY = [
 
 
 @pytest.mark.slow
-def test_training_stops_in_a_sentence_and_goes_on(things, demo, tmp_path):
+def test_training_stops_in_a_sentence_and_goes_on(things, demo, on_disk, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(demo / "data", data)
     words = ["dpt_train", "rooms_tiny", "--out", "run", "--data-root", data, *changes(*TINY)]
@@ -217,7 +219,7 @@ def test_training_stops_in_a_sentence_and_goes_on(things, demo, tmp_path):
 
 
 @pytest.mark.slow
-def test_drawing_scenes(things, tmp_path):
+def test_drawing_scenes(things, on_disk, tmp_path):
     words = ["dpt_train", "rooms_tiny", "--data-root", "data", "--dry-run", *changes(*TINY)]
-    for share, came in try_sizes(tmp_path, things / "empty", words, [0.05, 0.6]):
+    for share, came in try_sizes(on_disk, tmp_path, things / "empty", words, [0.05, 0.6]):
         assert check_outcome(share, came) in (0, 1)

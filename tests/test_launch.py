@@ -14,7 +14,8 @@ from unittest import mock
 import psutil
 import pytest
 import torch
-from conftest import alive, changes, command, command_here, wait_until
+from conftest import alive, changes, command_here, wait_until
+from forked import Forked, command_forked
 from safetensors.torch import load_file
 
 import dpt_nb.training.loop
@@ -39,6 +40,7 @@ SMALL = [
     "keep.best=false",
     "optimizer.lr=2e-4",
 ]
+pytestmark = pytest.mark.usefixtures("no_figures")
 DEPTH = change_recipe(get_recipe("rooms_tiny"), SMALL)
 LONG = [
     "loop.steps=2000",
@@ -70,7 +72,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def straight(data, tmp_path_factory):
+def straight(no_figures, data, tmp_path_factory):
     "A run of two processes that was never stopped."
     run = tmp_path_factory.mktemp("straight") / "run"
     launch(DEPTH, run, data, num_processes=2, method="fork", cpu=True, workers=0, progress=False)
@@ -105,20 +107,11 @@ def nothing_left():
     BEGUN.clear()
 
 
-def begin(recipe, folder, before=None, **options):
-    "A process like a kernel, in which a cell launches; `before` is called in it first."
+def begin(recipe, folder, before="", **options):
+    "A process like a kernel, in which a cell launches; `before` is run in it first."
     name, assignments = recipe_words(recipe)
     words = json.dumps(dict(recipe=name, assignments=assignments) | options, default=str)
-    environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", TMPDIR=str(folder))
-    running = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        preexec_fn=before,
-    )
+    running = Forked(sys.executable, "-c", before + SCRIPT, words, folder=folder, merged=True, TMPDIR=folder)
     BEGUN.append((running, []))
     return running
 
@@ -292,7 +285,7 @@ def test_fresh_processes_listen_on_this_machine_only_and_end_with_their_launcher
 
 @pytest.mark.slow
 def test_a_hangup_does_not_end_what_runs_under_nohup(data, tmp_path):
-    deaf = lambda: (os.setsid(), signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    deaf = "import os, signal; os.setsid(); signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     running = begin(DEPTH, tmp_path, deaf, out="run", data_root=data, num_processes=2, method="fork", workers=1)
     reached(tmp_path / "run", 3, running)
     os.killpg(running.pid, signal.SIGHUP)  # as the end of a terminal does
@@ -537,7 +530,7 @@ def test_the_training_room_says_what_one_of_several_processes_said(tmp_path):
 
 
 def test_from_a_shell(data, tmp_path):
-    done = command(
+    done = command_forked(
         "dpt_train",
         "rooms_tiny",
         "--cpu",

@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 import torch
 from conftest import SHORT, changes, command, command_here
+from forked import Forked, command_forked
 from safetensors.torch import load_file
 
 import dpt_nb.network.heads
@@ -37,6 +38,7 @@ from dpt_nb.training.recipes import build_losses, get_recipe
 from dpt_nb.training.run_folder import TrainingError, TrainingWarning
 from dpt_nb.training.train_state import build_model
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 LONGER = [assignment for assignment in SHORT if not assignment.startswith(("loop.steps", "keep.every"))] + [
     "loop.steps=14",
     "keep.every=4",
@@ -52,10 +54,10 @@ def same(one, other):
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(no_figures, tmp_path_factory):
     "A folder with a run that was never stopped."
     folder = tmp_path_factory.mktemp("straight")
-    command("dpt_train", "rooms_tiny", "--cpu", "--workers", 0, *changes(*LONGER), folder=folder, check=0)
+    command_forked("dpt_train", "rooms_tiny", "--cpu", "--workers", 0, *changes(*LONGER), folder=folder, check=0)
     return folder
 
 
@@ -70,25 +72,18 @@ def straight(tmp_path_factory):
 )
 def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how, workers):
     words = [
-        Path(sys.executable).parent / "dpt_train",
+        "dpt_train",
         "rooms_tiny",
         "--cpu",
         "--workers",
-        str(workers),
+        workers,
         "--data-root",
         straight / "data",
         "--out",
         "run",
         *changes(*LONGER),
     ]
-    running = subprocess.Popen(
-        words,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )
+    running = Forked(*words, folder=tmp_path, own_session=True)
     log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") >= 5):
         assert time.monotonic() < deadline and running.poll() is None, "the run did not get to step 5"
@@ -99,7 +94,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how, work
     assert not (tmp_path / "run" / "report.json").exists(), "the run had ended before it was stopped"
     if how != signal.SIGKILL:
         assert "Stopped after step" in said and "Traceback" not in said
-    command(*words[:1], *words[1:], "--resume", folder=tmp_path, check=0)
+    command_forked(*words, "--resume", folder=tmp_path, check=0)
     assert same(weights(straight / "runs" / "rooms_tiny"), weights(tmp_path / "run"))
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, 15))
@@ -287,7 +282,7 @@ def test_a_file_as_large_as_allowed_loses_nothing_already_written(straight, tmp_
 
 
 def test_the_number_of_workers_changes_nothing(straight, tmp_path):
-    command(
+    command_forked(
         "dpt_train",
         "rooms_tiny",
         "--cpu",

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TILE_WIDTH', 'DEPTH_COLORS', 'ERROR_COLORS', 'figure_text', 'tile_height', 'draw_image', 'image_grid', 'show_images',
-           'measured_values', 'depth_range', 'color_depth', 'color_normal', 'color_label', 'class_titles',
-           'label_patches', 'label_legend', 'overlay_label', 'show_label', 'PanelRow', 'panel_rows', 'draw_depth',
-           'draw_row', 'draw_panel', 'depth_panel']
+           'measured_values', 'depth_range', 'color_depth', 'value_range', 'color_values', 'color_normal',
+           'color_label', 'class_titles', 'label_patches', 'label_legend', 'overlay_label', 'show_label', 'PanelRow',
+           'panel_rows', 'draw_depth', 'draw_row', 'draw_panel', 'depth_panel']
 
 # %% ../../nbs/images/colors.ipynb #7fdd2daf
 from dataclasses import dataclass
@@ -116,6 +116,28 @@ def color_depth(
     measured = np.isfinite(metres) & (metres > 0)
     place = (np.where(measured, metres, low) - low) / (high - low)
     colors = plt.get_cmap(cmap)(place)[..., :3] * measured[..., None]
+    return torch.tensor(colors.transpose(2, 0, 1), dtype=torch.float32)
+
+# %% ../../nbs/images/colors.ipynb #52854968
+def value_range(
+    values: torch.Tensor,  # any shape
+) -> tuple[float, float]:  # the ends of the color scale, low < high
+    "The 2nd and 98th percentile of what is finite."
+    finite = values[values.isfinite()].float().cpu().numpy()
+    low, high = (float(end) for end in np.percentile(finite, [2, 98])) if finite.size else (0.0, 1.0)
+    return (low, high) if low < high else (low, low + max(abs(low), 1.0) * 1e-3)
+
+
+def color_values(
+    values: torch.Tensor,  # `(1, H, W)` or `(H, W)`
+    low: float,  # shown in the color map's first color
+    high: float,  # shown in its last
+    cmap: str = "viridis",  # a matplotlib color map
+) -> torch.Tensor:  # `(3, H, W)` float32 in [0, 1], on the CPU
+    "Numbers as an image, black where a value is NaN or infinite."
+    plane = map_array(values, "map").astype(np.float32)
+    finite = np.isfinite(plane)
+    colors = plt.get_cmap(cmap)((np.where(finite, plane, low) - low) / (high - low))[..., :3] * finite[..., None]
     return torch.tensor(colors.transpose(2, 0, 1), dtype=torch.float32)
 
 # %% ../../nbs/images/colors.ipynb #e2c84670

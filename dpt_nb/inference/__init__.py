@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "films": ["predict_video"],
         "folders": ["predict_files"],
-        "outputs": ["read_map"],
+        "outputs": ["read_map", "register_output"],
         "prediction": ["Prediction"],
         "predictor": ["Predictor"],
     },

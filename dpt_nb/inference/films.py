@@ -21,18 +21,15 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..images.colors import color_depth, color_label, depth_range
 from ..images.files import write_failure
-from ..images.images import label_palette, write_label
+from ..images.images import label_palette
 from dpt_nb.inference.outputs import (
-    CMAPS,
-    UNITS,
     check_outputs,
+    color_ends,
+    map_colors,
     map_scale,
-    palette_for,
     read_scaled,
-    write_npy,
-    write_pfm,
+    write_map,
     write_scaled,
 )
 from .prediction import Prediction
@@ -53,6 +50,7 @@ from dpt_nb.inference.result_folder import (
 from .smoothing import TemporalSmoother
 from .tiled import check_window
 from .video import FilmFrame, FilmReader, VideoError, VideoWriter, pyav
+from ..network.heads import HEADS
 
 # %% ../../nbs/inference/films.ipynb #c1e67915
 class FrameRenderer:
@@ -60,7 +58,7 @@ class FrameRenderer:
 
     def __init__(
         self,
-        head: str,  # "depth", "inverse_depth" or "label"
+        head: str,  # of `HEADS`
         forms: tuple[str, ...] = ("side",),  # of "side", "overlay", "colour"
         ends: tuple[float, float] | None = None,  # of the colors, in the map's unit; None: they follow the film
         follow: float = 0.05,  # weight of the present in the ends
@@ -87,21 +85,20 @@ class FrameRenderer:
         if form == "side":
             return torch.cat([image, colors], 2)
         if form == "overlay":
-            under = image if self.head == "label" else image.mean(0, keepdim=True)
+            under = image if HEADS[self.head].categorical else image.mean(0, keepdim=True)
             return (under + colors) / 2
         return colors
 
     def colors(
         self,
-        values: torch.Tensor,  # `(1, H, W)`, or `(H, W)` labels
+        values: torch.Tensor,  # `(C, H, W)`, or `(H, W)` labels
     ) -> torch.Tensor:  # `(3, H, W)` in [0, 1]
         "The map alone."
-        if self.head == "label":
-            return color_label(values, label_palette(255))
-        if not self.fixed:
-            now = depth_range(values)
+        if HEADS[self.head].categorical:
+            return map_colors(self.head, palette=label_palette(255))(values)
+        if not self.fixed and (now := color_ends(self.head, values)):
             self.ends = tuple(old + self.follow * (new - old) for old, new in zip(self.ends or now, now))
-        return color_depth(values, *self.ends, cmap=CMAPS[self.head])
+        return map_colors(self.head, self.ends)(values)
 
 # %% ../../nbs/inference/films.ipynb #28079163
 class FrameFolder:
@@ -110,13 +107,12 @@ class FrameFolder:
     def __init__(
         self,
         path: Path,  # of the folder
-        head: str,  # "depth", "inverse_depth" or "label"
+        head: str,  # of `HEADS`
         outputs: tuple[str, ...],  # those of "png", "npy", "pfm" are written
         about: dict,  # what `frames.json` says of the film
     ):
         self.path, self.head, self.about, self.scale, self.frames = path, head, about, None, []
-        kinds = ("png", "npy") if head == "label" else ("png", "npy", "pfm")
-        self.outputs = tuple(kind for kind in kinds if kind in outputs)
+        self.outputs = tuple(kind for kind in HEADS[head].files if kind in outputs)
         self.temporary = path.parent / f".{uuid4().hex}"
 
     def __enter__(self):
@@ -136,7 +132,7 @@ class FrameFolder:
         "`frames.json`: what the files hold."
         scale = dict(scale=self.scale) if self.scale else {}
         said = self.about | dict(quantity=self.head) | scale | dict(frames=self.frames)
-        said |= dict(unit=UNITS[self.head]) if self.head in UNITS else {}
+        said |= {} if HEADS[self.head].categorical else dict(unit=HEADS[self.head].unit)
         text = json.dumps(said, indent=1, ensure_ascii=False)
         (self.temporary / "frames.json").write_bytes(text.encode("utf-8", "backslashreplace"))  # names need no UTF-8
 
@@ -167,15 +163,10 @@ def add(
 ) -> None:
     "One frame. Raises `ImageError` for values that no file holds."
     values, stem = prediction[self.head], self.temporary / f"{frame.number:06d}"
-    if "png" in self.outputs and self.head == "label":
-        write_label(f"{stem}.png", values, palette_for(values, prediction.classes))
-    elif "png" in self.outputs:
+    if "png" in self.outputs and HEADS[self.head].channels == 1:
         self.make_room(float(values.max()))
-        write_scaled(f"{stem}.png", self.head, values, self.scale)
-    if "npy" in self.outputs:
-        write_npy(f"{stem}.npy", values.byte() if self.head == "label" else values)
-    if "pfm" in self.outputs:
-        write_pfm(f"{stem}.pfm", values)
+    for form in self.outputs:
+        write_map(f"{stem}.{form}", self.head, values, prediction.class_names(self.head), self.scale)
     self.frames.append(dict(number=frame.number, time=round(float(frame.time), 6)))
 
 
@@ -185,12 +176,13 @@ def make_room(
     largest: float,  # of the frame that comes
 ) -> None:
     "Choose the scale, and write again what was written where it has to become smaller."
+    metric = HEADS[self.head].scale == "metric"
     if self.scale is None:
-        self.scale = map_scale(self.head, largest if self.head == "depth" else 4 * largest)
+        self.scale = map_scale(self.head, largest if metric else 4 * largest)
     scale = self.scale
-    if self.head == "depth":
-        scale = min(scale, map_scale("depth", largest))
-    while self.head == "inverse_depth" and largest * scale > 65535:
+    if metric:
+        scale = min(scale, map_scale(self.head, largest))
+    while not metric and largest * scale > 65535:
         scale /= 2
     if scale != self.scale:
         for file in sorted(self.temporary.glob("*.png")):
@@ -245,7 +237,7 @@ def film_files(
     files = {}
     for head in heads:
         files[head] = {form: Path(f"{stem}-{head}{end}") for form, end in ends.items() if form in outputs}
-        if {"png", "npy"} & set(outputs) or "pfm" in outputs and head != "label":
+        if set(HEADS[head].files) & set(outputs):
             files[head]["numbers"] = Path(f"{stem}-{head}")
     files = {head: each for head, each in files.items() if each}
     if not files:
@@ -315,14 +307,14 @@ class FilmWriter:
 
     def note(
         self,
-        head: str,  # "depth", "inverse_depth" or "label"
+        head: str,  # of `HEADS`
         prediction: Prediction,  # of one frame
     ) -> None:
         "What `predictions.json` says: names of classes, or the ends of the whole film where numbers are written."
         fact = self.facts[head]
         fact["frames"] += 1
-        if head == "label":
-            fact["classes"] = list(prediction.classes)
+        if HEADS[head].categorical:
+            fact["classes"] = list(prediction.class_names(head))
         elif head in self.folders:
             low, high = (float(each) for each in torch.aminmax(prediction[head]))
             fact["smallest"] = min(low, fact.get("smallest", low))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from ..images.colors import show_images
 from ..images.files import ImageError, check_file, whole_output
 from .resizing import resize_image
+from ..network.heads import HEADS
 from ..scenes.camera import pinhole, unproject
 
 # %% ../../nbs/inference/point_clouds.ipynb #b2902a05
@@ -155,14 +156,15 @@ def map_points(
     most: int = 2_000_000,  # points: of larger maps each n-th row and column
 ) -> tuple[torch.Tensor, torch.Tensor]:  # points `(N, 3)`, colors `(N, 3)` uint8
     "The points of what a network says about an image. Raises `PointError` for maps without depth."
-    head = next((head for head in ("depth", "inverse_depth") if head in maps), None)
-    if head is None:
+    known = sorted((HEADS[head].scale, head) for head in maps if HEADS[head].scale)  # metres before relative depth
+    if not known:
         raise PointError(f"The prediction holds {', '.join(maps)}, and points need depth or inverse depth.")
+    scale, head = known[0]
     height, width = maps[head].shape[-2:]
     step = math.ceil((height * width / most) ** 0.5)
     camera = camera_for((height, width), intrinsics, field_of_view) / torch.tensor([[step], [step], [1.0]])
     depth = maps[head][:, ::step, ::step]
-    if head == "inverse_depth":
+    if scale == "relative":
         depth = relative_to_depth(depth, near, far)
     return depth_points(depth, resize_image(image[None], tuple(depth.shape[-2:]))[0], camera, edge)
 

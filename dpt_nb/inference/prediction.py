@@ -25,8 +25,10 @@ from dpt_nb.inference.outputs import (
     thinned,
     write_figures,
     write_numbers,
+    write_own,
 )
 from .point_clouds import map_points, write_ply
+from ..network.heads import HEADS
 
 # %% ../../nbs/inference/prediction.ipynb #c03af6ee
 @dataclass(repr=False)
@@ -34,7 +36,7 @@ class Prediction:
     "What a network says about one image, at that image's size."
 
     image: torch.Tensor  # `(3, H, W)` in [0, 1]; of a very large image a smaller copy
-    maps: dict  # head → `depth` `(1, H, W)` metres, `inverse_depth` `(1, H, W)`, `label` `(H, W)`
+    maps: dict  # head → `(C, H, W)`, such as `depth` `(1, H, W)` metres; of classes `(H, W)`
     name: str = "image"  # what files are named after
     classes: tuple = ()  # names of the labels, where known
     note: str = ""  # what a reader should know of how it came about, one sentence
@@ -43,7 +45,7 @@ class Prediction:
         height, width = next(iter(self.maps.values())).shape[-2:]
         return f"Prediction({self.name!r}, {height}×{width}: {', '.join(self.maps)})"
 
-    def __getitem__(self, head: str) -> torch.Tensor:  # head: "depth", "inverse_depth" or "label"
+    def __getitem__(self, head: str) -> torch.Tensor:  # head: of `HEADS`
         return self.maps[head]
 
     def __getattr__(self, head: str) -> np.ndarray:  # as of `numpy`
@@ -55,6 +57,11 @@ class Prediction:
     def numpy(self) -> dict[str, np.ndarray]:  # head → `(H, W)`
         "All maps as arrays."
         return {head: map_to_numpy(values) for head, values in self.maps.items()}
+
+    def class_names(self, head: str) -> tuple:  # empty where they are not known, or it has none
+        "What the classes of a head are called."
+        names = HEADS[head].class_names
+        return self.classes if names is None else names
 
 
 def map_to_numpy(
@@ -73,7 +80,7 @@ def show(self: Prediction) -> plt.Figure:  # closed, so that a notebook shows it
     axes[0].imshow(thinned(self.image).permute(1, 2, 0))
     axes[0].set_title(figure_text(self.name))
     for axis, (head, values) in zip(axes[1:], self.maps.items()):
-        draw_map(axis, head, values, self.classes)
+        draw_map(axis, head, values, self.class_names(head))
     for axis in axes:
         axis.set(xticks=[], yticks=[])
     plt.close(figure)
@@ -151,7 +158,7 @@ def save(
 @patch
 def save_map(
     self: Prediction,
-    head: str,  # "depth", "inverse_depth" or "label"
+    head: str,  # of `HEADS`
     folder: Path,
     outputs: tuple[str, ...],  # of `OUTPUTS`
 ) -> dict:  # of `predictions.json`; empty where nothing was asked for but points
@@ -159,7 +166,9 @@ def save_map(
     if not {*outputs} - {"ply"}:
         return {}
     stem, values = folder / f"{self.name}-{head}", self.maps[head]
-    facts = write_numbers(stem, head, values, outputs, self.classes)
-    figures = write_figures(stem, head, values, self.image, outputs, self.classes)
+    names = self.class_names(head)
+    facts = write_numbers(stem, head, values, outputs, names)
+    figures = write_figures(stem, head, values, self.image, outputs, names)
+    figures += write_own(stem, head, values, self.image, outputs, names)
     first = {} if "file" in facts or not figures else dict(file=figures[0])
     return first | facts | (dict(pictures=figures) if figures else {})

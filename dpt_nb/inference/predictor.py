@@ -39,6 +39,7 @@ from .smoothing import TemporalSmoother
 from .tiled import LargeImage, MapStore, map_kinds, predict_tiles, tile_grid
 from .video import FilmFrame, FilmReader, VideoError, frame_maps
 from ..network.dpt import DPT
+from ..network.heads import HEADS
 from ..objective.alignment import align_scale_shift
 
 # %% ../../nbs/inference/13_predictor.ipynb #6a472961
@@ -189,8 +190,9 @@ def pass_through(
         fed = fed.contiguous(memory_format=self.memory_format)
     with torch.autocast(self.device.type, half) if half else nullcontext():
         maps = self.network(fed) if fed.shape == seen.shape else self.network(fed, size)
-    if self.depth_range is not None and "depth" in maps:
-        maps["depth"] = maps["depth"].clamp(*self.depth_range)
+    if self.depth_range is not None:
+        metric = {head: values for head, values in maps.items() if HEADS[head].scale == "metric"}
+        maps |= {head: values.clamp(*self.depth_range) for head, values in metric.items()}
     return {head: resize_prediction(values.float(), size, head, self.resizing) for head, values in maps.items()}
 
 
@@ -204,7 +206,8 @@ def view(
     if not self.flip:
         return maps
     mirrored = self.pass_through(seen.flip(-1))
-    return {head: (values + mirrored[head].flip(-1)) / 2 for head, values in maps.items()}
+    back = {head: HEADS[head].mirror(values.flip(-1)) for head, values in mirrored.items()}
+    return {head: HEADS[head].settle((values + back[head]) / 2) for head, values in maps.items()}
 
 # %% ../../nbs/inference/13_predictor.ipynb #81c6768f
 @patch
@@ -221,10 +224,10 @@ def views(
     for scale in self.scales[1:]:
         for head, values in self.view(seen_at(self.input_size(*size, scale))).items():
             values = resize_prediction(values, common, head, self.resizing)
-            total[head] = total[head] + (
-                align_scale_shift(values, first[head], positive=True) if head == "inverse_depth" else values
-            )
-    return {head: values / len(self.scales) for head, values in total.items()}
+            if HEADS[head].scale == "relative":
+                values = align_scale_shift(values, first[head], positive=True)
+            total[head] = total[head] + values
+    return {head: HEADS[head].settle(values / len(self.scales)) for head, values in total.items()}
 
 
 @patch
@@ -232,7 +235,7 @@ def views(
 def predict(
     self: Predictor,
     image: torch.Tensor,  # `(B, 3, H, W)` in [0, 1], on any device
-) -> dict[str, torch.Tensor]:  # head → `(B, 1, H, W)`, or logits `(B, C, H, W)`, on the model's device
+) -> dict[str, torch.Tensor]:  # head → `(B, C, H, W)` numbers, directions or logits, on the model's device
     "The maps of a batch at its own size. Raises `PredictionError` for NaN or infinite values in image or maps."
     image, size = image.to(self.device), tuple(image.shape[-2:])
     if not all_finite(image):
@@ -253,10 +256,11 @@ def memory_needed(
 ) -> int:  # bytes
     "About how much it takes to predict an image as a whole."
     pixels, config = height * width, self.model.config
-    classes = int(config.heads.get("label", {}).get("classes", 0))
+    specs = [HEADS[head] for head in config.heads]
+    classes = sum(spec.class_count(arguments) for spec, arguments in zip(specs, config.heads.values()))
     seen = max(np.prod(self.input_size(height, width, scale)) for scale in self.scales)
     image = (3 + 12) * pixels  # bytes, and floats
-    maps = pixels * sum(8 if head == "label" else 4 for head in config.heads)
+    maps = pixels * sum(8 if spec.categorical else 4 * spec.channels for spec in specs)
     moment = 12 * pixels + 4 * min(AT_ONCE, classes * pixels) if classes else 4 * pixels
     network = 4 * seen * (8 * config.features / 4 + 3 * classes)
     return int(image + maps + moment + network)
@@ -384,7 +388,7 @@ def finish(
     check_finite(maps, name)
     size, own = tuple(image.shape[-2:]), {}
     for head, values in maps.items():
-        if head == "label":
+        if HEADS[head].categorical:
             own[head] = resized_label(values[0], size, self.resizing, AT_ONCE).cpu()
         else:
             own[head] = resize_prediction(values, size, head, self.resizing)[0].cpu()
@@ -400,8 +404,8 @@ def prediction(
     name: str,  # what files are named after
 ) -> Prediction:
     "Put together what belongs to an image; logits become labels."
-    if "label" in maps and maps["label"].ndim == 3:
-        maps = maps | dict(label=maps["label"].argmax(0))
+    logits = {head: values for head, values in maps.items() if HEADS[head].categorical and values.ndim == 3}
+    maps = maps | {head: values.argmax(0) for head, values in logits.items()}
     (height, width), note = image.shape[-2:], ""
     if max(height, width) >= STRANGE_ASPECT * min(height, width) and max(height, width) > 1:
         seen = "×".join(map(str, self.input_size(height, width)))
@@ -602,7 +606,7 @@ def window_votes(
 ) -> dict[str, torch.Tensor]:  # head → `(1, C, H, W)`
     "As `predict`, through windows. Labels come as votes: 1 for the class, else 0."
     maps = self.predict_tiled(image, None, window, overlap, progress=False).maps
-    if "label" in maps:
-        count = self.model.config.heads["label"].get("classes", 150)
-        maps["label"] = F.one_hot(maps["label"].long(), count).permute(2, 0, 1).float()
+    for head, arguments in self.model.config.heads.items():
+        if count := HEADS[head].class_count(arguments):
+            maps[head] = F.one_hot(maps[head].long(), count).permute(2, 0, 1).float()
     return {head: values[None].to(self.device) for head, values in maps.items()}

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..network.config import INPUT_METHODS, DPTConfig
+from ..network.heads import HEADS
 
 # %% ../../nbs/inference/resizing.ipynb #3c4cbb03
 PADDED = ("short_side", "original")  # the methods that pad to a multiple, where the others round to one
@@ -177,19 +178,20 @@ def resize_image(
 
 # %% ../../nbs/inference/resizing.ipynb #0b015bed
 def resize_prediction(
-    prediction: torch.Tensor,  # `(B, C, h, w)` depth, inverse depth or logits
+    prediction: torch.Tensor,  # `(B, C, h, w)` numbers, directions or logits
     size: tuple[int, int],  # height and width
-    head: str = "depth",  # "depth", "inverse_depth" or "label"
+    head: str = "depth",  # of `HEADS`
     resizing: str = "antialiased",  # one of `RESIZINGS`
-) -> torch.Tensor:  # `(B, C, *size)`; metres above 0 stay above 0
+) -> torch.Tensor:  # `(B, C, *size)`; metres above 0 stay above 0, directions have length 1
     "The same size returns the prediction itself."
     if tuple(prediction.shape[-2:]) == tuple(size):
         return prediction
-    way = RESIZINGS[resizing].label if head == "label" else RESIZINGS[resizing].prediction
+    spec = HEADS[head]
+    way = RESIZINGS[resizing].label if spec.categorical else RESIZINGS[resizing].prediction
     resized = F.interpolate(prediction, size=size, **way)
-    if head == "depth" and way["mode"] == "bicubic":
+    if spec.scale == "metric" and way["mode"] == "bicubic":
         return torch.where(resized > 0, resized, prediction.amin((-2, -1), keepdim=True))
-    return resized
+    return spec.settle(resized)
 
 # %% ../../nbs/inference/resizing.ipynb #470db002
 def resized_label(

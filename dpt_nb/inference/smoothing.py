@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .video import VideoError
+from ..network.heads import HEADS
 
 # %% ../../nbs/inference/smoothing.ipynb #ebbec924
 def sample_at(
@@ -180,42 +181,46 @@ def stays_inside(
 
 # %% ../../nbs/inference/smoothing.ipynb #f786ac3a
 def comparable(
-    head: str,  # "depth", "inverse_depth" or "label"
+    head: str,  # of `HEADS`
     values: torch.Tensor,  # `(1, C, H, W)`
 ) -> tuple[torch.Tensor, torch.Tensor]:  # what means are taken of, 0 where unknown; `(1, 1, H, W)` where it is known
     "Metres become inverse depth."
-    values = torch.where(values > 0, 1 / values, torch.nan) if head == "depth" else values
+    values = torch.where(values > 0, 1 / values, torch.nan) if HEADS[head].scale == "metric" else values
     known = values.isfinite().all(1, keepdim=True)
     return torch.where(known, values, 0), known
 
 
 def past_weight(
-    head: str,  # "depth", "inverse_depth" or "label"
+    head: str,  # of `HEADS`
     present: torch.Tensor,  # `(1, C, H, W)`, of `comparable`, in the scale of the past
     past: torch.Tensor,  # `(1, C, H, W)`, moved into its place
     known: torch.Tensor,  # `(1, 1, H, W)`, where the present is known
 ) -> torch.Tensor:  # `(1, 1, H, W)` in [0, 1]
     "1 where both agree, 0 from half the spread on, or for metres from half of the nearer one's inverse depth."
-    if head == "label":
+    spec = HEADS[head]
+    if spec.categorical:
         return torch.ones_like(known, dtype=present.dtype)
-    if head == "depth":
+    if spec.scale == "metric":
         allowed = 0.5 * torch.maximum(past, present)
     else:
-        some = present[known]
-        allowed = 0.6 * (some - some.median()).abs().mean() if len(some) else torch.ones_like(present)
-    return (1 - ((past - present) / allowed.clamp(min=1e-12)) ** 2).clamp(min=0)
+        some = present.movedim(1, -1)[known[:, 0]]  # `(N, C)`
+        spread = (some - some.median(0).values).square().sum(1).sqrt().mean() if len(some) else present.new_ones(())
+        allowed = 0.6 * spread
+    difference = (past - present).square().sum(1, keepdim=True).sqrt()
+    return (1 - (difference / allowed.clamp(min=1e-12)) ** 2).clamp(min=0)
 
 # %% ../../nbs/inference/smoothing.ipynb #af8b3a7d
 @patch
 def scales(
     self: TemporalSmoother,
+    past: SimpleNamespace,  # of `remember`
     present: torch.Tensor,  # `(1, 1, H, W)` relative inverse depth, as predicted
     known: torch.Tensor,  # `(1, 1, H, W)`, where
     flow: torch.Tensor,  # `(1, 2, H, W)`, of `compare`
     same: torch.Tensor,  # `(1, 1, H, W)`, where the past shows the same surface
 ) -> tuple[float, float, float, float] | None:  # scale and shift onto the past; those to be shown
     "Lines for a frame of relative inverse depth. None: nothing is the same."
-    step, past = max(1, max(present.shape[-2:]) // 256), self.past["inverse_depth"]
+    step = max(1, max(present.shape[-2:]) // 256)
     seen = (same > 0.5)[..., ::step, ::step]
     if seen.float().mean() < 0.05:
         return None
@@ -234,38 +239,39 @@ def scales(
 @patch
 def steady(
     self: TemporalSmoother,
-    head: str,  # "depth", "inverse_depth" or "label"
+    head: str,  # of `HEADS`
     values: torch.Tensor,  # `(1, C, H, W)`, as predicted
     motion: tuple | None,  # of `compare`
 ) -> torch.Tensor:  # `(1, C, H, W)`
     "One map, steadied and remembered."
     present, known = comparable(head, values)
-    past, lines = self.past.get(head), None
+    scale, past, lines = HEADS[head].scale, self.past.get(head), None
     if past is not None:
         flow, same = motion
         moved, certain = sample_at(past.shown, flow), sample_at(past.known, flow)
         same = same * known * (certain > 0.999)
-        lines = self.scales(present, known, flow, same) if head == "inverse_depth" else (1.0, 0.0, 1.0, 0.0)
+        lines = self.scales(past, present, known, flow, same) if scale == "relative" else (1.0, 0.0, 1.0, 0.0)
     if lines is None:  # the film begins here
         self.remember(head, present, present, known, 1.0)
         return values
-    scale, shift, shown_scale, shown_shift = lines
-    onto_past = scale * present + shift
+    factor, shift, shown_scale, shown_shift = lines
+    onto_past = factor * present + shift
     weight = self.strength * same * past_weight(head, onto_past, moved, known)
     mean = onto_past + weight * (moved - onto_past)
-    if head == "inverse_depth":
-        mean = (mean - shift) / scale * shown_scale + shown_shift
+    if scale == "relative":
+        mean = (mean - shift) / factor * shown_scale + shown_shift
+    mean = HEADS[head].settle(mean)
     self.remember(head, shown_scale * present + shown_shift, torch.where(known, mean, 0), known, shown_scale)
-    if head == "depth":
+    if scale == "metric":
         return torch.where(weight > 0, 1 / mean, values)
-    ends_at_zero = head == "inverse_depth" and bool((present >= 0).all())  # infinitely far, as in the prediction
+    ends_at_zero = scale == "relative" and bool((present >= 0).all())  # infinitely far, as in the prediction
     return torch.where(known, mean.clamp(min=0) if ends_at_zero else mean, values)
 
 
 @patch
 def remember(
     self: TemporalSmoother,
-    head: str,  # "depth", "inverse_depth" or "label"
+    head: str,  # of `HEADS`
     aligned: torch.Tensor,  # `(1, C, H, W)`, of `comparable`: the prediction in the scale that is shown
     shown: torch.Tensor,  # `(1, C, H, W)`, what is shown, 0 where nothing is known
     known: torch.Tensor,  # `(1, 1, H, W)`, where

@@ -28,6 +28,7 @@ from ..images.files import ImageError, WriteError, atomic_write, check_array, re
 from ..images.images import array_to_image, open_image, pil_to_image, tensor_to_image, to_image
 from .prediction import PredictionError
 from .resizing import resize_image
+from ..network.heads import HEADS
 from ..objective.alignment import align_scale_shift, fit_scale_shift, positive_scale_shift
 
 # %% ../../nbs/inference/tiled.ipynb #96cce3d6
@@ -120,7 +121,7 @@ class Blender:
         (height, width), left = final_size(self.grid, row, column), self.grid.columns[column]
         piece = values * (self.down[row][:, None] * self.across[column]).to(values.device)
         if column == 0:
-            kind = torch.float16 if len(piece) > 1 else values.dtype
+            kind = torch.float16 if len(piece) > 3 else values.dtype
             strip = len(piece), self.grid.window[0] - height, self.grid.size[1]
             self.beside, self.above, self.below = None, self.below, values.new_empty(strip, dtype=kind)
         if self.beside is not None:
@@ -293,15 +294,15 @@ def guide_for(
 
 
 def align_window(
-    head: str,  # "depth", "inverse_depth" or "label"
+    head: str,  # of `HEADS`
     values: torch.Tensor,  # `(C, h, w)`, what was said of a window
     guide: torch.Tensor | None,  # `(1, 1, rows, columns)`, of `guide_for`; None: leave it
 ) -> torch.Tensor:  # `(C, h, w)`
     "A window's map in the scale of the whole image's."
-    if guide is None or head == "label":
+    if guide is None or not HEADS[head].scale:
         return values
     cells = F.adaptive_avg_pool2d(values[None], guide.shape[-2:])
-    if head == "depth":
+    if HEADS[head].scale == "metric":
         log_mean = lambda metres: metres.clamp(min=1e-6).log().mean()
         return values * (log_mean(guide) - log_mean(cells)).exp()
     cells, guide = cells.double(), guide.double()
@@ -312,9 +313,10 @@ def align_window(
 def map_kinds(
     heads: dict[str, dict],  # of a network's config
 ) -> dict[str, type]:  # head → numpy's type of a value
-    "Depth in float32; the number of a class in as few bytes as hold it."
-    labels = np.uint8 if heads.get("label", {}).get("classes", 0) <= 256 else np.int32
-    return {head: labels if head == "label" else np.float32 for head in heads}
+    "Numbers in float32; the number of a class in as few bytes as hold it."
+    counts = {head: HEADS[head].class_count(arguments) for head, arguments in heads.items()}
+    labels = {head: np.uint8 if count <= 256 else np.int32 for head, count in counts.items()}
+    return {head: labels[head] if HEADS[head].categorical else np.float32 for head in heads}
 
 
 class MapStore:
@@ -345,12 +347,14 @@ class MapStore:
     def make_room(self) -> None:
         "All of it, before the first window: a disk that is too small is no surprise after an hour."
         for head, kind in self.kinds.items():
+            channels = HEADS[head].channels
+            shape = (*self.size, channels) if channels > 1 else self.size
             if self.out is None:
-                self.arrays[head] = np.zeros(self.size, kind)
+                self.arrays[head] = np.zeros(shape, kind)
             else:
                 path = Path(self.out) / f"{self.name}-{head}.npy"
                 whole = self.files.enter_context(atomic_write(path, durable=False))
-                self.arrays[head] = new_array(whole, kind, self.size, path)
+                self.arrays[head] = new_array(whole, kind, shape, path)
 
     def put(
         self,
@@ -360,7 +364,9 @@ class MapStore:
         block: torch.Tensor,  # `(C, a, b)`: a map's values, or logits of labels
     ) -> None:
         "Write a block to its place."
-        values = block.argmax(0) if head == "label" else block[0]
+        spec = HEADS[head]
+        values = block.argmax(0) if spec.categorical else spec.settle(block).movedim(0, -1)
+        values = values[..., 0] if spec.channels == 1 else values
         self.arrays[head][top : top + block.shape[1], left : left + block.shape[2]] = values.cpu().numpy()
         if left + block.shape[2] == self.size[1]:
             release_pages(self.arrays[head])
@@ -373,9 +379,11 @@ class MapStore:
         return Path(self.files.enter_context(tempfile.TemporaryDirectory(dir=self.out, prefix=".windows-")))
 
     @property
-    def maps(self) -> dict[str, torch.Tensor]:  # head → `(1, H, W)`, labels `(H, W)`
+    def maps(self) -> dict[str, torch.Tensor]:  # head → `(C, H, W)`, labels `(H, W)`
         tensors = {head: torch.from_numpy(values) for head, values in self.arrays.items()}
-        return {head: values if head == "label" else values[None] for head, values in tensors.items()}
+        channels = {head: HEADS[head].channels for head in tensors}
+        whole = {head: values.movedim(-1, 0) if channels[head] > 1 else values for head, values in tensors.items()}
+        return {head: values[None] if channels[head] == 1 else values for head, values in whole.items()}
 
 # %% ../../nbs/inference/tiled.ipynb #ec9ea27d
 @torch.no_grad()
@@ -415,7 +423,7 @@ def predict_tiles(
     if several and (folder := store.working_folder()):
         image.to_memmap(folder)
     small = predict(image.shrunk(guide_size)) if several and guide_size else {}
-    guides = {head: values for head, values in small.items() if head != "label"}
+    guides = {head: values for head, values in small.items() if HEADS[head].scale}
     windows = window_maps(predict, image, grid, guides, batch, store.name)
     store.make_room()
     first = next(iter(store.kinds))

@@ -1,4 +1,4 @@
-"From tokens to depth and labels."
+"From tokens to depth, labels and normals."
 import lazy_loader
 
 # A name is imported when it is asked for: reading `--help` does not wait for torch.
@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "config": ["DPTConfig"],
         "dpt": ["DPT"],
         "fusion": ["Decoder", "Fusion"],
-        "heads": ["DepthHead"],
+        "heads": ["DepthHead", "register_head"],
         "reassemble": ["Reassemble"],
         "zoo": ["count_parameters", "create_model", "list_models"],
     },

@@ -35,7 +35,7 @@ INPUT_METHODS = ("minimal", "lower_bound", "exact", "short_side", "original")
 
 def num_classes(heads: dict) -> int:  # heads: of a config; 0 where there is no label head
     "How many classes the label head tells apart."
-    return heads["label"].get("classes", 150) if "label" in heads else 0
+    return HEADS["label"].class_count(heads["label"]) if "label" in heads else 0
 
 # %% ../../nbs/network/config.ipynb #4b091dda
 SHAPE = {  # timm's words for the size of a network → schema
@@ -163,8 +163,8 @@ def check_heads(heads: dict, class_names: list) -> None:  # both of a config
 
 def map_bytes(size: list, features: int, heads: dict) -> int:  # size: height and width, pixels
     "How much memory the maps of one image take at full size."
-    hidden = sum(head.get("hidden", 32) for name, head in heads.items() if not HEADS[name].categorical)
-    return 4 * math.prod(size) * (features + num_classes(heads) + hidden)
+    channels = [HEADS[name].class_count(head) or head.get("hidden", 32) for name, head in heads.items()]
+    return 4 * math.prod(size) * (features + sum(channels))
 
 
 def check_config(

@@ -15,7 +15,7 @@ from torch import nn
 from ..images.colors import color_normal
 from .head_spec import HeadError, HeadSpec, mirror_directions, turn_directions, unit_length
 from .schema import YES_NO, choice, real, whole
-from ..registry import Registry
+from ..registry import Registry, calling_module
 
 # %% ../../nbs/network/06_heads.ipynb #aa8b54cc
 def to_depth(
@@ -155,7 +155,12 @@ HEADS = Registry(
             arguments=DEPTH_ARGUMENTS,
         ),
         "label": HeadSpec(
-            SegmentationHead, "class", channels=0, missing=255, files=("png", "npy"), arguments=LABEL_ARGUMENTS
+            SegmentationHead,
+            "class",
+            channels=0,
+            missing=255,
+            class_names=None,
+            arguments=LABEL_ARGUMENTS,
         ),
         "normal": HeadSpec(
             NormalHead,
@@ -166,7 +171,6 @@ HEADS = Registry(
             mirror=mirror_directions,
             turn=turn_directions,
             settle=unit_length,
-            files=("png", "npy"),
             arguments=NORMAL_ARGUMENTS,
         ),
     },
@@ -196,8 +200,10 @@ def register_head(
             "names that end in _auxiliary."
         )
 
+    home = calling_module()
+
     def add(module: type[nn.Module]) -> type[nn.Module]:
-        HEADS.register(name, module.__module__)(HeadSpec(module, **fields))
+        HEADS.register(name, home)(HeadSpec(module, **fields))
         return module
 
     return add

@@ -22,9 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..images.files import write_failure
+from .backbone import FAMILIES, families_that_open
 from .config import ConfigError, DPTConfig, check_config
+from .heads import HEADS
 from .named import with_test_pipeline
 from .schema import SHORT
+from ..registry import HERE, is_module_name
 
 # %% ../../nbs/network/saved.ipynb #9b8c31ef
 def state_dict_mismatch(
@@ -206,6 +209,31 @@ def read_json(
         )
     return parse_json(content, path)
 
+# %% ../../nbs/network/saved.ipynb #a4e0f649
+def own_modules(config: DPTConfig) -> list[str]:
+    "The modules outside this library that registered the heads and the backbone of a network."
+    families = families_that_open(config.backbone, **config.backbone_arguments)
+    found = {*HEADS.modules(config.heads), *FAMILIES.modules(families[:1])}
+    return sorted(found - {HERE})  # a cell cannot be imported
+
+
+def check_registered(
+    found: dict,  # what a config.json holds
+) -> None:
+    "Raises `ConfigError` for a head or a backbone that nobody has registered here, naming the modules that do."
+    modules, backbone, heads = found.get("imports", []), found["backbone"], found["heads"]
+    if not isinstance(modules, list) or not all(map(is_module_name, modules)):
+        raise ConfigError(f"imports is {SHORT.repr(modules)}, and has to be a list of names of modules.")
+    missing = [name for name in heads if name not in HEADS] if isinstance(heads, dict) else []
+    if not missing and isinstance(backbone, str) and not families_that_open(backbone):
+        missing = [backbone]
+    if missing and modules:
+        names = ",".join(modules)
+        raise ConfigError(
+            f"its {SHORT.repr(missing)[1:-1]} is registered by {names}, which was not imported: that would run it. If "
+            f"you know it, import it first (commands: --import {names})."
+        )
+
 # %% ../../nbs/network/saved.ipynb #f6dd85cf
 def config_from(
     found: dict,  # what a config.json holds
@@ -217,9 +245,11 @@ def config_from(
             f"{source} does not describe a dpt_nb model: it has {SHORT.repr(sorted(found)[:6])}, and needs backbone, "
             "taps, channels and heads."
         )
+    fields = {name: value for name, value in found.items() if name != "imports"}
     try:
-        check_config(found)
-        return DPTConfig(**with_test_pipeline(found))
+        check_registered(found)
+        check_config(fields)
+        return DPTConfig(**with_test_pipeline(fields))
     except ConfigError as error:
         raise ConfigError(f"{source} describes no network that can be used: {error}") from None
 
@@ -336,6 +366,19 @@ MEANINGS = {
     "label": "`label`, one of {classes} classes a pixel",
 }
 
+
+def meaning(
+    name: str,  # of `HEADS`
+    arguments: dict,  # of the head, as a config has them
+) -> str:
+    "What a head's values are, in a few words."
+    if name in MEANINGS:
+        return MEANINGS[name].format(classes=arguments.get("classes", 150))
+    spec = HEADS[name]
+    if spec.categorical:
+        return f"`{name}`, one of several classes a pixel"
+    return f"`{name}`, {', '.join(filter(None, (spec.words, spec.unit)))}"
+
 # %% ../../nbs/network/saved.ipynb #5969cda5
 def figures_table(figures: dict) -> str:  # figures: what was evaluated on → {metric: value}
     "Measured figures as a table of markdown; nothing for none."
@@ -356,7 +399,7 @@ def card_text(
 ) -> str:
     "The body of a model card."
     height, width = config.input_size or config.image_size
-    meanings = [MEANINGS[name].format(classes=head.get("classes", 150)) for name, head in config.heads.items()]
+    meanings = [meaning(name, arguments) for name, arguments in config.heads.items()]
     return CARD.format(
         title=repo_id or f"DPT for {', '.join(config.heads).replace('_', ' ')}",
         source=repo_id or "this folder",
@@ -382,7 +425,9 @@ class SavedModel(PyTorchModelHubMixin):
                 "untouched."
             )
         save_tensors(state, save_directory / "model.safetensors")
-        text = json.dumps(asdict(self.config), indent=2, ensure_ascii=False)
+        modules = own_modules(self.config)
+        described = asdict(self.config) | (dict(imports=modules) if modules else {})
+        text = json.dumps(described, indent=2, ensure_ascii=False)
         (save_directory / "config.json").write_text(text + "\n", encoding="utf-8")
 
     def save_pretrained(

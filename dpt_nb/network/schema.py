@@ -7,9 +7,16 @@ __all__ = []
 
 # %% ../../nbs/network/schema.ipynb #422a447e
 import reprlib
+import sys
 
+# Where JupyterLab is, jsonschema compiles a grammar of web addresses as it is imported: three seconds, and no schema
+# here has one. It is imported as if the package with that grammar was not there.
+sys.modules.setdefault("rfc3987_syntax", None)
 from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
+
+if sys.modules["rfc3987_syntax"] is None:
+    del sys.modules["rfc3987_syntax"]
 
 # %% ../../nbs/network/schema.ipynb #afb844e3
 def whole(low: int, high: int, words: str = "") -> dict:  # words: what it counts

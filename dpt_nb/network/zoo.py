@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .backbone import find_family
+from .backbone import families_that_open, find_family
 from .config import ConfigError, DPTConfig, check_config
 from .dpt import DPT, open_backbone, open_timm
 from .named import NAMED, PUBLISHED, SHIPPED, named_config
+from ..registry import OWN
 
 # %% ../../nbs/network/zoo.ipynb #5f468425
 def timm_config(
@@ -46,11 +47,11 @@ def config_for(
         raise ConfigError(f"A DPT has no {sorted(set(changes) - known)}. Its fields are {sorted(known)}.")
     if name in NAMED:
         return named_config(name, **changes)
-    if timm.is_model(name):
+    if timm.is_model(name) or families_that_open(name):
         return timm_config(name, changes)
     raise ConfigError(
         f"There is no model called {name!r}. Ours: {', '.join(NAMED)}; or the name of a timm vision transformer, such "
-        "as vit_small_patch14_dinov2."
+        f"as vit_small_patch14_dinov2. {OWN}"
     )
 
 # %% ../../nbs/network/zoo.ipynb #d97862b7

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 from ..data.registry import open_dataset
+from ..registry import import_here, module_folders
+from .imports import check_reachable, with_imports
 from .loop import train
 from .processes import Placement, can_fork, fork_workers, raise_worker_error, recipe_words, spawn_workers
 from .recipe_fields import Recipe, change_recipe
@@ -59,14 +61,19 @@ def launch(
     hours: float = 24.0,  # of the script: until the job is stopped and queued again
     sbatch: tuple = (),  # of the script: further options, such as "--partition=gpu"
     method: str | None = None,  # "kernel", "fork" or "fresh"; None: what is possible here
+    imports: str | tuple = (),  # modules that register what the recipe names; those that are imported here are found
 ) -> dict | Path:  # what report.json holds, `{}` on machines other than the first; the script for a scheduler
     """Train, in as many processes as wished. Raises `Stopped` when interrupted, and what `train` raises with the words
     of the process that met it."""
+    imports = (imports,) if isinstance(imports, str) else tuple(imports)
+    import_here(imports)
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe = change_recipe(recipe, [] if mixed_precision is None else [f"loop.precision={json.dumps(mixed_precision)}"])
+    out = str(out or f"runs/{recipe.name}")
+    recipe = with_imports(recipe, out if resume else None, imports)
     num_processes = num_processes or (1 if cpu else max(1, torch.cuda.device_count()))
     options = dict(
-        out=str(out or f"runs/{recipe.name}"),
+        out=out,
         data_root=str(data_root),
         resume=resume,
         replace=replace,
@@ -77,10 +84,13 @@ def launch(
     check_launch(recipe, num_processes, num_nodes, node_rank, scheduler, method)
     port = main_port or (0 if num_nodes == 1 else 29500)
     if scheduler:
+        check_reachable(recipe)
         return write_slurm(recipe, options, SlurmOptions(num_processes, num_nodes, port, hours, sbatch))
     way = method or way_to_start(num_processes, num_nodes, cpu)
     if way == "kernel":
         return train(recipe, **options, progress=progress, plot=progress and in_notebook())
+    if way == "fresh":
+        check_reachable(recipe)
     placement = Placement(num_processes, num_nodes, node_rank, main_address, port)
     return run_workers(recipe, options, way, placement, progress)
 
@@ -144,7 +154,8 @@ def write_job(
 ) -> None:
     "What each process reads first."
     name, assignments = recipe_words(recipe)
-    job = dict(recipe=name, assignments=assignments, options=options, kernel=os.getpid())
+    folders = module_folders(recipe.imports)
+    job = dict(recipe=name, assignments=assignments, options=options, kernel=os.getpid(), folders=folders)
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
 
 

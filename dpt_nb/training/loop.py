@@ -32,6 +32,7 @@ from ..images.files import atomic_write
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
 from ..network.zoo import count_parameters
+from ..registry import IMPORT_HELP, import_modules, named_modules
 from .batch_loss import batch_fractions, batch_loss
 from dpt_nb.training.checkpointing import (
     disk_full_guard,
@@ -42,6 +43,7 @@ from dpt_nb.training.checkpointing import (
     save_model,
 )
 from .distributed import any_process, full_tensor, open_accelerator
+from .imports import with_imports
 from .loader import batches, open_loader, readers_watched
 from .optim import apply_rates, planned_rates
 from .plots import LossPlot, save_figure
@@ -365,7 +367,7 @@ def train(
 ) -> dict:  # what `report.json` holds
     """Train, evaluate and save; every process calls it. Raises `Stopped` when interrupted (a checkpoint is written),
     `RunInUse` when another launch writes to the folder, `TrainingError` when the run cannot start or go on."""
-    out = Path(out)
+    out, recipe = Path(out), with_imports(recipe, out if resume else None)
     accelerator = open_accelerator(cpu, recipe.loop.precision, trackers, out)
     check = lambda: check_run(out, recipe, resume, replace)
     check()
@@ -482,6 +484,7 @@ def argument_parser() -> ArgumentParser:
     add("--data-root", default="data", help="where data is kept")
     add("--set", action="append", default=[], help="change a field of the recipe, FIELD=VALUE; may be repeated")
     add("--tracker", action="append", default=[], help="an Accelerate tracker by name; may be repeated")
+    add("--import", action="append", default=[], dest="imports", metavar="MODULE", help=IMPORT_HELP)
     add("--workers", type=int, default=1, help="processes that read samples, for each training process")
     for flag in ("--resume", "--replace", "--cpu"):
         add(flag, action="store_true")
@@ -493,6 +496,7 @@ def run_words(
 ) -> dict:  # the report
     "Train as the words say."
     given = argument_parser().parse_args(words)
+    import_modules(named_modules(given.imports))
     recipe = change_recipe(get_recipe(given.recipe), given.set)
     return train(
         recipe,

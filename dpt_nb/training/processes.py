@@ -63,7 +63,8 @@ def recipe_words(
 ) -> tuple[str, list[str]]:  # name of a recipe of the library, and assignments that make this one of it
     """What `change_recipe(get_recipe(name), assignments)` needs to give this recipe. Raises `RecipeError` where words
     cannot."""
-    name = recipe.name if recipe.name in RECIPES else next(iter(RECIPES))
+    of_library = recipe.name in RECIPES and not RECIPES.modules([recipe.name])
+    name = recipe.name if of_library else next(iter(RECIPES))
     known = dict(recipe_rows(RECIPES[name]))
     changed = [(path, value) for path, value in recipe_rows(recipe) if plain(value) != plain(known[path])]
     try:
@@ -146,13 +147,14 @@ def leave_end(
 
 
 def worker_main(
-    folder: str | Path,  # with job.json: `recipe`, `assignments`, and `options` of `train`
+    folder: str | Path,  # with job.json: `recipe`, `assignments`, `options` of `train`, and `folders` to import from
 ) -> int:  # exit code: 0, 1 for an error, 130 for a stop that was asked for
     "What each training process runs."
     end, kernel = {}, None
     try:
         job = json.loads((Path(folder) / "job.json").read_text(encoding="utf-8"))
         kernel = job.get("kernel")
+        sys.path += [path for path in job.get("folders", ()) if path not in sys.path]
         recipe = change_recipe(get_recipe(job["recipe"]), job["assignments"])
         train(recipe, **job["options"], progress=False)
     except BaseException as error:

@@ -14,6 +14,8 @@ import difflib
 import json
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
+from ..registry import is_module_name
+
 # %% ../../nbs/training/recipe_fields.ipynb #9d2806be
 class RecipeError(ValueError):
     "A recipe that does not exist or does not fit, in one sentence."
@@ -115,6 +117,7 @@ class Recipe:
     loop: LoopGroup = LoopGroup()
     keep: KeepGroup = KeepGroup()
     seed: int = 0  # of the weights, the order and the augmentation
+    imports: tuple = ()  # modules outside the library that register what is named here, such as "my_package.losses"
     sources: dict = field(default_factory=dict)  # field or group.field → where its value comes from
 
 # %% ../../nbs/training/recipe_fields.ipynb #395b3080
@@ -181,6 +184,7 @@ LIMITS = {  # field → whether a value is possible, and the words for what is
     "loop.ema": (lambda value: 0 <= value < 1, "from 0 to below 1"),
     "loop.precision": (lambda value: value in ("no", "bf16", "fp16"), "no, bf16 or fp16"),
     "seed": (lambda value: 0 <= value < 2**32, f"from 0 to {2**32 - 1}"),
+    "imports": (lambda value: all(map(is_module_name, value)), "names of modules, such as my_package.losses"),
 }
 
 

@@ -6,7 +6,7 @@
 __all__ = ['FLIP_AND_COLOUR', 'TINY_DEPTH', 'rooms_tiny', 'streets_tiny', 'rooms_joint', 'rooms_labels', 'scenes_tiny',
            'COURSE_RECIPES', 'RECIPES', 'TRANSFORMS', 'LOSSES', 'get_recipe', 'source_rows', 'recipe_table',
            'recipe_differences', 'difference_table', 'loss_table', 'build_transforms', 'build_loss', 'build_losses',
-           'loss_weights', 'build', 'register_loss', 'register_transform']
+           'loss_weights', 'build', 'register_loss', 'register_transform', 'register_recipe']
 
 # %% ../../nbs/training/15_recipes.ipynb #ac2c283f
 import json
@@ -16,6 +16,7 @@ from dataclasses import is_dataclass, replace
 
 from ..data.transforms import Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window
 from ..objective.losses import DepthLoss, DepthRegressionLoss, SegmentationLoss, SILogLoss, SSILoss
+from ..objective.normals import AngularLoss
 from ..registry import OWN, Registry, calling_module
 from .paper_recipes import PAPER_RECIPES
 from dpt_nb.training.recipe_fields import (
@@ -112,7 +113,7 @@ scenes_tiny = replace(
 
 # %% ../../nbs/training/15_recipes.ipynb #0a4de660
 COURSE_RECIPES = (rooms_tiny, rooms_joint, rooms_labels, streets_tiny, scenes_tiny)
-RECIPES = {recipe.name: recipe for recipe in (*COURSE_RECIPES, *PAPER_RECIPES)}
+RECIPES = Registry("recipe", {recipe.name: recipe for recipe in (*COURSE_RECIPES, *PAPER_RECIPES)})
 
 
 def get_recipe(
@@ -122,7 +123,7 @@ def get_recipe(
     """A recipe by name, changed where asked; of a group only the fields named change. Raises `RecipeError` naming the
     nearest name or field that exists."""
     if name not in RECIPES:
-        raise RecipeError(f"There is no recipe {name!r}. {did_you_mean(name, RECIPES)}")
+        raise RecipeError(f"There is no recipe {name!r}. {did_you_mean(name, RECIPES)} {OWN}")
     recipe = RECIPES[name]
     for key, value in changes.items():
         in_group = is_dataclass(getattr(recipe, key, None)) and isinstance(value, dict)
@@ -147,7 +148,7 @@ def recipe_table(recipe: Recipe) -> str:
     "Field, value, source; one line each."
     lines = []
     for key, value in recipe_rows(recipe):
-        if key != "sources":
+        if key != "sources" and not (key == "imports" and not value):
             source = recipe.sources.get(key, "")
             lines.append(f"{key:24} {json.dumps(value)}" + (f"   ← {source}" if source else ""))
             lines += source_rows(recipe, key, value)
@@ -197,6 +198,7 @@ LOSSES = {  # head → its losses by name
     "depth": loss_table("depth", silog_and_gradient=DepthLoss, silog=SILogLoss, regression=DepthRegressionLoss),
     "inverse_depth": loss_table("inverse_depth", scale_and_shift_invariant=SSILoss),
     "label": loss_table("label", cross_entropy=SegmentationLoss),
+    "normal": loss_table("normal", angular=AngularLoss),
 }
 
 
@@ -271,3 +273,11 @@ def register_transform(
 ) -> Callable:  # a decorator for a class or function; its arguments are those of the recipe
     "A transform of your own. Raises `RegistryError` for a name that another module has taken."
     return TRANSFORMS.register(name, calling_module())
+
+
+def register_recipe(
+    recipe: Recipe,  # under its name
+) -> Recipe:  # itself
+    """A recipe of your own, for `get_recipe` and `dpt_train`. Raises `RegistryError` for a name that another module has
+    taken, `RecipeError` for values with which nothing can be trained."""
+    return RECIPES.register(recipe.name, calling_module())(check_recipe(recipe))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SLURM', 'SEVERAL_MACHINES', 'ONE_MACHINE', 'SlurmOptions', 'option_words', 'sbatch_value', 'shell_words',
-           'sbatch_lines', 'slurm_script', 'write_slurm']
+           'sbatch_lines', 'where_found', 'slurm_script', 'write_slurm']
 
 # %% ../../nbs/training/slurm.ipynb #cc267848
 import math
@@ -12,10 +12,11 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..images.files import atomic_write
+from ..registry import module_folders
 from .processes import recipe_words
 from .recipe_fields import Recipe
 from .run_folder import TrainingError
@@ -35,7 +36,7 @@ fi
 asked=
 trap 'asked=yes; scancel --signal=INT "$SLURM_JOB_ID"' TERM
 
-export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}" TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100
+export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}" TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100{found}
 srun --kill-on-bad-exit=0 {python} {launcher} \\
     --nproc-per-node {processes} \\
     -m dpt_nb.training.loop {words} "${{how[@]}}" &
@@ -97,10 +98,11 @@ def shell_words(
     options: dict,  # of `train`
 ) -> list[str]:  # RECIPE and options, as `python -m dpt_nb.training.loop` takes them
     "The same run as a command, apart from whether it resumes or replaces."
-    name, assignments = recipe_words(recipe)
+    name, assignments = recipe_words(replace(recipe, imports=()))
     given = [("--out", options["out"]), ("--data-root", options["data_root"]), ("--workers", str(options["workers"]))]
     given += [("--tracker", tracker) for tracker in options["trackers"]]
     given += [("--set", assignment) for assignment in assignments]
+    given += [("--import", module) for module in recipe.imports]
     words = [word for pair in given for word in option_words(*pair)]
     return [name, *["--cpu"] * options["cpu"], *words]
 
@@ -129,6 +131,16 @@ def sbatch_lines(
     return [line for line in lines if not (options["cpu"] and line.startswith("--gpus-per-node"))]
 
 
+def where_found(
+    recipe: Recipe,  # whose modules are imported here
+) -> str:  # a line; empty where a job finds them by itself
+    "Tell Python's path to a job: the folders of one's own modules, before what the job's environment has."
+    folders = module_folders(recipe.imports)
+    if not folders:
+        return ""
+    return f"\nexport PYTHONPATH={shlex.quote(os.pathsep.join(folders))}" + '"${PYTHONPATH:+:$PYTHONPATH}"'
+
+
 def slurm_script(
     recipe: Recipe,
     options: dict,  # of `train`
@@ -143,6 +155,7 @@ def slurm_script(
         launcher=SEVERAL_MACHINES.format(port=job.port) if job.num_nodes > 1 else ONE_MACHINE,
         processes=job.num_processes,
         words=shlex.join(shell_words(recipe, options)),
+        found=where_found(recipe),
         how="--resume" * options["resume"] + "--replace" * options["replace"],
     )
 
