@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['KINDS', 'PLAUSIBLE', 'DEPTH_UNITS', 'FAULT_CURES', 'Transform', 'Problem', 'implausible_depth', 'mask_of_255',
            'depth_warning', 'label_warning', 'batch_warnings', 'and_list', 'known_pixels', 'value_problem', 'looked_at',
-           'rows_and_columns', 'map_faults', 'label_faults', 'head_classes', 'truth_faults', 'sample_faults',
-           'teaches_nothing', 'try_sample', 'try_samples', 'check_before_training', 'Fingerprint', 'image_fingerprint',
-           'fine_detail', 'same_detail', 'sample_files', 'has_truth', 'Examined', 'examine', 'depth_summary',
-           'label_counts', 'label_problem', 'other_problem', 'examine_values', 'Check', 'and_more', 'published_count',
-           'ExaminedDataset', 'empty_check', 'check_dataset', 'all_thumbnails', 'log_proportions', 'alike',
-           'near_duplicates', 'same_samples', 'compare_checks', 'check_datasets', 'spread', 'lay_depth', 'lay_colors',
-           'largest_labels', 'lay_label', 'lay_truth', 'empty_rows', 'show_samples']
+           'rows_and_columns', 'shape_faults', 'map_faults', 'label_faults', 'head_classes', 'truth_faults',
+           'sample_faults', 'teaches_nothing', 'try_sample', 'try_samples', 'check_before_training', 'Fingerprint',
+           'image_fingerprint', 'fine_detail', 'same_detail', 'sample_files', 'has_truth', 'Examined', 'examine',
+           'depth_summary', 'label_counts', 'label_problem', 'other_problem', 'examine_values', 'Check', 'and_more',
+           'published_count', 'ExaminedDataset', 'empty_check', 'check_dataset', 'all_thumbnails', 'log_proportions',
+           'alike', 'near_duplicates', 'same_samples', 'compare_checks', 'check_datasets', 'spread', 'lay_depth',
+           'lay_colors', 'largest_labels', 'lay_label', 'lay_truth', 'empty_rows', 'show_samples']
 
 # %% ../../nbs/data/checks.ipynb #db8291fe
 import hashlib
@@ -206,31 +206,35 @@ def rows_and_columns(
     return "x".join(map(str, value.shape[-2:])) or "one number"
 
 
-def map_faults(
-    sample: dict,  # with `image`
-    heads: dict,  # those with a loss
+def shape_faults(
+    image: torch.Tensor,  # `(3, H, W)`
+    maps: dict[str, torch.Tensor],  # of heads
 ) -> dict[str, str]:  # kind of fault → what a sentence says of the file
-    """Which ground truth no loss can be computed with: it is missing, of another size than the image, of another number
-    of channels, or not finite."""
-    maps = {name: sample[name] for name in heads if isinstance(sample.get(name), torch.Tensor)}
-    size = rows_and_columns(sample["image"])
-    unlike = [name for name, value in maps.items() if rows_and_columns(value) != size]
-    infinite = [name for name, value in maps.items() if value.is_floating_point() and not value.isfinite().all()]
-    found = {}
-    if absent := [name for name in heads if name not in maps]:
-        found["missing"] = f"has no {and_list(absent)}"
-    if unlike:
+    "Maps of another size than the image, or of another number of channels."
+    size, found = rows_and_columns(image), {}
+    if unlike := [name for name, value in maps.items() if rows_and_columns(value) != size]:
         sizes = " and ".join(f"its {and_list([name])} {rows_and_columns(maps[name])}" for name in unlike)
         found["size"] = f"is {size} and {sizes} (rows x columns), and one size was expected"
     for name in maps.keys() - unlike:
         channels = truth_spec(name).channels
-        wanted = (channels, *sample["image"].shape[-2:])[not channels :]
+        wanted = (channels, *image.shape[-2:]) if channels else tuple(image.shape[-2:])
         if maps[name].shape != wanted:
             found["shape"] = f"has {and_list([name])} of shape {tuple(maps[name].shape)}, and {wanted} was expected"
-    if infinite:
-        found["infinite"] = (
-            f"has {and_list(infinite)} that is not finite everywhere, and 0 is what stands for not measured"
-        )
+    return found
+
+
+def map_faults(
+    sample: dict,  # with `image`
+    heads: dict,  # those with a loss
+) -> dict[str, str]:  # kind of fault → what a sentence says of the file
+    "Which ground truth no loss can be computed with: it is missing, of another shape than it should be, or not finite."
+    maps = {name: sample[name] for name in heads if isinstance(sample.get(name), torch.Tensor)}
+    found = shape_faults(sample["image"], maps)
+    if absent := [name for name in heads if name not in maps]:
+        found = dict(missing=f"has no {and_list(absent)}") | found
+    if infinite := [name for name, value in maps.items() if value.is_floating_point() and not value.isfinite().all()]:
+        words = "that is not finite everywhere, and 0 is what stands for not measured"
+        found["infinite"] = f"has {and_list(infinite)} {words}"
     return found
 
 
