@@ -6,6 +6,7 @@ Prints the seconds of computing that each took, the most expensive first, and th
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -43,14 +44,17 @@ def find_notebooks(places: list[str]) -> list[Path]:
     return [path for _, path in sorted(zip(map(rank, names), found), key=lambda pair: pair[0])]
 
 
-def begin(path: Path, output: Path) -> int:
-    "Run a notebook in a fork; the fork's number. It ends with 0 where every cell ran."
+def begin(path: Path, place: Path) -> int:
+    """Run a notebook in a fork; the fork's number. It ends with 0 where every cell ran. Its output, and what it leaves
+    in the folder for temporary files, are in `place`."""
+    place.mkdir()
     child = os.fork()
     if child:
         return child
     code = 1
     try:
-        written = os.open(output, os.O_WRONLY | os.O_CREAT)
+        os.environ["TMPDIR"], tempfile.tempdir = str(place), None
+        written = os.open(place / "output", os.O_WRONLY | os.O_CREAT)
         os.dup2(written, 1), os.dup2(written, 2)
         from nbdev.test import test_nb
 
@@ -69,16 +73,17 @@ def run_all(paths: list[Path], workers: int) -> dict:
         while waiting or running:
             while waiting and len(running) < workers:
                 path = waiting.pop(0)
-                output = Path(folder, f"{len(waiting)}.txt")
-                running[begin(path, output)] = path, output
+                place = Path(folder, str(len(waiting)))
+                running[begin(path, place)] = path, place
             child, status, used = os.wait4(-1, 0)
             if child not in running:
                 continue
-            path, output = running.pop(child)
+            path, place = running.pop(child)
             seconds[path] = used.ru_utime + used.ru_stime
             if status:
                 seconds[path] *= -1
-                print(f"{path}:\n{output.read_text(errors='replace')}", file=sys.stderr, flush=True)
+                print(f"{path}:\n{(place / 'output').read_text(errors='replace')}", file=sys.stderr, flush=True)
+            shutil.rmtree(place, ignore_errors=True)
     return seconds
 
 
