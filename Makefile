@@ -9,14 +9,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: .venv/installed
 	$(BIN)/dpt_demo --out runs/demo --replace
 
-# One thread each while two notebooks, then two test files, run side by side.
+# One thread each while two notebooks, then two test files, run side by side. Of the stories the short one.
 test: .venv/installed
 	$(BIN)/ruff check --quiet nbs tests benchmarks setup.py
 	$(BIN)/ruff format --check --quiet nbs tests benchmarks setup.py
 	$(BIN)/python -m pytest -q tests/test_repository.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|stories)' --timing
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/stories/kitti_nyu.ipynb --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python tests/run_notebooks.py --workers 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --ignore tests/test_repository.py -n 2 --dist loadfile --no-loadscope-reorder
 
 # The stories that train for minutes, and the cells that export for minutes, get the machine to themselves.
 test-all: test

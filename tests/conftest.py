@@ -60,7 +60,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
 
 
+LONGEST = ["distributed", "training", "launch", "export", "run_folder", "browser", "commands", "files_of_users"]
+
+
 def pytest_collection_modifyitems(config, items):
+    longest = [f"test_{name}.py" for name in LONGEST]  # first, or one process ends long after the other
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

@@ -10,11 +10,12 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 import warnings
 from pathlib import Path
+
+from forked import free_port, quick_figures
 
 STEPS = 4
 WORDS = [
@@ -65,13 +66,6 @@ class Fault:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def quick_figures():
-    "Drawing takes nine tenths of so short a run and is not what is tried; the files are written all the same."
-    import matplotlib.figure
-
-    matplotlib.figure.Figure.savefig = lambda self, path, **options: Path(path).write_bytes(b"a figure")
-
-
 def run(out, end, at=None, environment=None, full=False, **options):
     "In a fork: train, and leave in a file how it ended and how many file operations it took."
     from dpt_nb.training.loop import train
@@ -103,12 +97,6 @@ def ended(child, end):
     found = json.loads(end.read_text()) if end.exists() else ("killed", 0)
     end.unlink(missing_ok=True)
     return found
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def launch(out, processes, at=None, after=None, **options):
@@ -270,12 +258,10 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    quick_figures()
-    import dpt_nb.training.loop  # noqa: F401  what the forks need
-
     found = []
-    for one in try_all(sys.argv[1], *map(int, sys.argv[2:8])):
-        found.append(one)
-        print(json.dumps(one), file=sys.stderr, flush=True)
+    with quick_figures():  # imports what the forks need
+        for one in try_all(sys.argv[1], *map(int, sys.argv[2:8])):
+            found.append(one)
+            print(json.dumps(one), file=sys.stderr, flush=True)
     print(table(found))
     sys.exit(any(one["wrong"] for one in found))

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -66,11 +67,25 @@ def run_program(program, *rest):
         sys.exit(main())
 
 
+@cache
+def import_once():
+    "Wait until the process that is forked has imported everything, so that nobody's patience has to last for that."
+    first = FORKS.Process(target=os.getpid)
+    first.start(), first.join()
+
+
+@cache
+def outputs():
+    "Where what they print lies, until this process ends."
+    return tempfile.TemporaryDirectory(prefix="forked-")
+
+
 class Forked:
     "A process begun so, with what tests ask of a `subprocess.Popen`."
 
     def __init__(self, *words, folder, own_session=False, figures=False, merged=False, **environment):
-        self.output = Path(tempfile.mkdtemp(prefix="forked-"))
+        import_once()
+        self.output = Path(tempfile.mkdtemp(dir=outputs().name))
         environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1") | environment
         environment = {name: str(value) for name, value in environment.items()}
         given = (list(map(str, words)), str(folder), environment, self.output, own_session, figures, merged)

@@ -66,7 +66,9 @@ def run(place: str, kilobytes: int, before: str, words: list[str], keep: str) ->
 
 
 if __name__ == "__main__":
-    import dpt_nb.all  # noqa: F401  what the forks need
+    import onnxscript  # noqa: F401  what the forks need
+
+    import dpt_nb.all  # noqa: F401
 
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)

@@ -19,7 +19,7 @@ import pytest
 import timm
 import torch
 import transformers
-from conftest import command
+from forked import command_forked
 from huggingface_hub.errors import LocalEntryNotFoundError
 from official_names import (
     depth_anything,
@@ -373,7 +373,7 @@ def test_command_downloads_converts_and_keeps_what_is_there(served, classifier_f
     shutil.copy(classifier_file, folder / "jx_vit.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     words = ["dpt_convert", f"{address}/jx_vit.pth", "out/vit.pth", "--to", "mmseg"]
-    done = command(*words, folder=tmp_path, check=0)
+    done = command_forked(*words, folder=tmp_path, check=0)
     expected = vit2depth(torch.load(classifier_file, weights_only=True))
     assert same(torch.load(tmp_path / "out" / "vit.pth", weights_only=True), expected)
     assert f"{len(expected)} tensors" in done.stdout and "Traceback" not in done.stderr

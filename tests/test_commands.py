@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import REPOSITORY, SHORT, changes, command, command_here
+from forked import command_forked, quick_figures
 from PIL import Image
 
 from dpt_nb.commands import main
@@ -65,7 +66,8 @@ def test_a_run_is_not_written_over_unless_asked(demo):
     again = command_here("dpt_demo", *changes(*SHORT), folder=demo, check=1)
     assert "holds a run already" in again.stderr and again.stderr.count("\n") <= 2
     (demo / "runs" / "demo" / "mine.txt").write_text("kept")
-    command_here("dpt_demo", "--replace", *changes(*SHORT), folder=demo, check=0)
+    with quick_figures():
+        command_here("dpt_demo", "--replace", *changes(*SHORT), folder=demo, check=0)
     assert (demo / "runs" / "demo" / "mine.txt").read_text() == "kept"
 
 
@@ -186,7 +188,7 @@ def test_mistakes_get_one_sentence(words, sentence, tmp_path, monkeypatch, capsy
 
 
 def test_a_mistake_ends_a_shells_command_with_its_sentence_and_1(tmp_path):
-    done = command("dpt_train", "rooms_tinny", folder=tmp_path, check=1)
+    done = command_forked("dpt_train", "rooms_tinny", folder=tmp_path, check=1)
     assert "Did you mean 'rooms_tiny'?" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
@@ -205,8 +207,7 @@ def test_the_lines_of_the_readme_work(demo, photographs):
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     lines = re.search(r"~~~python\n(.*?)~~~", readme, re.S).group(1)
     (demo / "photo.jpg").write_bytes((photographs / "colour.jpg").read_bytes())
-    done = subprocess.run([sys.executable, "-c", lines], cwd=demo, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command_forked(sys.executable, "-c", lines, folder=demo, check=0)
     assert (demo / "photos" / "photo-depth.png").exists()
     assert len(lines.strip().splitlines()) == 5
 

@@ -6,7 +6,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from forked import command_forked
 
 from dpt_nb import commands
 from dpt_nb.data.checks import check_dataset
@@ -255,9 +255,7 @@ def test_a_labeled_file_that_does_not_fit_says_so_and_leaves_nothing(tmp_path):
         "try: make_miniature('nyu', sys.argv[1], count=2)\n"
         "except DatasetError as error: print(error)"
     )  # all the other files fit
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "own"], capture_output=True, text=True, timeout=300
-    )
+    done = command_forked(sys.executable, "-c", program, tmp_path / "own", folder=tmp_path)
     assert (
         done.stdout
         == f"{tmp_path / 'own'} could not be written (File too large): make room, or choose another folder.\n"

@@ -22,13 +22,14 @@ from dpt_nb.data.registry import open_dataset
 from dpt_nb.data.sampling import ResumableSampler
 from dpt_nb.images.images import write_label
 
-TWENTY = [
-    "loop.steps=20",
+pytestmark = pytest.mark.usefixtures("no_figures")
+TWELVE = [
+    "loop.steps=12",
     "data.batch_size=8",
     "data.train.count=16",
     "data.held_out.count=3",
-    "keep.validate_every=20",
-    "keep.every=5",
+    "keep.validate_every=12",
+    "keep.every=3",
     "optimizer.lr=2e-4",
 ]
 QUIET = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
@@ -37,7 +38,7 @@ QUIET = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUD
 def words(recipe, out, data, *assignments, workers=0):
     "What each process is told."
     told = [recipe, "--cpu", "--workers", workers, "--out", out, "--data-root", data]
-    return [*map(str, told), *changes(*TWENTY, *assignments)]
+    return [*map(str, told), *changes(*TWELVE, *assignments)]
 
 
 def typed(processes, *told):
@@ -78,7 +79,7 @@ def pair(tmp_path_factory):
 def follow(folder):
     "The second run's losses are the first's, and so are the figures of its share-wise judging."
     one, two = rows(folder / "with1"), rows(folder / "with2")
-    assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(1, 21))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(1, 13))
     assert max(abs(first["loss"] - second["loss"]) for first, second in zip(one, two)) <= 1e-5
     reports = [json.loads((folder / f"with{processes}" / "report.json").read_text()) for processes in (1, 2)]
     assert [report["processes"] for report in reports] == [1, 2] and [report["images"] for report in reports] == [3, 3]
@@ -218,7 +219,7 @@ def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tm
     run(2, "rooms_tiny", out, pair / "data", resume=True)
     straight, resumed = weights(pair / "with2"), weights(out)
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
-    assert [row["step"] for row in rows(out)] == list(range(1, 21))
+    assert [row["step"] for row in rows(out)] == list(range(1, 13))
 
 
 @pytest.mark.slow
@@ -287,9 +288,9 @@ def rewound(run, out, step):
     ],
 )
 def test_a_run_goes_on_in_shares_or_whole_whatever_it_began_as(begun, processes, assignments, pair, sharded, tmp_path):
-    out = rewound(pair / begun, tmp_path / "run", 15)
+    out = rewound(pair / begun, tmp_path / "run", 9)
     run(processes, "rooms_tiny", out, pair / "data", *assignments, resume=True)
-    assert [row["step"] for row in rows(out)] == list(range(1, 21))
+    assert [row["step"] for row in rows(out)] == list(range(1, 13))
     assert max(abs(first["loss"] - second["loss"]) for first, second in zip(rows(pair / "with1"), rows(out))) <= 1e-5
     straight, resumed = weights(pair / begun), weights(out)
     if (begun, processes, assignments) == ("sharded/with2", 2, [SHARDED]):
@@ -300,7 +301,7 @@ def test_a_run_goes_on_in_shares_or_whole_whatever_it_began_as(begun, processes,
 @pytest.mark.slow
 def test_a_checkpoint_of_halves_is_laid_out_as_one_of_a_whole(pair, sharded):
     one, two = (
-        torch.load(pair / name / "checkpoints" / "step-00000020.pt", weights_only=True)
+        torch.load(pair / name / "checkpoints" / "step-00000012.pt", weights_only=True)
         for name in ("with2", "sharded/with2")
     )
     assert one.keys() == two.keys() and one["model"].keys() == two["model"].keys()

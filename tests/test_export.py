@@ -4,6 +4,7 @@ full size; and what is refused."""
 import json
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import onnx
@@ -71,6 +72,22 @@ def small(family):
     return awake(create_model(name, features=16, **shape | changes))
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    "Family → a small network, its file, and whether the network is as it was before: each is written once."
+    folder = tmp_path_factory.mktemp("files")
+
+    @cache
+    def written(family):
+        model = small(family).train()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        path = export(model, folder / f"{family}.onnx", sizes=tuple(model.config.image_size))
+        same = all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+        return model, path, same and model.training and all(each.requires_grad for each in model.parameters())
+
+    return written
+
+
 def check(model, path, parity_rows, name, **options):
     rows = check_export(model, path, **options)
     for row in rows:
@@ -90,10 +107,9 @@ QUICK = (
 @pytest.mark.parametrize(
     "family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
 )
-def test_every_family_is_what_onnx_runtime_computes(family, tmp_path, parity_rows):
-    model = small(family)
-    size = tuple(model.config.image_size)
-    rows = check(model, export(model, tmp_path / "model.onnx", sizes=size), parity_rows, family)
+def test_every_family_is_what_onnx_runtime_computes(family, files, parity_rows):
+    model, path, _ = files(family)
+    rows, size = check(model, path, parity_rows, family), tuple(model.config.image_size)
     assert {(row.size, row.batch) for row in rows} == {(size, 1), (size, 3)}
 
 
@@ -136,10 +152,9 @@ def test_hybrids_with_folded_constants_give_the_same_numbers(tmp_path):
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max() and expected.std() > 0.1
 
 
-def test_a_changed_weight_in_the_file_is_noticed(tmp_path):
-    model = small("DPT")
-    path = export(model, tmp_path / "model.onnx", sizes=(96, 96))
-    file = onnx.load(path)
+def test_a_changed_weight_in_the_file_is_noticed(files, tmp_path):
+    model, path, _ = files("DPT")
+    file, path = onnx.load(path), tmp_path / "model.onnx"
     bias = next(tensor for tensor in file.graph.initializer if tensor.name.endswith("convolution3.bias"))
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.5), bias.name))
     onnx.save(file, path)
@@ -180,12 +195,8 @@ def test_a_shell_writes_a_file_that_onnx_runtime_runs(tmp_path):
     ]
 
 
-def test_the_model_is_left_as_it_was(tmp_path):
-    model = small("DPT").train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    export(model, tmp_path / "model.pt2", "torch_export", sizes=(96, 96))
-    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+def test_the_model_is_left_as_it_was(files):
+    assert files("DPT")[2], "weights, training mode or gradients are others"
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
@@ -221,6 +232,7 @@ def test_networks_of_full_size(name, size, tmp_path, parity_rows):
     check(model, export(model, tmp_path / "model.onnx", sizes=size), parity_rows, f"{name}, full size", batches=(1,))
 
 
+@pytest.mark.slow  # the lesson on engines compares them too
 def test_the_shipped_weights(tmp_path, parity_rows):
     model = create_model("dpt_tiny_scenes", pretrained=True)
     path = export(model, tmp_path / "scenes.onnx", sizes=(96, 128))

@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import command_here
+from forked import Forked, command_forked
 from PIL import Image
 
 from dpt_nb.images.files import InUse
@@ -150,12 +151,7 @@ def test_a_second_run_into_a_folder_is_refused(predictor, tmp_path):
 def test_a_killed_run_is_gone_on_with_under_the_same_names(tmp_path):
     for seed in range(4):
         some_image(tmp_path / "in" / f"{seed}.png", seed, (200, 300))
-    running = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "dpt_predict", "in", *MODEL, "--out", "out"],
-        cwd=tmp_path,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    running = Forked("dpt_predict", "in", *MODEL, "--out", "out", folder=tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "1-depth.png").exists():
         assert time.monotonic() < deadline and running.poll() is None
@@ -265,20 +261,11 @@ def test_names_that_are_too_long_or_no_text(tmp_path):
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_names_are_printed_on_any_terminal(encoding, tmp_path):
     some_image(tmp_path / "box" / os.fsdecode(b"\xff\xc3\xbc\n.png"))
-    words = [sys.executable, "-c", COMMAND, "dpt_predict", "box", *MODEL, "--out", "out"]
-    done = subprocess.run(
-        words,
-        cwd=tmp_path,
-        capture_output=True,
-        env=os.environ | dict(PYTHONIOENCODING=encoding, LC_ALL="C"),
-        timeout=300,
-    )
-    assert (
-        done.returncode == 0
-        and b"Traceback" not in done.stderr
-        and rb"\xff" in done.stdout
-        and done.stdout.decode(encoding)
-    )
+    program = f"import sys; sys.stdout.reconfigure(encoding={encoding!r}, errors='strict'); {COMMAND}"
+    words = ["dpt_predict", "box", *MODEL, "--out", "out"]
+    done = command_forked(sys.executable, "-c", program, *words, folder=tmp_path, check=0)
+    assert "Traceback" not in done.stderr and r"\xff" in done.stdout
+    assert done.stdout.encode(encoding) and "\ufffd" not in done.stdout, "not written in that encoding"
 
 
 @pytest.mark.parametrize(
@@ -416,6 +403,17 @@ def test_numbers_that_nobody_can_mean_are_refused_in_a_sentence(words, tmp_path)
     ), done.stderr
 
 
+LISTING = """
+import sys
+from unittest.mock import MagicMock
+recipes = MagicMock(RECIPES={str(number): MagicMock() for number in range(20)})  # the real ones wait for torch
+sys.modules |= {"dpt_nb.training.recipes": recipes, "dpt_nb.training.recipe_fields": recipes}
+from dpt_nb.commands import main
+sys.argv[0] = "dpt_train"
+sys.exit(main())
+"""
+
+
 @pytest.mark.parametrize(
     "where, code",
     [
@@ -426,8 +424,7 @@ def test_numbers_that_nobody_can_mean_are_refused_in_a_sentence(words, tmp_path)
     ],
 )
 def test_an_output_that_nobody_reads_is_not_a_traceback(where, code, tmp_path):
-    program = "import sys; from dpt_nb.commands import main; sys.argv[0] = 'dpt_train'; sys.exit(main())"
-    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} --list 2>err {where}"
+    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(LISTING)} --list 2>err {where}"
     line = line.replace("2>err 2>&1", "2>&1")
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     said = done.stderr + ((tmp_path / "err").read_text() if (tmp_path / "err").exists() else "")

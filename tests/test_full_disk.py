@@ -149,12 +149,15 @@ def test_conversions(things, on_disk, tmp_path, to):
 
 
 @pytest.mark.parametrize("name", ["file.onnx", pytest.param("file.pt2", marks=pytest.mark.slow)])
-def test_exports(things, on_disk, tmp_path, name):
+@pytest.mark.parametrize(
+    "shares", [pytest.param([0.6], id="some"), pytest.param([0.05, 0.6], id="all", marks=pytest.mark.slow)]
+)
+def test_exports(things, on_disk, tmp_path, name, shares):
     before = tmp_path / "before"
     before.mkdir()
     (before / name).write_text("a former file")
     words = ["dpt_export", things / "model", name, "--size", "64x64", "--force"]
-    for share, came in try_sizes(on_disk, tmp_path, before, words, [0.05, 0.6]):
+    for share, came in try_sizes(on_disk, tmp_path, before, words, shares):
         assert check_outcome(share, came) == 1
 
 

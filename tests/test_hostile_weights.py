@@ -7,7 +7,6 @@ import os
 import random
 import resource
 import stat
-import subprocess
 import sys
 import time
 import warnings
@@ -16,6 +15,7 @@ from dataclasses import asdict, fields
 import pytest
 import torch
 from conftest import REPOSITORY
+from forked import command_forked
 
 from dpt_nb.network.config import DPTConfig
 from dpt_nb.network.dpt import DPT, empty_model
@@ -434,14 +434,7 @@ sys.exit(main(sys.argv[1:]))
 def full_disk(*words, folder):
     "A command whose files may not grow beyond 50 kB; the files there before and after."
     before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, *map(str, words)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )
+    done = command_forked(sys.executable, "-c", FULL, *words, folder=folder)
     after = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     assert done.returncode == 1 and "Traceback" not in done.stderr, f"{done.returncode}\n{done.stderr}"
     assert "File too large" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -33,6 +33,7 @@ from dpt_nb.training.recipes import LOSSES, get_recipe
 from dpt_nb.training.run_folder import RunInUse, TrainingError, TrainingWarning, clear_leftovers
 from dpt_nb.training.run_log import RunLog
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 OWN = [*SHORT[:4], "data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms", "keep.pictures=0"]
 QUICK = [*SHORT, "keep.pictures=0"]
 
@@ -60,7 +61,7 @@ def test_fifty_kills_of_one_process_and_ten_of_two_and_twenty_pairs_of_writers_c
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(no_figures, tmp_path_factory):
     "A folder with a run that was never stopped, and its data."
     folder = tmp_path_factory.mktemp("straight")
     train(

@@ -7,6 +7,7 @@ __all__ = ['target_map', 'draw_all', 'depth_tiles', 'label_tiles', 'draw_column'
            'LossPlot']
 
 # %% ../../nbs/training/plots.ipynb #132bd38f
+import shutil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -137,9 +138,11 @@ def save_figure(
     predictions = [predictor(sample["image"]) for sample in samples]
     figure = validation_figure(samples, predictions, tuple(getattr(held_out, "classes", ())))
     path = folder / f"step-{step:08d}.png"
-    for target in [path, *([folder / "best.png"] if best else [])]:
-        with atomic_write(target) as temporary:
-            figure.savefig(temporary, dpi=80)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=80)
+    if best:
+        with atomic_write(folder / "best.png") as temporary:
+            shutil.copyfile(path, temporary)
     for old in sorted(folder.glob("step-*.png"))[:-last]:
         old.unlink()
     return path
