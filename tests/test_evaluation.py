@@ -21,6 +21,16 @@ from dpt_nb.commands import main
 from dpt_nb.data.registry import make_miniature
 from dpt_nb.evaluation.evaluate import evaluate
 from dpt_nb.evaluation.protocols import EvaluationError, Protocol
+from dpt_nb.network.heads import HEADS, register_head
+
+
+@pytest.fixture(autouse=True)
+def heat():
+    "A kind of prediction from outside, of which the library knows nothing; each process registers it."
+    register_head("heat", words="heat", missing=-1)(torch.nn.Identity)
+    yield
+    HEADS.pop("heat"), HEADS.homes.pop("heat")
+
 
 PROTOCOLS = {
     "metres": Protocol(max_depth=20.0, crop="garg"),
@@ -32,7 +42,7 @@ SIZES = [(12, 16), (12, 16), (16, 12), (12, 16), (12, 16)]
 
 
 class Pictures(Dataset):
-    "Images of two sizes with depth and labels, the same in every process; image 3 has no ground truth of either kind."
+    "Images of two sizes with ground truth of four kinds, the same in every process; image 3 has none but of heat."
 
     def __init__(self, count):
         self.count = count
@@ -45,12 +55,16 @@ class Pictures(Dataset):
         depth = 19 * torch.rand(1, *size, generator=generator) * (torch.rand(1, *size, generator=generator) < 0.6)
         label = torch.randint(0, 4, size, generator=generator)
         label[:2] = 255
+        normal = torch.nn.functional.normalize(torch.randn(3, *size, generator=generator), dim=0)
+        normal[:, :, :3] = 0
         if index == 3:
-            depth, label = torch.zeros_like(depth), torch.full_like(label, 255)
+            depth, label, normal = torch.zeros_like(depth), torch.full_like(label, 255), torch.zeros_like(normal)
         return dict(
             image=torch.rand(3, *size, generator=generator),
             depth=depth,
             label=label,
+            normal=normal,
+            heat=depth[:, :, ::2].repeat_interleave(2, 2) - 1,
             meta=dict(path=f"image {index}"),
         )
 
@@ -64,7 +78,8 @@ class FromColours:
     def predict(self, image):
         depth = 1 + 15 * image[:, :1]
         maps = {"depth": depth, "inverse_depth": 1 / depth}
-        return {self.head: maps[self.head], "label": torch.cat([image, 1 - image], dim=1)}
+        others = {"label": torch.cat([image, 1 - image], dim=1), "normal": image - 0.5, "heat": 9 * image[:, 1:2]}
+        return {self.head: maps[self.head]} | others
 
 
 def evaluate_all(batch_size, **options):
@@ -82,6 +97,7 @@ def evaluate_all(batch_size, **options):
 def process(rank, meeting, folder):
     "One of two processes, which evaluates its share, and then everything by itself."
     torch.set_num_threads(1)
+    register_head("heat", words="heat", missing=-1)(torch.nn.Identity)
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
         with pytest.raises(EvaluationError, match="shared by 3 processes, and 2 are running"):
@@ -125,6 +141,30 @@ def test_two_processes_agree_with_one():
                 assert results.keys() == whole.keys()
                 for case, numbers in results.items():
                     assert_same(numbers, whole[case], f"{way}, {case}, process {rank}")
+
+
+def test_one_report_holds_every_kind_of_prediction():
+    "Against numpy, in float64: angles, absolute errors and intersections of all pixels in one pool."
+    report, pictures = evaluate_all(2)["metres", 5], [Pictures(5)[index] for index in range(5)]
+    angles, errors, right = [], [], []
+    for sample in pictures:
+        image = sample["image"].double().numpy()
+        normal, guess = sample["normal"].double().numpy(), image - 0.5
+        known = np.abs(normal).sum(0) > 0
+        cosine = (normal * guess).sum(0)[known] / np.linalg.norm(guess, axis=0)[known]
+        angles += np.degrees(np.arccos(np.clip(cosine, -1, 1))).tolist()
+        heat = sample["heat"].double().numpy()[0]
+        errors += (9 * image[1] - heat)[heat != -1].tolist()
+        label = sample["label"].numpy()
+        right += (np.concatenate([image, 1 - image]).argmax(0) == label)[label != 255].tolist()
+    assert math.isclose(report["mean_angle"], np.mean(angles), rel_tol=1e-6)
+    assert abs(report["median_angle"] - np.median(angles)) < 0.1
+    for threshold in (11.25, 22.5, 30):
+        assert math.isclose(report[f"below_{threshold:g}"], np.mean(np.array(angles) < threshold), abs_tol=1e-9)
+    assert math.isclose(report["heat_mae"], np.abs(errors).mean(), rel_tol=1e-6)
+    assert math.isclose(report["heat_rmse"], np.sqrt(np.square(errors).mean()), rel_tol=1e-6)
+    assert math.isclose(report["pixel_accuracy"], np.mean(right), rel_tol=1e-9)
+    assert (report["images"], report["skipped"]) == (4, 1)  # depth's, though heat is known in all
 
 
 def test_batch_size_changes_nothing():

@@ -14,8 +14,11 @@ import torch
 from conftest import command, command_here
 
 from dpt_nb.deploy.engines import check_export, open_export, sizes_to_check
-from dpt_nb.deploy.export import ExportError, export, fold_constants
+from dpt_nb.deploy.export import ExportError, export, export_facts, fold_constants
+from dpt_nb.inference.predictor import Predictor
+from dpt_nb.network.heads import HEADS
 from dpt_nb.network.zoo import create_model
+from dpt_nb.registry import import_one
 
 TOLERANCE = 1e-3  # of the range of the model's output; rounding in float32 leaves some 1e-6
 SWIN = dict(
@@ -238,3 +241,65 @@ def test_the_shipped_weights(tmp_path, parity_rows):
     path = export(model, tmp_path / "scenes.onnx", sizes=(96, 128))
     check(model, path, parity_rows, "dpt_tiny_scenes")
     assert set(open_export(path)(torch.rand(1, 3, 96, 128))) == {"depth", "label"}
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    "A module outside the library with two heads of its own: a height, and parts of things."
+    (tmp_path / "outside_heads.py").write_text(
+        "import torch\n"
+        "from dpt_nb.network.heads import DepthHead, SegmentationHead, register_head\n"
+        "@register_head('Height2', words='height (m)', unit='metre', missing=-1)\n"
+        "class Height(DepthHead):\n"
+        "    def forward(self, fused, size):\n"
+        "        return torch.tanh(self.raw(fused, size))\n"
+        "@register_head('part', words='part', channels=0, missing=0)\n"
+        "class Parts(SegmentationHead):\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield import_one("outside_heads")
+    for name in ("Height2", "part"):
+        HEADS.pop(name), HEADS.homes.pop(name)
+    sys.modules.pop("outside_heads")
+
+
+@pytest.mark.parametrize("form, ending", [("onnx", ".onnx"), ("torch_export", ".pt2")])
+def test_every_kind_of_prediction_is_exported(form, ending, outside, tmp_path):
+    torch.manual_seed(0)
+    heads = dict(
+        depth=dict(output="exp"), label=dict(classes=5), normal=dict(hidden=16), Height2={}, part=dict(classes=3)
+    )
+    model = create_model("dpt_tiny", heads=heads).eval()
+    path = export(model, tmp_path / f"model{ending}", form, sizes=(96, 128))
+    assert check_export(model, path, batches=(2,)).worst <= 1e-4
+    facts = export_facts(path)["heads"]
+    assert {name: fact["shape"] for name, fact in facts.items()} == dict(
+        depth="B,1,H,W", label="B,5,H,W", normal="B,3,H,W", Height2="B,1,H,W", part="B,3,H,W"
+    )
+    assert {name: fact.get("module") for name, fact in facts.items()} == dict.fromkeys(heads) | dict.fromkeys(
+        ("Height2", "part"), "outside_heads"
+    )
+    assert facts["normal"]["unit"].startswith("unit vector") and facts["part"]["classes"] == 3
+    image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(1))
+    found, predicted = open_export(path)(image[None]), Predictor(model, "cpu").predict(image[None])
+    for head, wanted in predicted.items():
+        torch.testing.assert_close(found[head], wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["normal"].norm(dim=1), torch.ones(1, 96, 128))
+
+
+def test_a_file_with_a_head_from_outside_runs_where_it_is_unknown(outside, tmp_path):
+    model = create_model("dpt_tiny", heads=dict(Height2={})).eval()
+    path = export(model, tmp_path / "model.onnx", sizes=(96, 128))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, torch\nfrom dpt_nb.deploy.engines import open_export\n"
+            "print(*open_export(sys.argv[1])(torch.rand(1, 3, 96, 128))['Height2'].shape)",
+            path,
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["1", "1", "96", "128"], done.stderr

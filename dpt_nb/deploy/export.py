@@ -32,9 +32,11 @@ from ..images.files import atomic_write, disk_full_reason, write_failure
 from ..inference.resizing import resize_policy
 from ..network.config import SIDES, ConfigError
 from ..network.dpt import DPT
+from ..network.heads import HEADS
 from ..network.hybrid import DeviationConv
 from ..network.saved import parse_json, read_json
 from ..network.schema import Schema, choice, either, fields_of, violation, whole
+from ..registry import HERE
 
 # %% ../../nbs/deploy/export.ipynb #524aa791
 class ExportError(ValueError):
@@ -126,19 +128,20 @@ def fold_constants(
 HEAD_UNITS = {
     "depth": "metres along the optical axis",
     "inverse_depth": "none: larger is nearer, known up to scale and shift",
-    "label": "logits: the largest along axis 1 is the class",
-}
+}  # in more words than `HeadSpec.unit`
 
 
 def describe_head(
     name: str,  # of a head
     settings: dict,  # its entry in the config
 ) -> dict:
-    "Shape and meaning of what a head gives."
-    if name != "label":
-        return dict(shape="B,1,H,W", unit=HEAD_UNITS[name])
-    classes = settings.get("classes", 150)
-    return dict(shape=f"B,{classes},H,W", unit=HEAD_UNITS[name], classes=classes)
+    "Shape and meaning of what a head gives, and the module that says more, where it is not this library's."
+    spec = HEADS[name]
+    fact = dict(shape=f"B,{spec.channels},H,W", unit=HEAD_UNITS.get(name, spec.unit or spec.words)[:300])
+    if spec.categorical:
+        known = dict(classes=classes) if (classes := spec.class_count(settings)) else {}
+        fact = dict(shape=f"B,{classes or 'C'},H,W", unit="logits: the largest along axis 1 is the class") | known
+    return fact | {"module": module for module in HEADS.modules([name]) if module != HERE}
 
 
 def describe_export(
@@ -348,7 +351,9 @@ def check_sizes(
 PIXELS = whole(1, 2**20, " pixels")
 TEXT = dict(type="string", maxLength=300, description="a text")
 ANY = dict(const="any", description="any")
-HEAD_FACTS = fields_of(dict(shape=TEXT, unit=TEXT, classes=whole(1, 2**20)), "its shape, unit and number of classes")
+HEAD_FACTS = fields_of(
+    dict(shape=TEXT, unit=TEXT, classes=whole(1, 2**20), module=TEXT), "its shape, unit, number of classes and module"
+)
 SIZING_FACTS = dict(
     type="object",
     required=["native", "method"],
@@ -359,7 +364,7 @@ HEADS_FACTS = dict(
     type="object",
     minProperties=1,
     maxProperties=20,
-    propertyNames=dict(pattern="^[a-z_]{1,40}$"),
+    propertyNames=dict(pattern="^[A-Za-z_][A-Za-z0-9_]{0,99}$"),
     additionalProperties=HEAD_FACTS,
     description="names of heads with their shape and unit",
 )

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..network.heads import HEADS
 from .distributed import all_gather_batch, several_processes
 from .run_folder import TrainingError
 
@@ -77,7 +78,7 @@ def part_weight(
 
 # %% ../../nbs/training/batch_loss.ipynb #764c896e
 def local_loss(
-    loss,  # of the label head
+    loss,  # of a head that predicts classes
     prediction: torch.Tensor,  # `(B, C, H, W)` logits
     target: torch.Tensor,  # `(B, H, W)`
     auxiliary: torch.Tensor | None,
@@ -115,9 +116,10 @@ def batch_loss(
     processes = dist.get_world_size() if dist.is_initialized() else 1
     backward, shown = 0.0, 0.0
     for head, loss in losses.items():
-        even = 1 / processes if head == "label" else 1.0
+        alone = HEADS[head].categorical  # logits are many, and their loss is a mean: each process sees its own
+        even = 1 / processes if alone else 1.0
         weight = (1.0 if weights is None else weights[head]) * (even if fractions is None else fractions[head])
-        if head == "label":
+        if alone:
             auxiliary = predictions.get(f"{head}_auxiliary")
             value, of_batch = local_loss(loss, predictions[head], batch[head], auxiliary, step, weight)
         else:
@@ -148,7 +150,7 @@ def batch_fractions(
     "What each part's loss counts."
     fractions = [{} for _ in parts]
     for head, loss in losses.items():
-        alone = head == "label" and several_processes()
+        alone = HEADS[head].categorical and several_processes()
         if len(parts) == 1 and not alone:
             fractions[0][head] = 1.0
             continue

@@ -28,6 +28,7 @@ from torch import nn
 
 from ..images.files import atomic_write, disk_full_reason
 from ..network.dpt import DPT
+from ..network.heads import HEADS
 from .distributed import WholeModel, WholeOptimizer, is_first_process, several_processes
 from .run_folder import TrainingError, TrainingWarning, remove
 
@@ -367,7 +368,7 @@ class MissingTargets:
         found = dict(self.before)
         for head, loss in self.losses.items():
             count = loss.empty_images.detach().clone()
-            if head == "label" and several_processes():
+            if HEADS[head].categorical and several_processes():
                 dist.all_reduce(count)
             found[head] += int(count)
         return found

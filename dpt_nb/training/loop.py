@@ -31,6 +31,7 @@ from ..evaluation.evaluate import panel, write_report
 from ..images.files import atomic_write
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
+from ..network.heads import HEADS
 from ..network.zoo import count_parameters
 from ..registry import IMPORT_HELP, import_modules, named_modules
 from .batch_loss import batch_fractions, batch_loss
@@ -444,13 +445,15 @@ def save_trained(
     model: DPT,
     metrics: dict,  # for the model card
 ) -> None:
-    "The model folder with its card, and for depth a panel."
+    "The model folder with its card, and for metric depth a panel."
     state, out = run.state, run.out
     save_model(model, out / "model")
     with atomic_write(out / "model" / "README.md") as temporary:
         model.generate_model_card(figures={f"{state.recipe.data.name}, held out": metrics}).save(temporary)
-    if "depth" in state.losses:
-        figure = panel(Predictor(model, state.accelerator.device), state.held_out, spread_indices(state.held_out, 6))
+    metric = [head for head in state.losses if HEADS[head].scale == "metric"]
+    if metric:
+        predictor, indices = Predictor(model, state.accelerator.device), spread_indices(state.held_out, 6)
+        figure = panel(predictor, state.held_out, indices, head=metric[0])
         with atomic_write(out / "panel.png") as temporary:
             figure.savefig(temporary, dpi=110)
 
@@ -466,8 +469,7 @@ def finish(
     if not state.accelerator.is_main_process:
         return report
     save_trained(run, model, report)
-    if "depth" in state.losses:
-        report |= baseline_metrics(state, progress)
+    report |= baseline_metrics(state, progress)
     report |= run_facts(run, model, seconds) | dict(without_truth=missing)
     write_report(run.out / "report.json", report)
     return report

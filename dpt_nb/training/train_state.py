@@ -25,6 +25,7 @@ from ..data.sampling import sample_names
 from ..data.splits import check_splits, shared_options
 from ..evaluation.protocols import PROTOCOLS, Protocol, protocol_for
 from ..network.dpt import DPT
+from ..network.heads import HEADS
 from ..network.named import NAMED
 from ..network.zoo import create_model
 from .batch_loss import takes
@@ -98,7 +99,8 @@ def freeze_untrained(
     for name, head in model.heads.items():
         head.requires_grad_(name in losses)
     if model.auxiliary is not None:
-        model.auxiliary.requires_grad_("label" in losses and takes(losses["label"], "aux"))
+        owners = [head for head, arguments in model.config.heads.items() if arguments.get("auxiliary")]
+        model.auxiliary.requires_grad_(any(head in losses and takes(losses[head], "aux") for head in owners))
     return model
 
 
@@ -107,11 +109,12 @@ def network_without_effect(recipe: Recipe, model: DPT) -> list[str]:  # a senten
     sentences, norms = [], nn.modules.batchnorm._NormBase
     if recipe.loop.synchronised and not any(isinstance(module, norms) for module in model.modules()):
         sentences.append("loop.synchronised has no effect: this network has no batch norm.")
-    if "auxiliary_weight" in recipe.losses.get("label", {}) and model.auxiliary is None:
-        sentences.append(
-            "losses.label.auxiliary_weight has no effect: the label head has no auxiliary one "
-            "(model.changes.heads.label.auxiliary=true)."
-        )
+    for head, arguments in recipe.losses.items():
+        if "auxiliary_weight" in arguments and model.auxiliary is None:
+            sentences.append(
+                f"losses.{head}.auxiliary_weight has no effect: the {head} head has no auxiliary one "
+                f"(model.changes.heads.{head}.auxiliary=true)."
+            )
     untrained = [name for name in model.heads if name not in recipe.losses]
     return sentences + [f"The head {name!r} has no loss and keeps the weights it begins with." for name in untrained]
 
@@ -277,14 +280,15 @@ def name_classes(
 ) -> None:
     """The network takes the names of its classes from the data, and is saved with them. Raises `RecipeError` where it
     has not as many outputs."""
-    names = list(getattr(state.train, "classes", ()))
-    if "label" not in state.losses or not names:
+    names, configured = list(getattr(state.train, "classes", ())), state.network.config.heads
+    named = [head for head in state.losses if HEADS[head].categorical and HEADS[head].class_names is None]
+    if not named or not names:
         return
-    outputs = state.network.heads["label"].classify.out_channels
+    outputs = HEADS[named[0]].class_count(configured[named[0]])
     if len(names) != outputs:
         raise RecipeError(
             f"The data has {len(names)} classes and the head has {outputs} outputs, and there has to be one for each. "
-            f"Set model.changes.heads.label.classes={len(names)}."
+            f"Set model.changes.heads.{named[0]}.classes={len(names)}."
         )
     for model in (state.network, getattr(state.ema, "module", None), state.whole):
         if model is not None:

@@ -16,6 +16,7 @@ import timm
 import torch
 
 from dpt_nb.network.config import SIDES
+from dpt_nb.network.heads import HEADS
 from dpt_nb.network.named import FEEDING, IMAGENET_MEAN, IMAGENET_STD, PUBLISHED, TEST_PIPELINES
 from dpt_nb.network.schema import SHORT, YES_NO, Schema, choice, either, listed, real, violation, whole
 from dpt_nb.network.zoo import config_for
@@ -377,7 +378,8 @@ def backbone_part(state: dict) -> dict:
 # %% ../../nbs/weights/infer_config.ipynb #fdc74e5f
 def infer_head(state: dict, name: str) -> dict:  # arguments of `build_head`
     "A head, by its shapes."
-    if name == LABEL_HEAD:
+    spec = HEADS.get(name)
+    if spec is not None and spec.categorical:
         auxiliary = dict(auxiliary=True) if "auxiliary.classify.weight" in state else {}
         return dict(classes=side(state, f"heads.{name}.classify.weight", 0)) | auxiliary
     hidden = side(state, f"heads.{name}.convolution2.weight", 0)
@@ -738,7 +740,7 @@ def transformers_taps(config: dict, family: str) -> list:
 def transformers_heads(config: dict, heads: dict) -> dict:
     "The heads with their constants."
     name = next(iter(heads))
-    if name == LABEL_HEAD:
+    if HEADS[name].categorical:
         return {name: heads[name] | dict(dropout=config.get("semantic_classifier_dropout", 0.1))}
     if config.get("depth_estimation_type") == "metric":
         return {name: heads[name] | dict(output="sigmoid", max_depth=float(config.get("max_depth") or 1))}

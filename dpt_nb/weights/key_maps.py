@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from dpt_nb.network.heads import HEADS
 from dpt_nb.weights.read import CheckpointError
 
 # %% ../../nbs/weights/key_maps.ipynb #8e4a4ef8
@@ -125,7 +126,7 @@ part_rules(
 )[:2]
 
 # %% ../../nbs/weights/key_maps.ipynb #891a1bd0
-LABEL_HEAD = "label"  # what a config calls the head that labels pixels
+LABEL_HEAD = "label"  # what a config calls the head that was published for classes
 
 
 def by_head(
@@ -134,7 +135,7 @@ def by_head(
     depth,  # what holds for a depth head, in metres or inverse
 ):
     "The one of two that holds for a head."
-    return label if head == LABEL_HEAD else depth
+    return label if HEADS[head].categorical else depth
 
 
 # Our part of a head → its place in their `nn.Sequential`
@@ -357,7 +358,7 @@ def transformers_decoder_rules() -> list[KeyRule]:
 def transformers_head_rules(head: str, depth_anything: bool) -> list[KeyRule]:
     "transformers' heads, which are called otherwise in its Depth Anything."
     ours = f"heads.{head}."
-    if by_head(head, True, False):
+    if HEADS[head].categorical:
         return part_rules(ours, "head.head.", LABEL_PLACES) + part_rules(
             "auxiliary.", "auxiliary_head.head.", LABEL_PLACES
         )

@@ -16,6 +16,7 @@ import torch
 
 from dpt_nb.network.config import ConfigError, DPTConfig, num_classes
 from dpt_nb.network.dpt import DPT, build_head, empty_model
+from dpt_nb.network.heads import HEADS
 from dpt_nb.network.named import NAMED, changed_config
 from dpt_nb.network.patch_embed import resample_positions, resize_places
 from dpt_nb.network.saved import config_from, fill, not_finite, state_dict_mismatch
@@ -39,9 +40,7 @@ from dpt_nb.weights.infer_config import (
 )
 from dpt_nb.weights.key_maps import (
     CHECKPOINT_FORMATS,
-    LABEL_HEAD,
     KeyRule,
-    by_head,
     key_rules,
     remap_for_export,
     remap_state_dict,
@@ -210,7 +209,8 @@ def head_as_variant(
     "Raises `CheckpointError` where the two end in different functions."
     (found, own), (wanted, arguments) = [next(iter(each.items())) for each in (heads, config_for(variant).heads)]
     ends, would_end = own.get("output", "relu"), arguments.get("output", "relu")
-    if own.get("output") != arguments.get("output") or by_head(found, True, False) != by_head(wanted, True, False):
+    one_kind = HEADS[found].categorical == HEADS[wanted].categorical
+    if own.get("output") != arguments.get("output") or not one_kind:
         raise CheckpointError(
             f"{opened.source.path.parent} cannot be like {variant}: its head ends in {ends}, and that model's in "
             f"{would_end}."
@@ -315,7 +315,7 @@ def warn_of_other_outputs(
     "A `CheckpointWarning` for each depth head whose last number meant something else when it was trained."
     in_words = lambda function: ", ".join(f"{key}={value}" for key, value in function.items())
     for head in wanted:
-        if head not in trained or by_head(head, True, False):
+        if head not in trained or not HEADS[head].scale:
             continue
         before, after = output_function(trained[head]), output_function(wanted[head])
         if before != after:
@@ -330,9 +330,7 @@ def warn_of_other_outputs(
 def random_heads(config: DPTConfig) -> dict[str, dict]:  # what stands before their names → our name → tensor
     "The weights of a config's heads, as they are before training."
     built = {f"heads.{name}.": (name, arguments) for name, arguments in config.heads.items()}
-    labels = config.heads.get(LABEL_HEAD, {})
-    if labels.get("auxiliary"):
-        built["auxiliary."] = (LABEL_HEAD, labels)
+    built |= {"auxiliary.": pair for pair in config.heads.items() if pair[1].get("auxiliary")}
     weights = {}
     for prefix, (name, arguments) in built.items():
         head = build_head(name, config.features, arguments)

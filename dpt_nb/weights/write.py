@@ -25,6 +25,7 @@ from dpt_nb.network.beit import relative_index
 from dpt_nb.network.config import ConfigError, DPTConfig
 from dpt_nb.network.convnet import is_convolutional
 from dpt_nb.network.dpt import DPT, empty_model
+from dpt_nb.network.heads import HEADS, DepthHead, SegmentationHead
 from dpt_nb.network.named import FEEDING, IMAGENET_MEAN
 from dpt_nb.network.patch_embed import prefix_tokens
 from dpt_nb.network.saved import local_path, move_model, read_json, save_tensors, state_dict_mismatch
@@ -32,7 +33,6 @@ from dpt_nb.weights.infer_config import WINDOWED, backbone_family, infer_config,
 from dpt_nb.weights.key_maps import (
     CHECKPOINT_FORMATS,
     KeyRule,
-    by_head,
     isl_org_rules,
     mmseg_vit_rules,
     remap_for_export,
@@ -83,7 +83,8 @@ class Blueprint:
 
     @property
     def labels(self) -> bool:
-        return by_head(self.head, True, False)
+        "Whether its head predicts classes."
+        return HEADS[self.head].categorical
 
     @property
     def output(self) -> str:
@@ -182,9 +183,10 @@ def computed_tables(plan: Blueprint, prefix: str) -> dict:  # prefix: what stand
 # %% ../../nbs/weights/write.ipynb #b0d3caf8
 def auxiliary_names(plan: Blueprint) -> dict:  # their name → tensor without values
     "isl-org's auxiliary head, which is made like the head."
-    head = {key: tensor for key, tensor in plan.state.items() if key.startswith("heads.label.")}
-    renamed = {key.replace("heads.label.", "auxiliary."): tensor for key, tensor in head.items()}
-    return remap_for_export(renamed, isl_org_rules("label")).state
+    prefix = f"heads.{plan.head}."
+    head = {key: tensor for key, tensor in plan.state.items() if key.startswith(prefix)}
+    renamed = {key.replace(prefix, "auxiliary."): tensor for key, tensor in head.items()}
+    return remap_for_export(renamed, isl_org_rules(plan.head)).state
 
 
 def isl_org_fillings(plan: Blueprint) -> dict:  # their name → tensor
@@ -252,6 +254,13 @@ def several_heads(format_name: str, plan: Blueprint) -> str:
         f"it has the heads {', '.join(heads)}, and {format_name} has one a model; load it with "
         f"heads={{'{plan.head}': …}} and write that"
     )
+
+
+def other_prediction(format_name: str, plan: Blueprint) -> str:
+    spec = HEADS[plan.head]
+    if (spec.categorical and spec.module is SegmentationHead) or (spec.scale and spec.module is DepthHead):
+        return ""
+    return f"it predicts {plan.head}, and {format_name} knows depth and classes; dpt_nb's own format knows every head"
 
 
 def odd_parts(plan: Blueprint) -> str:  # empty when there are none
@@ -412,6 +421,7 @@ def not_mmseg(format_name: str, plan: Blueprint) -> str:
 # %% ../../nbs/weights/write.ipynb #185be604
 REASONS = (  # of every format
     several_heads,
+    other_prediction,
     unpublished_parts,
     other_tokens,
     other_patches,
@@ -533,9 +543,10 @@ def readout_setting(format_name: str, plan: Blueprint) -> str:
 
 def unit_setting(format_name: str, plan: Blueprint) -> str:
     metric = format_name == "mmseg" or (format_name == "transformers" and plan.output == "sigmoid")
-    if plan.labels or plan.head == ("depth" if metric else "inverse_depth"):
+    scale = HEADS[plan.head].scale
+    if plan.labels or scale == ("metric" if metric else "relative"):
         return ""
-    return f"its number is {'a depth in metres' if plan.head == 'depth' else 'relative inverse depth'}"
+    return f"its number is {'a depth in metres' if scale == 'metric' else 'relative inverse depth'}"
 
 
 def size_setting(format_name: str, plan: Blueprint) -> str:

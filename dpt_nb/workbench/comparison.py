@@ -23,6 +23,7 @@ from ..images.images import read_image
 from ..inference.predictor import Predictor
 from ..inference.resizing import resize_image
 from ..network.dpt import DPT
+from ..network.heads import HEADS
 from ..network.named import NAMED, SHIPPED
 from ..network.zoo import create_model
 from ..objective.alignment import align_scale_shift
@@ -78,11 +79,12 @@ def predict_fed(
 def distance_head(
     maps: dict[str, torch.Tensor],  # as `predict_maps` gives
     name: str,  # of the network, for the error
-) -> str:  # "depth" or "inverse_depth"
-    "What a network predicts of distance. Raises `ValueError` when that is nothing."
-    for head in ("depth", "inverse_depth"):
-        if head in maps:
-            return head
+) -> str:  # of `HEADS`, with a scale
+    "What a network predicts of distance, in metres if it can. Raises `ValueError` when that is nothing."
+    for scale in ("metric", "relative"):
+        for head in maps:
+            if HEADS[head].scale == scale:
+                return head
     found = f"{name} predicts {' and '.join(maps)} and no depth"
     raise ValueError(f"{found}, and this page compares depth: choose one with a head called depth or inverse_depth.")
 
@@ -99,15 +101,15 @@ def to_common_unit(
     second: dict[str, torch.Tensor],  # the same
 ) -> tuple[torch.Tensor, torch.Tensor, str, str]:  # two maps `(1, 1, H, W)`, what they are, and how they came to be so
     "Both maps as depth, or both as inverse depth on one scale."
-    kinds = distance_head(first, "the first network"), distance_head(second, "the second network")
-    one, other = first[kinds[0]], second[kinds[1]]
-    aligned = "it was put on the {}'s scale and shift."
-    if kinds == ("depth", "depth"):
+    heads = distance_head(first, "the first network"), distance_head(second, "the second network")
+    one, other = first[heads[0]], second[heads[1]]
+    kinds, aligned = tuple(HEADS[head].scale for head in heads), "it was put on the {}'s scale and shift."
+    if kinds == ("metric", "metric"):
         return one, other, "depth", ""
-    if kinds == ("inverse_depth", "inverse_depth"):
+    if kinds == ("relative", "relative"):
         how = "Both are relative: the second was put on the first's scale and shift."
         return one, align_scale_shift(other, one, positive=True), "inverse_depth", how
-    if kinds[0] == "depth":
+    if kinds[0] == "metric":
         other = inverted(align_scale_shift(other, inverted(one), positive=True))
         return one, other, "depth", f"The second is relative: {aligned.format('first')}"
     one = inverted(align_scale_shift(one, inverted(other), positive=True))
@@ -120,7 +122,7 @@ def relative_difference(
     unit: str,  # "depth" or "inverse_depth"
 ) -> torch.Tensor:  # `(1, 1, H, W)`: below 0 where the second is nearer
     "How far apart two maps are, as a fraction."
-    if unit == "depth":
+    if HEADS[unit].scale == "metric":
         return (other - one) / one.clamp(min=NEAREST)
     low, high = one.flatten().quantile(torch.tensor([0.05, 0.95]))
     return (one - other) / (high - low).clamp(min=1e-12)
@@ -350,7 +352,7 @@ def show(
     values = torch.cat((one, other)).flatten()
     some = values[:: max(1, len(values) // 100_000)]
     limits = tuple(some.quantile(torch.tensor([0.01, 0.99])).tolist())
-    words, cmap = ("m", "Spectral") if unit == "depth" else ("relative", "Spectral_r")
+    words, cmap = "m" if HEADS[unit].scale == "metric" else "relative", HEADS[unit].cmap
     self.panels.fill(0, image)
     for panel, map, name in ((1, one, "first"), (2, other, "second")):
         self.panels.fill(panel, map[0], cmap, limits, f"{name}: {unit.replace('_', ' ')}")

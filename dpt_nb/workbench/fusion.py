@@ -12,7 +12,9 @@ import ipywidgets as widgets
 import torch
 from fastcore.basics import patch
 
+from ..evaluation.gallery import error_map
 from ..network.dpt import DPT
+from ..network.heads import HEADS
 from ..network.inside import LEVEL_CHOICES, fuse_with, layout_and_edges, likeness
 from .maps import prediction_image
 from .pages import Explorer, Panels, chosen_image, image_controls, shipped_model
@@ -22,13 +24,16 @@ def mixture_sentence(
     mixed: torch.Tensor,  # the mixture's prediction, of one head
     own: torch.Tensor,  # the first image's
     other: torch.Tensor,  # the second image's
-    head: str,  # "depth", "inverse_depth" or "label"
+    head: str,  # of `HEADS`
     side: int = 16,  # of a patch, pixels
 ) -> str:
     "How much of either image's prediction is in the mixture's."
-    if head == "label":
+    if HEADS[head].categorical:
         first, second = ((mixed.argmax(1) == each.argmax(1)).float().mean() for each in (own, other))
         return f"{first:.0%} of the pixels have the first image's class, {second:.0%} the second's."
+    if not HEADS[head].scale:
+        first, second = (likeness(mixed, each) for each in (own, other))
+        return f"It is {first:.2f} like the first image's, {second:.2f} like the second's."
     mixed, own, other = (layout_and_edges(each, side) for each in (mixed, own, other))
     layout = (
         f"{likeness(mixed[0], own[0]):.2f} like the first image's, {likeness(mixed[0], other[0]):.2f} like the second's"
@@ -69,7 +74,7 @@ class FusionExplorer(Explorer):
             "its prediction",
             "where the mixture differs",
         ]
-        units = {5: "|ln ratio|, or class changed"}
+        units = {5: "|ln ratio|, class changed, or angle (°)"}
         super().__init__(controls, Panels(titles, units, columns=3, aspect=self.size[0] / self.size[1], width=2.8))
 
 
@@ -112,7 +117,7 @@ def draw(
     other_image, other_levels, other = self.computed(other_kind, other_number)
     mixed = fuse_with(self.model, levels, other_levels, [level_1, level_2, level_3, level_4], self.size)
     own, other, mixed = own[head], other[head], mixed[head]
-    both = own if head == "label" else torch.cat([own, other])  # the range of the colors
+    both = own if HEADS[head].categorical else torch.cat([own, other])  # the range of the colors
     views = [image, *(prediction_image(each, both, head) for each in (own, mixed))]
     views += [other_image, prediction_image(other, both, head)]
     for panel, view in enumerate(views):
@@ -127,7 +132,9 @@ def changed_pixels(
     own: torch.Tensor,  # another
     head: str,
 ) -> torch.Tensor:  # `(1, H, W)`, 0 where they agree
-    "Where the class is another; of distances, the absolute logarithm of their ratio."
-    if head == "label":
+    "Where the class is another; of distances, the absolute logarithm of their ratio; else how far off they are."
+    if HEADS[head].categorical:
         return (mixed.argmax(1) != own.argmax(1)).float()
+    if not HEADS[head].scale:
+        return error_map(head)[0](mixed[0], own[0])[None]
     return (mixed.clamp(min=1e-6) / own.clamp(min=1e-6)).log().abs()[0]

@@ -13,8 +13,11 @@ import ipywidgets as widgets
 import torch
 from fastcore.basics import patch
 
-from ..images.colors import color_depth, color_label
+from ..evaluation.gallery import error_map
+from ..images.colors import color_label
+from ..inference.outputs import map_colors as head_colors
 from ..network.dpt import DPT
+from ..network.heads import HEADS
 from dpt_nb.network.inside import (
     ColorBasis,
     color_basis,
@@ -118,13 +121,13 @@ def draw(
 def prediction_image(
     prediction: torch.Tensor,  # of one head, with a batch of one
     own: torch.Tensor,  # the prediction that fixes the range of the colors
-    head: str,  # "depth", "inverse_depth" or "label"
+    head: str,  # of `HEADS`
 ) -> torch.Tensor:  # `(3, H, W)`
     "A prediction as an image, in the colors of another."
-    if head == "label":
+    if HEADS[head].categorical:
         return color_label(prediction[0].argmax(0))
     low, high = own.min().item(), own.max().item()
-    return color_depth(prediction[0], low, max(high, low + 1e-6), "Spectral" if head == "depth" else "Spectral_r")
+    return head_colors(head, (low, max(high, low + 1e-6)))(prediction[0])
 
 
 def change_sentence(
@@ -133,12 +136,15 @@ def change_sentence(
     head: str,
 ) -> str:
     "How far a prediction is from another, in words."
-    if head == "label":
+    spec, name, difference = HEADS[head], head.replace("_", " "), (prediction - own).abs()
+    if spec.categorical:
         return f"{(prediction.argmax(1) != own.argmax(1)).float().mean():.0%} of the pixels change their class"
-    difference = (prediction - own).abs()
-    if head == "depth":
-        return f"depth moves by {(difference / own.clamp(min=1e-6)).mean():.0%} on average"
-    return f"inverse depth moves by {difference.mean() / own.std().clamp(min=1e-6):.0%} of its own spread"
+    if spec.scale == "metric":
+        return f"{name} moves by {(difference / own.clamp(min=1e-6)).mean():.0%} on average"
+    if spec.scale == "relative":
+        return f"{name} moves by {difference.mean() / own.std().clamp(min=1e-6):.0%} of its own spread"
+    far, _, unit = error_map(head)
+    return f"{name} moves by {far(prediction[0], own[0]).mean():.3g}{unit} on average"
 
 # %% ../../nbs/workbench/maps.ipynb #603f83c4
 READOUTS = ("ignore", "add", "project")

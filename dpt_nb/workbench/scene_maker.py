@@ -21,6 +21,7 @@ from ..images.colors import color_label
 from ..images.images import label_palette
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
+from ..network.heads import HEADS
 from ..objective.alignment import align_inverse_depth
 from ..objective.metrics import depth_errors
 from ..scenes.camera import pinhole
@@ -217,11 +218,12 @@ def to_metres(
     truth: torch.Tensor,  # `(1, 1, H, W)` metres, 0 = not measured
 ) -> tuple[torch.Tensor, str]:  # `(1, 1, H, W)` metres, and words for the sentence
     "Depth that can be evaluated. Raises `ValueError` for a network that predicts none."
-    if "depth" in maps:
-        return maps["depth"], ""
-    if "inverse_depth" in maps:
+    scales = {HEADS[head].scale: head for head in reversed(maps)}  # of several of one kind, the first
+    if "metric" in scales:
+        return maps[scales["metric"]], ""
+    if "relative" in scales:
         measured = (truth > 0) & (truth < 80)
-        depth = align_inverse_depth(maps["inverse_depth"], truth, measured).float()
+        depth = align_inverse_depth(maps[scales["relative"]], truth, measured).float()
         return depth, " (its scale and shift were fitted to ground truth)"
     found = f"This network predicts {' and '.join(maps)}, and this page is about depth"
     raise ValueError(f"{found}: give one with a head called depth or inverse_depth.")

@@ -20,6 +20,7 @@ import ipywidgets as widgets
 import torch
 from fastcore.basics import patch
 
+from ..evaluation.gallery import leading_metric
 from ..training.checkpointing import checkpoint_paths, checkpoint_step
 from ..training.launch import check_launch
 from ..training.processes import GRACE, LAUNCHER, end_all
@@ -173,8 +174,7 @@ def draw(
     "The run in the folder, as far as it is."
     followed = change_recipe(get_recipe(recipe), changes.split())
     rows, last_checkpoint = run_state(Path(out))
-    names = {name for row in rows for name in row}
-    metric = "miou" if "miou" in names and "abs_rel" not in names else "abs_rel"
+    metric, _ = leading_metric({name: value for row in rows for name, value in row.items()}) or ("abs_rel", 1)
     errors = [(row["step"], row[metric]) for row in rows if metric in row]
     self.panels.curve(0, [(row["step"], row["loss"]) for row in rows], "training loss, by step")
     self.panels.curve(1, errors, f"validation {metric}, by step", "o-")
@@ -244,9 +244,8 @@ def last_validation(
 ) -> str:
     "The newest validation metric, if there is one yet."
     for row in reversed(rows):
-        for name in ("abs_rel", "miou"):
-            if name in row:
-                return f" Validation: {name} {row[name]:.3f}."
+        if leading := leading_metric(row):
+            return f" Validation: {leading[0]} {row[leading[0]]:.3f}."
     return ""
 
 # %% ../../nbs/workbench/training_room.ipynb #48b451b1
