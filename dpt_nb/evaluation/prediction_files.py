@@ -247,7 +247,7 @@ def evaluate_predictions(
     truth, predictor = StoredTruth(dataset, folder), StoredPredictor(dataset, protocol, scale)
     check_names(truth.folder, truth.names, truth.bare)
     report = evaluate(predictor, truth, protocol, batch_size, progress=progress, each=each)
-    if scale is None and protocol.align is None and predictor.head == "depth":
+    if scale is None and protocol.align is None:
         check_ratio(predictor.ratios, predictor.scale)
     return report | dict(skipped=report["skipped"] + len(truth.bare))
 
@@ -355,7 +355,7 @@ def metric_depth(
     maps = predictor.predict(image[None])
     if "depth" not in maps:
         raise EvaluationError(
-            f"The model predicts {', '.join(maps)}, and the server metrics depth in metres. "
+            f"The model predicts {', '.join(maps)}, and the server evaluates depth in metres. "
             "Choose a model of metric depth."
         )
     return maps["depth"][0]
