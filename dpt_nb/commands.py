@@ -557,8 +557,9 @@ def open_validation(predictor, source: DataSource):
         refuse_training_images(split, source)
         return split
     all_labels = len(classes("rooms")) + len(classes("streets"))
-    joint = predictor.model.config.heads.get("label", {}).get("classes") == all_labels
-    return source.open("held_out", count=source.count, size=predictor.policy.window, joint=joint)
+    heads = predictor.model.config.heads
+    joint, normals = heads.get("label", {}).get("classes") == all_labels, "normal" in heads
+    return source.open("held_out", count=source.count, size=predictor.policy.window, joint=joint, normals=normals)
 
 
 def refuse_training_images(split, source: DataSource) -> None:
