@@ -320,7 +320,9 @@ def value_gallery(
     drawn, spec = value_rows(samples, maps, head), HEADS[head]
     known = torch.cat([truth[truth.isfinite()] for truth, _, _ in drawn])
     worst = torch.cat([error[error.isfinite()] for *_, error in drawn]).quantile(0.98).item()
-    page = Sheet([sample["image"] for sample in samples], captions, ("image", "ground truth", head, "error"), 0.65)
+    page = Sheet(
+        [sample["image"] for sample in samples], captions, ("image", "ground truth", "prediction", "error"), 0.65
+    )
     for axes, sample, (truth, prediction, error) in zip(page.rows, samples, drawn):
         axes[0].imshow(sample["image"].permute(1, 2, 0).clamp(0, 1).numpy())
         for axis, values in zip(axes[1:3], (truth, prediction)):
