@@ -14,7 +14,7 @@ test: .venv/installed
 	$(BIN)/ruff check --quiet nbs tests benchmarks setup.py
 	$(BIN)/ruff format --check --quiet nbs tests benchmarks setup.py
 	$(BIN)/python -m pytest -q tests/test_repository.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^([_.]|first_depth|segmentation|attention_vs_)' --timing
+	OMP_NUM_THREADS=1 $(BIN)/python tests/run_notebooks.py --workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --ignore tests/test_repository.py -n 2 --dist loadfile --no-loadscope-reorder
 
 # The stories that train for minutes, and the cells that export for minutes, get the machine to themselves.

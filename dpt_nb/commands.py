@@ -245,14 +245,15 @@ def prediction_line(
     head: str,  # what was predicted
     out: str,  # folder with the results
 ) -> str:
-    "Which file holds what was predicted, and for depth its range and what its values mean."
+    "Which file holds what was predicted, and of metres their range and what the file's values mean."
     from dpt_nb.images.files import printable_name
+    from dpt_nb.network.heads import HEADS
 
-    result, facts = entry[head], []
+    result, metres, facts = entry[head], HEADS[head].unit == "metre", []
     facts.append(f"{entry['width']}×{entry['height']}" if "width" in entry else f"{entry['frames']} frames")
-    if head == "depth" and "scale" in result:
+    if metres and "scale" in result:
         facts.append(f"{result['scale']:g} units a metre")
-    if head == "depth" and "largest" in result:
+    if metres and "largest" in result:
         facts.append(f"{result['smallest']:.2f} to {result['largest']:.2f} m")
     return f"{printable_name(entry['source'])} → {out}/{result['file']} ({', '.join(facts)})"
 
@@ -263,11 +264,11 @@ def report_predictions(
 ) -> None:
     "A line for each file with results."
     from dpt_nb.images.files import printable_name
+    from dpt_nb.network.heads import HEADS
 
     for entry in written:
-        for head in ("depth", "inverse_depth", "label"):
-            if head in entry:
-                print(prediction_line(entry, head, out))
+        for head in [name for name in HEADS if name in entry]:
+            print(prediction_line(entry, head, out))
         if points := entry.get("points"):
             print(f"{printable_name(entry['source'])} → {out}/{points['file']} ({points['count']} points)")
         if entry.get("note"):
@@ -312,6 +313,7 @@ def dpt_train(
     dry_run: bool = False,  # print the recipe, time a few steps, say what the run will need, and stop
 ) -> None:
     "Train by a recipe into a folder: config.json, metrics.jsonl, report.json, panel.png, checkpoints/, best/, model/."
+    from dpt_nb.training.imports import import_saved
     from dpt_nb.training.recipe_fields import RecipeError, change_recipe
     from dpt_nb.training.recipes import RECIPES, get_recipe, recipe_table
 
@@ -320,8 +322,10 @@ def dpt_train(
     if not recipe:
         raise RecipeError(f"No recipe was named. There are {', '.join(RECIPES)}.")
     check_processes(workers, num_processes, num_nodes, node_rank, main_port)
-    chosen = change_recipe(get_recipe(recipe), set or [])
     out = out or f"runs/{recipe}"
+    if resume:
+        import_saved(out)
+    chosen = change_recipe(get_recipe(recipe), set or [])
     trackers = tuple(dict.fromkeys((tracker or []) + ["tensorboard"] * tensorboard))
     options = dict(cpu=cpu, workers=workers, trackers=trackers)
     if dry_run:
@@ -553,8 +557,9 @@ def open_validation(predictor, source: DataSource):
         refuse_training_images(split, source)
         return split
     all_labels = len(classes("rooms")) + len(classes("streets"))
-    joint = predictor.model.config.heads.get("label", {}).get("classes") == all_labels
-    return source.open("held_out", count=source.count, size=predictor.policy.window, joint=joint)
+    heads = predictor.model.config.heads
+    joint, normals = heads.get("label", {}).get("classes") == all_labels, "normal" in heads
+    return source.open("held_out", count=source.count, size=predictor.policy.window, joint=joint, normals=normals)
 
 
 def refuse_training_images(split, source: DataSource) -> None:

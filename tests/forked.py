@@ -74,12 +74,18 @@ def import_once():
     first.start(), first.join()
 
 
+@cache
+def outputs():
+    "Where what they print lies, until this process ends."
+    return tempfile.TemporaryDirectory(prefix="forked-")
+
+
 class Forked:
     "A process begun so, with what tests ask of a `subprocess.Popen`."
 
     def __init__(self, *words, folder, own_session=False, figures=False, merged=False, **environment):
         import_once()
-        self.output = Path(tempfile.mkdtemp(prefix="forked-"))
+        self.output = Path(tempfile.mkdtemp(dir=outputs().name))
         environment = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1") | environment
         environment = {name: str(value) for name, value in environment.items()}
         given = (list(map(str, words)), str(folder), environment, self.output, own_session, figures, merged)

@@ -74,6 +74,7 @@ def test_scenes_render_on_the_device():
     here, there = render(scene), render(scene.to("cuda"))
     assert (here["depth"] - there["depth"].cpu()).abs().max() < 1e-3
     assert (here["label"] != there["label"].cpu()).float().mean() < 1e-3
+    assert ((here["normal"] - there["normal"].cpu()).abs().amax(0) > 1e-3).float().mean() < 1e-3
 
 
 def test_training_judging_and_going_on(tmp_path):

@@ -293,7 +293,10 @@ def test_a_hangup_does_not_end_what_runs_under_nohup(data, tmp_path):
     assert running.returncode == 0 and len(losses(tmp_path / "run")) == 20, said
 
 
-def test_an_error_of_one_process_is_told_in_its_words(data, tmp_path):
+@pytest.mark.parametrize(
+    "method, processes", [("fork", 2), ("fresh", 1), pytest.param("fresh", 2, marks=pytest.mark.slow)]
+)
+def test_an_error_of_one_process_is_told_in_its_words(data, tmp_path, method, processes):
     before = set(here())
     own = change_recipe(DEPTH, ["data.name=folder", "data.train={}", "data.held_out={}", "data.protocol=rooms"])
     make_folder(tmp_path / "own", count=24)
@@ -304,8 +307,8 @@ def test_an_error_of_one_process_is_told_in_its_words(data, tmp_path):
             own,
             tmp_path / "run",
             tmp_path / "own",
-            num_processes=2,
-            method="fresh",
+            num_processes=processes,
+            method=method,
             cpu=True,
             workers=0,
             progress=False,

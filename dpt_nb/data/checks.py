@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PLAUSIBLE', 'DEPTH_UNITS', 'FAULT_CURES', 'Transform', 'Problem', 'implausible_depth', 'mask_of_255',
-           'depth_warning', 'label_warning', 'batch_warnings', 'and_list', 'known_pixels', 'value_problem', 'looked_at',
-           'rows_and_columns', 'map_faults', 'label_faults', 'head_classes', 'truth_faults', 'sample_faults',
-           'teaches_nothing', 'try_sample', 'try_samples', 'check_before_training', 'Fingerprint', 'image_fingerprint',
-           'fine_detail', 'same_detail', 'sample_files', 'has_truth', 'Examined', 'examine', 'depth_summary',
-           'label_counts', 'label_problem', 'other_problem', 'examine_values', 'Check', 'and_more', 'published_count',
-           'ExaminedDataset', 'empty_check', 'check_dataset', 'all_thumbnails', 'log_proportions', 'alike',
-           'near_duplicates', 'same_samples', 'compare_checks', 'check_datasets', 'spread', 'lay_depth', 'lay_colors',
-           'largest_labels', 'lay_label', 'lay_truth', 'empty_rows', 'show_samples']
+           'depth_warning', 'label_warning', 'batch_warnings', 'and_list', 'known_pixels', 'faces_away',
+           'value_problem', 'looked_at', 'rows_and_columns', 'shape_faults', 'map_faults', 'label_faults',
+           'head_classes', 'truth_faults', 'sample_faults', 'teaches_nothing', 'try_sample', 'try_samples',
+           'check_before_training', 'Fingerprint', 'image_fingerprint', 'fine_detail', 'same_detail', 'sample_files',
+           'has_truth', 'Examined', 'examine', 'depth_summary', 'label_counts', 'label_problem', 'other_problem',
+           'examine_values', 'Check', 'and_more', 'published_count', 'ExaminedDataset', 'empty_check', 'check_dataset',
+           'all_thumbnails', 'log_proportions', 'alike', 'near_duplicates', 'same_samples', 'compare_checks',
+           'check_datasets', 'spread', 'lay_depth', 'lay_colors', 'largest_labels', 'lay_label', 'lay_truth',
+           'empty_rows', 'show_samples']
 
 # %% ../../nbs/data/checks.ipynb #db8291fe
 import hashlib
@@ -41,6 +42,7 @@ from ..images.images import label_palette
 from ..network.config import num_classes
 from ..network.head_spec import HeadSpec, turn_directions
 from ..network.heads import truth_spec
+from ..scenes.camera import pixel_rays
 
 # %% ../../nbs/data/checks.ipynb #7e349e94
 class Problem(NamedTuple):
@@ -167,20 +169,29 @@ def known_pixels(
     return known.any(-3) if spec.channels > 1 else known
 
 
+def faces_away(
+    directions: torch.Tensor,  # `(3, H, W)`, 0 = not measured
+    intrinsics: torch.Tensor | None = None,  # `(3, 3)`; None: the camera is not known
+) -> bool:
+    "Whether more surfaces are turned away from the camera than towards it."
+    rays = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
+    if intrinsics is not None:
+        rays = pixel_rays(intrinsics, *directions.shape[-2:]).view_as(directions)
+    cosine = (F.normalize(rays, dim=0) * directions).sum(0)
+    return bool((cosine > 0.3).sum() > (cosine < -0.3).sum())
+
+
 def value_problem(
     value: torch.Tensor,  # ground truth, finite, `(C, H, W)`
     name: str,  # of its head
+    intrinsics: torch.Tensor | None = None,  # of the image, `(3, 3)`
 ) -> str:  # what a sentence says of it; empty where nothing is wrong
     "What is wrong with values that no prediction can have, or that mean something else than ours."
     spec, words = truth_spec(name), and_list([name])
-    known = known_pixels(value, spec)
-    if not known.any():
-        return ""
-    if (((spec.settle(value) - value).abs() > 0.01) & known).any():
+    if (((spec.settle(value) - value).abs() > 0.01) & known_pixels(value, spec)).any():
         return f"has a {words} that is no {spec.unit or 'possible value'}"
-    away = (value[-1] > 0)[known].float().mean() if spec.turn is turn_directions else 0
-    if away > 0.5:
-        return f"has a {words} that faces away from the camera in {away:.0%} of the pixels (z forward is above 0)"
+    if spec.turn is turn_directions and faces_away(value, intrinsics):
+        return f"has a {words} that faces away from the camera: another convention than x right, y down, z forward"
     return ""
 
 # %% ../../nbs/data/checks.ipynb #b3c0ad66
@@ -206,31 +217,35 @@ def rows_and_columns(
     return "x".join(map(str, value.shape[-2:])) or "one number"
 
 
-def map_faults(
-    sample: dict,  # with `image`
-    heads: dict,  # those with a loss
+def shape_faults(
+    image: torch.Tensor,  # `(3, H, W)`
+    maps: dict[str, torch.Tensor],  # of heads
 ) -> dict[str, str]:  # kind of fault → what a sentence says of the file
-    """Which ground truth no loss can be computed with: it is missing, of another size than the image, of another number
-    of channels, or not finite."""
-    maps = {name: sample[name] for name in heads if isinstance(sample.get(name), torch.Tensor)}
-    size = rows_and_columns(sample["image"])
-    unlike = [name for name, value in maps.items() if rows_and_columns(value) != size]
-    infinite = [name for name, value in maps.items() if value.is_floating_point() and not value.isfinite().all()]
-    found = {}
-    if absent := [name for name in heads if name not in maps]:
-        found["missing"] = f"has no {and_list(absent)}"
-    if unlike:
+    "Maps of another size than the image, or of another number of channels."
+    size, found = rows_and_columns(image), {}
+    if unlike := [name for name, value in maps.items() if rows_and_columns(value) != size]:
         sizes = " and ".join(f"its {and_list([name])} {rows_and_columns(maps[name])}" for name in unlike)
         found["size"] = f"is {size} and {sizes} (rows x columns), and one size was expected"
     for name in maps.keys() - unlike:
         channels = truth_spec(name).channels
-        wanted = (channels, *sample["image"].shape[-2:])[not channels :]
+        wanted = (channels, *image.shape[-2:]) if channels else tuple(image.shape[-2:])
         if maps[name].shape != wanted:
             found["shape"] = f"has {and_list([name])} of shape {tuple(maps[name].shape)}, and {wanted} was expected"
-    if infinite:
-        found["infinite"] = (
-            f"has {and_list(infinite)} that is not finite everywhere, and 0 is what stands for not measured"
-        )
+    return found
+
+
+def map_faults(
+    sample: dict,  # with `image`
+    heads: dict,  # those with a loss
+) -> dict[str, str]:  # kind of fault → what a sentence says of the file
+    "Which ground truth no loss can be computed with: it is missing, of another shape than it should be, or not finite."
+    maps = {name: sample[name] for name in heads if isinstance(sample.get(name), torch.Tensor)}
+    found = shape_faults(sample["image"], maps)
+    if absent := [name for name in heads if name not in maps]:
+        found = dict(missing=f"has no {and_list(absent)}") | found
+    if infinite := [name for name, value in maps.items() if value.is_floating_point() and not value.isfinite().all()]:
+        words = "that is not finite everywhere, and 0 is what stands for not measured"
+        found["infinite"] = f"has {and_list(infinite)} {words}"
     return found
 
 
@@ -263,13 +278,14 @@ def head_classes(
 def truth_faults(
     value: torch.Tensor,  # a map of the image's size
     name: str,  # of its head
+    intrinsics: torch.Tensor | None,  # of the image, `(3, 3)`
 ) -> dict[str, str]:  # kind of fault → what a sentence says of the file
     "A map in which nothing was measured, or with values that cannot be."
     spec, words = truth_spec(name), and_list([name])
     if not known_pixels(value, spec).any():
         least = "above 0" if spec.scale else f"other than {spec.missing:g}, which is not measured"
         return {name: f"has no pixel with {words} {least}"}
-    problem = value_problem(value, name) if value.isfinite().all() else ""
+    problem = value_problem(value, name, intrinsics) if value.isfinite().all() else ""
     return dict(values=problem) if problem else {}
 
 
@@ -286,7 +302,7 @@ def sample_faults(
         if truth_spec(name).categorical:
             found |= label_faults(value, head_classes(name, arguments))
         else:
-            found |= truth_faults(value, name)
+            found |= truth_faults(value, name, sample.get("intrinsics"))
     return found
 
 # %% ../../nbs/data/checks.ipynb #8666cb94
@@ -436,7 +452,7 @@ def sample_files(
 def has_truth(
     dataset: Dataset,  # of samples
     index: int,  # 0 … len - 1
-    part: str,  # of `Entry`: "depth" or "label"
+    part: str,  # of `Entry`: "depth", "label" or "normal"
 ) -> bool:
     "Whether a map of a sample was read, and not filled in because there is none."
     entries = getattr(dataset, "entries", None)
@@ -513,6 +529,7 @@ def other_problem(
     value: torch.Tensor,  # a map that is neither depth nor labels
     name: str,  # of its head
     path: str,  # of the image
+    intrinsics: torch.Tensor | None,  # of the image, `(3, 3)`
 ) -> tuple[str, str] | None:  # kind and sentence
     "What is wrong with a map of a kind that has no unit and no classes."
     words = f"The {and_list([name])} map of {path}"
@@ -520,7 +537,7 @@ def other_problem(
         return "impossible values", f"{words} is not finite everywhere, and 0 is what stands for not measured."
     if not known_pixels(value, truth_spec(name)).any():
         return "no ground truth", f"{words} has no measured pixel."
-    if problem := value_problem(value, name):
+    if problem := value_problem(value, name, intrinsics):
         return "impossible values", f"{path} {problem}."
 
 
@@ -544,7 +561,7 @@ def examine_values(
             labels = label_counts(sample[name], path)
             found.append(label_problem(labels, len(dataset.classes), path))
         else:
-            found.append(other_problem(sample[name], name, path))
+            found.append(other_problem(sample[name], name, path, sample.get("intrinsics")))
     problems = [Problem(index, *each) for each in found if each]
     return Examined(problems, image_fingerprint(sample["image"], path), truth, depths, labels)
 
@@ -756,7 +773,8 @@ def empty_check(
     "A report before the first sample was read."
     expected, expected_truth = dataset.expected_counts() if hasattr(dataset, "expected_counts") else (None, None)
     name = ", ".join(filter(None, (dataset.title, getattr(dataset, "split", None))))
-    unit = "" if "inverse_depth" in dataset.targets else "m"
+    specs = filter(None, map(truth_spec, dataset.targets))
+    unit = "" if any(spec.scale == "relative" for spec in specs) else "m"
     classes = tuple(dataset.classes)
     return Check(name, len(dataset), expected, expected_truth=expected_truth, unit=unit, classes=classes)
 

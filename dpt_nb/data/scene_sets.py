@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'DEPTH_SCALE', 'PARTS', 'MOST_SCENE_PIXELS', 'PNG_BEGINS', 'PNG_ENDS', 'LEFTOVER', 'is_whole',
-           'check_scene_options', 'SceneOptions', 'scene_file', 'open_at_once', 'png_size', 'write_scene', 'read_json',
-           'is_complete', 'read_description', 'write_description', 'is_finished', 'unfinished_scenes', 'clear_scenes',
-           'scene_lock', 'one_thread', 'render_missing', 'system_error', 'render_scenes', 'render_fingerprint',
-           'Scenes', 'set_name', 'remove_damaged', 'render_view']
+           'check_scene_options', 'check_switches', 'SceneOptions', 'scene_file', 'open_at_once', 'png_size',
+           'write_scene', 'read_json', 'is_complete', 'read_description', 'write_description', 'is_finished',
+           'unfinished_scenes', 'clear_scenes', 'scene_lock', 'one_thread', 'render_missing', 'system_error',
+           'render_scenes', 'render_fingerprint', 'Scenes', 'set_name', 'remove_damaged', 'render_view']
 
 # %% ../../nbs/data/scene_sets.ipynb #89ebc8ea
 import hashlib
@@ -66,6 +66,15 @@ def check_scene_options(
         )
 
 # %% ../../nbs/data/scene_sets.ipynb #5145c59c
+def check_switches(
+    **switches: bool,
+) -> None:
+    "Raises `DatasetError` for anything but true and false."
+    if not all(isinstance(value, bool) for value in switches.values()):
+        found = ", ".join(f"{name}={value!r}" for name, value in switches.items())
+        raise DatasetError(f"Found {found[:200]}; choose true or false for each.")
+
+
 @dataclass(frozen=True)
 class SceneOptions:
     "Which scenes a set holds."
@@ -353,10 +362,7 @@ class Scenes(Dataset):
         if split not in SPLITS:
             raise DatasetError(f"There is no split {split!r} of the scenes. Choose from {', '.join(SPLITS)}.")
         check_scene_options(kind, count, size)
-        switches = dict(sparse=sparse, joint=joint, normals=normals)
-        if not all(isinstance(switch, bool) for switch in switches.values()):
-            found = ", ".join(f"{name}={value!r}" for name, value in switches.items())
-            raise DatasetError(f"Found {found[:200]}; choose true or false for each.")
+        check_switches(sparse=sparse, joint=joint, normals=normals)
         self.title, self.split, self.normals = kind, split, normals
         self.targets = (*Scenes.targets, "normal") if normals else Scenes.targets
         self.classes = classes("rooms") + classes("streets") if joint else classes(kind)

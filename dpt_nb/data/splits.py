@@ -16,6 +16,8 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from .datasets import DatasetError, SampleIdentity
+from .transforms import truth_names
+from ..network.heads import truth_spec
 
 # %% ../../nbs/data/splits.ipynb #b1cb8a7e
 def list_folder(
@@ -142,7 +144,8 @@ def check_nothing_shared(train: Dataset, held_out: Dataset) -> None:
 
 def check_same_classes(train: Dataset, held_out: Dataset) -> None:
     "Raises `DatasetError` when two splits name their labels differently."
-    there, here = (tuple(dataset.classes) if "label" in dataset.targets else () for dataset in (train, held_out))
+    of_classes = {name for name in truth_names() if truth_spec(name).categorical}
+    there, here = (tuple(part.classes) if of_classes & set(part.targets) else () for part in (train, held_out))
     if not there or not here or there == here:
         return
     pairs = enumerate(zip_longest(map(repr, there), map(repr, here), fillvalue="none"))

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "backbone": ["Backbone"],
         "config": ["DPTConfig"],
         "dpt": ["DPT"],
-        "fusion": ["Decoder", "Fusion"],
+        "fusion": ["Decoder"],
         "heads": ["DepthHead", "register_head"],
         "reassemble": ["Reassemble"],
         "zoo": ["count_parameters", "create_model", "list_models"],

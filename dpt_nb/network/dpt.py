@@ -163,13 +163,13 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         doubled = tuple(2 * side for side in fused[-1].shape[-2:]) if self.config.fusion_doubles else size
         predictions = {}
         for name, head in self.heads.items():
-            if name == "label":
+            if HEADS[name].categorical:
                 predictions[name] = head(fused, unpadded or size)
                 continue
             values = head(fused, doubled)
             if not unpadded and doubled != size:
                 values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
-            predictions[name] = values
+            predictions[name] = HEADS[name].settle(values)
         if self.training and self.auxiliary is not None:
             predictions["label_auxiliary"] = self.auxiliary(fused)
         return predictions

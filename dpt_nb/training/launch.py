@@ -17,7 +17,7 @@ import torch
 
 from ..data.registry import open_dataset
 from ..registry import import_here, module_folders
-from .imports import check_reachable, with_imports
+from .imports import check_reachable, import_saved, with_imports
 from .loop import train
 from .processes import Placement, can_fork, fork_workers, raise_worker_error, recipe_words, spawn_workers
 from .recipe_fields import Recipe, change_recipe
@@ -67,6 +67,8 @@ def launch(
     of the process that met it."""
     imports = (imports,) if isinstance(imports, str) else tuple(imports)
     import_here(imports)
+    if resume and isinstance(recipe, str):
+        import_saved(out or f"runs/{recipe}")
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe = change_recipe(recipe, [] if mixed_precision is None else [f"loop.precision={json.dumps(mixed_precision)}"])
     out = str(out or f"runs/{recipe.name}")

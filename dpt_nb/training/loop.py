@@ -45,7 +45,7 @@ from dpt_nb.training.checkpointing import (
     save_model,
 )
 from .distributed import any_process, full_tensor, open_accelerator
-from .imports import with_imports
+from .imports import import_saved, with_imports
 from .loader import batches, open_loader, readers_watched
 from .optim import apply_rates, planned_rates
 from .plots import LossPlot, save_figure
@@ -501,10 +501,13 @@ def run_words(
     "Train as the words say."
     given = argument_parser().parse_args(words)
     import_modules(named_modules(given.imports))
+    out = given.out or f"runs/{given.recipe}"
+    if given.resume:
+        import_saved(out)
     recipe = change_recipe(get_recipe(given.recipe), given.set)
     return train(
         recipe,
-        given.out or f"runs/{given.recipe}",
+        out,
         given.data_root,
         given.resume,
         given.replace,

@@ -254,7 +254,8 @@ def open_data(
     if missing:
         raise RecipeError(
             f"The recipe has a loss for {', '.join(missing)}, and the samples of {recipe.data.name} hold "
-            f"{', '.join(train.targets)}. Every head needs its truth."
+            f"{', '.join(train.targets)}. Every head needs its truth. "
+            "Rooms and streets give normals with data.train.normals=true."
         )
     return train, held_out
 

@@ -1,0 +1,112 @@
+"""Run notebooks as `nbdev_test` does, each in a fork of a process that has imported what they all import and computed
+nothing: `python tests/run_notebooks.py [--workers N] [NOTEBOOK or folder …]`, all of nbs/ but the stories that take
+minutes without any. A notebook that launches finds a process that can be forked, as a reader's kernel is.
+
+Prints the seconds of computing that each took, the most expensive first, and the output of those that fail."""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MINUTES = ("first_depth", "segmentation", "attention_vs_convolution")  # stories, for `make test-all`
+LONGEST = (  # begun first, or one process ends long after the other
+    "training/16_loop",
+    "training/17_launch",
+    "network/zoo",
+    "workbench/training_room",
+    "deploy/engines",
+    "stories/kitti_nyu",
+    "network/08_inside",
+    "commands",
+    "deploy/export",
+    "weights/load",
+    "workbench/comparison",
+    "data/checks",
+    "workbench/scene_maker",
+)
+
+
+def find_notebooks(places: list[str]) -> list[Path]:
+    "Those named, those in the folders named, or all that a quick test has; the longest first."
+    if places:
+        found = [path for place in map(Path, places) for path in (sorted(place.rglob("*.ipynb")) or [place])]
+    else:
+        found = [path for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if path.stem not in MINUTES]
+    found = [path.resolve() for path in found if not any(part.startswith((".", "_")) for part in path.parts)]
+    names = [path.relative_to(ROOT / "nbs").with_suffix("").as_posix() for path in found]
+    rank = lambda name: LONGEST.index(name) if name in LONGEST else len(LONGEST)
+    return [path for _, path in sorted(zip(map(rank, names), found), key=lambda pair: pair[0])]
+
+
+def begin(path: Path, place: Path) -> int:
+    """Run a notebook in a fork; the fork's number. It ends with 0 where every cell ran. Its output, and what it leaves
+    in the folder for temporary files, are in `place`."""
+    place.mkdir()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ["TMPDIR"], tempfile.tempdir = str(place), None
+        written = os.open(place / "output", os.O_WRONLY | os.O_CREAT)
+        os.dup2(written, 1), os.dup2(written, 2)
+        from nbdev.test import test_nb
+
+        code = int(not test_nb(path, skip_flags=["slow"], basepath=ROOT)[0])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def run_all(paths: list[Path], workers: int) -> dict:
+    "A few at a time. Returns the seconds of computing of each, negative where it failed."
+    waiting, running, seconds = list(paths), {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                path = waiting.pop(0)
+                place = Path(folder, str(len(waiting)))
+                running[begin(path, place)] = path, place
+            child, status, used = os.wait4(-1, 0)
+            if child not in running:
+                continue
+            path, place = running.pop(child)
+            seconds[path] = used.ru_utime + used.ru_stime
+            if status:
+                seconds[path] *= -1
+                print(f"{path}:\n{(place / 'output').read_text(errors='replace')}", file=sys.stderr, flush=True)
+            shutil.rmtree(place, ignore_errors=True)
+    return seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("places", nargs="*")
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args()
+    os.environ["IN_TEST"] = "1"  # as nbdev_test says it
+    sys.path.insert(0, str(ROOT))
+    paths, begun = find_notebooks(given.places), time.monotonic()
+    import fastcore.test  # noqa: F401  what the forks need
+    import matplotlib_inline.backend_inline  # noqa: F401
+    import nbdev.test  # noqa: F401
+
+    import dpt_nb.all  # noqa: F401
+
+    seconds = run_all(paths, given.workers)
+    for path, used in sorted(seconds.items(), key=lambda pair: -abs(pair[1])):
+        print(f"{abs(used):6.1f} s  {path.relative_to(ROOT)}{'  FAILED' if used < 0 else ''}")
+    print(f"{sum(map(abs, seconds.values())):6.0f} s of computing in {time.monotonic() - begun:.0f} s")
+    return int(any(used < 0 for used in seconds.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
