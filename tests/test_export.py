@@ -288,6 +288,7 @@ def test_every_kind_of_prediction_is_exported(form, ending, outside, tmp_path):
     torch.testing.assert_close(found["normal"].norm(dim=1), torch.ones(1, 96, 128))
 
 
+@pytest.mark.slow
 def test_a_file_with_a_head_from_outside_runs_where_it_is_unknown(outside, tmp_path):
     model = create_model("dpt_tiny", heads=dict(Height2={})).eval()
     path = export(model, tmp_path / "model.onnx", sizes=(96, 128))
