@@ -522,11 +522,11 @@ def check_eval_files(
         raise OptionError(f"{submission} exists and was left as it is: move it away, or choose another name.")
     if not out or submission:
         return
-    from dpt_nb.evaluation.gallery import MAIN_METRICS
+    from dpt_nb.evaluation.head_metrics import target_specs
     from dpt_nb.images.images import is_our_image
 
     refuse_foreign(Path(out, "report.json"), is_our_report)
-    for name in ("panel.png", *(f"gallery-{target}.png" for target in MAIN_METRICS)):
+    for name in ("panel.png", *(f"gallery-{target}.png" for target in target_specs())):
         refuse_foreign(Path(out, name), is_our_image)
 
 # %% ../nbs/commands.ipynb #9f2cf88c
@@ -638,19 +638,24 @@ def write_figures(report: dict, predictor, split, out: str, per_image: list[dict
     "A gallery for each kind of ground truth; of a depth model also a panel of six images."
     from dpt_nb.data.sampling import spread_indices
     from dpt_nb.evaluation.evaluate import panel
-    from dpt_nb.evaluation.gallery import MAIN_METRICS, gallery
+    from dpt_nb.evaluation.gallery import gallery, main_metric
+    from dpt_nb.evaluation.head_metrics import target_name, target_specs
     from dpt_nb.evaluation.protocols import PROTOCOLS
     from dpt_nb.images.files import atomic_write
     from dpt_nb.images.images import MADE_BY
+    from dpt_nb.network.heads import HEADS
 
-    for target, (metric, _) in MAIN_METRICS.items():
-        if metric in report:
+    for target in target_specs():
+        if main_metric(target)[0] in report:
             figure = gallery(predictor, split, PROTOCOLS[report["protocol"]], per_image, target)
             with atomic_write(f"{out}/gallery-{target}.png") as temporary:
                 figure.savefig(temporary, dpi=130, metadata=MADE_BY)
-    if "model" in report and "depth" in predictor.model.heads and "depth" in split.targets:
+    heads = predictor.model.heads if "model" in report else ()
+    metric = [head for head in heads if HEADS[head].scale == "metric" and target_name(head) in split.targets]
+    if metric:
         with atomic_write(f"{out}/panel.png") as temporary:
-            panel(predictor, split, spread_indices(split, 6)).savefig(temporary, dpi=110, metadata=MADE_BY)
+            figure = panel(predictor, split, spread_indices(split, 6), head=metric[0])
+            figure.savefig(temporary, dpi=110, metadata=MADE_BY)
 
 # %% ../nbs/commands.ipynb #62acf502
 def dpt_data(

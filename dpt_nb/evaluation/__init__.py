@@ -5,7 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "evaluate": ["depth_table", "label_table", "panel"],
+        "evaluate": ["depth_table", "label_table", "normal_table", "panel", "report_tables"],
+        "head_metrics": ["register_metric"],
         "protocols": ["PROTOCOLS", "Protocol"],
     },
 )

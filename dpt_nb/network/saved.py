@@ -472,7 +472,7 @@ class SavedModel(PyTorchModelHubMixin):
         **metadata,  # of the card's header: `license`, `datasets`, `tags`, …
     ) -> ModelCard:
         "What the model is, its figures, and how to use it."
-        only_labels = list(self.config.heads) == ["label"]
+        only_labels = all(HEADS[head].categorical for head in self.config.heads)
         header = ModelCardData(
             library_name="dpt_nb",
             pipeline_tag="image-segmentation" if only_labels else "depth-estimation",
