@@ -30,7 +30,7 @@ SHORT = [
     "loop.steps=6",
     "data.batch_size=4",
     "keep.validate_every=3",
-    "keep.every=2",
+    "keep.save_steps=2",
     "data.train.count=12",
     "data.held_out.count=4",
 ]

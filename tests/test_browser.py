@@ -121,7 +121,7 @@ def test_a_fault_is_a_sentence_and_the_page_goes_on(workbench):
 def test_the_training_room_starts_and_is_interrupted(workbench, server):
     said = open_tab(workbench, "Training")
     for label, text in (
-        ("changes", " ".join([*SHORT, "loop.steps=400", "keep.every=400", "keep.validate_every=5"])),
+        ("changes", " ".join([*SHORT, "loop.steps=400", "keep.save_steps=400", "keep.validate_every=5"])),
         ("folder", "room"),
     ):
         field = workbench.get_by_label(label, exact=True).locator("visible=true")

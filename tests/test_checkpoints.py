@@ -781,10 +781,10 @@ UNUSUAL = {  # what nobody publishes but training can give, and where it is sent
         "isl-org",
     ),
     "labels resized as isl-org does": (
-        dict(heads={"label": dict(classes=5)}, batch_norm=True, positions="bicubic", layer_norm_eps=1e-5),
+        dict(heads={"label": dict(classes=5)}, batch_norm=True, pos_embed_mode="bicubic", layer_norm_eps=1e-5),
         "mmseg",
     ),
-    "taps read through a ViT's norm": (dict(normed_taps=True), "transformers"),
+    "taps read through a ViT's norm": (dict(norm_intermediates=True), "transformers"),
     "no class token": (
         dict(
             readout="ignore",

@@ -86,7 +86,7 @@ def test_training_judging_and_going_on(tmp_path):
             "data.train.count=12",
             "data.held_out.count=4",
             "keep.validate_every=4",
-            "keep.every=4",
+            "keep.save_steps=4",
         ],
     )
     report = train(recipe, tmp_path / "run", tmp_path / "data", progress=False)

@@ -29,7 +29,7 @@ TWELVE = [
     "data.train.count=16",
     "data.held_out.count=3",
     "keep.validate_every=12",
-    "keep.every=3",
+    "keep.save_steps=3",
     "optimizer.lr=2e-4",
 ]
 QUIET = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
@@ -98,7 +98,7 @@ def test_two_processes_that_share_their_batch_norms_follow_one(tmp_path):
             "rooms_joint",
             tmp_path / f"with{processes}",
             tmp_path / "data",
-            "loop.synchronised=true",
+            "loop.sync_bn=true",
             "model.changes.heads.label.dropout=0",
         )
     follow(tmp_path)
@@ -169,7 +169,7 @@ def test_a_head_without_a_loss_does_not_stop_two_processes(tmp_path):
         "data.protocol=rooms",
         'losses={"label": {}}',
         "model.changes.heads.label.dropout=0",
-        "loop.synchronised=true",
+        "loop.sync_bn=true",
     ]
     for processes in (1, 2):
         run(processes, "rooms_joint", tmp_path / f"with{processes}", tmp_path / "own", *untaught)
@@ -223,7 +223,7 @@ def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("assignments", [[], ["loop.sharded=true"]], ids=["copies", "halves"])
+@pytest.mark.parametrize("assignments", [[], ["loop.fsdp=true"]], ids=["copies", "halves"])
 def test_each_process_goes_on_with_its_own_chance(assignments, tmp_path):
     "The head for labels has dropout, which draws from the random state of its process."
     out, half = tmp_path / "run", ["model.changes.heads.label.dropout=0.5", "loop.steps=12", *assignments]
@@ -238,7 +238,7 @@ def test_each_process_goes_on_with_its_own_chance(assignments, tmp_path):
     assert [row["loss"] for row in rows(out)] == [row["loss"] for row in rows(tmp_path / "straight")]
 
 
-SHARDED = "loop.sharded=true"
+SHARDED = "loop.fsdp=true"
 
 
 @pytest.fixture(scope="module")
@@ -319,9 +319,9 @@ def test_a_checkpoint_of_halves_is_laid_out_as_one_of_a_whole(pair, sharded):
 @pytest.mark.parametrize(
     "recipe, assignments",
     [
-        ("rooms_joint", ["loop.synchronised=true", "model.changes.heads.label.dropout=0"]),
+        ("rooms_joint", ["loop.sync_bn=true", "model.changes.heads.label.dropout=0"]),
         ("rooms_tiny", ["loop.ema=0.9"]),
-        ("rooms_tiny", ["optimizer.frozen=5", "loop.checkpointing=true"]),
+        ("rooms_tiny", ["optimizer.freeze_steps=5", "loop.checkpointing=true"]),
         ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.01", "optimizer.backbone=0.1", "optimizer.clip=0.05"]),
         ("rooms_tiny", ["optimizer.name=sgd", "optimizer.lr=0.003", "optimizer.clip=1e9"]),
     ],
@@ -389,7 +389,7 @@ def test_halves_in_parts_of_a_batch_and_in_bfloat16(pair, tmp_path):
                 "rooms_tiny",
                 tmp_path / name / precision,
                 pair / "data",
-                "loop.accumulate=2",
+                "loop.gradient_accumulation_steps=2",
                 f"loop.precision={precision}",
                 "loop.steps=6",
                 "keep.validate_every=6",
@@ -409,7 +409,7 @@ def test_asked_for_through_the_environment_shares_are_refused(pair, tmp_path):
         timeout=300,
         env=QUIET | {"ACCELERATE_USE_FSDP": "true"},
     )
-    assert done.returncode != 0 and "set loop.sharded=true" in done.stderr and not (tmp_path / "run").exists()
+    assert done.returncode != 0 and "set loop.fsdp=true" in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_what_two_processes_wrote_one_opens(pair, tmp_path):

@@ -110,7 +110,7 @@ register_recipe(
         losses={"depth": {}, "right": {}},
         optimizer=OptimizerGroup(lr=1e-3),
         loop=LoopGroup(steps=4),
-        keep=KeepGroup(validate_every=4, every=2, pictures=0),
+        keep=KeepGroup(validate_every=4, save_steps=2, pictures=0),
     )
 )
 """

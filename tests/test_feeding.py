@@ -167,7 +167,7 @@ def test_mmseg_label_file_has_imagenet_normalization_and_needs_no_patch_bias(tmp
         image_size=[96, 96],
         batch_norm=True,
         layer_norm_eps=1e-5,
-        positions="bicubic",
+        pos_embed_mode="bicubic",
         backbone_arguments=dict(depth=4, embed_dim=64, num_heads=1),
         heads={"label": dict(classes=5, align_corners=False)},
         class_names=["sky", "road", "tree", "car", "person"],

@@ -192,7 +192,7 @@ TINY = [
     "loop.steps=6",
     "data.batch_size=2",
     "keep.validate_every=3",
-    "keep.every=2",
+    "keep.save_steps=2",
     "data.train.count=6",
     "data.held_out.count=2",
 ]

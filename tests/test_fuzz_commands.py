@@ -33,7 +33,7 @@ SHORT = [
     "data.train.count=4",
     "data.held_out.count=2",
     "keep.validate_every=4",
-    "keep.every=2",
+    "keep.save_steps=2",
 ]
 SETS = [word for assignment in SHORT for word in ("--set", assignment)]
 PREDICT = ["dpt_predict", "{file}", "--model", "{model}", "--out", "out", "--device", "cpu"]
@@ -65,7 +65,7 @@ OWN = [
     "loop.ema=0",
     "data.transforms=[]",
 ]
-OWN += ["keep.validate_every=2", "keep.every=2", "data.train.depth_scale=1000", "data.held_out.depth_scale=1000"]
+OWN += ["keep.validate_every=2", "keep.save_steps=2", "data.train.depth_scale=1000", "data.held_out.depth_scale=1000"]
 DRY = [
     "dpt_train",
     "folder_depth",

@@ -83,7 +83,7 @@ def things_recipe():
         losses=dict(height={}, part=dict(weight=0.5), flow={}, normal={}),
         data=dict(name="things", protocol="rooms", train={}, held_out={}, transforms=[["Flip", {}]], batch_size=3),
     )
-    return change_recipe(recipe, ["loop.steps=2", "keep.validate_every=1", "keep.every=2", "keep.pictures=2"])
+    return change_recipe(recipe, ["loop.steps=2", "keep.validate_every=1", "keep.save_steps=2", "keep.pictures=2"])
 
 
 def test_heads_from_outside_are_trained_validated_drawn_and_reported(outside, tmp_path):

@@ -81,7 +81,7 @@ def test_the_stop_button_ends_every_process_and_the_kernel_goes_on(server):
             pressed.extend(started.children(recursive=True))
             ask(server, "POST", f"kernels/{kernel}/interrupt")
 
-    assignments = [*SHORT, "loop.steps=400", "keep.every=400", "keep.validate_every=400"]
+    assignments = [*SHORT, "loop.steps=400", "keep.save_steps=400", "keep.validate_every=400"]
     messages = asyncio.run(run_cell(server, kernel, CELL.format(assignments=assignments), press_stop))
     error = [message["content"] for message in messages if message["msg_type"] == "error"]
     assert len(pressed) >= 4, "two processes, each with one that reads samples"

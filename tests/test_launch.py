@@ -36,7 +36,7 @@ SMALL = [
     "data.train.count=16",
     "data.held_out.count=4",
     "keep.validate_every=20",
-    "keep.every=4",
+    "keep.save_steps=4",
     "keep.best=false",
     "optimizer.lr=2e-4",
 ]
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 DEPTH = change_recipe(get_recipe("rooms_tiny"), SMALL)
 LONG = [
     "loop.steps=2000",
-    "keep.every=2000",
+    "keep.save_steps=2000",
     "keep.validate_every=2000",
 ]  # on a busy machine a short run ends before it is stopped
 SCRIPT = """
@@ -161,9 +161,9 @@ def test_two_processes_that_share_batch_norms_follow_one(data, tmp_path):
             "optimizer.name=sgd",
             "optimizer.lr=1e-3",
             "optimizer.clip=1e9",
-            f"loop.synchronised={synchronised}",
+            f"loop.sync_bn={synchronised}",
             f"loop.steps={steps}",
-            "keep.every=20",
+            "keep.save_steps=20",
         ]
         launch(
             change_recipe(joint, SMALL + descent),
@@ -221,7 +221,7 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_weights(data, straight, tm
 @pytest.mark.parametrize("method", ["fork", pytest.param("fresh", marks=pytest.mark.slow)])
 def test_no_process_outlives_the_kernel(data, tmp_path, method):
     running = begin(
-        change_recipe(DEPTH, ["loop.steps=2000", "keep.every=2000"]),
+        change_recipe(DEPTH, ["loop.steps=2000", "keep.save_steps=2000"]),
         tmp_path,
         out="run",
         data_root=data,

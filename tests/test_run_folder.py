@@ -336,7 +336,7 @@ class Plain(nn.Module):
         return ((prediction - target).abs() * (target > 0)).mean()
 
 
-@pytest.mark.parametrize("changes", [[], ["loop.accumulate=2"]], ids=["whole", "in parts"])
+@pytest.mark.parametrize("changes", [[], ["loop.gradient_accumulation_steps=2"]], ids=["whole", "in parts"])
 def test_a_plain_loss_works_from_the_first_step_to_the_report(straight, tmp_path, changes):
     recipe = change_recipe(
         get_recipe("rooms_tiny"),

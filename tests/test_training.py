@@ -39,9 +39,9 @@ from dpt_nb.training.run_folder import TrainingError, TrainingWarning
 from dpt_nb.training.train_state import build_model
 
 pytestmark = pytest.mark.usefixtures("no_figures")
-LONGER = [assignment for assignment in SHORT if not assignment.startswith(("loop.steps", "keep.every"))] + [
+LONGER = [assignment for assignment in SHORT if not assignment.startswith(("loop.steps", "keep.save_steps"))] + [
     "loop.steps=14",
-    "keep.every=4",
+    "keep.save_steps=4",
 ]
 
 
@@ -103,7 +103,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how, work
 def test_a_network_that_only_convolves_trains_and_opens(tmp_path):
     recipe = change_recipe(
         get_recipe("rooms_tiny"),
-        [*SHORT, "model.name=resnet_tiny", "optimizer.backbone=0.5", "optimizer.frozen=2", "loop.checkpointing=true"],
+        [
+            *SHORT,
+            "model.name=resnet_tiny",
+            "optimizer.backbone=0.5",
+            "optimizer.freeze_steps=2",
+            "loop.checkpointing=true",
+        ],
     )
     torch.manual_seed(recipe.seed)
     start = build_model(recipe).state_dict()
@@ -340,7 +346,7 @@ def test_the_rate_that_is_logged_is_the_one_that_was_used(straight, tmp_path):
             == row["learning_rate_backbone"]
             == pytest.approx(one_cycle(row["step"] - 1, 14, 1.5e-3), rel=1e-9)
         )
-    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "optimizer.backbone=0.1", "optimizer.frozen=2"])
+    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "optimizer.backbone=0.1", "optimizer.freeze_steps=2"])
     train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
     for row in rows(tmp_path / "run"):
         rate = one_cycle(row["step"] - 1, 6, 1.5e-3)
@@ -387,7 +393,7 @@ class NoGradient(torch.autograd.Function):
 
 
 def test_a_finite_loss_with_a_gradient_that_is_not_moves_nothing(straight, tmp_path):
-    recipe, forward = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.every=1"]), DepthLoss.forward
+    recipe, forward = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.save_steps=1"]), DepthLoss.forward
 
     def spoilt(self, prediction, target, step=None):
         loss = forward(self, prediction, target, step=step)
@@ -408,7 +414,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_moves_nothing(straight, tmp_p
     "spoil, words", [pytest.param("weights", "in model.", marks=pytest.mark.slow), ("moments", "in optimiser.")]
 )
 def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight, tmp_path, spoil, words):
-    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.every=2", "keep.validate_every=2"])
+    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.save_steps=2", "keep.validate_every=2"])
     optimizer_step = dpt_nb.training.loop.optimizer_step
 
     def spoiling(state, step):
@@ -666,14 +672,14 @@ def test_a_setting_without_effect_is_said_before_the_first_step(straight, tmp_pa
         tmp_path / "run",
         "--data-root",
         straight / "data",
-        *changes(*SHORT, "schedule.power=2", "optimizer.frozen=6", "loop.synchronised=true"),
+        *changes(*SHORT, "schedule.power=2", "optimizer.freeze_steps=6", "loop.sync_bn=true"),
         folder=tmp_path,
         check=0,
     )
     for words in (
         "schedule.power has no effect",
         "The backbone does not move at all",
-        "loop.synchronised has no effect: this network has no batch norm",
+        "loop.sync_bn has no effect: this network has no batch norm",
     ):
         assert f"Note: {words}" in done.stderr
 

@@ -185,13 +185,13 @@ class ViTBackbone(Backbone):
         name: str,  # timm's name of the model
         taps: list,  # block numbers from 0, shallow to deep
         pretrained: bool = False,  # timm's ImageNet weights (needs the network)
-        positions: str = "bilinear",  # how positions are resampled, see `resize_places`
+        pos_embed_mode: str = "bilinear",  # how positions are resampled, see `resize_places`
         normed: bool = False,  # read the taps through the final norm (Depth Anything)
         layer_norm_eps: float | None = None,  # of the blocks' norms; None is timm's
         **arguments,  # passed on to timm
     ):
         super().__init__()
-        self.positions, self.normed = positions, normed
+        self.pos_embed_mode, self.normed = pos_embed_mode, normed
         self.vit = self.open_network(name, pretrained, normed=normed, **arguments)
         if layer_norm_eps is not None:
             set_norm_eps(self.vit, layer_norm_eps)
@@ -206,7 +206,9 @@ class ViTBackbone(Backbone):
     def settings(cls, config) -> dict:
         eps = config.layer_norm_eps
         size = tuple(config.image_size)
-        return dict(img_size=size, positions=config.positions, normed=config.normed_taps, layer_norm_eps=eps)
+        return dict(
+            img_size=size, pos_embed_mode=config.pos_embed_mode, normed=config.norm_intermediates, layer_norm_eps=eps
+        )
 
     @classmethod
     def open_network(cls, name: str, pretrained: bool = False, **arguments) -> nn.Module:
@@ -257,7 +259,7 @@ class ViTBackbone(Backbone):
     ) -> tuple[torch.Tensor, tuple[int, int]]:  # `(B, P + rows·columns, D)` what the first block gets; rows, columns
         "Patches to tokens, with prefix tokens and positions."
         projected = self.vit.patch_embed.proj(image)
-        return embed_tokens(self.vit, projected, self.positions), tuple(projected.shape[-2:])
+        return embed_tokens(self.vit, projected, self.pos_embed_mode), tuple(projected.shape[-2:])
 
     def forward_block(self, block: nn.Module, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         "One block on tokens of a grid of rows and columns."

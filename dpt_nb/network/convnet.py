@@ -36,10 +36,10 @@ class ConvBackbone(Backbone):
 
     @classmethod
     def settings(cls, config) -> dict:
-        if config.normed_taps or config.layer_norm_eps is not None:
+        if config.norm_intermediates or config.layer_norm_eps is not None:
             raise SettingError(
-                f"normed_taps and layer_norm_eps concern the blocks of a transformer, and {config.backbone} has none: "
-                "leave them out."
+                f"norm_intermediates and layer_norm_eps concern the blocks of a transformer, and {config.backbone} has "
+                "none: leave them out."
             )
         return {}
 

@@ -321,7 +321,7 @@ def position_map(
             f"{model.config.backbone} is a BEiT and has no table of positions: it adds a number for each offset inside "
             "the attention. Look at `position_bias`."
         )
-    vectors = positions_at(backbone.vit, grid, backbone.positions)
+    vectors = positions_at(backbone.vit, grid, backbone.pos_embed_mode)
     return concatenate(vectors[:, -grid[0] * grid[1] :], grid)[0]
 
 

@@ -143,8 +143,8 @@ def depth_anything(
         image_size=[518, 518],
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        positions="dinov2",
-        normed_taps=True,
+        pos_embed_mode="dinov2",
+        norm_intermediates=True,
         **TEST_PIPELINES["depth-anything-v1" if version == 1 else "depth-anything"],
     )
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..images.files import write_failure
 from .backbone import FAMILIES, families_that_open
-from .config import ConfigError, DPTConfig, check_config
+from .config import ConfigError, DPTConfig, check_config, current_fields
 from .heads import HEADS
 from .named import with_test_pipeline
 from .schema import SHORT
@@ -245,7 +245,7 @@ def config_from(
             f"{source} does not describe a dpt_nb model: it has {SHORT.repr(sorted(found)[:6])}, and needs backbone, "
             "taps, channels and heads."
         )
-    fields = {name: value for name, value in found.items() if name != "imports"}
+    fields = current_fields({name: value for name, value in found.items() if name != "imports"})
     try:
         check_registered(found)
         check_config(fields)

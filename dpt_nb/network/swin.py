@@ -53,13 +53,13 @@ class SwinBackbone(Backbone):
         name: str,  # timm's name of the model
         taps: list,  # "layers.0" to "layers.3", shallow to deep
         pretrained: bool = False,  # timm's ImageNet weights (needs the network)
-        positions: str = "bilinear",  # no effect: there is no table of positions
+        pos_embed_mode: str = "bilinear",  # no effect: there is no table of positions
         normed: bool = False,  # keep the final norm
         layer_norm_eps: float | None = None,  # of the blocks' norms; None is timm's
         **arguments,  # passed on to timm
     ):
         super().__init__()
-        self.positions, self.normed = positions, normed
+        self.pos_embed_mode, self.normed = pos_embed_mode, normed
         self.vit = open_vit(name, pretrained, normed=normed, **(dict(strict_img_size=False) | arguments))
         if layer_norm_eps is not None:
             set_norm_eps(self.vit, layer_norm_eps)
@@ -71,7 +71,9 @@ class SwinBackbone(Backbone):
     def settings(cls, config) -> dict:
         eps = config.layer_norm_eps
         size = tuple(config.image_size)
-        return dict(img_size=size, positions=config.positions, normed=config.normed_taps, layer_norm_eps=eps)
+        return dict(
+            img_size=size, pos_embed_mode=config.pos_embed_mode, normed=config.norm_intermediates, layer_norm_eps=eps
+        )
 
     @classmethod
     def usual(cls, name: str, **arguments) -> dict:

@@ -218,7 +218,7 @@ def check_precision(
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes", "on", "y", "t"):
         raise TrainingError(
             "The environment asks Accelerate for FSDP (ACCELERATE_USE_FSDP), and here that is the recipe's choice. "
-            "Answer no to FSDP in accelerate config, or unset the variable, and set loop.sharded=true."
+            "Answer no to FSDP in accelerate config, or unset the variable, and set loop.fsdp=true."
         )
     if precision == "fp16" and cpu:
         raise TrainingError(

@@ -125,7 +125,7 @@ def check_launch(
             f"{num_processes} processes on machine {node_rank} of {num_nodes}: at least one of each is needed, "
             "and machines count from 0."
         )
-    everywhere, size = num_processes * num_nodes, recipe.data.batch_size // recipe.loop.accumulate
+    everywhere, size = num_processes * num_nodes, recipe.data.batch_size // recipe.loop.gradient_accumulation_steps
     if size % everywhere:
         raise TrainingError(
             f"A batch of {size} samples cannot be shared evenly by {everywhere} processes. "

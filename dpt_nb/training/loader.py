@@ -113,7 +113,7 @@ def open_loader(
     """Raises `DatasetError` where the processes cannot share a batch, `TrainingError` where workers find no shared
     memory."""
     recipe, accelerator = state.recipe, state.accelerator
-    size, parts = recipe.data.batch_size, recipe.loop.accumulate
+    size, parts = recipe.data.batch_size, recipe.loop.gradient_accumulation_steps
     per_epoch = len(state.train) // size * size if recipe.data.drop_last else None
     with readers_watched(state):
         return training_loader(

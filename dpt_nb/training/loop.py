@@ -82,7 +82,7 @@ def train_steps(
     state.loader = open_loader(state, first, last, workers)
     with closing(batches(state.loader, state.train)) as stream:
         for step in range(first + 1, last + 1):
-            parts = [next(stream) for _ in range(state.recipe.loop.accumulate)]
+            parts = [next(stream) for _ in range(state.recipe.loop.gradient_accumulation_steps)]
             if step == first + 1:
                 warn_of_batch(state, parts[0])
             loss = forward_backward(state, parts, step)
@@ -165,7 +165,7 @@ def optimizer_step(
     step: int,  # which is being made
 ) -> str:  # what is wrong with the gradient, in which case nothing has moved; else empty
     "Clip, step, zero the gradient, next learning rate, running mean."
-    frozen = step <= state.recipe.optimizer.frozen
+    frozen = step <= state.recipe.optimizer.freeze_steps
     if frozen:
         for parameter in state.network.backbone.parameters():
             parameter.grad = None  # an optimizer leaves alone what has no gradient
@@ -237,7 +237,7 @@ class Run:
     def after(self, step: int, loss: float, asked: threading.Event, bar: tqdm) -> None:
         "One step has been made. Raises `Stopped` when that was asked."
         row, steps = self.row(step, loss), self.state.steps
-        kept = self.save(row) if self.due(step, self.state.recipe.keep.every) else None
+        kept = self.save(row) if self.due(step, self.state.recipe.keep.save_steps) else None
         self.log.write(self.with_metrics(row, bar))
         if any_process(asked.is_set(), self.state.accelerator.device) and step < steps:
             kept = kept or self.save(row)
@@ -250,7 +250,7 @@ class Run:
         "Write the state. Called by all processes."
         self.log.sync()
         self.state.last_row.row = row
-        folder, last = self.out / "checkpoints", self.state.recipe.keep.last
+        folder, last = self.out / "checkpoints", self.state.recipe.keep.save_total_limit
         return save_checkpoint(folder, row["step"], self.seconds(), self.state.parts(), last)
 
     def with_metrics(self, row: dict, bar: tqdm) -> dict:  # row: of the step that was made

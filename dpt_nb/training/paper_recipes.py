@@ -48,7 +48,7 @@ def toolbox_model(
     """ViT-B with ImageNet weights. Its test pipelines resize nothing: KITTI is evaluated at 352×1216 after the crop,
     NYUv2 at 480×640."""
     head = dict(output="relu_above", min_depth=1e-3, projection=True)
-    same = dict(residual_bias=False, positions="bicubic", image_size=[224, 224])
+    same = dict(residual_bias=False, pos_embed_mode="bicubic", image_size=[224, 224])
     fed = TEST_PIPELINES["toolbox"] | dict(input_size=list(tested), input_multiple=None)
     return ModelGroup("dpt_base", backbone=JX_VIT_BASE, changes=dict(heads={"depth": head}, **same, **fed))
 
@@ -85,7 +85,7 @@ def toolbox(
         optimizer=OptimizerGroup(lr=1e-4, backbone=0.1, weight_decay=0.01, betas=(0.9, 0.999), clip=35.0),
         schedule=ScheduleGroup(warm_up=0.3, start=25.0, end=100.0),
         loop=LoopGroup(epochs=24.0),
-        keep=KeepGroup(validate_every=4000, validate_on=256, flip=True, every=1000),
+        keep=KeepGroup(validate_every=4000, validate_on=256, flip=True, save_steps=1000),
         sources=toolbox_sources(name),
     )
 
@@ -220,7 +220,7 @@ mix_relative = Recipe(
     optimizer=OptimizerGroup(lr=1e-4, name="adam", backbone=0.1, weight_decay=0.0),
     schedule=ScheduleGroup("constant", warm_up=0.0),
     loop=LoopGroup(steps=60 * 72_000),
-    keep=KeepGroup(validate_every=72_000, validate_on=256, every=5000),
+    keep=KeepGroup(validate_every=72_000, validate_on=256, save_steps=5000),
     sources={
         "model.backbone": f"{PAPER}.1: ImageNet weights",
         "data.batch_size": f"{PAPER}.1",
@@ -264,8 +264,8 @@ def ade20k(name: str, model: str) -> Recipe:
         losses={"label": dict(auxiliary_weight=0.2)},
         optimizer=OptimizerGroup(lr=0.002, name="sgd", weight_decay=1e-4, betas=(0.9, 0.999), clip=1e9),
         schedule=ScheduleGroup("polynomial", warm_up=0.0, power=0.9),
-        loop=LoopGroup(epochs=240.0, synchronised=True),
-        keep=KeepGroup(validate_every=4210, validate_on=256, every=1000),
+        loop=LoopGroup(epochs=240.0, sync_bn=True),
+        keep=KeepGroup(validate_every=4210, validate_on=256, save_steps=1000),
         sources=dict.fromkeys(ADE20K_FIELDS, f"{PAPER}.2") | {"optimizer.weight_decay": protocol},
     )
 
@@ -280,7 +280,7 @@ pascal_context_hybrid = replace(
         changes=dict(heads={"label": dict(classes=59, auxiliary=True)}),
     ),
     data=replace(ade20k_hybrid.data, name="pascal_context"),
-    loop=LoopGroup(epochs=50.0, synchronised=True),
+    loop=LoopGroup(epochs=50.0, sync_bn=True),
     sources=ade20k_hybrid.sources
     | {
         "model.weights": f"{PAPER}.2: fine-tuned from the ADE20K model; isl-org/DPT dpt_hybrid-ade20k-53898607.pt",
@@ -306,7 +306,7 @@ depth_anything_metric = Recipe(
     optimizer=OptimizerGroup(lr=5e-5, backbone=0.1, weight_decay=0.01, clip=1e9),
     schedule=ScheduleGroup("polynomial", warm_up=0.0, power=0.9),
     loop=LoopGroup(epochs=40.0),
-    keep=KeepGroup(validate_every=2000, validate_on=256, every=1000),
+    keep=KeepGroup(validate_every=2000, validate_on=256, save_steps=1000),
     sources={
         key: "Depth-Anything-V2, metric_depth/train.py"
         for key in (
@@ -340,7 +340,7 @@ folder_depth = Recipe(
     losses={"depth": dict(variance_focus=0.85, gradient=0.5)},
     optimizer=OptimizerGroup(lr=1e-4, backbone=0.1),
     loop=LoopGroup(epochs=30.0, ema=0.99),
-    keep=KeepGroup(validate_every=100, every=100),
+    keep=KeepGroup(validate_every=100, save_steps=100),
     sources={"optimizer.lr": "the Toolbox's", "loop.ema": "smooths the last steps of a short run"},
 )
 folder_labels = replace(

@@ -118,7 +118,7 @@ scenes_tiny = replace(
         ),
     ),
     loop=LoopGroup(steps=6000),
-    keep=KeepGroup(validate_every=500, every=500),
+    keep=KeepGroup(validate_every=500, save_steps=500),
     sources=rooms_joint.sources
     | {
         "loop.steps": "0.40 s a step on two cores that do nothing else; the weights that come along took 1.7 hours "

@@ -28,7 +28,7 @@ from accelerate.utils import gather_object
 from ..data.sampling import names_digest
 from ..evaluation.evaluate import write_report
 from ..images.files import InUse, atomic_write, write_failure, writer_lock
-from .recipe_fields import Recipe
+from .recipe_fields import Recipe, current_names
 
 # %% ../../nbs/training/run_folder.ipynb #e6c48bdc
 class TrainingError(RuntimeError):
@@ -84,7 +84,7 @@ def read_config(
         raise TrainingError(
             f"{config} is not the config.json of a run, so nothing was touched there. Choose another folder."
         )
-    return described
+    return described | dict(recipe=current_names(described["recipe"]))
 
 
 def read_run(
@@ -95,7 +95,7 @@ def read_run(
     return None if described is None else described["recipe"]
 
 # %% ../../nbs/training/run_folder.ipynb #c765f677
-FREE = ("loop.sharded", "keep.pictures", "data.may_change", "imports")  # fields that change no weight
+FREE = ("loop.fsdp", "keep.pictures", "data.may_change", "imports")  # fields that change no weight
 ADJUSTABLE = ("optimizer.lr", "optimizer.clip", "loop.precision")  # reported, not refused
 
 

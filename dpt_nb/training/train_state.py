@@ -107,8 +107,8 @@ def freeze_untrained(
 def network_without_effect(recipe: Recipe, model: DPT) -> list[str]:  # a sentence each
     "What of the recipe this network does not have."
     sentences, norms = [], nn.modules.batchnorm._NormBase
-    if recipe.loop.synchronised and not any(isinstance(module, norms) for module in model.modules()):
-        sentences.append("loop.synchronised has no effect: this network has no batch norm.")
+    if recipe.loop.sync_bn and not any(isinstance(module, norms) for module in model.modules()):
+        sentences.append("loop.sync_bn has no effect: this network has no batch norm.")
     for head, arguments in recipe.losses.items():
         if "auxiliary_weight" in arguments and model.auxiliary is None:
             sentences.append(
@@ -205,7 +205,7 @@ def network_for(
     """The recipe's network as it is trained: frozen where nothing teaches it, with shared batch norms where that is
     asked."""
     model = freeze_untrained(build_model(recipe), losses)
-    if recipe.loop.synchronised and accelerator.num_processes > 1:
+    if recipe.loop.sync_bn and accelerator.num_processes > 1:
         model = convert_sync_batchnorm(model, accelerator.device)
     model.backbone.set_grad_checkpointing(recipe.loop.checkpointing)
     return model.to(memory_format=torch.channels_last) if recipe.loop.channels_last else model
@@ -219,7 +219,7 @@ def prepare(
     set_seed(recipe.seed)
     losses, transform = build_losses(recipe), build_transforms(recipe)
     model = network_for(recipe, losses, accelerator)
-    spread = sharded if recipe.loop.sharded and accelerator.num_processes > 1 else replicated
+    spread = sharded if recipe.loop.fsdp and accelerator.num_processes > 1 else replicated
     parts = spread(recipe, model, accelerator)
     if accelerator.process_index:  # the same weights in all processes, not the same dropout
         torch.manual_seed(recipe.seed + accelerator.process_index)
@@ -300,7 +300,7 @@ def check_samples(state: TrainState) -> None:
     "Raises `TrainingError` for training samples that the losses cannot use."
     recipe, configured = state.recipe, state.network.config.heads
     heads = {name: configured[name] for name in recipe.losses}
-    stacked = recipe.data.batch_size // recipe.loop.accumulate
+    stacked = recipe.data.batch_size // recipe.loop.gradient_accumulation_steps
     if faults := check_before_training(state.train, heads, stacked, state.transform, recipe.seed):
         raise TrainingError(
             f"A training sample cannot be used: {' '.join(faults)} dpt_data check looks at all of them."

@@ -526,7 +526,7 @@ OF_A_VARIANT = (  # the fields of a config that a published model has and its sh
     "mean",
     "std",
     "positions",
-    "normed_taps",
+    "norm_intermediates",
     "readout",
     "standardised_eps",
     "class_names",
@@ -549,8 +549,8 @@ def depth_anything_defaults(state: dict) -> dict:
     "DINOv2's positions, read through the final norm; version 2's Large taps other blocks than the quarters' last."
     depth = count_parts(state, "backbone.vit.blocks.")
     return dict(
-        positions="dinov2",
-        normed_taps=True,
+        pos_embed_mode="dinov2",
+        norm_intermediates=True,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         taps=[4, 11, 17, 23] if depth == 24 else quarter_ends(depth),
@@ -566,7 +566,7 @@ def mmseg_defaults(state: dict) -> dict:
     else:
         head = {"depth": dict(output="relu_above", min_depth=1e-3, projection=True)}
         normalization, pipeline = dict(mean=[0.5] * 3, std=[0.5] * 3), "toolbox"
-    return dict(positions="bicubic", layer_norm_eps=1e-5, heads=head) | normalization | TEST_PIPELINES[pipeline]
+    return dict(pos_embed_mode="bicubic", layer_norm_eps=1e-5, heads=head) | normalization | TEST_PIPELINES[pipeline]
 
 # %% ../../nbs/weights/infer_config.ipynb #f1055ec6
 def source_defaults(
@@ -800,8 +800,8 @@ def transformers_fields(
         taps=transformers_taps(config, family),
         image_size=list(two_sides(backbone["image_size"])),
         layer_norm_eps=backbone["layer_norm_eps"],
-        positions="bicubic" if family in ("dinov2", "beit") else "bilinear",
-        normed_taps=family == "dinov2" and backbone["apply_layernorm"],
+        pos_embed_mode="bicubic" if family in ("dinov2", "beit") else "bilinear",
+        norm_intermediates=family == "dinov2" and backbone["apply_layernorm"],
         readout="ignore" if depth_anything else config.get("readout_type", "project"),
         heads=transformers_heads(config, inferred["heads"]),
     )

@@ -397,7 +397,7 @@ def at_size(opened: LoadedCheckpoint, image_size: int | tuple[int, int]) -> Load
         )
     patch = empty_model(config).backbone.patch
     size = fitting_size(image_size, patch)
-    state = resample_state(state, token_grid(config.image_size, patch), token_grid(size, patch), config.positions)
+    state = resample_state(state, token_grid(config.image_size, patch), token_grid(size, patch), config.pos_embed_mode)
     return replace(opened, config=replace(config, image_size=list(size)), state=state)
 
 # %% ../../nbs/weights/load.ipynb #0634a998
@@ -407,7 +407,7 @@ def load_checkpoint(
     heads: dict | None = None,  # wanted instead of the file's; random weights where it has none of that name and shape
     image_size: tuple[int, int] | None = None,  # native height and width wanted, pixels: positions are resampled
     device: str | torch.device = "cpu",  # where the model goes
-    **changes,  # other fields of `DPTConfig`: `readout=`, `positions=`, …
+    **changes,  # other fields of `DPTConfig`: `readout=`, `pos_embed_mode=`, …
 ) -> DPT:  # in evaluation mode
     """A ready model from any file this library knows. Raises `CheckpointError`, and `ConfigError` for NaN among the
     weights; nothing is loaded by halves."""
@@ -473,7 +473,7 @@ def backbone_weights(
     fixed = lambda tensors: {key: tensor for key, tensor in tensors.items() if not RESAMPLED.fullmatch(key)}
     if state_dict_mismatch(fixed(wanted), fixed(state)):
         return state
-    return resample_state(state, token_grid(found, patch), token_grid(size, patch), model.config.positions)
+    return resample_state(state, token_grid(found, patch), token_grid(size, patch), model.config.pos_embed_mode)
 
 # %% ../../nbs/weights/load.ipynb #03aa4964
 def load_backbone(

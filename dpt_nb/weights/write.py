@@ -101,7 +101,7 @@ class Blueprint:
     def depth_anything(self) -> bool:
         "Whether transformers would call it DepthAnything rather than DPT."
         config = self.config
-        alike = self.family == "dinov2" and config.normed_taps and config.readout == "ignore"
+        alike = self.family == "dinov2" and config.norm_intermediates and config.readout == "ignore"
         return alike and not self.arguments.get("projection")
 
 # %% ../../nbs/weights/write.ipynb #9f1bf38b
@@ -218,7 +218,7 @@ def transformers_fillings(plan: Blueprint) -> dict:  # their name → tensor
     if plan.family == "dinov2":
         filled["backbone.embeddings.mask_token"] = torch.zeros(1, dim)
     norms = {"vit": "dpt.layernorm", "hybrid": "dpt.layernorm", "dinov2": "backbone.layernorm"}
-    if plan.family in norms and not plan.config.normed_taps:
+    if plan.family in norms and not plan.config.norm_intermediates:
         filled |= idle_norm(norms[plan.family], dim)
     return filled
 
@@ -317,7 +317,7 @@ def rectangular_positions(format_name: str, plan: Blueprint) -> str:
 
 def taps_behind_norm(format_name: str, plan: Blueprint) -> str:
     allowed = plan.depth_anything or (format_name == "transformers" and plan.family == "dinov2")
-    if allowed or not plan.config.normed_taps:
+    if allowed or not plan.config.norm_intermediates:
         return ""
     return f"its taps are read through the final norm, and {format_name} reads a {plan.family}'s before it"
 
@@ -466,11 +466,11 @@ def positions_setting(format_name: str, plan: Blueprint) -> str:
     config = plan.config
     theirs = {"isl-org": "bilinear", "depth-anything": "dinov2", "mmseg": "bicubic", "transformers": "bilinear"}
     usual = "bicubic" if format_name == "transformers" and plan.family == "dinov2" else theirs[format_name]
-    if plan.family not in ("vit", "hybrid", "dinov2") or config.positions == usual:
+    if plan.family not in ("vit", "hybrid", "dinov2") or config.pos_embed_mode == usual:
         return ""
     return (
-        f"positions are resampled {config.positions} here and {usual} there, so numbers differ at other sizes than "
-        f"{'×'.join(map(str, config.image_size))}"
+        f"positions are resampled {config.pos_embed_mode} here and {usual} there, so numbers differ at other sizes "
+        f"than {'×'.join(map(str, config.image_size))}"
     )
 
 
@@ -658,7 +658,7 @@ BACKBONE_CONFIGS = {
     "hybrid": bit_config,
     "swinv2": swinv2_config,
     "beit": beit_config,
-    "dinov2": lambda plan: vit_backbone_config(plan) | dict(apply_layernorm=plan.config.normed_taps),
+    "dinov2": lambda plan: vit_backbone_config(plan) | dict(apply_layernorm=plan.config.norm_intermediates),
 }
 
 
