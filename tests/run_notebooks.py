@@ -2,7 +2,7 @@
 nothing: `python tests/run_notebooks.py [--workers N] [NOTEBOOK or folder …]`, all of nbs/ but the stories that take
 minutes without any. A notebook that launches finds a process that can be forked, as a reader's kernel is.
 
-Prints the seconds of computing that each took, the most expensive first, and the output of those that fail."""
+Prints the seconds of computing that each took as it ends, and the output of those that fail."""
 
 import argparse
 import gc
@@ -80,9 +80,10 @@ def run_all(paths: list[Path], workers: int) -> dict:
             if child not in running:
                 continue
             path, place = running.pop(child)
-            seconds[path] = used.ru_utime + used.ru_stime
+            seconds[path] = (used.ru_utime + used.ru_stime) * (-1 if status else 1)
+            failed = "  FAILED" if status else ""
+            print(f"{abs(seconds[path]):6.1f} s  {path.relative_to(ROOT)}{failed}", flush=True)
             if status:
-                seconds[path] *= -1
                 print(f"{path}:\n{(place / 'output').read_text(errors='replace')}", file=sys.stderr, flush=True)
             shutil.rmtree(place, ignore_errors=True)
     return seconds
@@ -105,8 +106,6 @@ def main() -> int:
 
     gc.freeze(), gc.enable()
     seconds = run_all(paths, given.workers)
-    for path, used in sorted(seconds.items(), key=lambda pair: -abs(pair[1])):
-        print(f"{abs(used):6.1f} s  {path.relative_to(ROOT)}{'  FAILED' if used < 0 else ''}")
     print(f"{sum(map(abs, seconds.values())):6.0f} s of computing in {time.monotonic() - begun:.0f} s")
     return int(any(used < 0 for used in seconds.values()))
 
