@@ -104,10 +104,10 @@ METRICS = {  # head → its metrics by name
 
 def register_metric(
     name: str,  # by which errors mention it, and under which a single number is reported
-    head: str,  # whose predictions it judges
+    head: str,  # whose predictions it evaluates
 ) -> Callable:  # a decorator for a class or function that gives a `torchmetrics.Metric`
-    """A metric of your own, computed beside the others of that head. Raises `RegistryError` for a name that another
-    module has taken."""
+    """A metric of your own, computed beside those that are registered for that head; the first one takes the place of
+    what `builders` gives otherwise. Raises `RegistryError` for a name that another module has taken."""
     return METRICS.setdefault(head, head_metrics(head)).register(name, calling_module())
 
 # %% ../../nbs/evaluation/head_metrics.ipynb #abeba651

@@ -163,7 +163,7 @@ def add(
 ) -> None:
     "One frame. Raises `ImageError` for values that no file holds."
     values, stem = prediction[self.head], self.temporary / f"{frame.number:06d}"
-    if "png" in self.outputs and HEADS[self.head].channels == 1:
+    if "png" in self.outputs and HEADS[self.head].scale:  # other files each say their own scale
         self.make_room(float(values.max()))
     for form in self.outputs:
         write_map(f"{stem}.{form}", self.head, values, prediction.class_names(self.head), self.scale)

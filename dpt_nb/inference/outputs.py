@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MIDDLE', 'STEPS', 'OUTPUTS', 'NUMBERS', 'FIGURES', 'WRITERS', 'row_strips', 'map_scale', 'as_16_bits', 'png_chunk',
-           'png_head', 'filtered_rows', 'write_png', 'write_scaled', 'read_scaled', 'stated_scale', 'write_directions',
-           'read_directions', 'write_npy', 'write_pfm', 'read_pfm', 'thinned', 'palette_for', 'color_ends',
-           'map_colors', 'color_strips', 'draw_map', 'draw_labels', 'map_figure', 'overlay_figure', 'write_figure',
-           'side_by_side', 'OutputError', 'check_outputs', 'write_map', 'write_numbers', 'map_ends', 'write_figures',
-           'MapWriter', 'register_output', 'write_own', 'output_names', 'refuse_foreign_files', 'all_or_none',
-           'read_map', 'read_npy']
+           'png_head', 'filtered_rows', 'write_png', 'write_scaled', 'read_scaled', 'stated_number',
+           'write_with_offset', 'stated_scale', 'write_directions', 'read_directions', 'write_npy', 'write_pfm',
+           'read_pfm', 'thinned', 'palette_for', 'color_ends', 'map_colors', 'color_strips', 'draw_map', 'draw_labels',
+           'map_figure', 'overlay_figure', 'write_figure', 'side_by_side', 'OutputError', 'check_outputs', 'write_map',
+           'write_numbers', 'map_ends', 'write_figures', 'MapWriter', 'register_output', 'write_own', 'output_names',
+           'refuse_foreign_files', 'all_or_none', 'read_map', 'read_npy']
 
 # %% ../../nbs/inference/outputs.ipynb #0ea01f14
+import math
 import os
 import re
 import struct
@@ -53,9 +54,9 @@ def row_strips(
 
 def map_scale(
     head: str,  # of `HEADS`, with one value a pixel
-    largest: float,  # metres, or whatever the head's numbers are
+    largest: float,  # metres, or inverse depth
 ) -> float:  # stored units per metre, or per unit of the map
-    "Metres: 1000 or, from 65.535 m, 256. Others: so that the largest value takes the largest number."
+    "Metres: 1000 or, from 65.535 m, 256. Relative: so that the largest value takes the largest number."
     if HEADS[head].scale == "metric":
         return 1000.0 if largest <= 65.535 else 256.0
     return 65535 / max(largest, 1e-6)
@@ -161,7 +162,43 @@ def read_scaled(
         found = f"{image.format} file with {image.mode} pixels"
         raise ImageError(f"{path} is a {found}, and a 16-bit gray PNG was expected.")
     units = stated_scale(path, scale or image.info.get("scale"))
-    return torch.tensor(np.asarray(image).astype(np.float32))[None] / units, image.info.get("quantity", "depth")
+    values = torch.tensor(np.asarray(image).astype(np.float32))[None] / units
+    offset = image.info.get("offset")
+    values = values if offset is None else values + stated_number(path, offset, "offset")
+    return values, image.info.get("quantity", "depth")
+
+
+def stated_number(
+    path: str | Path,  # of the file, for the error
+    said: str,  # what the file says
+    what: str,  # which of its words, for the error
+) -> float:
+    "Raises `ImageError` where it is not a finite number."
+    try:
+        number = float(said)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ImageError(f"{path} says that its {what} is {said[:40]!r}, and a number was expected.")
+    return number
+
+
+def write_with_offset(
+    path: str | Path,  # ends in .png
+    head: str,  # of `HEADS`, with one value a pixel, which may be negative
+    values: torch.Tensor,  # `(1, H, W)` or `(H, W)`
+) -> float:  # the scale used: stored units per unit of the map
+    "Write a 16-bit PNG from the smallest to the largest value, which says both. Raises `ImageError` for NaN."
+    low, high = (float(end) for end in values.aminmax())
+    if not math.isfinite(high - low):
+        raise ImageError(f"The {head} for {path} has NaN or infinite values, and finite ones were expected.")
+    scale = 65535 / max(high - low, 1e-12)
+    words = dict(quantity=head, unit=HEADS[head].unit, scale=repr(scale), offset=repr(low))
+    plane = map_array(values, "map")
+    stored = (np.round((plane[rows].astype(np.float64) - low) * scale) for rows in row_strips(len(plane)))
+    strips = (part.clip(0, 65535).astype(np.uint16) for part in stored)
+    write_png(path, plane.shape, strips, words | dict(Description=f"{head} = value / {scale!r} + {low!r}"))
+    return scale
 
 
 def stated_scale(
@@ -460,6 +497,8 @@ def write_map(
         write_label(path, values, palette_for(values, class_names), MADE_BY)
     elif spec.channels > 1:
         write_directions(path, head, values)
+    elif not spec.scale:
+        return dict(scale=write_with_offset(path, head, values), offset=float(values.min()))
     else:
         below = int((values < 0).sum())
         return dict(scale=write_scaled(path, head, values, scale)) | (dict(below_zero=below) if below else {})

@@ -84,7 +84,7 @@ class HeadSpec:
     mirror: Callable = unchanged  # values `(…, C, H, W)`, their pixels mirrored → what they are then
     turn: Callable = unchanged  # values, their pixels turned, and degrees anticlockwise → what they are then
     settle: Callable = unchanged  # values after an average or interpolation → such as a prediction may have
-    files: tuple[str, ...] | None = None  # in which forms its numbers can be written; None: in all that hold them
+    files: tuple[str, ...] | None = None  # which of png, npy, pfm hold its numbers; None: all that fit `channels`
     class_names: tuple[str, ...] | None = ()  # of classes; None: those that the model's config lists
     arguments: dict = field(default=None)  # of the module, by schema; None: `plain_arguments`
 
@@ -116,4 +116,5 @@ class HeadSpec:
         if not self.categorical:
             return 0
         given = inspect.signature(self.module).parameters.get("classes")
-        return arguments.get("classes", len(self.class_names or ()) if given is None else given.default)
+        usual = len(self.class_names or ()) if given is None or given.default is given.empty else given.default
+        return arguments.get("classes", usual)

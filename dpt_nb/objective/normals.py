@@ -111,7 +111,7 @@ class NormalMetrics(Metric):
         self.skipped += empty.sum()
 
     def compute(self) -> dict[str, float | int]:  # degrees, shares from 0 to 1, and images
-        "The figures of all images of all processes; NaN before the first measured pixel."
+        "The metrics of all images of all processes; NaN before the first measured pixel."
         count = self.histogram.sum().double()
         mean, square = (self.powers / count).tolist()
         middle = torch.searchsorted(self.histogram.cumsum(0), (count / 2).ceil().long())

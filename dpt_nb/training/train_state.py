@@ -28,6 +28,7 @@ from ..network.dpt import DPT
 from ..network.heads import HEADS
 from ..network.named import NAMED
 from ..network.zoo import create_model
+from ..registry import OWN
 from .batch_loss import takes
 from .checkpointing import LastRow, MissingTargets
 from .distributed import WholeModel, WholeOptimizer, convert_sync_batchnorm, full_tensor, shard
@@ -329,5 +330,5 @@ def get_protocol(recipe: Recipe) -> Protocol:
     "Raises `RecipeError` for a protocol that does not exist."
     name = recipe.data.protocol
     if name and name not in PROTOCOLS:
-        raise RecipeError(f"data.protocol is {name!r}, and there are {', '.join(PROTOCOLS)}.")
+        raise RecipeError(f"data.protocol is {name!r}, and there are {', '.join(PROTOCOLS)}. {OWN}")
     return PROTOCOLS[name] if name else protocol_for(recipe.data.name)
