@@ -28,7 +28,7 @@ SIZE = (48, 64)
 class Things(Dataset):
     "Six images with ground truth of four kinds; of the last nothing is known."
 
-    targets = ("height", "part", "flow", "normal")
+    targets = ("canopy", "part", "flow", "normal")
 
     def __init__(self, root, split="train"):
         self.first = 0 if split == "train" else 100
@@ -45,14 +45,14 @@ class Things(Dataset):
         height = torch.rand(1, *SIZE, generator=generator)
         sample = dict(
             image=torch.rand(3, *SIZE, generator=generator),
-            height=torch.where(height < 0.2, -1.0, height),
+            canopy=torch.where(height < 0.2, -1.0, height),
             part=torch.randint(0, 3, SIZE, generator=generator),
             flow=torch.randn(3, *SIZE, generator=generator),
             normal=normalize(torch.randn(3, *SIZE, generator=generator), dim=0),
         )
         sample["normal"][2] = -sample["normal"][2].abs()  # what is seen faces the camera
         if index == 5:
-            nothing = dict(height=-1, part=0, flow=0, normal=0)
+            nothing = dict(canopy=-1, part=0, flow=0, normal=0)
             sample |= {name: torch.full_like(sample[name], value) for name, value in nothing.items()}
         return sample | dict(meta=dict(path=self.image_path(index)))
 
@@ -60,7 +60,7 @@ class Things(Dataset):
 @pytest.fixture
 def outside():
     "A number, classes and three channels, none with a loss or metrics of its own."
-    register_head("height", words="height (m)", missing=-1)(type("Height", (DepthHead,), {}))
+    register_head("canopy", words="canopy height (m)", missing=-1)(type("Height", (DepthHead,), {}))
     register_head("part", words="part", channels=0, missing=0, class_names=("none", "leaf", "stem"))(
         type("Parts", (SegmentationHead,), {})
     )
@@ -68,30 +68,30 @@ def outside():
         type("Flow", (NormalHead,), {})
     )
     register_dataset("things")(Things)
-    yield ("height", "part", "flow")
-    for table, names in ((HEADS, ("height", "part", "flow")), (DATASETS, ("things",))):
+    yield ("canopy", "part", "flow")
+    for table, names in ((HEADS, ("canopy", "part", "flow")), (DATASETS, ("things",))):
         for name in names:
             table.pop(name), table.homes.pop(name)
 
 
 def things_recipe():
     "Four heads on one small trunk, two steps."
-    heads = dict(height=dict(hidden=8), part=dict(classes=3), flow=dict(hidden=8), normal=dict(hidden=8))
+    heads = dict(canopy=dict(hidden=8), part=dict(classes=3), flow=dict(hidden=8), normal=dict(hidden=8))
     recipe = get_recipe(
         "rooms_tiny",
         model=dict(changes=dict(heads=heads, image_size=SIZE)),
-        losses=dict(height={}, part=dict(weight=0.5), flow={}, normal={}),
+        losses=dict(canopy={}, part=dict(weight=0.5), flow={}, normal={}),
         data=dict(name="things", protocol="rooms", train={}, held_out={}, transforms=[["Flip", {}]], batch_size=3),
     )
     return change_recipe(recipe, ["loop.steps=2", "keep.validate_every=1", "keep.save_steps=2", "keep.pictures=2"])
 
 
 def test_heads_from_outside_are_trained_validated_drawn_and_reported(outside, tmp_path):
-    recipe, names = things_recipe(), ("height", "part", "flow", "normal")
+    recipe, names = things_recipe(), ("canopy", "part", "flow", "normal")
     kinds = {head: type(loss).__name__ for head, loss in build_losses(recipe).items()}
-    assert kinds == dict(height="AbsoluteLoss", part="SegmentationLoss", flow="AbsoluteLoss", normal="AngularLoss")
+    assert kinds == dict(canopy="AbsoluteLoss", part="SegmentationLoss", flow="AbsoluteLoss", normal="AngularLoss")
     report = train(recipe, tmp_path / "run", tmp_path, cpu=True, workers=0, progress=False)
-    own = {"height_mae", "height_rmse", "part_miou", "part_pixel_accuracy", "flow_mae", "flow_rmse", "mean_angle"}
+    own = {"canopy_mae", "canopy_rmse", "part_miou", "part_pixel_accuracy", "flow_mae", "flow_rmse", "mean_angle"}
     assert own <= report.keys() and (report["images"], report["skipped"]) == (5, 1)
     assert report["without_truth"] == dict.fromkeys(names, 1)  # six samples were seen, one of them without
     assert len(list((tmp_path / "run" / "pictures").glob("step-*.png"))) == 2
@@ -102,11 +102,11 @@ def test_heads_from_outside_are_trained_validated_drawn_and_reported(outside, tm
     for index in range(6):
         sample = Things(tmp_path, "held_out")[index]
         maps = {head: values[0].double().numpy() for head, values in predictor.predict(sample["image"][None]).items()}
-        height, part = sample["height"].double().numpy(), sample["part"].numpy()
-        errors += (maps["height"] - height)[height != -1].tolist()
+        height, part = sample["canopy"].double().numpy(), sample["part"].numpy()
+        errors += (maps["canopy"] - height)[height != -1].tolist()
         right += (maps["part"].argmax(0) == part)[part != 0].tolist()
-    assert abs(report["height_mae"] - np.abs(errors).mean()) < 1e-5
-    assert abs(report["height_rmse"] - np.sqrt(np.square(errors).mean())) < 1e-5
+    assert abs(report["canopy_mae"] - np.abs(errors).mean()) < 1e-5
+    assert abs(report["canopy_rmse"] - np.sqrt(np.square(errors).mean())) < 1e-5
     assert abs(report["part_pixel_accuracy"] - np.mean(right)) < 1e-3
 
 
@@ -115,24 +115,24 @@ def test_a_metric_of_ones_own_takes_the_place_of_the_usual(outside, tmp_path):
         def compute(self):
             return self.powers[1].sqrt()
 
-    register_metric("root_of_sum", head="height")(Largest)
+    register_metric("root_of_sum", head="canopy")(Largest)
     try:
-        heights = dict(height=torch.zeros(1, 1, *SIZE))
+        heights = dict(canopy=torch.zeros(1, 1, *SIZE))
         predictor = type(
-            "Zero", (), dict(predict=lambda self, image: dict(height=heights["height"].expand(len(image), -1, -1, -1)))
+            "Zero", (), dict(predict=lambda self, image: dict(canopy=heights["canopy"].expand(len(image), -1, -1, -1)))
         )
         report = evaluate(predictor(), Things(tmp_path), Protocol(), progress=False)
     finally:
-        del METRICS["height"]
-    truth = torch.stack([Things(tmp_path)[index]["height"] for index in range(6)]).double()
+        del METRICS["canopy"]
+    truth = torch.stack([Things(tmp_path)[index]["canopy"] for index in range(6)]).double()
     assert report.keys() == {"root_of_sum", "images", "skipped"} and (report["images"], report["skipped"]) == (5, 1)
     assert abs(report["root_of_sum"] - truth[truth != -1].square().sum().sqrt().item()) < 1e-9
 
 
-@pytest.mark.parametrize("truth", ["height", "part", "flow", "normal"])
+@pytest.mark.parametrize("truth", ["canopy", "part", "flow", "normal"])
 def test_a_gallery_of_every_kind(truth, outside, tmp_path):
     "The worst image is the one that numpy finds."
-    channels, things, figures = dict(height=1, part=3, flow=3, normal=3)[truth], Things(tmp_path), []
+    channels, things, figures = dict(canopy=1, part=3, flow=3, normal=3)[truth], Things(tmp_path), []
 
     class Guess:
         def predict(self, image):

@@ -525,7 +525,7 @@ OF_A_VARIANT = (  # the fields of a config that a published model has and its sh
     "taps",
     "mean",
     "std",
-    "positions",
+    "pos_embed_mode",
     "norm_intermediates",
     "readout",
     "standardised_eps",
