@@ -775,7 +775,7 @@ def empty_check(
     name = ", ".join(filter(None, (dataset.title, getattr(dataset, "split", None))))
     specs = filter(None, map(truth_spec, dataset.targets))
     unit = "" if any(spec.scale == "relative" for spec in specs) else "m"
-    classes = tuple(dataset.classes)
+    classes = tuple(getattr(dataset, "classes", ()))
     return Check(name, len(dataset), expected, expected_truth=expected_truth, unit=unit, classes=classes)
 
 
@@ -1005,7 +1005,7 @@ def show_samples(
         row[0].imshow(sample["image"].permute(1, 2, 0).clamp(0, 1))
         row[0].set_title(figure_text(f"{index}: {Path(sample['meta']['path']).name}"), fontsize=9)
         for axis, name in zip(row[1:], maps):
-            lay_truth(axis, sample, name, dataset.classes)
+            lay_truth(axis, sample, name, getattr(dataset, "classes", ()))
         for axis in row:
             axis.set(xticks=[], yticks=[])
     return figure

@@ -145,7 +145,9 @@ def check_nothing_shared(train: Dataset, held_out: Dataset) -> None:
 def check_same_classes(train: Dataset, held_out: Dataset) -> None:
     "Raises `DatasetError` when two splits name their labels differently."
     of_classes = {name for name in truth_names() if truth_spec(name).categorical}
-    there, here = (tuple(part.classes) if of_classes & set(part.targets) else () for part in (train, held_out))
+    there, here = (
+        tuple(getattr(part, "classes", ())) if of_classes & set(part.targets) else () for part in (train, held_out)
+    )
     if not there or not here or there == here:
         return
     pairs = enumerate(zip_longest(map(repr, there), map(repr, here), fillvalue="none"))
