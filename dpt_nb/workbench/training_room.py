@@ -22,6 +22,7 @@ from fastcore.basics import patch
 
 from ..evaluation.gallery import leading_metric
 from ..training.checkpointing import checkpoint_paths, checkpoint_step
+from ..training.imports import check_reachable, with_imports
 from ..training.launch import check_launch
 from ..training.processes import GRACE, LAUNCHER, end_all
 from ..training.recipe_fields import Recipe, change_recipe
@@ -276,6 +277,8 @@ def begin(
         raise TrainingError("The run of this page is under way: stop it first.")
     values = self.control_values()
     recipe = change_recipe(get_recipe(values["recipe"]), values["changes"].split())
+    recipe = with_imports(recipe, values["out"] if resume else None)
+    check_reachable(recipe)
     check_launch(recipe, values["processes"], 1, 0, None, None)
     check_run(Path(values["out"]), recipe, resume=resume)
     check_unused(Path(values["out"]))  # by another page, or a shell; a faster launch is told by the folder's lock
