@@ -410,11 +410,22 @@ def test_a_finite_loss_with_a_gradient_that_is_not_moves_nothing(straight, tmp_p
     assert state["step"] == 2 and all(value.isfinite().all() for value in state["model"].values())
 
 
-@pytest.mark.parametrize(
-    "spoil, words", [pytest.param("weights", "in model.", marks=pytest.mark.slow), ("moments", "in optimiser.")]
+STATE = (
+    "The state after step 4 holds values that are not finite, in"  # at a step that saves and validates: saving first
 )
-def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight, tmp_path, spoil, words):
-    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.save_steps=2", "keep.validate_every=2"])
+NETWORK = "After step 4 the network holds values that are not finite"  # at one that only validates
+
+
+@pytest.mark.parametrize(
+    "spoil, saves, expected",
+    [
+        pytest.param("weights", 2, f"{STATE} model.", marks=pytest.mark.slow),
+        pytest.param("weights", 3, NETWORK, marks=pytest.mark.slow),
+        ("moments", 2, f"{STATE} optimiser."),
+    ],
+)
+def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight, tmp_path, spoil, saves, expected):
+    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, f"keep.save_steps={saves}", "keep.validate_every=2"])
     optimizer_step = dpt_nb.training.loop.optimizer_step
 
     def spoiling(state, step):
@@ -425,14 +436,9 @@ def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight,
             target.view(-1)[5] = torch.inf
         return done
 
-    expected = (
-        "After step 4 the network holds values that are not finite"
-        if spoil == "weights"
-        else f"The state after step 4 holds values that are not finite, {words}"
-    )
     with mock.patch("dpt_nb.training.loop.optimizer_step", spoiling), pytest.raises(TrainingError, match=expected):
         train(recipe, tmp_path / "run", straight / "data", cpu=True, workers=0, progress=False)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002.pt"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{saves:08d}.pt"]
     assert all(value.isfinite().all() for value in load_file(tmp_path / "run" / "best" / "model.safetensors").values())
     report = train(recipe, tmp_path / "run", straight / "data", resume=True, cpu=True, workers=0, progress=False)
     assert math.isfinite(report["abs_rel"]) and report["steps"] == 6
