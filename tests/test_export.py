@@ -121,7 +121,8 @@ def test_every_family_is_what_onnx_runtime_computes(family, files, parity_rows):
 def test_sizes_stay_open(family, tmp_path, parity_rows):
     model = small(family)
     rows = check(model, export(model, tmp_path / "model.onnx"), parity_rows, f"{family}, any size")
-    assert len(rows) == 8 and tuple(model.config.image_size) in {row.size for row in rows}
+    native = tuple(model.config.input_size or model.config.image_size)
+    assert len(rows) == 8 and native in {row.size for row in rows}
 
 
 @pytest.mark.slow
