@@ -103,7 +103,12 @@ def recipe_of(grid: Grid, job: Job) -> Recipe:
         optimizer=dict(lr=job.rate),
         loop=dict(steps=grid.steps),
         keep=dict(
-            validate_every=grid.steps, validate_on=1, every=max(50, grid.steps // 10), last=1, best=False, pictures=0
+            validate_every=grid.steps,
+            validate_on=1,
+            save_steps=max(50, grid.steps // 10),
+            save_total_limit=1,
+            best=False,
+            pictures=0,
         ),
     )
 
