@@ -26,7 +26,7 @@ from ..images.images import label_palette
 from dpt_nb.inference.outputs import (
     check_outputs,
     color_ends,
-    map_colors,
+    head_colors,
     map_scale,
     read_scaled,
     write_map,
@@ -95,10 +95,10 @@ class FrameRenderer:
     ) -> torch.Tensor:  # `(3, H, W)` in [0, 1]
         "The map alone."
         if HEADS[self.head].categorical:
-            return map_colors(self.head, palette=label_palette(255))(values)
+            return head_colors(self.head, palette=label_palette(255))(values)
         if not self.fixed and (now := color_ends(self.head, values)):
             self.ends = tuple(old + self.follow * (new - old) for old, new in zip(self.ends or now, now))
-        return map_colors(self.head, self.ends)(values)
+        return head_colors(self.head, self.ends)(values)
 
 # %% ../../nbs/inference/films.ipynb #28079163
 class FrameFolder:

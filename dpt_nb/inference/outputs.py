@@ -6,10 +6,10 @@
 __all__ = ['MIDDLE', 'STEPS', 'OUTPUTS', 'NUMBERS', 'FIGURES', 'WRITERS', 'row_strips', 'map_scale', 'as_16_bits', 'png_chunk',
            'png_head', 'filtered_rows', 'write_png', 'write_scaled', 'read_scaled', 'stated_number',
            'write_with_offset', 'stated_scale', 'write_directions', 'read_directions', 'write_npy', 'write_pfm',
-           'read_pfm', 'thinned', 'palette_for', 'color_ends', 'map_colors', 'color_strips', 'draw_map', 'draw_labels',
+           'read_pfm', 'thinned', 'palette_for', 'color_ends', 'head_colors', 'color_strips', 'draw_map', 'draw_labels',
            'map_figure', 'overlay_figure', 'write_figure', 'side_by_side', 'OutputError', 'check_outputs', 'write_map',
-           'write_numbers', 'map_ends', 'write_figures', 'MapWriter', 'register_output', 'write_own', 'output_names',
-           'refuse_foreign_files', 'all_or_none', 'read_map', 'read_npy']
+           'write_numbers', 'map_ends', 'write_figures', 'MapWriter', 'register_output', 'write_registered',
+           'output_names', 'refuse_foreign_files', 'all_or_none', 'read_map', 'read_npy']
 
 # %% ../../nbs/inference/outputs.ipynb #0ea01f14
 import math
@@ -326,7 +326,7 @@ def color_ends(
     return depth_range(shown) if HEADS[head].scale else value_range(shown)
 
 
-def map_colors(
+def head_colors(
     head: str,  # of `HEADS`
     ends: tuple[float, float] | None = None,  # of `color_ends`
     palette: torch.Tensor | None = None,  # of labels: `(count, 3)` uint8
@@ -347,7 +347,7 @@ def color_strips(
 ) -> Iterator[np.ndarray]:  # `(rows, W, 3)` uint8, strip by strip
     "A map in colors, a few rows at a time."
     values = torch.as_tensor(values).detach().cpu()
-    paint = map_colors(head, None if HEADS[head].categorical else color_ends(head, values), palette)
+    paint = head_colors(head, None if HEADS[head].categorical else color_ends(head, values), palette)
     for rows in row_strips(values.shape[-2]):
         yield (paint(values[..., rows, :]) * 255).round().byte().permute(1, 2, 0).numpy()
 
@@ -585,7 +585,7 @@ def register_output(
     return add
 
 
-def write_own(
+def write_registered(
     stem: Path,  # file name without its ending
     head: str,  # of `HEADS`
     values: torch.Tensor,  # the head's map

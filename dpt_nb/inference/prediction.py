@@ -25,7 +25,7 @@ from dpt_nb.inference.outputs import (
     thinned,
     write_figures,
     write_numbers,
-    write_own,
+    write_registered,
 )
 from .point_clouds import map_points, write_ply
 from ..network.heads import HEADS
@@ -169,6 +169,6 @@ def save_map(
     names = self.class_names(head)
     facts = write_numbers(stem, head, values, outputs, names)
     figures = write_figures(stem, head, values, self.image, outputs, names)
-    figures += write_own(stem, head, values, self.image, outputs, names)
+    figures += write_registered(stem, head, values, self.image, outputs, names)
     first = {} if "file" in facts or not figures else dict(file=figures[0])
     return first | facts | (dict(pictures=figures) if figures else {})

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from ..evaluation.gallery import error_map
 from ..images.colors import color_label
-from ..inference.outputs import map_colors as head_colors
+from ..inference.outputs import head_colors
 from ..network.dpt import DPT
 from ..network.heads import HEADS
 from dpt_nb.network.inside import (
