@@ -28,7 +28,8 @@ from tqdm.auto import tqdm
 from ..data.checks import batch_warnings
 from ..data.sampling import spread_indices
 from ..evaluation.evaluate import panel, write_report
-from ..evaluation.gallery import MAIN_METRICS
+from ..evaluation.gallery import main_metric
+from ..evaluation.head_metrics import target_specs
 from ..images.files import atomic_write
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
@@ -257,7 +258,7 @@ class Run:
         "The row, with the metrics where the network is evaluated after this step."
         if self.due(row["step"], self.state.recipe.keep.validate_every):
             row = row | self.evaluate(row["step"])
-            leading = [name for name, _ in MAIN_METRICS.values() if name in row]
+            leading = [name for name, _ in map(main_metric, target_specs()) if name in row]
             shown = {f"held_out_{name}": f"{row[name]:.3f}" for name in leading}
             bar.set_postfix(loss=f"{row['loss']:.3f}", **shown)
         return row
