@@ -6,17 +6,15 @@
 __all__ = ['KINDS', 'PLAUSIBLE', 'DEPTH_UNITS', 'FAULT_CURES', 'Transform', 'Problem', 'implausible_depth', 'mask_of_255',
            'depth_warning', 'label_warning', 'batch_warnings', 'and_list', 'known_pixels', 'faces_away',
            'value_problem', 'looked_at', 'rows_and_columns', 'shape_faults', 'map_faults', 'label_faults',
-           'head_classes', 'truth_faults', 'sample_faults', 'teaches_nothing', 'try_sample', 'try_samples',
-           'check_before_training', 'Fingerprint', 'image_fingerprint', 'fine_detail', 'same_detail', 'sample_files',
-           'has_truth', 'Examined', 'examine', 'depth_summary', 'label_counts', 'label_problem', 'other_problem',
-           'examine_values', 'Check', 'and_more', 'published_count', 'ExaminedDataset', 'empty_check', 'check_dataset',
-           'all_thumbnails', 'log_proportions', 'alike', 'near_duplicates', 'same_samples', 'compare_checks',
-           'check_datasets', 'spread', 'lay_depth', 'lay_colors', 'largest_labels', 'lay_label', 'lay_truth',
-           'empty_rows', 'show_samples']
+           'truth_faults', 'sample_faults', 'teaches_nothing', 'try_sample', 'try_samples', 'check_before_training',
+           'Fingerprint', 'image_fingerprint', 'fine_detail', 'same_detail', 'sample_files', 'has_truth', 'Examined',
+           'examine', 'depth_summary', 'label_counts', 'label_problem', 'other_problem', 'examine_values', 'Check',
+           'and_more', 'published_count', 'ExaminedDataset', 'empty_check', 'check_dataset', 'all_thumbnails',
+           'log_proportions', 'alike', 'near_duplicates', 'same_samples', 'compare_checks', 'check_datasets', 'spread',
+           'lay_depth', 'lay_colors', 'largest_labels', 'lay_label', 'lay_truth', 'empty_rows', 'show_samples']
 
 # %% ../../nbs/data/checks.ipynb #db8291fe
 import hashlib
-import inspect
 import math
 import os
 from collections import Counter
@@ -266,15 +264,6 @@ def label_faults(
     return {"range": words}
 
 
-def head_classes(
-    name: str,  # of a head that predicts classes
-    arguments: dict,  # of the head, as in a config
-) -> int:  # 0: it does not say
-    "How many classes a head tells apart."
-    usual = inspect.signature(truth_spec(name).module).parameters.get("classes")
-    return arguments.get("classes", usual.default if usual else 0)
-
-
 def truth_faults(
     value: torch.Tensor,  # a map of the image's size
     name: str,  # of its head
@@ -300,7 +289,7 @@ def sample_faults(
         if not isinstance(value, torch.Tensor) or "shape" in found:
             continue
         if truth_spec(name).categorical:
-            found |= label_faults(value, head_classes(name, arguments))
+            found |= label_faults(value, truth_spec(name).class_count(arguments))
         else:
             found |= truth_faults(value, name, sample.get("intrinsics"))
     return found

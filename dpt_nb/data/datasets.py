@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from ..images.files import ImageError, check_array, check_file
 from ..images.images import check_scale, open_image, read_depth, read_image, read_label
-from ..network.head_spec import unit_length
+from ..network.head_spec import bytes_to_directions, unit_length
 from ..network.heads import truth_spec
 
 # %% ../../nbs/data/12_datasets.ipynb #864b8dbc
@@ -117,7 +117,7 @@ def read_normal(
                 f"{path} is {image.format} with {image.mode} pixels, and a map of normals is a PNG with 8-bit RGB, or "
                 "a NumPy array of shape (H, W, 3)."
             )
-        stored = (torch.from_numpy(np.array(image, dtype=np.float32)) - 128) / 127
+        stored = bytes_to_directions(torch.from_numpy(np.array(image)))
     normal = stored.permute(2, 0, 1)
     length = normal.norm(dim=0)
     return unit_length(torch.where(length.isfinite() & (length > 0.5), normal, 0.0))
