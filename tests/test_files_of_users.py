@@ -425,9 +425,9 @@ sys.exit(main())
     "where, code",
     [
         ("| head -1; exit ${PIPESTATUS[0]}", (0, 141)),
-        (">&-", (0,)),
+        pytest.param(">&-", (0,), marks=pytest.mark.slow),
         (">/dev/full", (1,)),
-        ("2>&1 | true; exit ${PIPESTATUS[0]}", (0, 141)),
+        pytest.param("2>&1 | true; exit ${PIPESTATUS[0]}", (0, 141), marks=pytest.mark.slow),
     ],
 )
 def test_an_output_that_nobody_reads_is_not_a_traceback(where, code, tmp_path):

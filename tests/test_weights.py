@@ -16,7 +16,7 @@ from dpt_nb.network.zoo import create_model
 FOLDER = files("dpt_nb") / "weights" / "dpt_tiny_scenes"
 
 
-@pytest.mark.parametrize("kind", ["rooms", "streets"])
+@pytest.mark.parametrize("kind", ["rooms", pytest.param("streets", marks=pytest.mark.slow)])
 def test_they_are_as_good_as_their_card_says(kind, tmp_path):
     card = {
         (what, metric): float(value)
