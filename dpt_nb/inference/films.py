@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILM_OUTPUTS', 'FrameRenderer', 'FrameFolder', 'check_replaceable', 'FilmOptions', 'film_files', 'film_is_whole',
-           'FilmWriter', 'predict_video', 'film_names', 'make_film', 'film_entry']
+           'FilmWriter', 'predict_video', 'film_names', 'make_film', 'film_entry', 'head_entry']
 
 # %% ../../nbs/inference/films.ipynb #e72940f7
 import json
@@ -39,7 +39,6 @@ from dpt_nb.inference.result_folder import (
     ResultFolder,
     all_files,
     fingerprint,
-    finished,
     in_words,
     is_full,
     note_predictions,
@@ -274,18 +273,26 @@ class FilmWriter:
         self.stack = ExitStack()
 
     def __enter__(self):
-        rate = self.film.rate / self.film.every
         self.videos, self.folders, self.renderers = {}, {}, {}
         with ExitStack() as stack:
-            for head, files in self.files.items():
-                forms = tuple(form for form in files if form != "numbers")
-                self.videos[head] = {form: stack.enter_context(VideoWriter(files[form], rate)) for form in forms}
-                self.renderers[head] = FrameRenderer(head, forms, self.options.ends)
-                if "numbers" in files:
-                    folder = FrameFolder(files["numbers"], head, self.options.outputs, self.about)
-                    self.folders[head] = stack.enter_context(folder)
+            for head in self.files:
+                self.open_files(head, stack)
             self.stack = stack.pop_all()
         return self
+
+    def open_files(
+        self,
+        head: str,  # of `HEADS`
+        stack: ExitStack,  # closes them
+    ) -> None:
+        "The videos and the folder of numbers of one head."
+        files, rate = self.files[head], self.film.rate / self.film.every
+        forms = tuple(form for form in files if form != "numbers")
+        self.videos[head] = {form: stack.enter_context(VideoWriter(files[form], rate)) for form in forms}
+        self.renderers[head] = FrameRenderer(head, forms, self.options.ends)
+        if "numbers" in files:
+            folder = FrameFolder(files["numbers"], head, self.options.outputs, self.about)
+            self.folders[head] = stack.enter_context(folder)
 
     def __exit__(self, *error):
         self.about |= dict(first=float(self.film.clock.first or 0), note=self.film.note())
@@ -340,9 +347,9 @@ def predict_video(
     with ResultFolder(out) as folder:
         about = origin(Path(path)) | dict(made_by=made_by)
         (about["name"],) = folder.choose_names([about], [plain_name(name or Path(path).stem)], files_for)
-        done = finished(folder.path, made_by, about, folder.entries_of(about))
-        if done and not options.again and film_is_whole(done, folder.path):
-            return dict(done, earlier=True) | {key: about[key] for key in ("source", "path")}
+        done = None if options.again else folder.earlier_result(about)
+        if done and film_is_whole(done, folder.path):
+            return done
         for head in heads:
             check_replaceable(folder.path / f"{about['name']}-{head}")
         folder.plan([about], files_for)
@@ -396,11 +403,19 @@ def film_entry(
 ) -> dict:  # of `predictions.json`
     "What was written. A film that breaks off counts as made by nothing, so that it is tried again."
     entry = about | dict(frames=next(iter(facts.values()))["frames"])
-    entry |= dict(note=film.note()) if film.note() else {}
-    entry |= dict(damage=film.damage, made_by=None) if film.damage else {}
-    for head, of in files.items():
-        names = [file.name for file in of.values()]
-        said = {key: value for key, value in facts[head].items() if key != "frames" and value is not None}
-        entry[head] = dict(file=names[-1] if "numbers" in of else names[0]) | said
-        entry[head] |= dict(files=names) if len(names) > 1 else {}
-    return entry
+    if film.note():
+        entry["note"] = film.note()
+    if film.damage:
+        entry |= dict(damage=film.damage, made_by=None)
+    return entry | {head: head_entry(files[head], facts[head]) for head in files}
+
+
+def head_entry(
+    files: dict[str, Path],  # output → file, of `film_files`
+    facts: dict,  # of `FilmWriter`
+) -> dict:  # of `predictions.json`
+    "What was written of one head; `file` are its numbers or, without any, its first video."
+    names = [file.name for file in files.values()]
+    said = {key: value for key, value in facts.items() if key != "frames" and value is not None}
+    first = names[-1] if "numbers" in files else names[0]
+    return dict(file=first) | said | (dict(files=names) if len(names) > 1 else {})

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'AT_ONCE', 'STRANGE_ASPECT', 'DeviceError', 'usable_device', 'PredictorError', 'check_settings',
-           'check_input_size', 'Predictor', 'attempt', 'as_floats', 'is_path', 'decoded', 'default_name',
-           'several_names', 'LazyPredictions', 'group_images']
+           'check_input_size', 'Predictor', 'bytes_a_pixel', 'attempt', 'as_floats', 'is_path', 'decoded',
+           'default_name', 'several_names', 'LazyPredictions', 'group_images', 'check_frame']
 
 # %% ../../nbs/inference/13_predictor.ipynb #7eed6914
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from fastcore.basics import chunked, patch
 from PIL import Image
 
 from ..images.files import ImageError
@@ -94,19 +94,17 @@ def check_input_size(
     "Raises `PredictorError` for a size at which the network can see nothing."
     if size is None:
         return None
-    sides = (size, size) if isinstance(size, (int, np.integer)) else size
+    whole = (int, np.integer)
+    sides = (size, size) if isinstance(size, whole) else size
     pair = isinstance(sides, (tuple, list)) and len(sides) == 2
-    if not pair or not all(isinstance(side, (int, np.integer)) and side > 0 for side in sides):
-        raise PredictorError(
-            f"The size is {size!r}; expected height and width in pixels, such as (384, 512), or one number for both."
-        )
+    if not pair or not all(isinstance(side, whole) and side > 0 for side in sides):
+        expected = "height and width in pixels, such as (384, 512), or one number for both"
+        raise PredictorError(f"The size is {size!r}; expected {expected}.")
     if any(side % patch for side in sides):
         nearest = "×".join(str(to_multiple(side, patch)) for side in sides)
-        raise PredictorError(
-            f"The size is {sides[0]}×{sides[1]}, and both sides have to be multiples of the patch, {patch} pixels. "
-            f"The nearest is {nearest}."
-        )
-    return tuple(int(side) for side in sides)
+        found = f"The size is {sides[0]}×{sides[1]}, and both sides have to be multiples of the patch, {patch} pixels"
+        raise PredictorError(f"{found}. The nearest is {nearest}.")
+    return tuple(map(int, sides))
 
 # %% ../../nbs/inference/13_predictor.ipynb #72e7a8a2
 class Predictor:
@@ -179,6 +177,18 @@ def padded(
 
 # %% ../../nbs/inference/13_predictor.ipynb #1a5d6db3
 @patch
+def clamp_depth(
+    self: Predictor,
+    maps: dict[str, torch.Tensor],  # head → `(B, C, h, w)`
+) -> dict[str, torch.Tensor]:
+    "Metres kept in `depth_range`, where there is one."
+    if self.depth_range is None:
+        return maps
+    metric = {head: values for head, values in maps.items() if HEADS[head].scale == "metric"}
+    return maps | {head: values.clamp(*self.depth_range) for head, values in metric.items()}
+
+
+@patch
 def pass_through(
     self: Predictor,
     seen: torch.Tensor,  # `(B, 3, h, w)` in [0, 1]
@@ -190,9 +200,7 @@ def pass_through(
         fed = fed.contiguous(memory_format=self.memory_format)
     with torch.autocast(self.device.type, half) if half else nullcontext():
         maps = self.network(fed) if fed.shape == seen.shape else self.network(fed, size)
-    if self.depth_range is not None:
-        metric = {head: values for head, values in maps.items() if HEADS[head].scale == "metric"}
-        maps |= {head: values.clamp(*self.depth_range) for head, values in metric.items()}
+    maps = self.clamp_depth(maps)
     return {head: resize_prediction(values.float(), size, head, self.resizing) for head, values in maps.items()}
 
 
@@ -220,14 +228,23 @@ def views(
     first = self.view(seen_at(self.input_size(*size, self.scales[0])))
     if len(self.scales) == 1:
         return first
-    total, common = dict(first), next(iter(first.values())).shape[-2:]
+    total = dict(first)
     for scale in self.scales[1:]:
         for head, values in self.view(seen_at(self.input_size(*size, scale))).items():
-            values = resize_prediction(values, common, head, self.resizing)
-            if HEADS[head].scale == "relative":
-                values = align_scale_shift(values, first[head], positive=True)
-            total[head] = total[head] + values
+            total[head] = total[head] + self.brought_to(first[head], values, head)
     return {head: HEADS[head].settle(values / len(self.scales)) for head, values in total.items()}
+
+
+@patch
+def brought_to(
+    self: Predictor,
+    first: torch.Tensor,  # `(B, C, h, w)`, seen at the first scale
+    values: torch.Tensor,  # `(B, C, h', w')`, seen at another
+    head: str,  # of `HEADS`
+) -> torch.Tensor:  # `(B, C, h, w)`
+    "A view in the size of the first, and in its scale where the head has none of its own."
+    values = resize_prediction(values, first.shape[-2:], head, self.resizing)
+    return align_scale_shift(values, first, positive=True) if HEADS[head].scale == "relative" else values
 
 
 @patch
@@ -256,14 +273,20 @@ def memory_needed(
 ) -> int:  # bytes
     "About how much it takes to predict an image as a whole."
     pixels, config = height * width, self.model.config
-    specs = [HEADS[head] for head in config.heads]
-    classes = sum(spec.class_count(arguments) for spec, arguments in zip(specs, config.heads.values()))
+    classes = sum(HEADS[head].class_count(arguments) for head, arguments in config.heads.items())
     seen = max(np.prod(self.input_size(height, width, scale)) for scale in self.scales)
     image = (3 + 12) * pixels  # bytes, and floats
-    maps = pixels * sum(8 if spec.categorical else 4 * spec.channels for spec in specs)
+    maps = pixels * sum(bytes_a_pixel(head) for head in config.heads)
     moment = 12 * pixels + 4 * min(AT_ONCE, classes * pixels) if classes else 4 * pixels
     network = 4 * seen * (8 * config.features / 4 + 3 * classes)
     return int(image + maps + moment + network)
+
+
+def bytes_a_pixel(
+    head: str,  # of `HEADS`
+) -> int:
+    "What a map takes: the number of a class has 8 bytes, any other number 4."
+    return 8 if HEADS[head].categorical else 4 * HEADS[head].channels
 
 
 @patch
@@ -320,17 +343,15 @@ def predict_list(
 ) -> list[Prediction]:  # in the order of the images
     """Predict images in batches of equal network size, and in tiles those that need more than `max_memory`. Raises
     `PredictionError` for one without a usable prediction."""
-    groups, found = {}, {}
+    groups, found = defaultdict(list), {}
     for index, image in enumerate(images):
         if self.memory_needed(*image.shape[-2:]) > self.max_memory:
             found[index] = attempt(partial(self.predict_in_tiles, image, names[index]), keep_errors)
         else:
-            groups.setdefault(self.input_size(*image.shape[-2:]), []).append(index)
-    for members in groups.values():
-        for start in range(0, len(members), batch):
-            chosen = members[start : start + batch]
-            together = [images[index] for index in chosen], [names[index] for index in chosen]
-            found |= zip(chosen, self.predict_batch(*together, keep_errors))
+            groups[self.input_size(*image.shape[-2:])].append(index)
+    for chosen in (part for members in groups.values() for part in chunked(members, batch)):
+        together = [images[index] for index in chosen], [names[index] for index in chosen]
+        found |= zip(chosen, self.predict_batch(*together, keep_errors))
     return [found[index] for index in range(len(images))]
 
 
@@ -586,15 +607,23 @@ def predict_film(
     else:
         maps_of_frames = frame_maps(partial(self.window_votes, window=window, overlap=overlap), film, 1)
     for frame, maps in maps_of_frames:
-        if broken := [head for head, values in maps.items() if not all_finite(values)]:
-            raise VideoError(
-                f"The {broken[0]} predicted for frame {frame.number} of {film.path} holds NaN or infinite values, and "
-                "finite ones were expected: try --precision float32, and see whether the weights are damaged."
-            )
+        check_frame(film, frame, maps)
         with torch.no_grad():
             maps = smoother(frame.image[None].to(self.device), maps)
         own = {head: values[0].cpu() for head, values in maps.items()}
         yield frame, self.prediction(frame.image, own, f"{name}-{frame.number:06d}")
+
+
+def check_frame(
+    film: FilmReader,
+    frame: FilmFrame,
+    maps: dict[str, torch.Tensor],  # head → any shape
+) -> None:
+    "Raises `VideoError` for NaN or infinite values."
+    if broken := [head for head, values in maps.items() if not all_finite(values)]:
+        found = f"The {broken[0]} predicted for frame {frame.number} of {film.path} holds NaN or infinite values"
+        advice = "try --precision float32, and see whether the weights are damaged"
+        raise VideoError(f"{found}, and finite ones were expected: {advice}.")
 
 
 @patch
