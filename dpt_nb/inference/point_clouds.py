@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POINT', 'PLY_HEADER', 'PointError', 'camera_for', 'relative_to_depth', 'on_edges', 'depth_points', 'write_ply',
-           'ply_count', 'read_ply', 'depth_head', 'map_points', 'turned', 'projected', 'last_of_pixels', 'view_points',
-           'turntable']
+           'ply_count', 'read_ply', 'depth_head', 'map_points', 'turned', 'dot_offsets', 'projected', 'last_of_pixels',
+           'view_points', 'turntable']
 
 # %% ../../nbs/inference/point_clouds.ipynb #941590b0
 import math
@@ -190,6 +190,13 @@ def turned(
     return (points - middle) @ (about_x @ about_y).to(points).T + middle
 
 
+def dot_offsets(
+    dot: int,  # rows and columns of pixels that a point covers
+) -> torch.Tensor:  # `(2, dot²)` rows and columns from the first
+    "The pixels of a dot."
+    return torch.cartesian_prod(torch.arange(dot), torch.arange(dot)).reshape(-1, 2).T
+
+
 def projected(
     points: torch.Tensor,  # `(N, 3)`, as the camera has them before it
     size: tuple[int, int],  # height and width, pixels
@@ -199,9 +206,9 @@ def projected(
     "The pixels that each point covers, also beyond the image."
     x, y, z = points.T
     focal = max(size) / 2 / math.tan(math.radians(field_of_view) / 2)
-    corner = torch.stack((focal * y / z + (size[0] - 1) / 2, focal * x / z + (size[1] - 1) / 2)) - (dot - 1) / 2
-    covered = torch.cartesian_prod(torch.arange(dot), torch.arange(dot)).reshape(-1, 2).T.to(points.device)
-    rows, columns = (corner[:, :, None] + covered[:, None]).round().long()
+    middle = torch.stack((focal * y / z + (size[0] - 1) / 2, focal * x / z + (size[1] - 1) / 2))
+    corner = middle - (dot - 1) / 2
+    rows, columns = (corner[:, :, None] + dot_offsets(dot).to(points.device)[:, None]).round().long()
     return rows, columns
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['flow_ends', 'sample_at', 'box_mean', 'resized_flow', 'slopes', 'flow_step', 'shrunk_size', 'estimate_motion',
            'local_contrast', 'centre_and_spread', 'fit_deviations', 'TemporalSmoother', 'same_scene', 'stays_inside',
-           'comparable', 'mean_spread', 'past_weight', 'Lines', 'same_places', 'in_own_unit']
+           'comparable', 'mean_spread', 'past_weight', 'Lines', 'same_places', 'seen_before', 'in_own_unit']
 
 # %% ../../nbs/inference/smoothing.ipynb #796bdb82
 import math
@@ -256,6 +256,15 @@ class Lines(NamedTuple):
     shown_scale: float = 1.0  # to what is shown
     shown_shift: float = 0.0
 
+    def onto_past(self, predicted: torch.Tensor) -> torch.Tensor:
+        return self.scale * predicted + self.shift
+
+    def as_shown(self, predicted: torch.Tensor) -> torch.Tensor:
+        return self.shown_scale * predicted + self.shown_shift
+
+    def past_as_shown(self, past: torch.Tensor) -> torch.Tensor:
+        return (past - self.shift) / self.scale * self.shown_scale + self.shown_shift
+
 
 def same_places(
     past: torch.Tensor,  # `(1, 1, H, W)`
@@ -308,20 +317,27 @@ def steady(
     past, lines, relative = self.past.get(head), None, HEADS[head].scale == "relative"
     if past is not None:
         flow, same = motion
-        moved, certain = sample_at(past.shown, flow), sample_at(past.known, flow)
-        same = same * known * (certain > 0.999)
+        moved, same = seen_before(past, flow, same * known)
         lines = self.scales(past, present, known, flow, same) if relative else Lines()
     if lines is None:  # the film begins here
         self.remember(head, present, present, known, 1.0)
         return values
-    onto_past = lines.scale * present + lines.shift
+    onto_past = lines.onto_past(present)
     weight = self.strength * same * past_weight(head, onto_past, moved, known)
     mean = onto_past + weight * (moved - onto_past)
-    if relative:
-        mean = (mean - lines.shift) / lines.scale * lines.shown_scale + lines.shown_shift
-    mean, aligned = HEADS[head].settle(mean), lines.shown_scale * present + lines.shown_shift
-    self.remember(head, aligned, torch.where(known, mean, 0), known, lines.shown_scale)
+    mean = HEADS[head].settle(lines.past_as_shown(mean) if relative else mean)
+    self.remember(head, lines.as_shown(present), torch.where(known, mean, 0), known, lines.shown_scale)
     return in_own_unit(head, mean, values, known, weight)
+
+
+def seen_before(
+    past: SimpleNamespace,  # of `remember`
+    flow: torch.Tensor,  # `(1, 2, H, W)`, of `compare`
+    same: torch.Tensor,  # `(1, 1, H, W)`, where the past shows the same surface
+) -> tuple[torch.Tensor, torch.Tensor]:  # what was shown, `(1, C, H, W)`; `same`, 0 where nothing was known
+    "The past moved into its place in the present."
+    certain = sample_at(past.known, flow) > 0.999
+    return sample_at(past.shown, flow), same * certain
 
 
 def in_own_unit(

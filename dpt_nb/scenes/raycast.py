@@ -375,7 +375,7 @@ def candidates(
     return along.relu_().square_() >= beyond  # relu: a centre behind us counts only if we are inside
 
 # %% ../../nbs/scenes/raycast.ipynb #568e7393
-AT_ONCE = 1 << 15  # rays: keeps the table of candidates small for large images
+RAYS_AT_ONCE = 1 << 15  # rays: keeps the table of candidates small for large images
 
 
 def pair_distances(
@@ -418,8 +418,8 @@ def nearest(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # as `nearest_simple`
     "The nearest box or sphere along each ray, testing only pairs that `candidates` lets through."
     rays = direction.shape[1]
-    if rays > AT_ONCE:
-        parts = zip(origin.expand_as(direction).split(AT_ONCE // 2, 1), direction.split(AT_ONCE // 2, 1))
+    if rays > RAYS_AT_ONCE:
+        parts = zip(origin.expand_as(direction).split(RAYS_AT_ONCE // 2, 1), direction.split(RAYS_AT_ONCE // 2, 1))
         t, which = zip(*(nearest(*part, boxes, spheres) for part in parts))
         return torch.cat(t), torch.cat(which)
     primitive, ray = candidates(origin, direction, boxes, spheres).nonzero(as_tuple=True)

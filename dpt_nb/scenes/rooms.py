@@ -295,7 +295,7 @@ def is_free(
     return all(math.hypot(x - other_x, y - other_y) > reach + radius for other_x, other_y, radius in taken)
 
 
-def find_place(
+def free_place(
     generator: random.Random,
     camera: Camera,
     room: tuple[float, float],  # its width and depth, metres
@@ -340,7 +340,7 @@ def furnish(
     chosen = [make for make, limits in FURNITURE.items() for _ in range(generator.randint(*limits))]
     for make in chosen:
         parts = make(generator)
-        place = find_place(generator, camera, (width, depth), taken, parts, to_wall=make is cabinet)
+        place = free_place(generator, camera, (width, depth), taken, parts, to_wall=make is cabinet)
         if place is None:
             continue
         taken.append((*place[:2], circle_reach(parts)))
