@@ -10,8 +10,8 @@ __all__ = ['IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'BUILT_IN', 'built_in', 'DAMAGED',
            'decode_image', 'open_image', 'decoding_failure', 'format_hint', 'gray_to_rgb', 'pil_to_rgb', 'fits_bytes',
            'crop_rows', 'pil_to_image', 'read_image', 'check_colors_first', 'check_unit_range', 'tensor_to_image',
            'check_colors_last', 'array_to_image', 'load_pil', 'to_image', 'written_as', 'write_image', 'reason_unused',
-           'list_folder', 'sort_folder', 'left_out', 'find_images', 'check_scale', 'read_depth', 'check_png',
-           'map_array', 'to_16_bits', 'write_depth', 'read_label', 'farthest_first', 'label_palette', 'check_palette',
+           'list_folder', 'sort_folder', 'find_images', 'check_scale', 'read_depth', 'check_png', 'map_array',
+           'to_16_bits', 'write_depth', 'read_label', 'farthest_first', 'label_palette', 'check_palette',
            'full_palette', 'is_our_image', 'label_array', 'largest_class', 'write_label']
 
 # %% ../../nbs/images/00_images.ipynb #7fef0fa9
@@ -539,14 +539,6 @@ def sort_folder(
     return sorted(images), {reason: sorted(unused[reason]) for reason in sorted(unused)}
 
 # %% ../../nbs/images/00_images.ipynb #01ecfe1f
-def left_out(
-    folder: str | Path,
-    recursive: bool = False,  # also folders inside it
-) -> dict[str, list[Path]]:  # reason → files and folders that are not used, each sorted by name
-    "What a folder holds beside the images of `find_images`. Raises `ImageError` for a folder that cannot be read."
-    return sort_folder(folder, recursive)[1]
-
-
 def find_images(
     path: str | Path,  # a file, or a folder whose images are wanted
     recursive: bool = False,  # also those of folders inside it

@@ -409,7 +409,7 @@ def leave(self: ResultFolder) -> None:
             self.path.rmdir()
         return
     try:
-        if left := self.unlisted():
+        if left := self.unlisted_plans():
             write_list(self.work / PLANS, left)
         else:
             shutil.rmtree(self.work, ignore_errors=True)
@@ -420,7 +420,7 @@ def leave(self: ResultFolder) -> None:
 
 
 @patch
-def unlisted(self: ResultFolder) -> list[dict]:  # of `plan`
+def unlisted_plans(self: ResultFolder) -> list[dict]:  # of `plan`
     "Plans of which there are files that no list has. Raises `FolderError`."
     listed = set().union(*map(own_files, read_predictions(self.path)))
     waits = lambda name: name not in listed and os.path.lexists(self.path / name)

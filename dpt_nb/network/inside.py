@@ -7,7 +7,7 @@ __all__ = ['LEVEL_CHOICES', 'InsideError', 'global_backbone', 'query_key_value',
            'forward_with_attention', 'embedded_image', 'attention_maps', 'token_row', 'token_attention', 'framed',
            'attention_overlay', 'effective_tokens', 'rollout', 'ColorBasis', 'principal_components', 'color_basis',
            'map_colors', 'tap_map', 'check_level', 'readouts', 'finish_level', 'position_map', 'position_similarity',
-           'position_bias', 'level_sizes', 'same_shapes', 'check_choice', 'choose_levels', 'fuse_with',
+           'position_bias', 'level_sizes', 'same_shapes', 'check_level_choice', 'choose_levels', 'fuse_with',
            'layout_and_edges', 'likeness']
 
 # %% ../../nbs/network/08_inside.ipynb #5b1f1634
@@ -381,7 +381,7 @@ def same_shapes(own: list[torch.Tensor], other: list[torch.Tensor] | None) -> bo
     return other is not None and [level.shape for level in other] == [level.shape for level in own]
 
 
-def check_choice(
+def check_level_choice(
     own: list[torch.Tensor],  # levels of one image
     other: list[torch.Tensor] | None,  # levels of another
     choice: list[str],  # one a level
@@ -402,7 +402,7 @@ def choose_levels(
     choice: list[str],  # one a level: "own", "off" or "other"
 ) -> list[torch.Tensor]:  # levels for the decoder
     "Levels of two images and zeros, mixed. Raises `InsideError` when choice, number or sizes do not fit."
-    check_choice(own, other, choice)
+    check_level_choice(own, other, choice)
     mixed = []
     for index, what in enumerate(choice):
         level = other[index] if what == "other" else own[index]

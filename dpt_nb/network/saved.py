@@ -288,7 +288,7 @@ def is_hub_id(name: str | Path) -> bool:
     return not folder.parent.is_dir() and folder.name != "model"
 
 
-def download(
+def download_file(
     name: str,  # a Hub id
     file: str,  # of its folder
     **hub,  # of `hf_hub_download`
@@ -310,7 +310,7 @@ def find_file(
     "One file of a saved model, downloaded when `name` is a Hub id. Raises `ConfigError` when it is not there."
     folder = local_path(name)
     if not folder.is_dir() and is_hub_id(name):
-        return download(str(name), file, **hub)
+        return download_file(str(name), file, **hub)
     if not folder.is_dir():
         raise ConfigError(
             f"There is no model folder at {name}. A model is a folder with config.json and model.safetensors, such as "

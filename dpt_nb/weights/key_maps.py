@@ -394,7 +394,7 @@ class CheckpointFormat:
     backbone_only: bool = False
 
 # %% ../../nbs/weights/key_maps.ipynb #cd50dd95
-TABLES = r".*\.(relative_position_index|relative_coords_table|attn_mask|k_bias)"
+COMPUTED_TABLES = r".*\.(relative_position_index|relative_coords_table|attn_mask|k_bias)"
 CLASSIFIER = r"(head|head_dist|fc_norm|pre_logits)\..*"
 
 # %% ../../nbs/weights/key_maps.ipynb #5da43c29
@@ -414,7 +414,7 @@ CHECKPOINT_FORMATS = {
                 rf"pretrained\.model\.{CLASSIFIER}",
                 r"pretrained\.model\.norm\..*",
                 r"scratch\.refinenet4\.resConfUnit1\..*",
-                TABLES,
+                COMPUTED_TABLES,
             ),
         ),
         CheckpointFormat(
@@ -434,7 +434,7 @@ CHECKPOINT_FORMATS = {
                 r"dpt\.pooler\..*",
                 r"backbone\.embeddings\.mask_token",
                 r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*",
-                TABLES,
+                COMPUTED_TABLES,
             ),
         ),
         CheckpointFormat(
@@ -453,7 +453,7 @@ CHECKPOINT_FORMATS = {
             "timm",
             signs=("blocks.0.", "patch_embed."),
             rules=lambda head, config: [KeyRule("backbone.vit.{rest}", "{rest}")],
-            unused=(CLASSIFIER, r"mask_token", TABLES),
+            unused=(CLASSIFIER, r"mask_token", COMPUTED_TABLES),
             backbone_only=True,
         ),
     )

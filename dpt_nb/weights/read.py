@@ -458,7 +458,7 @@ def without_prefixes(state: dict) -> dict:
     return state
 
 # %% ../../nbs/weights/read.ipynb #452aee29
-def check_names(state: dict, source: str) -> None:  # state: name → tensor
+def check_tensor_names(state: dict, source: str) -> None:  # state: name → tensor
     "Raises `CheckpointError` for more names than any network has, or one that cannot be printed."
     odd = [name for name in state if len(name) > 300 or not name.isprintable()]
     if odd or len(state) > MOST_TENSORS:
@@ -477,7 +477,7 @@ def check_named_tensors(loaded: dict, source: str) -> None:
     if other:
         found = f"{source} holds more than named tensors: {SHORT.repr(other[:3])[1:-1]}"
         raise CheckpointError(f"{found}. Expected names with tensors, or these under {under}.")
-    check_names(loaded, source)
+    check_tensor_names(loaded, source)
 
 
 def unwrap(
