@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 
@@ -355,6 +356,17 @@ def pair_distances(
     )
 
 
+def true_pairs(
+    table: torch.Tensor,  # `(B + S, N)` bool
+) -> tuple[torch.Tensor, torch.Tensor]:  # row and column of each true value, row by row
+    "On a CPU numpy finds them several times as fast as torch."
+    if table.device.type != "cpu":
+        return table.nonzero(as_tuple=True)
+    place = torch.from_numpy(np.flatnonzero(table.numpy()))
+    row = place // table.shape[1]
+    return row, place - row * table.shape[1]
+
+
 def nearest(
     origin: torch.Tensor,  # `(3, N)` or `(3, 1)` metres
     direction: torch.Tensor,  # `(3, N)`
@@ -367,7 +379,7 @@ def nearest(
         parts = zip(origin.expand_as(direction).split(AT_ONCE // 2, 1), direction.split(AT_ONCE // 2, 1))
         t, which = zip(*(nearest(*part, boxes, spheres) for part in parts))
         return torch.cat(t), torch.cat(which)
-    primitive, ray = candidates(origin, direction, boxes, spheres).nonzero(as_tuple=True)
+    primitive, ray = true_pairs(candidates(origin, direction, boxes, spheres))
     t = pair_distances(origin, direction, boxes, spheres, primitive, ray)
     best = direction.new_full((rays,), math.inf).scatter_reduce_(0, ray, t, "amin")
     won = ((t == best[ray]) & (t < math.inf)).nonzero()[:, 0]
