@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 
@@ -410,6 +411,17 @@ def first_of_pairs(
     return best, torch.where(best < math.inf, which, -1)
 
 
+def true_pairs(
+    table: torch.Tensor,  # `(B + S, N)` bool
+) -> tuple[torch.Tensor, torch.Tensor]:  # row and column of each true value, row by row
+    "On a CPU numpy finds them several times as fast as torch."
+    if table.device.type != "cpu":
+        return table.nonzero(as_tuple=True)
+    place = torch.from_numpy(np.flatnonzero(table.numpy()))
+    row = place // table.shape[1]
+    return row, place - row * table.shape[1]
+
+
 def nearest(
     origin: torch.Tensor,  # `(3, N)` or `(3, 1)` metres
     direction: torch.Tensor,  # `(3, N)`
@@ -422,7 +434,7 @@ def nearest(
         parts = zip(origin.expand_as(direction).split(RAYS_AT_ONCE // 2, 1), direction.split(RAYS_AT_ONCE // 2, 1))
         t, which = zip(*(nearest(*part, boxes, spheres) for part in parts))
         return torch.cat(t), torch.cat(which)
-    primitive, ray = candidates(origin, direction, boxes, spheres).nonzero(as_tuple=True)
+    primitive, ray = true_pairs(candidates(origin, direction, boxes, spheres))
     t = pair_distances(origin, direction, boxes, spheres, primitive, ray)
     return first_of_pairs(t, primitive, ray, rays)
 
