@@ -969,7 +969,7 @@ def add_parameter(
     option, missing = parameter.kind == parameter.KEYWORD_ONLY, default is parameter.empty
     how = how_to_parse(parameter.annotation, option)
     how |= dict(default=None if missing else default)
-    how |= dict(help=text if missing or default in (None, False) else f"{text} (default: {default})")
+    how |= dict(help=text if missing or default is None or default is False else f"{text} (default: {default})")
     if option:
         action = parser.add_argument(f"--{name.replace('_', '-')}", required=missing, **how)
         parser._option_string_actions[f"--{name}"] = action  # understood, not shown
