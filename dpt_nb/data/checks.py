@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['KINDS', 'PLAUSIBLE', 'DEPTH_UNITS', 'FAULT_CURES', 'Transform', 'Problem', 'implausible_depth', 'mask_of_255',
            'depth_warning', 'label_warning', 'batch_warnings', 'and_list', 'known_pixels', 'faces_away',
-           'value_problem', 'looked_at', 'rows_and_columns', 'shape_faults', 'map_faults', 'label_faults',
-           'truth_faults', 'sample_faults', 'teaches_nothing', 'try_sample', 'try_samples', 'check_before_training',
-           'Fingerprint', 'image_fingerprint', 'fine_detail', 'same_detail', 'sample_files', 'has_truth', 'Examined',
-           'examine', 'depth_summary', 'label_counts', 'label_problem', 'other_problem', 'examine_values', 'Check',
-           'and_more', 'published_count', 'ExaminedDataset', 'empty_check', 'check_dataset', 'all_thumbnails',
-           'log_proportions', 'alike', 'near_duplicates', 'same_samples', 'compare_checks', 'check_datasets', 'spread',
-           'lay_depth', 'lay_colors', 'largest_labels', 'lay_label', 'lay_truth', 'empty_rows', 'show_samples']
+           'value_problem', 'looked_at', 'rows_and_columns', 'size_fault', 'shape_faults', 'map_faults', 'label_faults',
+           'truth_faults', 'sample_faults', 'teaches_nothing', 'try_sample', 'try_samples', 'class_count_fault',
+           'fault_sentences', 'check_before_training', 'Fingerprint', 'image_fingerprint', 'fine_detail', 'same_detail',
+           'sample_files', 'has_truth', 'Examined', 'examine', 'depth_summary', 'label_counts', 'label_problem',
+           'other_problem', 'examine_values', 'Check', 'and_more', 'published_count', 'ExaminedDataset', 'empty_check',
+           'check_dataset', 'all_thumbnails', 'log_proportions', 'thumbnail_distances', 'alike', 'near_duplicates',
+           'same_samples', 'compare_checks', 'check_datasets', 'spread', 'lay_depth', 'lay_colors', 'largest_labels',
+           'colors_over_gray', 'lay_label', 'lay_truth', 'empty_rows', 'show_samples']
 
 # %% ../../nbs/data/checks.ipynb #db8291fe
 import hashlib
@@ -215,16 +216,23 @@ def rows_and_columns(
     return "x".join(map(str, value.shape[-2:])) or "one number"
 
 
+def size_fault(
+    image: torch.Tensor,  # `(3, H, W)`
+    maps: dict[str, torch.Tensor],  # of heads, of another size
+) -> str:
+    "What a sentence says of a file whose maps do not fit its image."
+    sizes = " and ".join(f"its {and_list([name])} {rows_and_columns(value)}" for name, value in maps.items())
+    return f"is {rows_and_columns(image)} and {sizes} (rows x columns), and one size was expected"
+
+
 def shape_faults(
     image: torch.Tensor,  # `(3, H, W)`
     maps: dict[str, torch.Tensor],  # of heads
 ) -> dict[str, str]:  # kind of fault → what a sentence says of the file
     "Maps of another size than the image, or of another number of channels."
-    size, found = rows_and_columns(image), {}
-    if unlike := [name for name, value in maps.items() if rows_and_columns(value) != size]:
-        sizes = " and ".join(f"its {and_list([name])} {rows_and_columns(maps[name])}" for name in unlike)
-        found["size"] = f"is {size} and {sizes} (rows x columns), and one size was expected"
-    for name in maps.keys() - unlike:
+    unlike = {name: value for name, value in maps.items() if rows_and_columns(value) != rows_and_columns(image)}
+    found = {"size": size_fault(image, unlike)} if unlike else {}
+    for name in maps.keys() - unlike.keys():
         channels = truth_spec(name).channels
         wanted = (channels, *image.shape[-2:]) if channels else tuple(image.shape[-2:])
         if maps[name].shape != wanted:
@@ -357,6 +365,35 @@ def try_samples(
     return faults, unlike
 
 
+def class_count_fault(
+    dataset: Dataset,
+    heads: dict,  # those with a loss
+) -> list[str]:  # a sentence, or none
+    "Whether the head has an output for each class that the data names."
+    outputs, names = num_classes(heads), getattr(dataset, "classes", ())
+    if not outputs or not names or len(names) == outputs:
+        return []
+    sentence = (
+        f"The data has {len(names)} classes and the head has {outputs} outputs, and there has to be one for each."
+    )
+    return [sentence]
+
+
+def fault_sentences(
+    faults: dict[str, list[str]],  # kind of fault → what is said of each case
+    count: int,  # samples that were looked at
+) -> list[str]:
+    "The first case of each kind; what only makes a sample useless is said where it is so in all."
+    looked, sentences, faults = f"of the {count} samples that were looked at", [], dict(faults)
+    if broken := faults.pop("broken", []):
+        sentences.append(f"{broken[0]} ({len(broken)} {looked} cannot be used.)")
+    for kind, cases in faults.items():
+        if not teaches_nothing(kind) or len(cases) == count:
+            cure = FAULT_CURES.get(kind, "Are these the right files?")
+            sentences.append(f"{cases[0]} ({len(cases)} {looked}). {cure}")
+    return sentences
+
+
 def check_before_training(
     dataset: Dataset,  # of the training split
     heads: dict,  # those with a loss: name → arguments, as in a config
@@ -366,20 +403,10 @@ def check_before_training(
     count: int = 16,  # samples that are read, at most
 ) -> list[str]:  # sentences; empty where nothing was found
     "What will end a training, or make it learn nothing, as far as a few samples tell. It raises nothing."
-    outputs, names, found = num_classes(heads), getattr(dataset, "classes", ()), []
-    if outputs and names and len(names) != outputs:
-        found.append(
-            f"The data has {len(names)} classes and the head has {outputs} outputs, and there has to be one for each."
-        )
     places = looked_at(dataset, count, seed)
+    found = class_count_fault(dataset, heads)
     faults, unlike = try_samples(dataset, places, heads, transform, seed)
-    looked = f"of the {len(places)} samples that were looked at"
-    if broken := faults.pop("broken", []):
-        found.append(f"{broken[0]} ({len(broken)} {looked} cannot be used.)")
-    for kind, cases in faults.items():
-        if not teaches_nothing(kind) or len(cases) == len(places):
-            cure = FAULT_CURES.get(kind, "Are these the right files?")
-            found.append(f"{cases[0]} ({len(cases)} {looked}). {cure}")
+    found += fault_sentences(faults, len(places))
     return found + ([unlike] if unlike and batch > 1 else [])
 
 # %% ../../nbs/data/checks.ipynb #80158f38
@@ -616,6 +643,21 @@ def class_name(self: Check, label: int) -> str:
 
 
 @patch
+def left_out_lines(
+    self: Check,
+    shown: list[int],  # labels that the table has
+) -> list[str]:
+    "What the table does not show: further classes, and those that never occur."
+    lines, labelled = [], self.labelled
+    if more := len(labelled) - len(shown):
+        rest = 1 - sum(labelled[label] for label in shown) / labelled.total()
+        lines.append(f"  and {more} more classes, {rest:.3%}")
+    if absent := [name for label, name in enumerate(self.classes) if label not in labelled]:
+        lines.append(f"  never: {and_more(absent, 8)}")
+    return lines
+
+
+@patch
 def label_lines(
     self: Check,
     shown: int = 12,  # classes, the largest ones
@@ -623,16 +665,10 @@ def label_lines(
     "Each class's part of the labelled pixels, how many samples have it, and the ignored part of all pixels."
     if not self.labels:
         return []
-    labelled = self.labelled
-    largest = sorted(labelled, key=lambda label: (-labelled[label], label))[:shown]
-    lines = [f"labels: {self.labels[255] / self.labels.total():.2%} of the pixels ignored; of the others"]
-    lines += self.class_table(sorted(largest))
-    if more := len(labelled) - len(largest):
-        rest = 1 - sum(labelled[label] for label in largest) / labelled.total()
-        lines.append(f"  and {more} more classes, {rest:.3%}")
-    if absent := [name for label, name in enumerate(self.classes) if label not in labelled]:
-        lines.append(f"  never: {and_more(absent, 8)}")
-    return lines
+    largest = sorted(self.labelled, key=lambda label: (-self.labelled[label], label))[:shown]
+    ignored = self.labels[255] / self.labels.total()
+    lines = [f"labels: {ignored:.2%} of the pixels ignored; of the others"]
+    return lines + self.class_table(sorted(largest)) + self.left_out_lines(largest)
 
 
 @patch
@@ -670,12 +706,19 @@ def problem_lines(self: Check) -> list[str]:
 
 
 @patch
+def depth_line(self: Check) -> list[str]:  # empty where there is no depth
+    "The nearest and the farthest."
+    if self.farthest is None:
+        return []
+    what, unit = ("depth", f" {self.unit}") if self.unit else ("inverse depth", ", no unit")
+    return [f"  {what} from {self.nearest:.3g} to {self.farthest:.3g}{unit}"]
+
+
+@patch
 def __str__(self: Check) -> str:
     samples = f"{self.samples} samples{published_count(self.expected)}"
     lines = [f"{self.name}: {samples}, {self.truth} with ground truth{published_count(self.expected_truth)}"]
-    if self.farthest is not None:
-        what, unit = ("depth", f" {self.unit}") if self.unit else ("inverse depth", ", no unit")
-        lines.append(f"  {what} from {self.nearest:.3g} to {self.farthest:.3g}{unit}")
+    lines += self.depth_line()
     lines += [f"  {line}" for line in self.label_lines() + self.notes]
     lines += self.problem_lines()
     if not self.problems:
@@ -800,6 +843,18 @@ def log_proportions(check: Check) -> torch.Tensor:  # `(N,)`
     return torch.tensor([image.height / image.width for image in check.fingerprints.values()]).log()
 
 
+def thumbnail_distances(
+    some: torch.Tensor,  # `(N, F)` thumbnails, with their logarithms of width / height below
+    slants: torch.Tensor,  # `(N,)`
+    others: torch.Tensor,  # `(M, F)` likewise
+    other_slants: torch.Tensor,  # `(M,)`
+) -> torch.Tensor:  # `(N, M)` of 255, root mean square; infinite between images of other proportions
+    "How far images are from each other."
+    apart = torch.cdist(some, others) / others.shape[1] ** 0.5
+    apart[(slants[:, None] - other_slants).abs() > 0.03] = math.inf
+    return apart
+
+
 def alike(
     train: Check,  # of the training split
     held_out: Check,  # of the validation split
@@ -810,8 +865,7 @@ def alike(
     slant, other_slant = log_proportions(train), log_proportions(held_out)
     for first in range(0, len(places), 64):
         block = slice(first, first + 64)
-        apart = torch.cdist(of_held_out[block], of_train) / of_train.shape[1] ** 0.5
-        apart[(other_slant[block, None] - slant).abs() > 0.03] = math.inf  # an image of other proportions
+        apart = thumbnail_distances(of_held_out[block], other_slant[block], of_train, slant)
         values, nearest = apart.topk(min(3, len(names)), largest=False)
         for index, distances, columns in zip(places[block], values.tolist(), nearest.tolist()):
             yield index, [names[column] for distance, column in zip(distances, columns) if distance <= tolerance]
@@ -899,20 +953,15 @@ def lay_depth(
 ) -> None:
     "Measured depth over the gray image, with a color bar."
     value, spec = sample[name], truth_spec(name)
-    known = known_pixels(value, spec)
-    sparse = known.float().mean() < 0.5
+    measured = known_pixels(value, spec).float().mean()
+    sparse = measured < 0.5
     shown = spread(value, max(1, value.shape[-1] // 400)) if sparse and spec.scale else value
+    shown = torch.where(known_pixels(shown, spec), shown, torch.nan)[0]
     low, high = depth_range(value)
+    colors = dict(cmap=spec.cmap, vmin=low, vmax=high, alpha=1.0 if sparse else 0.8)
     axis.imshow(sample["image"].mean(0), cmap="gray", vmin=0, vmax=1)
-    layer = axis.imshow(
-        torch.where(known_pixels(shown, spec), shown, torch.nan)[0],
-        cmap=spec.cmap,
-        vmin=low,
-        vmax=high,
-        alpha=1.0 if sparse else 0.8,
-        interpolation="nearest",
-    )
-    axis.set_title(f"{and_list([name])}, {known.float().mean():.0%} measured", fontsize=9)
+    layer = axis.imshow(shown, interpolation="nearest", **colors)
+    axis.set_title(f"{and_list([name])}, {measured:.0%} measured", fontsize=9)
     axis.figure.colorbar(layer, ax=axis, shrink=0.8, label=spec.words, extend="both")
 
 
@@ -938,6 +987,17 @@ def largest_labels(
     return present[sizes.argsort(descending=True)[:count]].tolist()
 
 
+def colors_over_gray(
+    gray: torch.Tensor,  # `(3, H, W)` in [0, 1]
+    label: torch.Tensor,  # `(H, W)`, 255 where nothing is known
+    palette: torch.Tensor,  # `(count, 3)` uint8
+) -> torch.Tensor:  # `(H, W, 3)` in [0, 1]
+    "A label's colors over a gray image, which shows where nothing is known."
+    colored = color_label(torch.where(label >= len(palette), 255, label), palette)
+    mixed = torch.where(label == 255, gray, torch.lerp(gray, colored, 0.6))
+    return mixed.permute(1, 2, 0).clamp(0, 1)
+
+
 def lay_label(
     axis: plt.Axes,  # drawn on
     sample: dict,  # with image and map
@@ -948,8 +1008,7 @@ def lay_label(
     label, gray = sample[name], sample["image"].mean(0, keepdim=True).expand(3, -1, -1)
     largest = largest_labels(label, 8)
     palette = label_palette(min(255, max([len(classes), *(index + 1 for index in largest)])))
-    coloured = color_label(torch.where(label >= len(palette), 255, label), palette)
-    axis.imshow(torch.where(label == 255, gray, torch.lerp(gray, coloured, 0.6)).permute(1, 2, 0).clamp(0, 1))
+    axis.imshow(colors_over_gray(gray, label, palette))
     axis.set_title(f"label, {(label != 255).float().mean():.0%} labelled", fontsize=9)
     named = [index for index in largest if index < len(palette)]
     handles = label_patches(list(classes) or None, palette, named)

@@ -253,6 +253,30 @@ def _roll(
     return math.degrees(math.atan2(sin * fx, cos * fy - sin * skew))  # of M's second row, see `_camera_after`
 
 
+def _sampled(
+    value: torch.Tensor,  # `(…, H, W)`
+    grid: torch.Tensor,  # `(1, H, W, 2)`: for each new pixel the old place, as `grid_sample` counts
+    mode: str,  # "bilinear" or "nearest"
+    outside: float,  # what lies beyond the map
+) -> torch.Tensor:  # the same shape and type
+    "A map's values at other places."
+    shifted = value - outside if outside else value  # `grid_sample` fills with 0
+    planes = shifted.reshape(1, -1, *value.shape[-2:]).to(grid)
+    found = F.grid_sample(planes, grid, mode=mode, align_corners=False)
+    return (found + outside if outside else found).view(value.shape).to(value.dtype)
+
+
+def _rotation_of_pixels(
+    height: int,  # rows
+    width: int,  # columns
+    cos: float,  # of the anticlockwise angle
+    sin: float,  # of the anticlockwise angle
+) -> tuple:  # as `_camera_after` takes it
+    "Where a pixel goes when an image is rotated about its centre."
+    u, v = (width - 1) / 2, (height - 1) / 2
+    return ((cos, sin, u - cos * u - sin * v), (-sin, cos, v + sin * u - cos * v))
+
+
 def _rotated(
     sample: dict,  # not modified
     degrees: float,  # anticlockwise
@@ -261,16 +285,12 @@ def _rotated(
     height, width = _size(sample)
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     grid = _rotation_grid(height, width, cos, sin, sample["image"].device)
+    roll = _roll(sample, degrees)
 
     def move(name, value):
-        outside = _outside(name)
-        shifted = value - outside if outside else value  # `grid_sample` fills with 0
-        mode = "bilinear" if name == "image" else "nearest"
-        found = F.grid_sample(shifted.reshape(1, -1, height, width).to(grid), grid, mode=mode, align_corners=False)
-        return (found + outside if outside else found).view(value.shape).to(value.dtype)
+        return _sampled(value, grid, "bilinear" if name == "image" else "nearest", _outside(name))
 
-    u, v, roll = (width - 1) / 2, (height - 1) / 2, _roll(sample, degrees)
-    change = ((cos, sin, u - cos * u - sin * v), (-sin, cos, v + sin * u - cos * v))
+    change = _rotation_of_pixels(height, width, cos, sin)
     return _moved(sample, move, change, lambda spec, values: spec.turn(values, roll))
 
 # %% ../../nbs/data/11_transforms.ipynb #11c2e1a3
