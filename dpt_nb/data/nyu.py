@@ -319,8 +319,8 @@ def read_slice(
     stored = file[name] if inside else None
     if not is_image_array(stored, name):
         raise DatasetError(
-            f"{self.path}: under the name {name} there is {what_is_stored(stored)}, and an array of images was expected. "
-            "Is it the file of this name from NYUv2?",
+            f"{self.path}: under the name {name} there is {what_is_stored(stored)}, and an array of images was "
+            "expected. Is it the file of this name from NYUv2?",
             "unreadable",
         )
     if number >= stored.shape[0]:

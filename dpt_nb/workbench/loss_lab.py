@@ -26,7 +26,7 @@ from dpt_nb.objective.losses import (
 )
 from ..objective.metrics import DEPTH_METRICS, depth_errors
 from .pages import Explorer, Panels, rendered_scene, shipped_model
-from .scene_maker import plain_slider, predict_maps, to_metres
+from .scene_maker import plain_slider, predict_maps, predicted_metres
 
 # %% ../../nbs/workbench/loss_lab.ipynb #71451fb9
 DEPTH_LOSSES = {  # name → what it takes, and the loss
@@ -209,7 +209,7 @@ def starting_point(
         scene = rendered_scene("rooms", SPLITS["held_out"] + number)
         depth = truth = scene["depth"][None]
         if start != "ground truth":
-            depth = to_metres(predict_maps(self.model, scene["image"]), truth)[0].clamp(NEAREST, FARTHEST)
+            depth = predicted_metres(predict_maps(self.model, scene["image"]), truth)[0].clamp(NEAREST, FARTHEST)
         guess = torch.full_like(truth, truth.median().item())
         values, yardstick = (evaluate_losses(scale_and_shift(each)[0], truth) for each in (depth, guess))
         self.seen[number, start] = dict(truth=truth, depth=depth, values=values, yardstick=yardstick)

@@ -205,6 +205,18 @@ def predict_with(
 
 # %% ../../nbs/workbench/maps.ipynb #d350fa9a
 @patch
+def clear_readout(
+    self: ReadoutExplorer,
+    panel: int,  # of the tap; the prediction is three further
+    name: str,  # of a readout that the network does not have
+) -> None:
+    "Empty panels that say why."
+    why = f"{name}: {'no class token' if name == 'add' else 'not learned'}"
+    self.panels.clear(panel, why)
+    self.panels.clear(panel + 3, why)
+
+
+@patch
 def draw(
     self: ReadoutExplorer,
     kind: str,
@@ -221,9 +233,7 @@ def draw(
     sentences = []
     for panel, name in enumerate(READOUTS):
         if name not in read:
-            why = f"{name}: {'no class token' if name == 'add' else 'not learned'}"
-            self.panels.clear(panel, why)
-            self.panels.clear(panel + 3, why)
+            self.clear_readout(panel, name)
             continue
         colors = map_colors(read[name][0], together if name != "project" else None)
         prediction = self.predict_with(features, read[name], level, head)

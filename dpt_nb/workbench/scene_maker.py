@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['group_objects', 'keep_objects', 'push_walls', 'resize_world', 'aim_camera', 'light_scene', 'scene_settings',
-           'make_scene', 'usual_ranges', 'unusual_settings', 'predict_maps', 'to_metres', 'plain_slider',
+           'make_scene', 'usual_ranges', 'unusual_settings', 'predict_maps', 'predicted_metres', 'plain_slider',
            'scene_controls', 'SceneMaker']
 
 # %% ../../nbs/workbench/scene_maker.ipynb #d07a76dc
@@ -213,7 +213,7 @@ def predict_maps(
     return {head: values.cpu() for head, values in predictor.predict(image[None]).items()}
 
 
-def to_metres(
+def predicted_metres(
     maps: dict[str, torch.Tensor],  # as `predict_maps` gives
     truth: torch.Tensor,  # `(1, 1, H, W)` metres, 0 = not measured
 ) -> tuple[torch.Tensor, str]:  # `(1, 1, H, W)` metres, and words for the sentence
@@ -356,7 +356,7 @@ def draw(
     self.scene = make_scene(random_scene(kind, SPLITS["held_out"] + number, self.size), **settings)
     self.truth = render(self.scene)
     maps = predict_maps(self.model, self.truth["image"])
-    depth, fitted = to_metres(maps, self.truth["depth"][None])
+    depth, fitted = predicted_metres(maps, self.truth["depth"][None])
     errors = depth_errors(depth, self.truth["depth"][None])
     self.errors = {name: value.item() for name, value in errors.items()}
     self.show_depth(depth)
