@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NYU_TREE', 'NYU_SOURCE', 'NYU_CAMERA', 'NYU_PLACES', 'LARGEST_MAT', 'MOST_NUMBERS', 'MAT_5', 'NYU_CLASSES',
-           'MOST_VALUES', 'MINI_SCENES', 'RAW_NUMBERS', 'NYUSync', 'import_extra', 'packed_elements', 'check_mat',
+           'MOST_IMAGE_VALUES', 'MINI_SCENES', 'RAW_NUMBERS', 'NYUSync', 'import_extra', 'packed_elements', 'check_mat',
            'is_number_list', 'load_variable', 'read_mat', 'nyu_label', 'check_labeled_options', 'NYULabeled',
            'is_image_array', 'what_is_stored', 'NYU', 'write_nyu_frame', 'make_nyu', 'labeled_file', 'make_nyu_labeled']
 
@@ -282,7 +282,7 @@ def file(self: NYULabeled):  # an `h5py.File`
     return self.open_in[1]
 
 # %% ../../nbs/data/nyu.ipynb #3c70b317
-MOST_VALUES = 2**26  # of one image
+MOST_IMAGE_VALUES = 2**26  # of one image
 
 
 def is_image_array(
@@ -296,7 +296,9 @@ def is_image_array(
     if name == "images" and (stored.dtype != np.uint8 or shape[1] != 3):
         return False
     block = math.prod(stored.chunks or ()) * stored.dtype.itemsize  # bytes that one read may need
-    return stored.dtype.kind in "fiu" and 0 < math.prod(shape[1:]) <= MOST_VALUES and block <= MOST_VALUES * 8
+    return (
+        stored.dtype.kind in "fiu" and 0 < math.prod(shape[1:]) <= MOST_IMAGE_VALUES and block <= MOST_IMAGE_VALUES * 8
+    )
 
 
 def what_is_stored(

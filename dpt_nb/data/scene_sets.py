@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'DEPTH_SCALE', 'PARTS', 'MOST_SCENE_PIXELS', 'PNG_BEGINS', 'PNG_ENDS', 'LEFTOVER', 'is_whole',
            'check_scene_options', 'check_switches', 'SceneOptions', 'scene_file', 'open_at_once', 'png_size',
-           'write_scene', 'read_json', 'is_complete', 'read_description', 'write_description', 'is_finished',
+           'write_scene', 'read_small_json', 'is_complete', 'read_description', 'write_description', 'is_finished',
            'unfinished_scenes', 'clear_scenes', 'scene_lock', 'one_thread', 'render_missing', 'system_error',
            'render_scenes', 'render_fingerprint', 'Scenes', 'set_name', 'remove_damaged', 'render_view']
 
@@ -144,7 +144,7 @@ def write_scene(
         write_label(files["label"], scene["label"])
 
 # %% ../../nbs/data/scene_sets.ipynb #2798911b
-def read_json(
+def read_small_json(
     path: Path,  # that may be missing or damaged
     largest: int,  # bytes
 ) -> dict | None:  # None for anything but an object
@@ -176,7 +176,7 @@ def read_description(
     asked: SceneOptions,
 ) -> dict | None:  # what `scenes.json` says; None where it is missing or damaged
     "Read the description of a set. Raises `DatasetError` when it tells of other scenes than were asked for."
-    about = read_json(folder / "scenes.json", 10_000 + 1000 * asked.count)
+    about = read_small_json(folder / "scenes.json", 10_000 + 1000 * asked.count)
     if about is None:
         return None
     wanted = asked.described()

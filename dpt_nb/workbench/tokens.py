@@ -123,8 +123,8 @@ def pick(
 
 # %% ../../nbs/workbench/tokens.ipynb #d6aae457
 def without_itself(
-    rolled,  # attention rolled out through all blocks
-    maps,  # of the network
+    rolled: torch.Tensor,  # `(tokens, tokens)`
+    maps: AttentionMaps,
     place: tuple[int, int],  # row and column of a token
 ) -> torch.Tensor:  # `(rows, columns)`
     "What a token has of all others."
