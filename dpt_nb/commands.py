@@ -9,7 +9,7 @@ __all__ = ['EXPONENTS', 'COMMANDS', 'OptionError', 'check_number', 'parse_amount
            'report_launch', 'report_training', 'check_processes', 'refuse_foreign', 'is_our_report', 'is_our_script',
            'dpt_eval', 'check_subject', 'check_without_model', 'check_eval_numbers', 'choose_protocol',
            'check_eval_files', 'DataSource', 'open_validation', 'refuse_training_images', 'evaluate_files', 'submit',
-           'report_evaluation', 'row_name', 'write_galleries', 'write_panel', 'write_figure', 'dpt_data',
+           'report_evaluation', 'row_name', 'write_galleries', 'write_panel', 'write_signed_figure', 'dpt_data',
            'parse_assignments', 'check_data_options', 'make_data', 'check_data', 'show_data', 'dpt_convert',
            'dpt_export', 'report_parity', 'parse_size', 'dpt_demo', 'report_demo', 'how_to_parse', 'add_parameter',
            'build_parser', 'OutputClosed', 'printable_output', 'flush_output', 'reader_is_gone', 'drop_output',
@@ -696,7 +696,7 @@ def write_galleries(report: dict, predictor, split, out: str, per_image: list[di
     for target in target_specs():
         if main_metric(target)[0] in report:
             figure = gallery(predictor, split, PROTOCOLS[report["protocol"]], per_image, target)
-            write_figure(f"{out}/gallery-{target}.png", figure, dpi=130)
+            write_signed_figure(f"{out}/gallery-{target}.png", figure, dpi=130)
 
 
 def write_panel(predictor, split, out: str) -> None:
@@ -709,10 +709,12 @@ def write_panel(predictor, split, out: str) -> None:
     metric = [head for head in predictor.model.heads if HEADS[head].scale == "metric"]
     known = [head for head in metric if target_name(head) in split.targets]
     if known:
-        write_figure(f"{out}/panel.png", panel(predictor, split, spread_indices(split, 6), head=known[0]), dpi=110)
+        write_signed_figure(
+            f"{out}/panel.png", panel(predictor, split, spread_indices(split, 6), head=known[0]), dpi=110
+        )
 
 
-def write_figure(path: str, figure, **options) -> None:  # options: of `savefig`
+def write_signed_figure(path: str, figure, **options) -> None:  # options: of `savefig`
     "An image that says who made it, whole or not at all."
     from dpt_nb.images.files import atomic_write
     from dpt_nb.images.images import MADE_BY
@@ -830,7 +832,7 @@ def show_data(
     refuse_foreign(out, is_our_image)
     split = open_split()
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    write_figure(out, show_samples(split, chosen))
+    write_signed_figure(out, show_samples(split, chosen))
     print(f"{len(chosen)} of {len(split)} samples are drawn in {out}.")
     return 0
 
