@@ -351,12 +351,9 @@ def find_entries(
     if self.split_folders():
         self.need(root / split / "rgb")
         return paired(root / split)
-    images = self.need(root / "rgb")
-    found = {True: [], False: []}
-    for entry in paired(root):
-        name = entry.image.relative_to(images).with_suffix("").as_posix()
-        found[held_out_by_name(name, fraction)].append(entry)
-    return found[split == "held_out"]
+    images, held_out = self.need(root / "rgb"), split == "held_out"
+    entries = [(entry, entry.image.relative_to(images).with_suffix("").as_posix()) for entry in paired(root)]
+    return [entry for entry, name in entries if held_out_by_name(name, fraction) == held_out]
 
 
 @patch

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARED_OPTIONS', 'STATED_OPTIONS', 'folder_inodes', 'file_keys', 'other_keys', 'real_paths', 'identity_keys',
-           'sample_keys', 'shared_samples', 'depth_scales', 'check_nothing_shared', 'check_same_classes',
-           'check_same_scale', 'check_splits', 'shared_set_options', 'check_stated', 'shared_options']
+           'sample_keys', 'shared_samples', 'depth_scales', 'check_nothing_shared', 'label_names', 'check_same_classes',
+           'check_same_scale', 'check_splits', 'shared_set_options', 'check_stated', 'check_agreement',
+           'shared_options']
 
 # %% ../../nbs/data/splits.ipynb #8bf3ca28
 import os
@@ -142,12 +143,17 @@ def check_nothing_shared(train: Dataset, held_out: Dataset) -> None:
     )
 
 
+def label_names(
+    dataset: Dataset,
+) -> tuple:  # empty where it gives no labels, or does not name them
+    "How a split names its classes."
+    of_classes = {name for name in truth_names() if truth_spec(name).categorical}
+    return tuple(getattr(dataset, "classes", ())) if of_classes & set(dataset.targets) else ()
+
+
 def check_same_classes(train: Dataset, held_out: Dataset) -> None:
     "Raises `DatasetError` when two splits name their labels differently."
-    of_classes = {name for name in truth_names() if truth_spec(name).categorical}
-    there, here = (
-        tuple(getattr(part, "classes", ())) if of_classes & set(part.targets) else () for part in (train, held_out)
-    )
+    there, here = label_names(train), label_names(held_out)
     if not there or not here or there == here:
         return
     pairs = enumerate(zip_longest(map(repr, there), map(repr, here), fillvalue="none"))
@@ -219,6 +225,19 @@ def check_stated(train: dict, held_out: dict) -> None:
             )
 
 
+def check_agreement(
+    train: dict,  # options of the training split
+    held_out: dict,  # options of the validation split
+) -> None:
+    "Raises `DatasetError` for two values of an option that has to be one for both."
+    for name in SHARED_OPTIONS:
+        if name in train and name in held_out and str(train[name]) != str(held_out[name]):
+            raise DatasetError(
+                f"{name} is {train[name]!r} for the training split and {held_out[name]!r} for the validation split, "
+                "and has to be one for both. Give it once; it holds for both."
+            )
+
+
 def shared_options(
     train: dict,  # options of the training split
     held_out: dict,  # options of the validation split
@@ -230,11 +249,6 @@ def shared_options(
     if "root" in train and "root" in held_out and str(train["root"]) != str(held_out["root"]):
         return train, held_out  # two folders, each with ways of its own
     check_stated(train, held_out)
-    for name in SHARED_OPTIONS:
-        if name in train and name in held_out and str(train[name]) != str(held_out[name]):
-            raise DatasetError(
-                f"{name} is {train[name]!r} for the training split and {held_out[name]!r} for the validation split, "
-                "and has to be one for both. Give it once; it holds for both."
-            )
+    check_agreement(train, held_out)
     common = {name: value for name, value in (train | held_out).items() if name in SHARED_OPTIONS}
     return train | common, held_out | common

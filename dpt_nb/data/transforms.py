@@ -32,6 +32,20 @@ def _maps(
     return [name for name in sample if name == "image" or truth_spec(name) is not None]
 
 # %% ../../nbs/data/11_transforms.ipynb #6f7212bc
+def _check_left_behind(
+    sample: dict,
+    moved: dict,  # the maps that are moved, by name
+    size: tuple[int, int],  # of the image
+) -> None:
+    "Raises `ValueError` for a tensor of the image's size that no head is known for."
+    for name, value in sample.items():
+        if name not in moved and isinstance(value, torch.Tensor) and tuple(value.shape[-2:]) == size:
+            raise ValueError(
+                f"the sample's `{name}` has the image's size {size}, but only {', '.join(truth_names())} are "
+                "moved with the image. Register a head of that name, or leave it out."
+            )
+
+
 def _size(
     sample: dict,  # `image (3, H, W)`, optional `depth (1, H, W)`, `label (H, W)`, ...
 ) -> tuple[int, int]:  # H, W
@@ -42,12 +56,7 @@ def _size(
         raise ValueError(
             f"the sample's maps have sizes {sizes}; expected an image, and every other map at the image's size."
         )
-    for name, value in sample.items():
-        if name not in sizes and isinstance(value, torch.Tensor) and tuple(value.shape[-2:]) == sizes["image"]:
-            raise ValueError(
-                f"the sample's `{name}` has the image's size {sizes['image']}, but only {', '.join(truth_names())} are "
-                "moved with the image. Register a head of that name, or leave it out."
-            )
+    _check_left_behind(sample, sizes, sizes["image"])
     return sizes["image"]
 
 # %% ../../nbs/data/11_transforms.ipynb #e3c35309

@@ -6,9 +6,9 @@
 __all__ = ['RENAMED', 'KINDS_OF_FIELD', 'LIMITS', 'RecipeError', 'ModelGroup', 'DataGroup', 'OptimizerGroup', 'ScheduleGroup',
            'LoopGroup', 'KeepGroup', 'Recipe', 'current_names', 'check_value', 'check_types', 'value_at',
            'check_length', 'check_sharded', 'check_batch', 'check_recipe', 'RecipeWarning', 'is_default',
-           'schedule_without_effect', 'weights_without_effect', 'settings_without_effect', 'did_you_mean',
-           'fields_in_groups', 'nearest_path', 'changed', 'change_recipe', 'is_name_list', 'flat_rows', 'source_of',
-           'recipe_rows']
+           'betas_without_effect', 'schedule_without_effect', 'weights_without_effect', 'settings_without_effect',
+           'did_you_mean', 'fields_in_groups', 'nearest_path', 'changed', 'change_recipe', 'is_name_list', 'flat_rows',
+           'source_of', 'recipe_rows']
 
 # %% ../../nbs/training/recipe_fields.ipynb #3180341c
 import difflib
@@ -303,14 +303,9 @@ def is_default(recipe: Recipe, path: str) -> bool:  # path: `group.field`
     return list(value) == list(default) if isinstance(default, tuple) else value == default
 
 
-def schedule_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
-    "Of the schedule and the betas."
+def betas_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
+    "Of the two momenta."
     schedule, betas, sentences = recipe.schedule, recipe.optimizer.betas, []
-    for name, owner in (("power", "polynomial"), ("start", "one_cycle"), ("end", "one_cycle")):
-        if schedule.name != owner and not is_default(recipe, f"schedule.{name}"):
-            sentences.append(
-                f"schedule.{name} has no effect: it belongs to the schedule {owner}, and this one is {schedule.name}."
-            )
     if schedule.name == "one_cycle" and schedule.cycle_momentum and betas[0] != 0.9:
         sentences.append(
             "The first of optimizer.betas has no effect: one_cycle moves it between 0.95 and 0.85. "
@@ -319,6 +314,17 @@ def schedule_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
     if recipe.optimizer.name == "sgd" and betas[1] != 0.999:
         sentences.append("The second of optimizer.betas has no effect: SGD has one momentum, the first.")
     return sentences
+
+
+def schedule_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
+    "Of the schedule and the betas."
+    schedule, sentences = recipe.schedule, []
+    for name, owner in (("power", "polynomial"), ("start", "one_cycle"), ("end", "one_cycle")):
+        if schedule.name != owner and not is_default(recipe, f"schedule.{name}"):
+            sentences.append(
+                f"schedule.{name} has no effect: it belongs to the schedule {owner}, and this one is {schedule.name}."
+            )
+    return sentences + betas_without_effect(recipe)
 
 
 def weights_without_effect(recipe: Recipe, steps: int) -> list[str]:  # a sentence each

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEEDINGS', 'LONGEST', 'NAMED_BELOW', 'IMAGE_KINDS', 'open_network', 'predict_fed', 'distance_head', 'inverted',
-           'to_common_unit', 'relative_difference', 'edge_fraction', 'uploaded_image', 'limit_size',
+           'to_common_unit', 'relative_difference', 'near_edges', 'edge_fraction', 'uploaded_image', 'limit_size',
            'comparison_controls', 'Comparison', 'Subject', 'named_image', 'sent_image', 'error_words']
 
 # %% ../../nbs/workbench/comparison.ipynb #34fb5ce6
@@ -128,18 +128,25 @@ def relative_difference(
     return (one - other) / (high - low).clamp(min=1e-12)
 
 
+def near_edges(
+    depth: torch.Tensor,  # `(1, 1, H, W)` depth or inverse depth, above 0 where it counts
+    step: float,  # ratio of two neighbors above which there is an edge
+) -> torch.Tensor:  # `(1, 1, H, W)` bool
+    "The pixels within two of an edge."
+    logarithm = depth.clamp(min=1e-6).log()
+    edge = torch.zeros_like(depth)
+    edge[..., :, 1:] += (logarithm.diff(dim=-1).abs() > math.log(step)).float()
+    edge[..., 1:, :] += (logarithm.diff(dim=-2).abs() > math.log(step)).float()
+    return torch.nn.functional.max_pool2d(edge, 5, 1, 2) > 0
+
+
 def edge_fraction(
     one: torch.Tensor,  # `(1, 1, H, W)` depth or inverse depth, above 0 where it counts
     difference: torch.Tensor,  # `(1, 1, H, W)`
     step: float = 1.1,  # ratio of two neighbors above which there is an edge
 ) -> tuple[float, float]:  # fraction of the difference within two pixels of an edge, and fraction of the image
     "How much of a difference is about edges."
-    logarithm = one.clamp(min=1e-6).log()
-    edge = torch.zeros_like(one)
-    edge[..., :, 1:] += (logarithm.diff(dim=-1).abs() > math.log(step)).float()
-    edge[..., 1:, :] += (logarithm.diff(dim=-2).abs() > math.log(step)).float()
-    near = torch.nn.functional.max_pool2d(edge, 5, 1, 2) > 0
-    size = difference.abs()
+    near, size = near_edges(one, step), difference.abs()
     return (size[near].sum() / size.sum().clamp(min=1e-12)).item(), near.float().mean().item()
 
 # %% ../../nbs/workbench/comparison.ipynb #a8504bf3
