@@ -32,6 +32,20 @@ def _maps(
     return [name for name in sample if name == "image" or truth_spec(name) is not None]
 
 # %% ../../nbs/data/11_transforms.ipynb #6f7212bc
+def _check_left_behind(
+    sample: dict,
+    moved: dict,  # the maps that are moved, by name
+    size: tuple[int, int],  # of the image
+) -> None:
+    "Raises `ValueError` for a tensor of the image's size that no head is known for."
+    for name, value in sample.items():
+        if name not in moved and isinstance(value, torch.Tensor) and tuple(value.shape[-2:]) == size:
+            raise ValueError(
+                f"the sample's `{name}` has the image's size {size}, but only {', '.join(truth_names())} are "
+                "moved with the image. Register a head of that name, or leave it out."
+            )
+
+
 def _size(
     sample: dict,  # `image (3, H, W)`, optional `depth (1, H, W)`, `label (H, W)`, ...
 ) -> tuple[int, int]:  # H, W
@@ -42,12 +56,7 @@ def _size(
         raise ValueError(
             f"the sample's maps have sizes {sizes}; expected an image, and every other map at the image's size."
         )
-    for name, value in sample.items():
-        if name not in sizes and isinstance(value, torch.Tensor) and tuple(value.shape[-2:]) == sizes["image"]:
-            raise ValueError(
-                f"the sample's `{name}` has the image's size {sizes['image']}, but only {', '.join(truth_names())} are "
-                "moved with the image. Register a head of that name, or leave it out."
-            )
+    _check_left_behind(sample, sizes, sizes["image"])
     return sizes["image"]
 
 # %% ../../nbs/data/11_transforms.ipynb #e3c35309
@@ -253,6 +262,30 @@ def _roll(
     return math.degrees(math.atan2(sin * fx, cos * fy - sin * skew))  # of M's second row, see `_camera_after`
 
 
+def _sampled(
+    value: torch.Tensor,  # `(…, H, W)`
+    grid: torch.Tensor,  # `(1, H, W, 2)`: for each new pixel the old place, as `grid_sample` counts
+    mode: str,  # "bilinear" or "nearest"
+    outside: float,  # what lies beyond the map
+) -> torch.Tensor:  # the same shape and type
+    "A map's values at other places."
+    shifted = value - outside if outside else value  # `grid_sample` fills with 0
+    planes = shifted.reshape(1, -1, *value.shape[-2:]).to(grid)
+    found = F.grid_sample(planes, grid, mode=mode, align_corners=False)
+    return (found + outside if outside else found).view(value.shape).to(value.dtype)
+
+
+def _rotation_of_pixels(
+    height: int,  # rows
+    width: int,  # columns
+    cos: float,  # of the anticlockwise angle
+    sin: float,  # of the anticlockwise angle
+) -> tuple:  # as `_camera_after` takes it
+    "Where a pixel goes when an image is rotated about its centre."
+    u, v = (width - 1) / 2, (height - 1) / 2
+    return ((cos, sin, u - cos * u - sin * v), (-sin, cos, v + sin * u - cos * v))
+
+
 def _rotated(
     sample: dict,  # not modified
     degrees: float,  # anticlockwise
@@ -261,16 +294,12 @@ def _rotated(
     height, width = _size(sample)
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     grid = _rotation_grid(height, width, cos, sin, sample["image"].device)
+    roll = _roll(sample, degrees)
 
     def move(name, value):
-        outside = _outside(name)
-        shifted = value - outside if outside else value  # `grid_sample` fills with 0
-        mode = "bilinear" if name == "image" else "nearest"
-        found = F.grid_sample(shifted.reshape(1, -1, height, width).to(grid), grid, mode=mode, align_corners=False)
-        return (found + outside if outside else found).view(value.shape).to(value.dtype)
+        return _sampled(value, grid, "bilinear" if name == "image" else "nearest", _outside(name))
 
-    u, v, roll = (width - 1) / 2, (height - 1) / 2, _roll(sample, degrees)
-    change = ((cos, sin, u - cos * u - sin * v), (-sin, cos, v + sin * u - cos * v))
+    change = _rotation_of_pixels(height, width, cos, sin)
     return _moved(sample, move, change, lambda spec, values: spec.turn(values, roll))
 
 # %% ../../nbs/data/11_transforms.ipynb #11c2e1a3
