@@ -82,7 +82,7 @@ def dpt_predict(
     flip: bool = False,  # average with the mirrored image
     device: str | None = None,  # cpu, cuda, …; default: cuda where there is one
     scales: str = "1",  # average over these multiples of the input resolution, such as 0.75,1,1.25
-    # what to write, of png,npy,pfm,colour,bar,overlay,side,ply; default: png,colour, of videos side
+    # what to write, of png,npy,pfm,color,bar,overlay,side,ply; default: png,color, of videos side
     outputs: str | None = None,
     window: int | None = None,  # predict through a window of so many pixels, for large images
     overlap: float = 0.25,  # of windows, a fraction of their side
@@ -103,7 +103,7 @@ def dpt_predict(
 
     check_number("--batch", batch, 1, 4096)
     tiling = dict(window=window, overlap=overlap, batch=batch)
-    wanted = tuple(name.strip() for name in ("png,colour" if outputs is None else outputs).split(","))
+    wanted = tuple(name.strip() for name in ("png,color" if outputs is None else outputs).split(","))
     run = RunOptions(outputs=wanted, again=again, field_of_view=field_of_view, recursive=recursive, **tiling)
     filming = dict(outputs=run.outputs if outputs else ("side",), smooth=smooth, every=every) | tiling
     inputs = sort_arguments(images, recursive, filming["outputs"])

@@ -25,7 +25,7 @@ from dpt_nb.network.zoo import create_model
 
 
 def photograph(size=(120, 80)):
-    "Smooth colours, so that lossy formats keep them."
+    "Smooth colors, so that lossy formats keep them."
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (4, 6, 3), dtype=np.uint8)).resize(
         size, Image.Resampling.BICUBIC
     )

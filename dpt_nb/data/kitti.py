@@ -23,7 +23,7 @@ from ..scenes.raycast import lidar
 # %% ../../nbs/data/kitti.ipynb #d3211682
 KITTI_TREE = """
 ROOT/
-├── input/                   the raw data (left and right colour images)
+├── input/                   the raw data (left and right color images)
 │   └── 2011_09_26/
 │       ├── calib_cam_to_cam.txt                                    optional
 │       └── 2011_09_26_drive_0001_sync/image_02/data/0000000005.png

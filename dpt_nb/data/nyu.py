@@ -44,7 +44,7 @@ NYU_SOURCE = (
     "https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html (labeled data, splits.mat), the sync frames and lists "
     "from the repositories of BTS or the Monocular-Depth-Estimation-Toolbox"
 )
-# fx, fy, cx, cy of the colour camera, in pixels: camera_params.m of the NYUv2 toolbox
+# fx, fy, cx, cy of the color camera, in pixels: camera_params.m of the NYUv2 toolbox
 NYU_CAMERA = (518.8579, 519.4696, 325.5824, 253.7362)
 NYU_PLACES = (".", "sync", "train", "test", "official_splits/test", "official_splits/train")
 

@@ -343,7 +343,7 @@ def render_fingerprint(
     kind: str,  # "rooms" or "streets"
     size: tuple[int, int],  # height and width, pixels
 ) -> str:  # 8 hexadecimal digits
-    "A fingerprint of how scenes are rendered: labels, colours and centimetres of the first one."
+    "A fingerprint of how scenes are rendered: labels, colors and centimetres of the first one."
     scene = render(random_scene(kind, 0, size))
     parts = [scene["label"].byte(), (scene["image"] * 32).round().byte(), (scene["depth"] * 100).round().short()]
     return hashlib.blake2b(b"".join(part.numpy().tobytes() for part in parts), digest_size=4).hexdigest()

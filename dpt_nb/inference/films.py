@@ -58,7 +58,7 @@ class FrameRenderer:
     def __init__(
         self,
         head: str,  # of `HEADS`
-        forms: tuple[str, ...] = ("side",),  # of "side", "overlay", "colour"
+        forms: tuple[str, ...] = ("side",),  # of "side", "overlay", "color"
         ends: tuple[float, float] | None = None,  # of the colors, in the map's unit; None: they follow the film
         follow: float = 0.05,  # weight of the present in the ends
     ):
@@ -76,7 +76,7 @@ class FrameRenderer:
 
     def form(
         self,
-        form: str,  # "side", "overlay" or "colour"
+        form: str,  # "side", "overlay" or "color"
         image: torch.Tensor,  # `(3, H, W)` in [0, 1]
         colors: torch.Tensor,  # `(3, H, W)` in [0, 1]
     ) -> torch.Tensor:  # `(3, H, W or 2 W)` in [0, 1]
@@ -189,7 +189,7 @@ def make_room(
         self.scale = scale
 
 # %% ../../nbs/inference/films.ipynb #0a0e59c9
-FILM_OUTPUTS = ("side", "overlay", "colour", "png", "npy", "pfm")
+FILM_OUTPUTS = ("side", "overlay", "color", "png", "npy", "pfm")
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def film_files(
     outputs: tuple[str, ...],  # of `FILM_OUTPUTS`
 ) -> dict[str, dict[str, Path]]:  # head → output → file; all numbers of a head in one folder, "numbers"
     "Where a film's results go. Raises `VideoError` where there would be none."
-    ends = dict(side=".mp4", overlay="-overlay.mp4", colour="-colour.mp4")
+    ends = dict(side=".mp4", overlay="-overlay.mp4", color="-color.mp4")
     files = {}
     for head in heads:
         files[head] = {form: Path(f"{stem}-{head}{end}") for form, end in ends.items() if form in outputs}
@@ -240,7 +240,7 @@ def film_files(
             files[head]["numbers"] = Path(f"{stem}-{head}")
     files = {head: each for head, each in files.items() if each}
     if not files:
-        raise VideoError(f"Of {', '.join(heads)} no {', '.join(outputs)} can be written: add side, colour, png or npy.")
+        raise VideoError(f"Of {', '.join(heads)} no {', '.join(outputs)} can be written: add side, color, png or npy.")
     return files
 
 

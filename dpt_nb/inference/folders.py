@@ -52,7 +52,7 @@ class RunOptions:
     """How a folder is predicted, and what is written of it. Raises `OutputError`, `WindowError`, `PointError` and
     `FolderError` for options with which no image could be predicted."""
 
-    outputs: tuple[str, ...] = ("png", "colour")  # of `OUTPUTS`
+    outputs: tuple[str, ...] = ("png", "color")  # of `OUTPUTS`
     window: int | tuple[int, int] | None = None  # look through a window of so many pixels; None: see images whole
     overlap: float = 0.25  # of windows
     batch: int | None = None  # images that pass through the network together; None: 1 on a CPU, 8 on a GPU

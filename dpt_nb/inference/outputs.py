@@ -474,7 +474,7 @@ OUTPUTS = Registry(
         "png": "numbers: 16-bit PNG that states its scale; labels as a PNG with a palette, directions in 8 bits each",
         "npy": "numbers: numpy's file",
         "pfm": "numbers: portable float map",
-        "colour": "the map in colors, pixel for pixel",
+        "color": "the map in colors, pixel for pixel",
         "bar": "the map with a color bar or legend",
         "overlay": "the map over the image, with a legend or color bar",
         "side": "image and map side by side",
@@ -482,7 +482,7 @@ OUTPUTS = Registry(
     },
 )
 NUMBERS = ("png", "npy", "pfm")  # for programs
-FIGURES = ("colour", "bar", "overlay", "side")  # for people
+FIGURES = ("color", "bar", "overlay", "side")  # for people
 
 
 class OutputError(ValueError):
@@ -560,10 +560,10 @@ def write_figures(
     class_names: tuple = (),  # of the labels
 ) -> list[str]:  # names of the files
     "The map in each of the forms for people. The color image of labels is their PNG, whose palette is its colors."
-    doubled = ("colour",) if HEADS[head].categorical and "png" in outputs else ()
+    doubled = ("color",) if HEADS[head].categorical and "png" in outputs else ()
     wanted = [kind for kind in FIGURES if kind in outputs and kind not in doubled]
-    if "colour" in wanted:
-        write_png(f"{stem}-colour.png", tuple(values.shape[-2:]), color_strips(head, values, class_names))
+    if "color" in wanted:
+        write_png(f"{stem}-color.png", tuple(values.shape[-2:]), color_strips(head, values, class_names))
     if "bar" in wanted:
         write_figure(f"{stem}-bar.png", map_figure(head, values, class_names))
     if "overlay" in wanted:

@@ -130,7 +130,7 @@ def point_cloud(
 def save(
     self: Prediction,
     folder: str | Path,  # made when it does not exist
-    outputs: tuple[str, ...] = ("png", "colour"),  # of `OUTPUTS`
+    outputs: tuple[str, ...] = ("png", "color"),  # of `OUTPUTS`
     replace: bool = False,  # whatever is in the way
     field_of_view: float = 60.0,  # of points: degrees across the image's longer side
 ) -> dict:  # what was written: for each head file, scale, smallest and largest value, figures

@@ -183,7 +183,7 @@ def attention_overlay(
     image: torch.Tensor,  # `(3, H, W)` RGB in [0, 1]
     weights: torch.Tensor,  # `(rows, columns)` not negative
     place: tuple[int, int] | None = None,  # row and column of the patch to frame
-    opacity: float = 0.75,  # of the colours over the grey image
+    opacity: float = 0.75,  # of the colors over the grey image
 ) -> torch.Tensor:  # `(3, H, W)` RGB in [0, 1]
     "Weights as heat over an image, the largest brightest."
     relative = (weights.float() / weights.max().clamp(min=1e-12)).cpu()
@@ -215,7 +215,7 @@ def rollout(
 
 # %% ../../nbs/network/08_inside.ipynb #b33d6875
 class ColorBasis(NamedTuple):
-    "How vectors of C channels become colours."
+    "How vectors of C channels become colors."
 
     mean: torch.Tensor  # `(C,)`
     directions: torch.Tensor  # `(C, 3)` orthonormal, the one with the largest variance first
@@ -244,7 +244,7 @@ def color_basis(
     counts = sorted({each.shape[0] for each in maps})
     if len(counts) != 1 or counts[0] < 3:
         raise InsideError(
-            f"Maps of {counts} channels cannot share colours: all need the same number of channels, at least 3. Fit a "
+            f"Maps of {counts} channels cannot share colors: all need the same number of channels, at least 3. Fit a "
             "basis for each."
         )
     vectors = torch.cat([each.flatten(1).T for each in maps]).float()
@@ -260,11 +260,11 @@ def map_colors(
     features: torch.Tensor,  # `(C, h, w)`
     basis: ColorBasis | None = None,  # of `color_basis`; None: fitted to this map alone
 ) -> torch.Tensor:  # `(3, h, w)` RGB in [0, 1]
-    "A map of any number of channels in colours; a component in which nothing differs is mid-grey."
+    "A map of any number of channels in colors; a component in which nothing differs is mid-grey."
     mean, directions, low, high = color_basis([features]) if basis is None else basis
-    colours = (features.flatten(1).T.float() - mean) @ directions
+    colors = (features.flatten(1).T.float() - mean) @ directions
     span = high - low
-    relative = (colours - low) / span.clamp(min=1e-12)
+    relative = (colors - low) / span.clamp(min=1e-12)
     flat = span <= 1e-4 * span.max().clamp(min=1e-12)
     return torch.where(flat, 0.5, relative).clamp(0, 1).T.reshape(3, *features.shape[1:])
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'KINDS_OF_FIELD', 'LIMITS', 'RecipeError', 'ModelGroup', 'DataGroup', 'OptimizerGroup', 'ScheduleGroup',
-           'LoopGroup', 'KeepGroup', 'Recipe', 'current_names', 'check_value', 'check_types', 'value_at',
-           'check_length', 'check_sharded', 'check_batch', 'check_recipe', 'RecipeWarning', 'is_default',
+           'LoopGroup', 'KeepGroup', 'Recipe', 'current_transform', 'current_names', 'check_value', 'check_types',
+           'value_at', 'check_length', 'check_sharded', 'check_batch', 'check_recipe', 'RecipeWarning', 'is_default',
            'betas_without_effect', 'schedule_without_effect', 'weights_without_effect', 'settings_without_effect',
            'did_you_mean', 'fields_in_groups', 'nearest_path', 'changed', 'change_recipe', 'is_name_list', 'flat_rows',
            'source_of', 'recipe_rows']
@@ -133,6 +133,15 @@ RENAMED = {  # field as 0.1.0 saved it → its name in the group
 }
 
 
+def current_transform(
+    saved: list,  # of a recipe, as JSON: [name, arguments]
+) -> list:
+    "Its name and its arguments' names as they are now."
+    if not (isinstance(saved, list) and len(saved) == 2 and saved[0] == "Colour" and isinstance(saved[1], dict)):
+        return saved
+    return ["ColorJitter", {"color" if name == "colour" else name: value for name, value in saved[1].items()}]
+
+
 def current_names(
     saved: dict,  # a recipe, as JSON
 ) -> dict:
@@ -142,7 +151,9 @@ def current_names(
         group, _, old = path.partition(".")
         if isinstance(current.get(group), dict) and old in current[group]:
             current[group][name] = current[group].pop(old)
-    model = current.get("model")
+    data, model = current.get("data"), current.get("model")
+    if isinstance(data, dict) and isinstance(data.get("transforms"), list):
+        current["data"] = data | dict(transforms=list(map(current_transform, data["transforms"])))
     if isinstance(model, dict) and isinstance(model.get("changes"), dict):
         current["model"] = model | dict(changes=current_fields(model["changes"]))
     return current
