@@ -185,7 +185,19 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         image: torch.Tensor,  # `(B, 3, H, W)` float, RGB in [0, 1]; H and W multiples of the patch
         unpadded: tuple[int, int] | None = None,  # size before padding: labels come so, depth as the decoder gives it
     ) -> dict[str, torch.Tensor]:  # one entry a head at the image's size; in training also `label_auxiliary`
-        fused, size = self.forward_features(image)["fused"], tuple(image.shape[-2:])
+        fused = self.forward_features(image)["fused"]
+        predictions = self.predictions(fused, tuple(image.shape[-2:]), unpadded)
+        if self.training and self.auxiliary is not None:
+            predictions["label_auxiliary"] = self.auxiliary(fused)
+        return predictions
+
+    def predictions(
+        self,
+        fused: list[torch.Tensor],  # the decoder's maps
+        size: tuple[int, int],  # height and width of the image
+        unpadded: tuple[int, int] | None = None,  # as for `forward`
+    ) -> dict[str, torch.Tensor]:  # one entry a head
+        "What all heads say."
         doubled = tuple(2 * side for side in fused[-1].shape[-2:]) if self.config.fusion_doubles else size
         predictions, inner = {}, {}
         for name, head in self.heads.items():
@@ -196,8 +208,6 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
             if not unpadded and tuple(values.shape[-2:]) != size:
                 values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
             predictions[name] = HEADS[name].settle(values)
-        if self.training and self.auxiliary is not None:
-            predictions["label_auxiliary"] = self.auxiliary(fused)
         return predictions
 
     @classmethod

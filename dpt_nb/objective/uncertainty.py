@@ -105,7 +105,6 @@ class SparsificationMetrics(SetMetric):
 
     def __init__(
         self,
-        head: str = "confidence",  # names the numbers: `confidence_ause`
         larger: str = "surer",  # "surer" for a confidence; "less sure" for an entropy or a stated error
         min_depth: float = 1e-3,  # metres, as in `depth_errors`
         max_depth: float = 80.0,  # metres, as in `depth_errors`
@@ -114,7 +113,7 @@ class SparsificationMetrics(SetMetric):
     ):
         super().__init__(**kwargs)
         check_choice("larger", larger, ("surer", "less sure"))
-        self.head, self.sign = head, 1 if larger == "surer" else -1
+        self.sign = 1 if larger == "surer" else -1
         self.min_depth, self.max_depth, self.align = min_depth, max_depth, align
         self.add_sum("curve", (STEPS,))
         self.add_sum("oracle", (STEPS,))
@@ -133,7 +132,8 @@ class SparsificationMetrics(SetMetric):
         scored = scored_pixels(partner, target, self.min_depth, self.max_depth, valid)
         depth, scored = to_metres(partner, target, scored, self.align, self.max_depth)
         if prediction.shape != target.shape or not prediction[scored].isfinite().all():
-            raise ValueError(f"{self.head} is {tuple(prediction.shape)} or not finite; {tuple(target.shape)} expected.")
+            found = "holds NaN or infinity" if prediction.shape == target.shape else f"is {tuple(prediction.shape)}"
+            raise ValueError(f"what was said of depth {found}; finite numbers were expected: {tuple(target.shape)}.")
         depth = depth.double().clamp(self.min_depth, self.max_depth)
         errors = (depth - target.double()).abs() / torch.where(scored, target, 1.0)
         empty = []
@@ -150,12 +150,12 @@ class SparsificationMetrics(SetMetric):
         count = self.images.double()
         return dict(own=self.curve / count, oracle=self.oracle / count, random=torch.ones_like(self.curve))
 
-    def compute(self) -> dict[str, float | int]:  # `HEAD_ause`, `HEAD_random_ause`, `images`, `skipped`
+    def compute(self) -> dict[str, float | int]:  # `ause`, `random_ause`, `images`, `skipped`
         "The areas, of the confidence and of a random order; NaN before the first image."
         curves = self.curves()
         areas = {name: curve_areas(curves[name] - curves["oracle"]).item() for name in ("own", "random")}
-        numbers = {f"{self.head}_ause": areas["own"], f"{self.head}_random_ause": areas["random"]}
-        return numbers | dict(images=int(self.images), skipped=int(self.skipped))
+        counts = dict(images=int(self.images), skipped=int(self.skipped))
+        return dict(ause=areas["own"], random_ause=areas["random"]) | counts
 
 # %% ../../nbs/objective/uncertainty.ipynb #e9486a20
 def calibration_table(
