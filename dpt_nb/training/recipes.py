@@ -44,7 +44,7 @@ from dpt_nb.training.recipe_fields import (
 # %% ../../nbs/training/15_recipes.ipynb #b8bd8738
 FLIP_AND_COLOUR = [["Flip", {}], ["Colour", dict(probability=1.0)]]
 TINY_DEPTH = dict(output="exp", hidden=16)
-TINY_BINS = dict(form="bins", hidden=16, bins=64, min_depth=0.2, max_depth=12.0, spacing="log")
+TINY_BINS = dict(form="bins", hidden=16, bins=64, min_depth=0.5, max_depth=10.0, spacing="log")
 
 rooms_tiny = Recipe(
     name="rooms_tiny",
