@@ -262,7 +262,8 @@ def memory_needed(
     image = (3 + 12) * pixels  # bytes, and floats
     maps = pixels * sum(8 if spec.categorical else 4 * spec.channels for spec in specs)
     moment = 12 * pixels + 4 * min(AT_ONCE, classes * pixels) if classes else 4 * pixels
-    network = 4 * seen * (8 * config.features / 4 + 3 * classes)
+    bins = sum(arguments.get("bins", 0) for arguments in config.heads.values())
+    network = 4 * seen * (8 * config.features / 4 + 3 * (classes + bins))
     return int(image + maps + moment + network)
 
 
