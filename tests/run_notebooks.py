@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MINUTES = ("first_depth", "segmentation", "attention_vs_convolution")  # stories, for `make test-all`
+# Stories, for `make test-all`
+MINUTES = ("first_depth", "segmentation", "attention_vs_convolution", "bins_and_confidence")
 LONGEST = (  # begun first, or one process ends long after the other
     "training/16_loop",
     "training/17_launch",

@@ -452,7 +452,7 @@ def other_metrics(
     keys: list[str],  # of reports
 ) -> list[str]:
     "Those of heads without a table: by the head's name, or by that of a registered metric."
-    own = tuple(f"{head}_" for head in HEADS if head not in METRICS)
+    own = tuple(f"{head}_" for head, spec in HEADS.items() if head not in METRICS or spec.about)
     registered = {name for metrics in METRICS.values() for name in metrics}
     others = [key for key in keys if key.startswith(own) or key in registered]
     return [key for key in others if not key.endswith("_class_iou")]

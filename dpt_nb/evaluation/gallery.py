@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAIN_METRICS', 'CAPTION_FIGURES', 'ERROR_MAPS', 'main_metric', 'leading_metric', 'from_best_to_worst', 'middle',
-           'chosen_images', 'image_name', 'caption', 'aligned_depth', 'enlarge_points', 'depth_row', 'depth_rows',
-           'Sheet', 'draw_picture', 'draw_error', 'depth_gallery', 'class_legend', 'wrong_pixels', 'class_numbers',
-           'label_gallery', 'angle_map', 'difference_map', 'error_map', 'value_row', 'value_rows', 'known_numbers',
-           'draw_values', 'value_gallery', 'gallery']
+           'chosen_images', 'image_name', 'caption', 'compared_head', 'aligned_depth', 'enlarge_points', 'depth_row',
+           'depth_rows', 'Sheet', 'draw_picture', 'draw_error', 'depth_gallery', 'class_legend', 'wrong_pixels',
+           'class_numbers', 'label_gallery', 'angle_map', 'difference_map', 'error_map', 'value_row', 'value_rows',
+           'known_numbers', 'draw_values', 'value_gallery', 'gallery']
 
 # %% ../../nbs/evaluation/gallery.ipynb #1bfd2dcd
 import math
@@ -130,6 +130,15 @@ def caption(
     return f"{kind}: {name}    " + ", ".join(words.format(figures[key]) for key, words in shown.items())
 
 # %% ../../nbs/evaluation/gallery.ipynb #9e1295e4
+def compared_head(
+    maps: dict,  # as `predicted` gives them
+    truth: str,  # "depth", "label", …
+    protocol: Protocol,
+) -> str:
+    "The head whose predictions are of the ground truth's kind. Raises `EvaluationError` where there is none."
+    return next(head for head in evaluated_heads(maps, [truth], protocol) if not HEADS[head].about)
+
+
 def aligned_depth(
     maps: dict,  # as `predicted` gives them, `(1, 1, H, W)`
     truth: torch.Tensor,  # `(1, 1, H, W)` metres
@@ -137,7 +146,7 @@ def aligned_depth(
     protocol: Protocol,
 ) -> torch.Tensor:  # `(1, 1, H, W)` metres, within the protocol's range
     "A prediction as the protocol treats it before it is evaluated."
-    head = next(iter(evaluated_heads(maps, ["depth"], protocol)))
+    head = compared_head(maps, "depth", protocol)
     depth = maps[head].cpu().float()
     if protocol.align == "median":
         depth = align_depth(depth, truth, valid)
@@ -448,7 +457,7 @@ def gallery(
     samples = [to_evaluated(dataset[place], protocol) for _, place in chosen]
     maps = [predicted(predictor, [sample]) for sample in samples]
     captions = [caption(kind, image_name(dataset, place), figures[place], truth) for kind, place in chosen]
-    head = next(iter(evaluated_heads(maps[0], [truth], protocol)))
+    head = compared_head(maps[0], truth, protocol)
     if HEADS[head].scale:
         return depth_gallery(samples, maps, captions, protocol)
     if not HEADS[head].categorical:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'COUNTS', 'target_name', 'target_specs', 'comparable_heads', 'evaluated_heads', 'needed_targets',
-           'refuse_other_depth', 'depth_metrics', 'class_metrics', 'head_metrics', 'register_metric', 'ImageCount',
-           'builders', 'build_metric', 'build_head_metrics', 'count_classes', 'build_metrics', 'stack_samples',
-           'update_head', 'update_metrics', 'check_shape', 'plain_values', 'merge_values', 'compute_quietly',
-           'compute_head', 'compute_metrics', 'what_is_missing']
+           'refuse_other_depth', 'depth_metrics', 'class_metrics', 'head_metrics', 'confidence_metrics',
+           'entropy_metrics', 'register_metric', 'ImageCount', 'builders', 'build_metric', 'build_head_metrics',
+           'count_classes', 'build_metrics', 'stack_samples', 'update_head', 'update_metrics', 'check_shape',
+           'plain_values', 'merge_values', 'compute_quietly', 'compute_head', 'compute_metrics', 'what_is_missing']
 
 # %% ../../nbs/evaluation/head_metrics.ipynb #1833a6dc
 import inspect
@@ -23,6 +23,7 @@ from ..network.heads import HEADS
 from ..objective.absolute import AbsoluteMetrics, known_values
 from ..objective.metrics import DepthMetrics, SegmentationMetrics, SetMetric
 from ..objective.normals import NormalMetrics
+from ..objective.uncertainty import SparsificationMetrics
 from ..registry import Registry, calling_module
 
 # %% ../../nbs/evaluation/head_metrics.ipynb #d11a7616
@@ -45,8 +46,10 @@ def comparable_heads(
     heads: Iterable[str],  # what the model predicts
     truths: Iterable[str],  # what the data holds
 ) -> dict[str, str]:  # head → the target it is compared with; depth comes last
-    "Heads with a target in the data."
-    known = sorted((head for head in heads if head in HEADS), key=lambda head: bool(HEADS[head].scale))
+    "Heads with a target in the data; those about another head only beside it."
+    heads = list(heads)
+    known = [head for head in heads if head in HEADS and HEADS[head].about in ("", *heads)]
+    known = sorted(known, key=lambda head: bool(HEADS[head].scale))
     return {head: target_name(head) for head in known if target_name(head) in truths}
 
 
@@ -59,7 +62,8 @@ def evaluated_heads(
     heads = list(heads)
     found = comparable_heads(heads, set(truths))
     scale = "relative" if protocol.align == "least_squares" else "metric"
-    pairs = {head: target for head, target in found.items() if HEADS[head].scale in ("", scale)}
+    scales = {head: HEADS[HEADS[head].about or head].scale for head in found}
+    pairs = {head: target for head, target in found.items() if scales[head] in ("", scale)}
     if len(found) > len(pairs) and not any(HEADS[head].scale for head in pairs):
         refuse_other_depth(heads, scale)
     if not pairs:
@@ -110,11 +114,23 @@ def head_metrics(head: str, **known: Callable) -> Registry:  # known: name → w
     return Registry(f"metric for the head {head!r}", known)
 
 
+def confidence_metrics(protocol: Protocol, **options) -> SparsificationMetrics:
+    "Whether what is sure is right."
+    return SparsificationMetrics("surer", protocol.min_depth, protocol.max_depth, protocol.align, **options)
+
+
+def entropy_metrics(protocol: Protocol, **options) -> SparsificationMetrics:
+    "Whether what is unsure is wrong."
+    return SparsificationMetrics("less sure", protocol.min_depth, protocol.max_depth, protocol.align, **options)
+
+
 METRICS = {  # head → its metrics by name
     "depth": head_metrics("depth", errors=depth_metrics),
     "inverse_depth": head_metrics("inverse_depth", errors=depth_metrics),
     "label": head_metrics("label", overlap=class_metrics),
     "normal": head_metrics("normal", angles=NormalMetrics),
+    "confidence": head_metrics("confidence", sparsification=confidence_metrics),
+    "entropy": head_metrics("entropy", sparsification=entropy_metrics),
 }
 
 
@@ -234,22 +250,24 @@ def stack_samples(
 def update_head(
     head: str,  # of `HEADS`
     metrics: Iterable[Metric],  # of that head; they are updated
-    prediction: torch.Tensor,  # of that head, `(B, C, H, W)` or `(B, H, W)`
+    maps: dict[str, torch.Tensor],  # of all heads, `(B, C, H, W)` or `(B, H, W)`
     batch: list[dict],  # B samples as `to_evaluated` gives them
     where: str,  # for messages
 ) -> None:
     "Add a batch to the metrics of one head. Raises `EvaluationError` for what cannot be evaluated."
-    target, spec = target_name(head), HEADS[head]
+    target, spec, prediction = target_name(head), HEADS[head], maps[head]
     if target not in batch[0]:
         raise EvaluationError(
             f"{where} has no {target}, and the images before have. "
             f"Where nothing is known, {target} is {spec.missing:g}."
         )
     check_shape(head, prediction, batch, where)
-    names = (target, "valid") if spec.scale and "valid" in batch[0] else (target,)
+    names = (target, "valid") if (spec.scale or spec.about) and "valid" in batch[0] else (target,)
+    truths = [stack_samples(batch, name, prediction.device) for name in names]
     try:
         for metric in metrics:
-            metric.update(prediction, *(stack_samples(batch, name, prediction.device) for name in names))
+            asked = spec.about and "partner" in inspect.signature(metric.update).parameters
+            metric.update(prediction, *truths, **(dict(partner=maps[spec.about]) if asked else {}))
     except ValueError as error:
         raise EvaluationError(f"{where} cannot be evaluated: {error}") from None
 
@@ -262,7 +280,7 @@ def update_metrics(
     "Add a batch of predictions. Raises `EvaluationError`, naming the image, for what cannot be evaluated."
     where = batch[0]["path"] + (f" or one of the {len(batch) - 1} images after it" if len(batch) > 1 else "")
     for head, own in metrics.items():
-        update_head(head, own.values(), maps[head], batch, where)
+        update_head(head, own.values(), maps, batch, where)
 
 
 def check_shape(
@@ -323,7 +341,8 @@ def compute_head(
     metrics: dict[str, Metric],  # of that head by name
 ) -> dict:  # key → value
     "What one head reports. Raises `EvaluationError` where two metrics report the same."
-    prefix, values = "" if METRICS.get(head) else f"{head}_", {}
+    plain, values = METRICS.get(head) and not HEADS[head].about, {}
+    prefix = "" if plain else f"{head}_"
     for name, metric in metrics.items():
         found = plain_values(name, compute_quietly(metric))
         renamed = {key if key in COUNTS else prefix + key: value for key, value in found.items()}
@@ -355,7 +374,7 @@ def what_is_missing(
     protocol: Protocol,
 ) -> str:
     "What an image without a valid pixel lacks."
-    if not HEADS[head].scale:
+    if not (HEADS[head].scale or HEADS[head].about):
         return f"a {target_name(head)} other than {HEADS[head].missing:g}"
     inside = f" inside the crop {protocol.crop!r}" if protocol.crop else ""
     return f"measured depth between {protocol.min_depth:g} and {protocol.max_depth:g} m{inside}"

@@ -278,7 +278,8 @@ def memory_needed(
     image = (3 + 12) * pixels  # bytes, and floats
     maps = pixels * sum(bytes_a_pixel(head) for head in config.heads)
     moment = 12 * pixels + 4 * min(VALUES_AT_ONCE, classes * pixels) if classes else 4 * pixels
-    network = 4 * seen * (8 * config.features / 4 + 3 * classes)
+    bins = sum(arguments.get("bins", 0) for arguments in config.heads.values())
+    network = 4 * seen * (8 * config.features / 4 + 3 * (classes + bins))
     return int(image + maps + moment + network)
 
 

@@ -63,17 +63,28 @@ def open_backbone(
 # %% ../../nbs/network/07_dpt.ipynb #20c2cdce
 def build_head(
     name: str,  # of `HEADS`
-    features: int,  # channels of the decoder
-    arguments: dict,  # of the head's class; `auxiliary` concerns the model and not the head
+    features: int | nn.Module,  # channels of the decoder, or the head that it reads along with
+    arguments: dict,  # of the head's class; `form` chooses that, and `auxiliary` concerns the model
 ) -> nn.Module:
     "A head by its name. Raises `ConfigError` for arguments that the head does not know."
-    known = {key: value for key, value in arguments.items() if key != "auxiliary"}
+    known = {key: value for key, value in arguments.items() if key not in ("auxiliary", "form")}
     try:
-        return HEADS[name].module(features, **known)
+        return HEADS[name].form(arguments).module(features, **known)
     except HeadError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"The head {name!r} cannot be built with {known}: {error}.") from None
+
+
+def build_heads(
+    config: DPTConfig,
+) -> nn.ModuleDict:  # in the config's order
+    "All heads; those that read along are built after those that they read. Raises `ConfigError` as `build_head`."
+    built = {}
+    for name in sorted(config.heads, key=lambda name: bool(HEADS[name].beside)):
+        partner = HEADS[name].partner(config.heads)
+        built[name] = build_head(name, built[partner] if partner else config.features, config.heads[name])
+    return nn.ModuleDict({name: built[name] for name in config.heads})
 
 
 def auxiliary_head(
@@ -152,8 +163,7 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         self.backbone = open_backbone(config)
         self.reassemble = build_reassemble(config, self.backbone.tap_info())
         self.decoder = Decoder(features, config.batch_norm, bias=config.residual_bias, doubles=config.fusion_doubles)
-        heads = {name: build_head(name, features, arguments) for name, arguments in config.heads.items()}
-        self.heads = nn.ModuleDict(heads)
+        self.heads = build_heads(config)
         self.auxiliary = auxiliary_head(config)
         for name in ("mean", "std"):
             self.register_buffer(name, color_buffer(getattr(config, name)), persistent=False)
@@ -172,13 +182,31 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         levels = [reassemble(tap) for reassemble, tap in zip(self.reassemble, taps)]
         return dict(taps=taps, levels=levels, fused=self.decoder(levels))
 
+    def ask_head(
+        self,
+        name: str,  # of one of its heads
+        fused: list[torch.Tensor],  # the decoder's maps
+        size: tuple[int, int],  # height and width of the answer, pixels
+        inner: dict | None = None,  # head → its insides, so that they are computed once; is added to
+    ) -> torch.Tensor:  # `(B, C, *size)`, or smaller from a head that leaves its answer to be resized
+        "What one head says, whether it reads the decoder's maps or along with another head."
+        inner = {} if inner is None else inner
+        partner = HEADS[name].partner(self.heads)
+        read = partner or (name if any(HEADS[other].partner(self.heads) == name for other in self.heads) else "")
+        if read and read not in inner:
+            inner[read] = self.heads[read].inner(fused, size)
+        if partner:
+            return self.heads[name](inner[partner], self.heads[partner])
+        return self.heads[name].answer(inner[name]["raw"]) if read else self.heads[name](fused, size)
+
     def forward(
         self,
         image: torch.Tensor,  # `(B, 3, H, W)` float, RGB in [0, 1]; H and W multiples of the patch
         unpadded: tuple[int, int] | None = None,  # size before padding: labels come so, depth as the decoder gives it
     ) -> dict[str, torch.Tensor]:  # one entry a head at the image's size; in training also `label_auxiliary`
         fused, size = self.forward_features(image)["fused"], tuple(image.shape[-2:])
-        predictions = {name: self.forward_head(name, fused, size, unpadded) for name in self.heads}
+        inner = {}
+        predictions = {name: self.forward_head(name, fused, size, unpadded, inner) for name in self.heads}
         if self.training and self.auxiliary is not None:
             predictions["label_auxiliary"] = self.auxiliary(fused)
         return predictions
@@ -189,16 +217,16 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         fused: list[torch.Tensor],  # of `forward_features`
         size: tuple[int, int],  # height and width of the image
         unpadded: tuple[int, int] | None,  # as of `forward`
+        inner: dict,  # as of `ask_head`
     ) -> torch.Tensor:  # `(B, C, H, W)`
         "What one head makes of the decoder's maps. A decoder that doubles is resized to the image afterwards."
-        head, spec = self.heads[name], HEADS[name]
-        if spec.categorical:
-            return head(fused, unpadded or size)
+        if HEADS[name].categorical:
+            return self.heads[name](fused, unpadded or size)
         doubled = tuple(2 * side for side in fused[-1].shape[-2:]) if self.config.fusion_doubles else size
-        values = head(fused, doubled)
-        if not unpadded and doubled != size:
+        values = self.ask_head(name, fused, doubled, inner)
+        if not unpadded and tuple(values.shape[-2:]) != size:
             values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
-        return spec.settle(values)
+        return HEADS[name].settle(values)
 
     @classmethod
     def check_network_size(cls, config: DPTConfig) -> None:

@@ -29,8 +29,10 @@ def target_map(
     sample: dict,  # of a data set
     head: str,  # of `HEADS`
 ) -> torch.Tensor | None:  # None where the sample has no such ground truth
-    "What a head's prediction is compared with; inverse depth also follows from depth."
+    "What a head's prediction should look like; inverse depth also follows from depth, and a confidence has nothing."
     spec = HEADS[head]
+    if spec.about:
+        return None
     if spec.scale == "relative" and head not in sample and spec.target in sample:
         depth = sample[spec.target]
         return torch.where(depth > 0, 1 / depth.clamp(min=1e-6), 0.0)
@@ -132,7 +134,7 @@ def add_color_bar(
 
 def draw_head(
     figure: plt.Figure,
-    axes,  # `(samples, 2)`
+    axes,  # `(samples, 2)`, or `(samples, 1)` without ground truth
     head: str,  # of `HEADS`
     targets: list,
     predictions: list,
@@ -149,8 +151,9 @@ def draw_head(
         if colors is not None:
             add_color_bar(figure, axes, colors, words)
     name = head.replace("_", " ")
-    draw_column(axes[:, 0], f"{name}, ground truth", truth)
-    draw_column(axes[:, 1], f"{name}, predicted", predicted)
+    if axes.shape[1] == 2:
+        draw_column(axes[:, 0], f"{name}, ground truth", truth)
+    draw_column(axes[:, -1], f"{name}, predicted", predicted)
 
 
 def empty_grid(
@@ -170,12 +173,14 @@ def validation_figure(
 ) -> plt.Figure:  # closed
     "A row for each sample: the image, and each head's ground truth and prediction."
     heads = list(predictions[0].maps)
-    figure, axes = empty_grid(len(samples), 1 + 2 * len(heads), samples[0]["image"].shape)
+    widths = [1 if HEADS[head].about else 2 for head in heads]
+    figure, axes = empty_grid(len(samples), 1 + sum(widths), samples[0]["image"].shape)
     draw_column(axes[:, 0], "image", [sample["image"] for sample in samples])
-    for head, first in zip(heads, range(1, axes.shape[1], 2)):
+    for place, head in enumerate(heads):
         targets = [target_map(sample, head) for sample in samples]
         maps = [prediction[head] for prediction in predictions]
-        draw_head(figure, axes[:, first : first + 2], head, targets, maps, class_names)
+        first = 1 + sum(widths[:place])
+        draw_head(figure, axes[:, first : first + widths[place]], head, targets, maps, class_names)
     plt.close(figure)
     return figure
 

@@ -391,9 +391,15 @@ def infer_head(state: dict, name: str) -> dict:  # arguments of `build_head`
     if spec is not None and spec.categorical:
         auxiliary = dict(auxiliary=True) if "auxiliary.classify.weight" in state else {}
         return dict(classes=side(state, f"heads.{name}.classify.weight", 0)) | auxiliary
+    if spec is not None and spec.about:
+        return {}
+    found = dict(projection=True) if f"heads.{name}.projection.weight" in state else {}
+    if spec is not None and spec.scale and (bins := side(state, f"heads.{name}.convolution3.weight", 0)) > 1:
+        found |= dict(form="bins", bins=bins)  # at which depths, no shape tells
+        if f"heads.{name}.convolution2.weight" not in state:
+            return found | dict(upsampled=False)
     hidden = side(state, f"heads.{name}.convolution2.weight", 0)
-    projection = dict(projection=True) if f"heads.{name}.projection.weight" in state else {}
-    return projection if hidden == 32 else projection | dict(hidden=hidden)
+    return found if hidden == 32 else found | dict(hidden=hidden)
 
 
 def infer_config(
