@@ -244,9 +244,8 @@ def ended_at(step, how, out, *started):
     return said
 
 
-@pytest.mark.parametrize(
-    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["killed", "terminated"]
-)
+@pytest.mark.slow  # quick tests stop one process, and two that a notebook launched
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
 def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tmp_path):
     out = tmp_path / "run"
     told = words("rooms_tiny", out, pair / "data", workers=1)

@@ -99,12 +99,8 @@ def check(model, path, parity_rows, name, **options):
     return rows
 
 
-QUICK = (
-    "DPT",
-    "DPT-Hybrid",
-    "BEiT",
-    "Depth Anything",
-)  # one of each kind but windows, which take longest; their siblings share the code
+# One of each kind but windows, which take longest; their siblings share the code.
+QUICK = ("DPT-Hybrid", "BEiT", "Depth Anything")
 
 
 @pytest.mark.parametrize(
