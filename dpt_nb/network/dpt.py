@@ -111,6 +111,35 @@ def check_maps(
                 "it is, so its level has as many."
             )
 
+# %% ../../nbs/network/07_dpt.ipynb #de8442c7
+def check_shared(
+    heads: nn.ModuleDict,  # of a network
+) -> None:
+    "Raises `ConfigError` for a head that shares the first layers of one that has none."
+    for name, head in heads.items():
+        owner = getattr(head, "shares", None)
+        if owner and (owner not in heads or getattr(heads[owner], "convolution1", None) is None):
+            raise ConfigError(
+                f"The head {name!r} shares the first convolution of {owner!r}, and this network's heads are "
+                f"{', '.join(heads)}: name one of those that has its own, or leave shares out."
+            )
+
+
+def run_head(
+    heads: nn.ModuleDict,  # of a network
+    name: str,  # which of them
+    fused: list[torch.Tensor],  # `(B, features, h, w)` after each decoder step
+    size: tuple[int, int],  # height and width wanted
+    necks: dict,  # head → its `neck` of this pass, where several read it; filled as needed
+) -> torch.Tensor:  # `(B, C, *size)`
+    "What a head says; first layers that are shared run once."
+    owner = getattr(heads[name], "shares", None) or name
+    if not any(getattr(head, "shares", None) == owner for head in heads.values()):
+        return heads[name](fused, size)
+    if owner not in necks:
+        necks[owner] = heads[owner].neck(fused, size)
+    return heads[name].answer(necks[owner])
+
 # %% ../../nbs/network/07_dpt.ipynb #755025ca
 class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation", "image-segmentation", "dpt"]):
     "Dense Prediction Transformer (Ranftl, Bochkovskiy, Koltun, ICCV 2021)."
@@ -135,6 +164,7 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         self.heads = nn.ModuleDict(
             {name: build_head(name, config.features, arguments) for name, arguments in config.heads.items()}
         )
+        check_shared(self.heads)
         label = config.heads.get("label", {})
         self.auxiliary = build_head("label", config.features, label | dict(step=-2)) if label.get("auxiliary") else None
         self.register_buffer("mean", torch.tensor(config.mean).reshape(1, 3, 1, 1), persistent=False)
@@ -161,12 +191,12 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
     ) -> dict[str, torch.Tensor]:  # one entry a head at the image's size; in training also `label_auxiliary`
         fused, size = self.forward_features(image)["fused"], tuple(image.shape[-2:])
         doubled = tuple(2 * side for side in fused[-1].shape[-2:]) if self.config.fusion_doubles else size
-        predictions = {}
+        predictions, necks = {}, {}
         for name, head in self.heads.items():
             if HEADS[name].categorical:
                 predictions[name] = head(fused, unpadded or size)
                 continue
-            values = head(fused, doubled)
+            values = run_head(self.heads, name, fused, doubled, necks)
             if not unpadded and doubled != size:
                 values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
             predictions[name] = HEADS[name].settle(values)

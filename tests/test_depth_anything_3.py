@@ -1,0 +1,233 @@
+"""Depth Anything 3's networks for one image: opened from what the project writes, and the same numbers and gradients as
+its own code (PyPI `depth-anything-3`, compared where it is installed) and as a slow reference in float64."""
+
+import importlib.util
+import json
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from official_names import depth_anything_3, random_tensors
+from safetensors.torch import save_file
+from torch import nn
+
+from dpt_nb.network.dpt import DPT
+from dpt_nb.network.named import NAMED
+from dpt_nb.network.zoo import count_parameters, create_model
+from dpt_nb.weights.key_maps import depth_anything_3_rules, remap_state_dict
+from dpt_nb.weights.load import load_checkpoint, open_checkpoint
+from dpt_nb.weights.read import CheckpointError, CheckpointWarning
+
+TINY = dict(dim=128, depth=4, grid=5, channels=(16, 32, 64, 128), features=32)
+NAMES = {"da3mono-large": "relative_depth", "da3metric-large": "depth"}
+NET = dict(name="vitl", out_layers=[0, 1, 2, 3], alt_start=-1, qknorm_start=-1, rope_start=-1, cat_token=False)
+
+
+def image_of(*size, batch=2):
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
+
+
+def shaken(seed=0, **shape):
+    "Random weights by the project's names; nothing stands at 0 or 1, and exp does not overflow."
+    torch.manual_seed(seed)
+    weights = random_tensors(depth_anything_3(**(TINY | shape)))
+    for name in weights:
+        if name.endswith("pos_embed") or name.endswith("cls_token"):
+            weights[name] = torch.randn_like(weights[name])
+    return weights
+
+
+def published(weights, folder, name="da3mono-large", **net):
+    "A folder as `PyTorchModelHubMixin` writes it: every name begins with `model.`."
+    folder.mkdir()
+    save_file({f"model.{key}": tensor.contiguous() for key, tensor in weights.items()}, folder / "model.safetensors")
+    head = dict(dim_in=128, output_dim=1, features=32, out_channels=[16, 32, 64, 128])
+    said = dict(model_name=name, config=dict(net=NET | net, head=head))
+    (folder / "config.json").write_text(json.dumps(said))
+    return folder
+
+
+def reference(weights, image, heads=2):
+    "The order of operations of `vision_transformer.py` and `dpt.py`, by their names: depth and sky."
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+
+    def convolve(name, value, **options):
+        return F.conv2d(value, weights[f"{name}.weight"], weights.get(f"{name}.bias"), **options)
+
+    def linear(name, value):
+        return F.linear(value, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm(name, value, eps):
+        return F.layer_norm(value, value.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
+
+    def resized(value, size):
+        return F.interpolate(value, size=size, mode="bilinear", align_corners=True)
+
+    trunk, batch = "backbone.pretrained.", len(image)
+    patches = convolve(f"{trunk}patch_embed.proj", (image - mean) / std, stride=14)
+    (rows, columns), dim = patches.shape[-2:], patches.shape[1]
+    places = weights[f"{trunk}pos_embed"]
+    side = round((places.shape[1] - 1) ** 0.5)
+    table = places[:, 1:].reshape(1, side, side, dim).permute(0, 3, 1, 2)
+    if (rows, columns) != (side, side):
+        factors = ((rows + 0.1) / side, (columns + 0.1) / side)
+        table = F.interpolate(table, scale_factor=factors, mode="bicubic")
+    tokens = torch.cat([weights[f"{trunk}cls_token"].expand(batch, -1, -1), patches.flatten(2).mT], 1)
+    tokens = tokens + torch.cat([places[:, :1], table.flatten(2).mT], 1)
+    taps = []
+    for block in range(4):
+        name = f"{trunk}blocks.{block}."
+        qkv = linear(f"{name}attn.qkv", norm(f"{name}norm1", tokens, 1e-6))
+        query, key, value = qkv.unflatten(-1, (3, heads, dim // heads)).permute(2, 0, 3, 1, 4)
+        attended = (query @ key.mT * (dim // heads) ** -0.5).softmax(-1) @ value
+        attended = linear(f"{name}attn.proj", attended.transpose(1, 2).flatten(2))
+        tokens = tokens + weights[f"{name}ls1.gamma"] * attended
+        hidden = F.gelu(linear(f"{name}mlp.fc1", norm(f"{name}norm2", tokens, 1e-6)))
+        tokens = tokens + weights[f"{name}ls2.gamma"] * linear(f"{name}mlp.fc2", hidden)
+        taps.append(norm(f"{trunk}norm", tokens, 1e-5)[:, 1:])
+    levels = []
+    for level, tap in enumerate(taps):
+        value = convolve(f"head.projects.{level}", tap.mT.reshape(batch, dim, rows, columns))
+        again = f"head.resize_layers.{level}"
+        if level < 2:
+            value = F.conv_transpose2d(value, weights[f"{again}.weight"], weights[f"{again}.bias"], stride=4 // 2**level)
+        elif level == 3:
+            value = convolve(again, value, stride=2, padding=1)
+        levels.append(convolve(f"head.scratch.layer{level + 1}_rn", value, padding=1))
+
+    def unit(name, value):
+        inside = convolve(f"{name}.conv1", value.relu(), padding=1)
+        return value + convolve(f"{name}.conv2", inside.relu(), padding=1)
+
+    path = None
+    for number in (4, 3, 2, 1):
+        name = f"head.scratch.refinenet{number}"
+        level = levels[number - 1]
+        path = level if path is None else path + unit(f"{name}.resConfUnit1", level)
+        path = unit(f"{name}.resConfUnit2", path)
+        size = levels[number - 2].shape[-2:] if number > 1 else [2 * length for length in path.shape[-2:]]
+        path = convolve(f"{name}.out_conv", resized(path, tuple(size)))
+    features = resized(convolve("head.scratch.output_conv1", path, padding=1), image.shape[-2:])
+    ends = []
+    for name in ("output_conv2", "sky_output_conv2"):
+        hidden = convolve(f"head.scratch.{name}.0", features, padding=1).relu()
+        ends.append(convolve(f"head.scratch.{name}.2", hidden))
+    return ends[0].exp(), ends[1].relu()
+
+
+@torch.no_grad()
+def spread(weights, size):
+    "Last layers scaled so that depth varies by some factors and the sky's values are seldom below 0."
+    ends = {"output_conv2": 0.0, "sky_output_conv2": 1.0}
+    for (name, middle), raw in zip(ends.items(), reference(weights, image_of(*size))):
+        raw = raw.log() if name == "output_conv2" else raw
+        last = f"head.scratch.{name}.2"
+        scale = 0.5 / raw.std().clamp(min=1e-3)
+        weights[f"{last}.weight"] = weights[f"{last}.weight"] * scale
+        weights[f"{last}.bias"] = (weights[f"{last}.bias"] - raw.mean()) * scale + middle
+    return weights
+
+
+def difference(theirs, mine):
+    assert theirs.shape == mine.shape and theirs.std() > 0.05 * theirs.abs().max()
+    return ((mine - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def pulled_back(answers):
+    "A number in which every pixel of both maps counts by a weight of its own."
+    draws = torch.Generator().manual_seed(1)
+    return sum((values * torch.rand(values.shape, generator=draws).to(values)).sum() for values in answers)
+
+
+def smallest_cosine(model, theirs, head):
+    "Of our gradients against theirs, by our names."
+    renamed = remap_state_dict(theirs, depth_anything_3_rules(head))
+    assert not renamed.unknown and set(renamed.state) == {name for name, _ in model.named_parameters()}
+    typical, cosines = torch.cat([other.flatten() for other in renamed.state.values()]).square().mean().sqrt(), []
+    for name, parameter in model.named_parameters():
+        parts = 3 if ".attn.qkv." in name else 1
+        for mine, other in zip(parameter.grad.chunk(parts), renamed.state[name].chunk(parts)):
+            if other.square().mean().sqrt() < 1e-5 * typical:  # a key's bias has none: softmax does not see it
+                assert mine.square().mean().sqrt() < 1e-4 * typical, name
+            else:
+                cosines.append(F.cosine_similarity(mine.flatten(), other.flatten().float(), dim=0).item())
+    return min(cosines)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_numbers_and_gradients_as_a_slow_reference(name, tmp_path, parity_rows):
+    weights, head = spread(shaken(), (70, 70)), NAMES[name]
+    ours = load_checkpoint(published(weights, tmp_path / "folder", name))
+    for size in [(70, 70), (70, 126), (28, 98)]:
+        leaves = {key: tensor.double().requires_grad_() for key, tensor in weights.items()}
+        theirs, maps = reference(leaves, image_of(*size).double()), ours(image_of(*size))
+        assert list(maps) == [head, "sky"]
+        mine = maps[head], maps["sky"]
+        found = max(difference(*pair) for pair in zip(theirs, mine))
+        ours.zero_grad()
+        pulled_back(theirs).backward(), pulled_back(mine).backward()
+        cosine = smallest_cosine(ours, {key: leaf.grad for key, leaf in leaves.items()}, head)
+        parity_rows.append((f"Depth Anything 3, {name}, in float64", size, found, cosine))
+        assert found <= 2e-5 and cosine > 0.9999, size
+
+
+def project_network(width, depth, heads, channels, features):
+    "Their classes, as their yaml files put them together."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trunk = pytest.importorskip("depth_anything_3.model.dinov2.vision_transformer", reason="needs depth-anything-3")
+        from depth_anything_3.model.da3 import DepthAnything3Net
+        from depth_anything_3.model.dpt import DPT as TheirDPT
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            off = dict(alt_start=-1, qknorm_start=-1, rope_start=-1, cat_token=False)
+            self.taps = [4, 11, 17, 23] if depth == 24 else list(range(4))
+            self.pretrained = trunk.DinoVisionTransformer(
+                img_size=70 if depth == 4 else 518, patch_size=14, embed_dim=width, depth=depth, num_heads=heads, **off
+            )
+
+        def forward(self, image, **options):
+            return self.pretrained.get_intermediate_layers(image, self.taps, **options)
+
+    return DepthAnything3Net(Net(), TheirDPT(width, output_dim=1, features=features, out_channels=channels)).eval()
+
+
+def compared_with_the_project(weights, folder, network, sizes, parity_rows, words):
+    "Their depth before and after the sky is filled, and their sky, against ours."
+    network.load_state_dict(weights)
+    assert set(network.state_dict()) == set(weights)
+    ours = load_checkpoint(folder)
+    head = next(iter(ours.heads))
+    for size in sizes:
+        image = image_of(*size)
+        seen = ((image - ours.mean) / ours.std)[:, None]  # one view each
+        fill, network._process_mono_sky_estimation = network._process_mono_sky_estimation, lambda output: output
+        said, maps = network(seen), ours(image)
+        network._process_mono_sky_estimation = fill
+        theirs, mine = (said.depth, said.sky), (maps[head], maps["sky"])
+        found = max(difference(*pair) for pair in zip(theirs, mine))
+        network.zero_grad(), ours.zero_grad()
+        pulled_back(theirs).backward(), pulled_back(mine).backward()
+        cosine = smallest_cosine(ours, {key: leaf.grad for key, leaf in network.named_parameters()}, head)
+        parity_rows.append((f"depth-anything-3: {words}", size, found, cosine))
+        assert found <= 2e-5 and cosine > 0.9999, size
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_as_the_projects_code(name, tmp_path, parity_rows):
+    network = project_network(128, 4, 2, (16, 32, 64, 128), 32)
+    weights = spread(shaken(), (70, 70))
+    folder = published(weights, tmp_path / "folder", name)
+    compared_with_the_project(weights, folder, network, [(70, 70), (70, 126), (28, 98)], parity_rows, f"{name}, tiny")
+
+
+@pytest.mark.slow
+def test_the_same_as_the_projects_code_at_full_size(tmp_path, parity_rows):
+    network = project_network(1024, 24, 16, (256, 512, 1024, 1024), 256)
+    weights = shaken(dim=1024, depth=24, grid=37, channels=(256, 512, 1024, 1024), features=256)
+    folder = published(weights, tmp_path / "folder", "da3metric-large", out_layers=[4, 11, 17, 23])
+    compared_with_the_project(weights, folder, network, [(84, 112)], parity_rows, "da3metric-large")
+    assert count_parameters(network) == count_parameters(create_model("depth_anything_3_metric_large"))
