@@ -166,7 +166,7 @@ def depth_anything_3(
     **arguments,  # of that head
 ) -> dict:  # fields of `DPTConfig`
     "The structure of Depth Anything 3 for a single view (`depth_anything_3/model/da3.py`, `model/dpt.py`)."
-    heads = {depth: dict(output="exp", **arguments), "sky": dict(shares=depth)}
+    heads = {depth: dict(output="exp", **arguments), "sky": {}}
     return depth_anything("large", 2, heads) | dict(final_norm_eps=1e-5) | TEST_PIPELINES["depth-anything-3"]
 
 

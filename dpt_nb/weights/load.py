@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from dpt_nb.network.config import ConfigError, DPTConfig, num_classes
-from dpt_nb.network.dpt import DPT, build_head, empty_model
+from dpt_nb.network.dpt import DPT, build_head, build_heads, empty_model
 from dpt_nb.network.heads import HEADS
 from dpt_nb.network.named import NAMED, changed_config
 from dpt_nb.network.patch_embed import resample_positions, resize_places
@@ -333,11 +333,11 @@ def warn_of_other_outputs(
 # %% ../../nbs/weights/load.ipynb #5ad1ab7d
 def random_heads(config: DPTConfig) -> dict[str, dict]:  # what stands before their names → our name → tensor
     "The weights of a config's heads, as they are before training."
-    built = {f"heads.{name}.": (name, arguments) for name, arguments in config.heads.items()}
-    built |= {"auxiliary.": pair for pair in config.heads.items() if pair[1].get("auxiliary")}
+    built = {f"heads.{name}.": head for name, head in build_heads(config).items()}
+    owners = [pair for pair in config.heads.items() if pair[1].get("auxiliary")]
+    built |= {"auxiliary.": build_head(name, config.features, arguments) for name, arguments in owners}
     weights = {}
-    for prefix, (name, arguments) in built.items():
-        head = build_head(name, config.features, arguments)
+    for prefix, head in built.items():
         weights[prefix] = {prefix + key: tensor for key, tensor in head.state_dict().items()}
     return weights
 
