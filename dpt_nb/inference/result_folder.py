@@ -202,6 +202,7 @@ def fingerprint(
         predictor.policy,
         predictor.resizing,
     )
+    chosen += (predictor.focal, predictor.field_of_view) if predictor.canonical else ()
     digest.update(repr(chosen).encode())
     for name, tensor in predictor.model.state_dict().items():
         values = tensor.detach().flatten()

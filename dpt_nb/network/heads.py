@@ -206,7 +206,18 @@ HEADS = Registry(
 
 # %% ../../nbs/network/06_heads.ipynb #37d4632f
 TAKEN = ("image", "intrinsics", "meta", "valid", "path")  # other entries of a sample
-TAKEN += ("source", "width", "height", "frames", "points", "note", "damage", "name", "file")  # of `predictions.json`
+TAKEN += (
+    "source",
+    "width",
+    "height",
+    "frames",
+    "points",
+    "note",
+    "damage",
+    "name",
+    "file",
+    "focal",
+)  # of `predictions.json`
 
 
 def truth_spec(
