@@ -560,8 +560,11 @@ def open_validation(predictor, source: DataSource):
         return split
     all_labels = len(classes("rooms")) + len(classes("streets"))
     heads = predictor.model.config.heads
-    joint, normals = heads.get("label", {}).get("classes") == all_labels, "normal" in heads
-    return source.open("held_out", count=source.count, size=predictor.policy.window, joint=joint, normals=normals)
+    joint, kinds = (
+        heads.get("label", {}).get("classes") == all_labels,
+        dict(normals="normal" in heads, sky="sky" in heads),
+    )
+    return source.open("held_out", count=source.count, size=predictor.policy.window, joint=joint, **kinds)
 
 
 def refuse_training_images(split, source: DataSource) -> None:

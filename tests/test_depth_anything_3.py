@@ -1,20 +1,33 @@
 """Depth Anything 3's networks for one image: opened from what the project writes, and the same numbers and gradients as
 its own code (PyPI `depth-anything-3`, compared where it is installed) and as a slow reference in float64."""
 
-import importlib.util
 import json
 import warnings
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from official_names import depth_anything_3, random_tensors
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from dpt_nb.data.registry import DATASETS, open_dataset
+from dpt_nb.data.scene_sets import Scenes
+from dpt_nb.deploy.engines import open_export
+from dpt_nb.deploy.export import export, export_facts
+from dpt_nb.inference.folders import predict_files
+from dpt_nb.inference.outputs import read_map
+from dpt_nb.inference.point_clouds import map_points, read_ply
+from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.dpt import DPT
 from dpt_nb.network.named import NAMED
 from dpt_nb.network.zoo import count_parameters, create_model
+from dpt_nb.training.loop import train
+from dpt_nb.training.recipe_fields import RecipeError, change_recipe
+from dpt_nb.training.recipes import get_recipe
 from dpt_nb.weights.key_maps import depth_anything_3_rules, remap_state_dict
 from dpt_nb.weights.load import load_checkpoint, open_checkpoint
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning
@@ -91,7 +104,9 @@ def reference(weights, image, heads=2):
         value = convolve(f"head.projects.{level}", tap.mT.reshape(batch, dim, rows, columns))
         again = f"head.resize_layers.{level}"
         if level < 2:
-            value = F.conv_transpose2d(value, weights[f"{again}.weight"], weights[f"{again}.bias"], stride=4 // 2**level)
+            value = F.conv_transpose2d(
+                value, weights[f"{again}.weight"], weights[f"{again}.bias"], stride=4 // 2**level
+            )
         elif level == 3:
             value = convolve(again, value, stride=2, padding=1)
         levels.append(convolve(f"head.scratch.layer{level + 1}_rn", value, padding=1))
@@ -231,3 +246,195 @@ def test_the_same_as_the_projects_code_at_full_size(tmp_path, parity_rows):
     folder = published(weights, tmp_path / "folder", "da3metric-large", out_layers=[4, 11, 17, 23])
     compared_with_the_project(weights, folder, network, [(84, 112)], parity_rows, "da3metric-large")
     assert count_parameters(network) == count_parameters(create_model("depth_anything_3_metric_large"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    "Both networks, tiny, as the project saves them."
+    place = tmp_path_factory.mktemp("da3")
+    weights = spread(shaken(), (70, 70))
+    weights["head.scratch.sky_output_conv2.2.bias"] -= 0.7  # about as many pixels below 0.3 as above
+    return {name: published(weights, place / name, name) for name in NAMES}
+
+
+def test_a_file_is_told_by_its_config_or_by_its_name(folders, tmp_path):
+    for name, head in NAMES.items():
+        model = load_checkpoint(folders[name])
+        assert list(model.config.heads) == [head, "sky"] and model.config.taps == [0, 1, 2, 3]
+        assert model.config.heads == NAMED[f"depth_anything_3_{'mono' if head != 'depth' else 'metric'}_large"]["heads"]
+        bare = tmp_path / f"{name}.safetensors"
+        bare.write_bytes((folders[name] / "model.safetensors").read_bytes())
+        assert open_checkpoint(bare).config.heads == model.config.heads
+    nameless = tmp_path / "weights.safetensors"
+    bare.rename(nameless)
+    with pytest.warns(
+        CheckpointWarning, match="weights.safetensors.*2 published models.*opened as depth_anything_3_mono"
+    ):
+        assert list(open_checkpoint(nameless).config.heads) == ["relative_depth", "sky"]
+    metric = open_checkpoint(nameless, variant="depth_anything_3_metric_large").config
+    assert metric.heads["depth"]["canonical_focal"] == 300 and metric.final_norm_eps == 1e-5
+    assert (metric.input_size, metric.input_method, metric.resizing) == ([504, 504], "upper_bound", "depth-anything-3")
+
+
+def test_it_is_saved_opened_and_given_other_heads(folders, tmp_path):
+    model = load_checkpoint(folders["da3metric-large"])
+    model.save_pretrained(tmp_path / "saved")
+    again = DPT.from_pretrained(tmp_path / "saved")
+    assert again.config == model.config
+    assert torch.equal(again(image_of(28, 42))["sky"], model(image_of(28, 42))["sky"])
+    with pytest.warns(CheckpointWarning, match="no such label"):
+        other = load_checkpoint(
+            folders["da3metric-large"], heads=dict(depth=dict(output="exp"), sky={}, label=dict(classes=3))
+        )
+    assert torch.equal(other(image_of(28, 42))["sky"], model(image_of(28, 42))["sky"])
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(alt_start=8, cat_token=True), "several views are another network"),
+        (dict(out_layers=[0, 1]), "four numbers of blocks"),
+        (dict(out_layers=[0, 1, 2, 9]), "describes no network"),
+    ],
+)
+def test_another_networks_config_is_refused(changes, words, tmp_path):
+    with pytest.raises(CheckpointError, match=words):
+        load_checkpoint(published(shaken(), tmp_path / "folder", **changes))
+
+
+def project_fill(depth, sky):
+    "`_process_mono_sky_estimation`, of fewer than 100,000 pixels, in numpy."
+    depth, known = depth.numpy().copy(), sky.numpy() < 0.3
+    depth[~known] = np.quantile(depth[known], 0.99)
+    return torch.from_numpy(depth)
+
+
+def test_prediction_of_a_photograph_in_metres_with_its_sky_filled(folders, tmp_path):
+    size, focal = (252, 504), 700.0  # what the network is shown is the photograph itself
+    model, photo = load_checkpoint(folders["da3metric-large"]), image_of(*size, batch=1)[0]
+    with torch.no_grad():
+        said = {head: values[0] for head, values in model(photo[None]).items()}
+    assert 0.1 < (said["sky"] >= 0.3).float().mean() < 0.9
+    by_hand = project_fill(said["depth"] * focal / 300, said["sky"])
+    found = Predictor(model, "cpu", focal=focal)(photo)
+    assert torch.allclose(found["depth"], by_hand, rtol=1e-5) and not found.note
+    halved = Predictor(model, "cpu", size=(126, 252), focal=focal)(photo)  # the lens shrinks with the image
+    with torch.no_grad():
+        small = model(F.interpolate(photo[None], size=(126, 252), mode="area"))
+    ratio = halved["depth"][halved["sky"] < 0.3].median() / (small["depth"][small["sky"] < 0.3].median() * focal / 600)
+    assert abs(ratio - 1) < 0.02
+    written = found.save(tmp_path, ("png", "npy", "ply"))
+    assert written["focal"] == focal and written["sky"]["files"] == ["image-sky.png", "image-sky.npy"]
+    points, _ = read_ply(tmp_path / "image.ply")
+    across = 252 / points[:, 2].max() * points[:, 0].max()
+    assert (points[:, 0] / points[:, 2]).abs().max() <= 252 / focal + 1e-3 and across > 0
+
+
+def test_mono_is_relative_depth_and_its_points_need_no_guess(folders, tmp_path):
+    predictor = Predictor(load_checkpoint(folders["da3mono-large"]), "cpu")
+    found = predictor(image_of(100, 80, batch=1)[0])
+    assert not found.note and found.focal is None
+    written = found.save(tmp_path, ("png", "pfm", "colour"))
+    assert written["relative_depth"]["file"] == "image-relative_depth.png"
+    kept = read_map(tmp_path / "image-relative_depth.png")
+    assert torch.allclose(kept, found["relative_depth"], atol=found["relative_depth"].max().item() / 60_000)
+    points, _ = map_points(found.image, found.maps, edge=None)
+    assert torch.allclose(points[:, 2], found["relative_depth"].flatten())
+
+
+def test_the_sky_is_filled_when_windows_have_been_joined(folders):
+    predictor = Predictor(load_checkpoint(folders["da3mono-large"]), "cpu")
+    found = predictor.predict_tiled(image_of(168, 252, batch=1)[0], window=84, progress=False)
+    sky, depth = found["sky"] >= 0.3, found["relative_depth"]
+    assert 0.1 < sky.float().mean() < 0.9 and len(depth[sky].unique()) == 1
+    assert abs(depth[sky][0].item() - np.quantile(depth[~sky].numpy(), 0.99)) < 1e-4
+
+
+def test_exif_tells_the_focal_length(folders, tmp_path):
+    model, exif = load_checkpoint(folders["da3metric-large"]), Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 26
+    pixels = (image_of(60, 80, batch=1)[0] * 255).byte().permute(1, 2, 0).numpy()
+    for name, extra in (("known", dict(exif=exif)), ("unknown", {})):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.jpg", **extra)
+    predictor = Predictor(model, "cpu")
+    known, unknown = predictor([tmp_path / "known.jpg", tmp_path / "unknown.jpg"])
+    assert known.focal == pytest.approx(100 * 26 / np.hypot(36, 24)) and not known.note
+    assert unknown.focal == pytest.approx(40 * 3**0.5) and "field of view of 60°" in unknown.note
+    assert torch.allclose(known["depth"] / known.focal, unknown["depth"] / unknown.focal, rtol=1e-4)
+    entries, bad = predict_files(predictor, [tmp_path], tmp_path / "out", progress=False)
+    assert not bad and [entry["focal"] for entry in entries] == [known.focal, unknown.focal]
+    told = [
+        Predictor(model, "cpu", **given)(tmp_path / "known.jpg").focal
+        for given in (dict(focal=50.0), dict(field_of_view=90))
+    ]
+    assert told == pytest.approx([50, 40])
+
+
+@pytest.mark.parametrize("form, file", [("onnx", "da3.onnx"), ("torch_export", "da3.pt2")])
+def test_it_is_exported(form, file, folders, tmp_path):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    model, image = load_checkpoint(folders["da3metric-large"]), image_of(84, 112)
+    export(model, tmp_path / file, form)
+    said = open_export(tmp_path / file)(image)
+    with torch.no_grad():
+        for head, values in model(image).items():
+            assert difference(values, torch.as_tensor(said[head])) < 1e-4
+    assert "multiplied by the focal length" in export_facts(tmp_path / file)["heads"]["depth"]["unit"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_three_steps_of_fine_tuning(name, folders, tmp_path):
+    "On streets, whose samples know their cameras; validation takes each camera's focal length."
+    head, metric = NAMES[name], name == "da3metric-large"
+    full = f"depth_anything_3_{'metric' if metric else 'mono'}_large"
+    recipe = get_recipe(
+        "streets_tiny",
+        model=dict(name=full, weights=str(folders[name]), changes={}),
+        losses={head: {}, "sky": {}},
+        data=dict(
+            name="streets",
+            protocol="streets" if metric else "zero_shot_median",
+            train=dict(count=4, size=[42, 56], sky=True),
+            held_out=dict(count=2, size=[42, 56], sky=True),
+            transforms=[["Flip", {}]],
+            batch_size=2,
+        ),
+    )
+    recipe = change_recipe(recipe, ["loop.steps=3", "keep.validate_every=3", "keep.save_steps=3", "keep.pictures=1"])
+    report = train(recipe, tmp_path / "run", tmp_path, cpu=True, workers=0, progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and 0 <= report["sky_invented"] <= 1 and report["abs_rel"] > 0
+    trained = DPT.from_pretrained(tmp_path / "run" / "model")
+    if metric:
+        held_out = open_dataset("streets", tmp_path, "held_out", count=2, size=[42, 56], sky=True)
+        errors = []
+        for index in range(2):
+            sample = held_out[index]
+            focal = float(sample["intrinsics"][0, 0])
+            depth = Predictor(trained, "cpu", size=(378, 504), focal=focal)(sample["image"])["depth"]
+            known = (sample["depth"] > 1e-3) & (sample["depth"] < 80)
+            errors.append(((depth.clamp(1e-3, 80) - sample["depth"]).abs() / sample["depth"])[known].mean().item())
+        assert report["abs_rel"] == pytest.approx(np.mean(errors), rel=1e-3)
+
+
+def test_metres_of_one_camera_are_not_learned_without_cameras(folders, tmp_path):
+    recipe = get_recipe(
+        "rooms_tiny",
+        model=dict(name="depth_anything_3_metric_large", weights=str(folders["da3metric-large"]), changes={}),
+        losses={"depth": {}},
+    )
+
+    class Blind(Scenes):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.targets = ("depth", "label")
+
+    with (
+        mock.patch.dict(DATASETS, rooms=Blind),
+        pytest.raises(RecipeError, match="every image's camera has to be known"),
+    ):
+        train(
+            change_recipe(recipe, ["data.train.count=2", "data.held_out.count=1"]), tmp_path / "run", tmp_path, cpu=True
+        )

@@ -39,7 +39,7 @@ from ..images.colors import TILE_WIDTH, color_label, depth_range, figure_text, l
 from ..images.images import label_palette
 from ..network.config import num_classes
 from ..network.head_spec import HeadSpec, turn_directions
-from ..network.heads import truth_spec
+from ..network.heads import truth_entry, truth_spec
 from ..scenes.camera import pixel_rays
 
 # %% ../../nbs/data/checks.ipynb #7e349e94
@@ -237,7 +237,8 @@ def map_faults(
     heads: dict,  # those with a loss
 ) -> dict[str, str]:  # kind of fault → what a sentence says of the file
     "Which ground truth no loss can be computed with: it is missing, of another shape than it should be, or not finite."
-    maps = {name: sample[name] for name in heads if isinstance(sample.get(name), torch.Tensor)}
+    values = {name: sample.get(truth_entry(name, sample)) for name in heads}
+    maps = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
     found = shape_faults(sample["image"], maps)
     if absent := [name for name in heads if name not in maps]:
         found = dict(missing=f"has no {and_list(absent)}") | found
@@ -285,7 +286,7 @@ def sample_faults(
     "What would end a training at this sample, or teach nothing."
     found = map_faults(sample, heads)
     for name, arguments in heads.items():
-        value = sample.get(name)
+        value = sample.get(truth_entry(name, sample))
         if not isinstance(value, torch.Tensor) or "shape" in found:
             continue
         if truth_spec(name).categorical:

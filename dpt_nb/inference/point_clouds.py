@@ -156,15 +156,16 @@ def map_points(
     most: int = 2_000_000,  # points: of larger maps each n-th row and column
 ) -> tuple[torch.Tensor, torch.Tensor]:  # points `(N, 3)`, colors `(N, 3)` uint8
     "The points of what a network says about an image. Raises `PointError` for maps without depth."
-    known = sorted((HEADS[head].scale, head) for head in maps if HEADS[head].scale)  # metres before relative depth
+    order = lambda spec: (spec.scale, spec.inverse)  # metres, then relative depth, then its inverse
+    known = sorted((head for head in maps if HEADS[head].scale), key=lambda head: (*order(HEADS[head]), head))
     if not known:
         raise PointError(f"The prediction holds {', '.join(maps)}, and points need depth or inverse depth.")
-    scale, head = known[0]
+    head = known[0]
     height, width = maps[head].shape[-2:]
     step = math.ceil((height * width / most) ** 0.5)
     camera = camera_for((height, width), intrinsics, field_of_view) / torch.tensor([[step], [step], [1.0]])
     depth = maps[head][:, ::step, ::step]
-    if scale == "relative":
+    if HEADS[head].inverse:
         depth = relative_to_depth(depth, near, far)
     return depth_points(depth, resize_image(image[None], tuple(depth.shape[-2:]))[0], camera, edge)
 

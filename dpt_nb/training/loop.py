@@ -31,9 +31,10 @@ from ..evaluation.evaluate import panel, write_report
 from ..evaluation.gallery import main_metric
 from ..evaluation.head_metrics import target_specs
 from ..images.files import atomic_write
+from ..inference.focal import canonical_heads, to_canonical
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
-from ..network.heads import HEADS
+from ..network.heads import HEADS, truth_entry
 from ..network.zoo import count_parameters
 from ..registry import IMPORT_HELP, import_modules, named_modules
 from .batch_loss import batch_fractions, batch_loss
@@ -99,7 +100,13 @@ def to_device(
 ) -> dict:  # `image`, and the ground truth of each head that has a loss
     "What the network and its losses need of a batch."
     device = state.accelerator.device
-    inputs = {name: batch[name].to(device, non_blocking=True) for name in ("image", *state.losses)}
+    entries = {head: truth_entry(head, batch) for head in state.losses}
+    inputs = {
+        name: batch[entry].to(device, non_blocking=True) for name, entry in (entries | dict(image="image")).items()
+    }
+    for head, focal in canonical_heads(state.network.config.heads).items():
+        if head in inputs:  # metres, as a camera of that focal length would have them
+            inputs[head] = to_canonical(inputs[head], batch["intrinsics"].to(device), focal)
     if state.recipe.loop.channels_last:
         inputs["image"] = inputs["image"].contiguous(memory_format=torch.channels_last)
     return inputs
@@ -187,7 +194,7 @@ def warn_of_batch(
     batch: dict,  # the first one, of the loader
 ) -> None:
     "Warn of ground truth that looks wrong."
-    for sentence in batch_warnings({name: batch[name] for name in state.losses}, state.train):
+    for sentence in batch_warnings({name: batch[truth_entry(name, batch)] for name in state.losses}, state.train):
         warnings.warn(sentence)
 
 

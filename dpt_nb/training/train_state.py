@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['conv_modules', 'kaiming_decoder', 'open_weights', 'new_model', 'build_model', 'freeze_untrained',
            'network_without_effect', 'TrainState', 'replicated', 'sharded', 'network_for', 'prepare', 'open_data',
-           'total_steps', 'name_classes', 'check_samples', 'open_run', 'get_protocol']
+           'total_steps', 'name_classes', 'check_cameras', 'check_samples', 'open_run', 'get_protocol']
 
 # %% ../../nbs/training/train_state.ipynb #23702474
 import copy
@@ -24,8 +24,9 @@ from ..data.registry import open_dataset
 from ..data.sampling import sample_names
 from ..data.splits import check_splits, shared_options
 from ..evaluation.protocols import PROTOCOLS, Protocol, protocol_for
+from ..inference.focal import canonical_heads
 from ..network.dpt import DPT
-from ..network.heads import HEADS
+from ..network.heads import HEADS, truth_entry
 from ..network.named import NAMED
 from ..network.zoo import create_model
 from ..registry import OWN
@@ -251,12 +252,12 @@ def open_data(
         train = open_dataset(recipe.data.name, data_root, "train", progress=progress, **own)
         held_out = open_dataset(recipe.data.name, data_root, "held_out", progress=progress, **other)
     check_splits(train, held_out)
-    missing = sorted(set(recipe.losses) - set(train.targets))
+    missing = sorted({truth_entry(head, train.targets) for head in recipe.losses} - set(train.targets))
     if missing:
         raise RecipeError(
             f"The recipe has a loss for {', '.join(missing)}, and the samples of {recipe.data.name} hold "
             f"{', '.join(train.targets)}. Every head needs its truth. "
-            "Rooms and streets give normals with data.train.normals=true."
+            "Rooms and streets give normals with data.train.normals=true, and the sky with data.train.sky=true."
         )
     return train, held_out
 
@@ -297,6 +298,17 @@ def name_classes(
             model.config.class_names = names
 
 # %% ../../nbs/training/train_state.ipynb #541b5058
+def check_cameras(state: TrainState) -> None:
+    "Raises `RecipeError` for a head that needs to know each image's camera, and data that do not say it."
+    needs = sorted(set(canonical_heads(state.network.config.heads)) & set(state.losses))
+    if needs and "intrinsics" not in state.train.targets:
+        raise RecipeError(
+            f"The head {needs[0]!r} counts metres for a camera of one focal length, so every image's camera has to be "
+            f"known, and the samples of {state.recipe.data.name} hold {', '.join(state.train.targets)}. Train on "
+            f"data with intrinsics, or set model.changes.heads.{needs[0]}.canonical_focal=null: then it learns plain metres."
+        )
+
+
 def check_samples(state: TrainState) -> None:
     "Raises `TrainingError` for training samples that the losses cannot use."
     recipe, configured = state.recipe, state.network.config.heads
@@ -322,6 +334,7 @@ def open_run(
     state.steps = total_steps(recipe, len(state.train))
     state.schedule = build_schedule(recipe, state.optimizer.optimizer, state.steps)
     open_loader(state, 0, state.steps, 0)
+    check_cameras(state)
     check_samples(state)
     return state
 

@@ -74,7 +74,7 @@ REFUSED += (
 REFUSED += (
     Refused(
         "Depth Pro",
-        "looks at crops of three scales with one ViT, at the whole with another, and has a network for the field of view",
+        "looks at crops of three scales with one ViT, at the whole with another, and predicts the field of view",
         f"transformers opens it (DepthProForDepthEstimation). {THEIR_PROGRAM}",
         r"(depth_pro\.)?encoder\.patch_encoder\..*",
         ("depth_pro",),
@@ -136,6 +136,6 @@ def check_not_refused(
     "Raises `CheckpointError` for a model for which there is no network."
     if found := refused(state, config):
         raise CheckpointError(
-            f"{source} is {found.model}, which is not opened here: it is whole, but there is no network for it, since it "
-            f"{found.why}. {found.instead}"
+            f"{source} is {found.model}, which is not opened here: it is whole, but there is no network for it, since "
+            f"it {found.why}. {found.instead}"
         )
