@@ -305,7 +305,8 @@ def check_cameras(state: TrainState) -> None:
         raise RecipeError(
             f"The head {needs[0]!r} counts metres for a camera of one focal length, so every image's camera has to be "
             f"known, and the samples of {state.recipe.data.name} hold {', '.join(state.train.targets)}. Train on "
-            f"data with intrinsics, or set model.changes.heads.{needs[0]}.canonical_focal=null: then it learns plain metres."
+            "data with intrinsics, or give the head anew without canonical_focal (model.changes.heads), to learn plain "
+            "metres."
         )
 
 

@@ -28,8 +28,8 @@ from dpt_nb.weights.refused import check_not_refused
 
 # %% ../../nbs/weights/infer_config.ipynb #ced9eac9
 KNOWN = (
-    "isl-org/DPT and MiDaS, Depth Anything (of its third version what sees one image), transformers, mmsegmentation and "
-    "the Toolbox, timm's vision transformers, and dpt_nb"
+    "isl-org/DPT and MiDaS, Depth Anything (of its third version what sees one image), transformers, mmsegmentation "
+    "and the Toolbox, timm's vision transformers, and dpt_nb"
 )
 
 
