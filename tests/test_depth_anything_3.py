@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import command_here
 from official_names import depth_anything_3, random_tensors
 from PIL import Image
 from safetensors.torch import save_file
@@ -18,10 +19,14 @@ from dpt_nb.data.registry import DATASETS, open_dataset
 from dpt_nb.data.scene_sets import Scenes
 from dpt_nb.deploy.engines import open_export
 from dpt_nb.deploy.export import export, export_facts
+from dpt_nb.evaluation.evaluate import evaluate
+from dpt_nb.evaluation.protocols import EvaluationError, Protocol
+from dpt_nb.inference.films import predict_video
 from dpt_nb.inference.folders import predict_files
 from dpt_nb.inference.outputs import read_map
 from dpt_nb.inference.point_clouds import map_points, read_ply
 from dpt_nb.inference.predictor import Predictor
+from dpt_nb.inference.video import VideoWriter
 from dpt_nb.network.dpt import DPT
 from dpt_nb.network.named import NAMED
 from dpt_nb.network.zoo import count_parameters, create_model
@@ -438,3 +443,77 @@ def test_metres_of_one_camera_are_not_learned_without_cameras(folders, tmp_path)
         train(
             change_recipe(recipe, ["data.train.count=2", "data.held_out.count=1"]), tmp_path / "run", tmp_path, cpu=True
         )
+
+
+def test_evaluation_without_cameras_is_refused_and_with_a_focal_length_it_is_not(folders):
+    model, samples = load_checkpoint(folders["da3metric-large"]), [dict(image=image_of(56, 70, batch=1)[0])]
+    samples[0] |= dict(depth=torch.rand(1, 56, 70) + 1, meta=dict(path="mine.png"))
+    with pytest.raises(EvaluationError, match="mine.png comes without its camera"):
+        evaluate(Predictor(model, "cpu"), samples, Protocol(), progress=False)
+    errors = [
+        evaluate(Predictor(model, "cpu", **given), data, Protocol(max_depth=1e6), progress=False)["abs_rel"]
+        for given, data in [
+            (dict(focal=60.0), samples),
+            ({}, [samples[0] | dict(intrinsics=torch.diag(torch.tensor([60.0, 60.0, 1.0])))]),
+        ]
+    ]
+    assert errors[0] == pytest.approx(errors[1])
+
+
+def test_the_command_takes_a_focal_length(folders, tmp_path):
+    pixels = (image_of(60, 80, batch=1)[0] * 255).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    words = "dpt_predict", "photo.png", "--model", folders["da3metric-large"], "--device", "cpu", "--outputs", "npy,ply"
+    assumed = command_here(*words, "--out", "one", folder=tmp_path, check=0)
+    assert "field of view of 60°" in assumed.stdout
+    command_here(*words, "--out", "two", "--focal", 160, folder=tmp_path, check=0)
+    one, two = (np.load(tmp_path / out / "photo-depth.npy") for out in ("one", "two"))
+    assert np.allclose(two / one, 160 / (40 * 3**0.5), rtol=1e-4)
+    refused = command_here(*words, "--out", "three", "--focal", -1, folder=tmp_path, check=1)
+    assert "The focal length is -1" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+REFUSED = {
+    "model.da3.backbone.pretrained.cls_token": "Depth Anything 3 Nested",
+    "model.backbone.pretrained.camera_token": "Depth Anything 3 for several views",
+    "model.head.scratch.output_conv2_aux.0.0.weight": "Depth Anything 3 for several views",
+    "model.backbone.pretrained.blocks.0.mlp.w12.weight": "Depth Anything 3 on a giant ViT",
+    "encoder.patch_encoder.blocks.0.norm1.weight": "Depth Pro",
+    "points_head.input_blocks.0.weight": "MoGe",
+    "pixel_decoder.camera_layer.latents_pos": "UniDepth",
+    "module.depth_model.decoder.context_zqr_convs.0.weight": "Metric3D",
+    "aggregator.global_blocks.0.norm1.weight": "VGGT",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_family_is_refused_by_name_with_the_reason(name, tmp_path):
+    torch.save({"model": {name: torch.zeros(2)}, "model_config": {}}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(tmp_path / "model.pt")
+    words = str(error.value)
+    assert REFUSED[name] in words and "there is no network for it, since it " in words
+    assert "Open DA3MONO-LARGE" in words or "Predict with its own program" in words
+
+
+def test_a_folder_is_refused_by_its_config(tmp_path):
+    save_file({"fusion_stage.x": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(dict(model_type="depth_pro")))
+    with pytest.raises(CheckpointError, match="Depth Pro.*DepthProForDepthEstimation"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_film_is_in_metres_with_its_sky_filled(folders, tmp_path):
+    pytest.importorskip("av")
+    with VideoWriter(tmp_path / "film.mp4", 5) as film:
+        for number in range(2):
+            film.add((image_of(64, 96, batch=1)[0] * 255).byte().permute(1, 2, 0).numpy(), number / 5)
+    predictor = Predictor(load_checkpoint(folders["da3metric-large"]), "cpu", size=(56, 84))
+    entry = predict_video(predictor, tmp_path / "film.mp4", tmp_path / "out", outputs=("npy",), progress=False)
+    assert entry["focal"] == pytest.approx(48 * 3**0.5) and "field of view of 60°" in entry["note"]
+    depth, sky = (read_map(tmp_path / "out" / f"film-{head}" / "000001.npy") for head in ("depth", "sky"))
+    assert len(depth[sky >= 0.3].unique()) == 1
+    told = Predictor(predictor.model, "cpu", size=(56, 84), focal=96 * 3**0.5)
+    again = predict_video(told, tmp_path / "film.mp4", tmp_path / "told", outputs=("npy",), progress=False)
+    assert "note" not in again
+    assert torch.allclose(read_map(tmp_path / "told" / "film-depth" / "000001.npy"), 2 * depth, rtol=1e-4)

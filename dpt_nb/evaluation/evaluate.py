@@ -137,9 +137,17 @@ def sample_focals(
     predictor,  # anything that predicts
     batch: list[dict],  # B samples as `to_evaluated` gives them
 ) -> dict:  # `focals` for `predict`, where the network needs them and the samples know their cameras
-    "How long the lens of each image is."
-    known = getattr(predictor, "canonical", None) and all("intrinsics" in sample for sample in batch)
-    return dict(focals=[matrix_focal(sample["intrinsics"]) for sample in batch]) if known else {}
+    "How long the lens of each image is. Raises `EvaluationError` where neither the samples nor the predictor know."
+    if not getattr(predictor, "canonical", None):
+        return {}
+    if all("intrinsics" in sample for sample in batch):
+        return dict(focals=[matrix_focal(sample["intrinsics"]) for sample in batch])
+    if predictor.focal is None and predictor.field_of_view is None:
+        raise EvaluationError(
+            f"{batch[0]['path']} comes without its camera, and this network needs the focal length to say metres: "
+            "evaluate on data with intrinsics, or give the Predictor a focal length or field_of_view."
+        )
+    return {}
 
 
 def predicted(

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..images.files import write_failure
 from ..images.images import label_palette
+from .focal import Focal, assumed_note
 from dpt_nb.inference.outputs import (
     check_outputs,
     color_ends,
@@ -378,7 +379,8 @@ def make_film(
                 for frame, prediction in tqdm(found, total=film.total, unit="frame", disable=not progress):
                     folder.check()  # ends the run where it is gone
                     writer.add(frame, prediction)
-        return film_entry(about, film, files, writer.facts)
+                    focal = predictor.image_focal(tuple(prediction.image.shape[-2:]))
+        return film_entry(about, film, files, writer.facts, focal)
     except FolderError:
         raise
     except Exception as error:
@@ -393,10 +395,12 @@ def film_entry(
     film: FilmReader,  # read to its end
     files: dict[str, dict[str, Path]],  # of `film_files`
     facts: dict[str, dict],  # of `FilmWriter`
+    focal: Focal | None = None,  # by which its metres were made
 ) -> dict:  # of `predictions.json`
     "What was written. A film that breaks off counts as made by nothing, so that it is tried again."
-    entry = about | dict(frames=next(iter(facts.values()))["frames"])
-    entry |= dict(note=film.note()) if film.note() else {}
+    entry = about | dict(frames=next(iter(facts.values()))["frames"]) | (dict(focal=focal.pixels) if focal else {})
+    notes = [film.note(), "" if focal is None or focal.known else assumed_note(about["name"])]
+    entry |= dict(note=" ".join(filter(None, notes))) if any(notes) else {}
     entry |= dict(damage=film.damage, made_by=None) if film.damage else {}
     for head, of in files.items():
         names = [file.name for file in of.values()]

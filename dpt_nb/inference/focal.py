@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXIF_DETAILS', 'IN_35_MM', 'LENGTH', 'DENSITY_X', 'DENSITY_Y', 'DENSITY_UNIT', 'PIXELS_X', 'PIXELS_Y', 'FILM',
            'UNITS', 'ASSUMED_VIEW', 'part_of_diagonal', 'exif_focal', 'FocalError', 'Focal', 'check_focal',
-           'find_focal', 'matrix_focal', 'canonical_heads', 'seen_focal', 'to_canonical']
+           'find_focal', 'assumed_note', 'matrix_focal', 'canonical_heads', 'seen_focal', 'to_canonical']
 
 # %% ../../nbs/inference/focal.ipynb #356b2422
 import io
@@ -108,6 +108,16 @@ def find_focal(
     known = focal is not None or field_of_view is not None
     pixels = focal or pinhole(size, field_of_view or ASSUMED_VIEW).fx
     return Focal(pixels, pixels, known)
+
+
+def assumed_note(
+    name: str,  # of an image or a film
+) -> str:
+    "What a reader of its metres should know."
+    return (
+        f"Nothing says which lens {name} was taken with: its metres are those of a field of view of {ASSUMED_VIEW:g}° "
+        "across the longer side. Say focal or field_of_view (--focal, --field-of-view)."
+    )
 
 
 def matrix_focal(

@@ -24,8 +24,8 @@ from PIL import Image
 from ..images.files import ImageError
 from ..images.images import find_images, load_pil, open_undecoded, read_image, to_image, transpose_by_exif
 from dpt_nb.inference.focal import (
-    ASSUMED_VIEW,
     Focal,
+    assumed_note,
     canonical_heads,
     check_focal,
     exif_focal,
@@ -500,11 +500,7 @@ def with_focal(
         return found
     found.focal = focal.pixels
     if not focal.known:
-        said = (
-            f"Nothing says which lens {found.name} was taken with: its metres are those of a field of view of "
-            f"{ASSUMED_VIEW:g}° across the longer side. Say focal or field_of_view (--focal, --field-of-view)."
-        )
-        found.note = f"{found.note} {said}".strip()
+        found.note = f"{found.note} {assumed_note(found.name)}".strip()
     return found
 
 
