@@ -19,6 +19,7 @@ from torchmetrics import Metric
 from .protocols import EvaluationError, Protocol
 from ..network.head_spec import HeadSpec
 from ..network.heads import HEADS
+from ..network.sky import SkyHead  # noqa: F401  its kind of prediction registers itself
 from ..objective.absolute import AbsoluteMetrics, known_values
 from ..objective.metrics import DepthMetrics, SegmentationMetrics, SetMetric
 from ..objective.normals import NormalMetrics
