@@ -116,6 +116,7 @@ class HeadSpec:
     arguments: dict = field(default=None)  # of the module, by schema; None: `plain_arguments`
     forms: Registry = field(default_factory=lambda: Registry("form"))  # other modules for it, each a `HeadForm`
     beside: tuple[str, ...] = ()  # heads, one of which must be there and is read along, see below; empty: none
+    about: str = ""  # a head whose errors it states: it reads along with that, and has no ground truth of its own
 
     def __post_init__(self):
         if self.scale not in ("", "metric", "relative"):
@@ -131,6 +132,9 @@ class HeadSpec:
         object.__setattr__(self, "files", holding if self.files is None else tuple(self.files))
         if self.arguments is None:
             object.__setattr__(self, "arguments", plain_arguments(self.module))
+        if self.about:
+            object.__setattr__(self, "beside", (self.about,))
+            object.__setattr__(self, "target", self.target or self.about)
 
     @property
     def categorical(self) -> bool:

@@ -34,7 +34,7 @@ from ..images.files import atomic_write
 from ..inference.focal import canonical_heads, to_canonical
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
-from ..network.heads import HEADS, truth_entry
+from ..network.heads import HEADS, taught_by
 from ..network.zoo import count_parameters
 from ..registry import IMPORT_HELP, import_modules, named_modules
 from .batch_loss import batch_fractions, batch_loss
@@ -100,10 +100,8 @@ def to_device(
 ) -> dict:  # `image`, and the ground truth of each head that has a loss
     "What the network and its losses need of a batch."
     device = state.accelerator.device
-    entries = {head: truth_entry(head, batch) for head in state.losses}
-    inputs = {
-        name: batch[entry].to(device, non_blocking=True) for name, entry in (entries | dict(image="image")).items()
-    }
+    names = dict.fromkeys(["image", *map(taught_by, state.losses)])
+    inputs = {name: batch[name].to(device, non_blocking=True) for name in names}
     for head, focal in canonical_heads(state.network.config.heads).items():
         if head in inputs:  # metres, as a camera of that focal length would have them
             inputs[head] = to_canonical(inputs[head], batch["intrinsics"].to(device), focal)
@@ -194,7 +192,7 @@ def warn_of_batch(
     batch: dict,  # the first one, of the loader
 ) -> None:
     "Warn of ground truth that looks wrong."
-    for sentence in batch_warnings({name: batch[truth_entry(name, batch)] for name in state.losses}, state.train):
+    for sentence in batch_warnings({name: batch[name] for name in map(taught_by, state.losses)}, state.train):
         warnings.warn(sentence)
 
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['conv_modules', 'kaiming_decoder', 'open_weights', 'new_model', 'build_model', 'freeze_untrained',
            'network_without_effect', 'TrainState', 'replicated', 'sharded', 'network_for', 'prepare', 'open_data',
-           'total_steps', 'name_classes', 'check_cameras', 'check_samples', 'open_run', 'get_protocol']
+           'total_steps', 'check_class_count', 'name_classes', 'check_cameras', 'check_samples', 'open_run',
+           'get_protocol']
 
 # %% ../../nbs/training/train_state.ipynb #23702474
 import copy
@@ -26,7 +27,7 @@ from ..data.splits import check_splits, shared_options
 from ..evaluation.protocols import PROTOCOLS, Protocol, protocol_for
 from ..inference.focal import canonical_heads
 from ..network.dpt import DPT
-from ..network.heads import HEADS, truth_entry
+from ..network.heads import HEADS, taught_by
 from ..network.named import NAMED
 from ..network.zoo import create_model
 from ..registry import OWN
@@ -97,9 +98,10 @@ def freeze_untrained(
     model: DPT,
     losses: dict,  # head → loss
 ) -> DPT:  # itself
-    "Only heads with a loss have gradients."
+    "Only heads with a loss have gradients, and those whose errors such a head states."
+    taught = {*losses, *(HEADS[name].about for name in losses)}
     for name, head in model.heads.items():
-        head.requires_grad_(name in losses)
+        head.requires_grad_(name in taught)
     if model.auxiliary is not None:
         owners = [head for head, arguments in model.config.heads.items() if arguments.get("auxiliary")]
         model.auxiliary.requires_grad_(any(head in losses and takes(losses[head], "aux") for head in owners))
@@ -117,7 +119,8 @@ def network_without_effect(recipe: Recipe, model: DPT) -> list[str]:  # a senten
                 f"losses.{head}.auxiliary_weight has no effect: the {head} head has no auxiliary one "
                 f"(model.changes.heads.{head}.auxiliary=true)."
             )
-    untrained = [name for name in model.heads if name not in recipe.losses]
+    taught = {*recipe.losses, *(HEADS[name].about for name in recipe.losses)}
+    untrained = [name for name, head in model.heads.items() if name not in taught and list(head.parameters())]
     return sentences + [f"The head {name!r} has no loss and keeps the weights it begins with." for name in untrained]
 
 # %% ../../nbs/training/train_state.ipynb #403e14d4
@@ -252,7 +255,7 @@ def open_data(
         train = open_dataset(recipe.data.name, data_root, "train", progress=progress, **own)
         held_out = open_dataset(recipe.data.name, data_root, "held_out", progress=progress, **other)
     check_splits(train, held_out)
-    missing = sorted({truth_entry(head, train.targets) for head in recipe.losses} - set(train.targets))
+    missing = sorted(set(map(taught_by, recipe.losses)) - set(train.targets))
     if missing:
         raise RecipeError(
             f"The recipe has a loss for {', '.join(missing)}, and the samples of {recipe.data.name} hold "
@@ -278,6 +281,19 @@ def total_steps(
     return recipe.loop.steps or max(1, math.ceil(recipe.loop.epochs * per_epoch))
 
 
+def check_class_count(
+    head: str,
+    outputs: int,  # of it
+    names: int,  # classes of the data
+) -> None:
+    "Raises `RecipeError` for a head that has not as many outputs as the data has classes."
+    if names != outputs:
+        raise RecipeError(
+            f"The data has {names} classes and the head has {outputs} outputs, and there has to be one for each. "
+            f"Set model.changes.heads.{head}.classes={names}."
+        )
+
+
 def name_classes(
     state: TrainState,  # with data
 ) -> None:
@@ -287,12 +303,7 @@ def name_classes(
     named = [head for head in state.losses if HEADS[head].categorical and HEADS[head].class_names is None]
     if not named or not names:
         return
-    outputs = HEADS[named[0]].class_count(configured[named[0]])
-    if len(names) != outputs:
-        raise RecipeError(
-            f"The data has {len(names)} classes and the head has {outputs} outputs, and there has to be one for each. "
-            f"Set model.changes.heads.{named[0]}.classes={len(names)}."
-        )
+    check_class_count(named[0], HEADS[named[0]].class_count(configured[named[0]]), len(names))
     for model in (state.network, getattr(state.ema, "module", None), state.whole):
         if model is not None:
             model.config.class_names = names
@@ -313,7 +324,7 @@ def check_cameras(state: TrainState) -> None:
 def check_samples(state: TrainState) -> None:
     "Raises `TrainingError` for training samples that the losses cannot use."
     recipe, configured = state.recipe, state.network.config.heads
-    heads = {name: configured[name] for name in recipe.losses}
+    heads = {taught_by(name): configured[name] for name in recipe.losses}
     stacked = recipe.data.batch_size // recipe.loop.gradient_accumulation_steps
     if faults := check_before_training(state.train, heads, stacked, state.transform, recipe.seed):
         raise TrainingError(

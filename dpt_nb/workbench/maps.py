@@ -201,9 +201,34 @@ def predict_with(
     "The network's prediction with one level made of this reading."
     levels = list(features["levels"])
     levels[level - 1] = finish_level(self.model, read, level)
-    return self.model.heads[head](self.model.decoder(levels), self.size)
+    return self.model.predictions(self.model.decoder(levels), self.size)[head]
 
 # %% ../../nbs/workbench/maps.ipynb #d350fa9a
+@patch
+def clear_readout(
+    self: ReadoutExplorer,
+    panel: int,  # of the tap; the prediction is three further
+    name: str,  # of a readout that the network does not have
+) -> None:
+    "Empty panels that say why."
+    why = f"{name}: {'no class token' if name == 'add' else 'not learned'}"
+    self.panels.clear(panel, why)
+    self.panels.clear(panel + 3, why)
+
+
+@patch
+def draw_readout(
+    self: ReadoutExplorer,
+    panel: int,  # of the tap; the prediction is three further
+    titles: tuple[str, str],  # of both
+    colors: torch.Tensor,  # of the tap, `(3, rows, columns)`
+    prediction: torch.Tensor,  # `(3, H, W)`, as an image
+) -> None:
+    "A tap as one readout gives it, and below it what is predicted with it."
+    self.panels.fill(panel, colors, title=titles[0])
+    self.panels.fill(panel + 3, prediction, title=titles[1])
+
+
 @patch
 def draw(
     self: ReadoutExplorer,
@@ -216,20 +241,17 @@ def draw(
     "Six panels and a sentence."
     features = self.computed(kind, number)
     read = readouts(self.model, features["taps"], level)
-    own, learned = self.model.heads[head](features["fused"], self.size), self.model.config.readout
+    own, learned = self.model.predictions(features["fused"], self.size)[head], self.model.config.readout
     together = color_basis([read[name][0] for name in ("ignore", "add") if name in read]) if shared else None
     sentences = []
     for panel, name in enumerate(READOUTS):
         if name not in read:
-            why = f"{name}: {'no class token' if name == 'add' else 'not learned'}"
-            self.panels.clear(panel, why)
-            self.panels.clear(panel + 3, why)
+            self.clear_readout(panel, name)
             continue
         colors = map_colors(read[name][0], together if name != "project" else None)
         prediction = self.predict_with(features, read[name], level, head)
-        title = f"prediction with {name}" + (" (its own)" if name == learned else "")
-        self.panels.fill(panel, colors, title=f"tap {level}, {name}")
-        self.panels.fill(panel + 3, prediction_image(prediction, own, head), title=title)
+        titles = f"tap {level}, {name}", f"prediction with {name}" + (" (its own)" if name == learned else "")
+        self.draw_readout(panel, titles, colors, prediction_image(prediction, own, head))
         if name != learned:
             sentences.append(f"with {name} {change_sentence(prediction, own, head)}")
     if not sentences:
