@@ -339,7 +339,7 @@ def test_mono_is_relative_depth_and_its_points_need_no_guess(folders, tmp_path):
     predictor = Predictor(load_checkpoint(folders["da3mono-large"]), "cpu")
     found = predictor(image_of(100, 80, batch=1)[0])
     assert not found.note and found.focal is None
-    written = found.save(tmp_path, ("png", "pfm", "colour"))
+    written = found.save(tmp_path, ("png", "pfm", "color"))
     assert written["relative_depth"]["file"] == "image-relative_depth.png"
     kept = read_map(tmp_path / "image-relative_depth.png")
     assert torch.allclose(kept, found["relative_depth"], atol=found["relative_depth"].max().item() / 60_000)
