@@ -244,10 +244,27 @@ def test_the_same_as_the_projects_code(name, tmp_path, parity_rows):
     compared_with_the_project(weights, folder, network, [(70, 70), (70, 126), (28, 98)], parity_rows, f"{name}, tiny")
 
 
+@torch.no_grad()
+def spread_network(network, weights, size):
+    "As `spread`, of the project's own network of any size: its weights."
+    network.load_state_dict(weights)
+    ends = {"output_conv2": 0.0, "sky_output_conv2": 1.0}
+    for name, middle in ends.items():
+        raws, layer = [], getattr(network.head.scratch, name)
+        hook = layer.register_forward_hook(lambda module, inputs, output: raws.append(output))
+        network(image_of(*size)[:, None])
+        hook.remove()
+        scale = 0.5 / raws[0].std()
+        layer[-1].weight *= scale
+        layer[-1].bias.sub_(raws[0].mean()).mul_(scale).add_(middle)
+    return {key: tensor.clone() for key, tensor in network.state_dict().items()}
+
+
 @pytest.mark.slow
 def test_the_same_as_the_projects_code_at_full_size(tmp_path, parity_rows):
     network = project_network(1024, 24, 16, (256, 512, 1024, 1024), 256)
     weights = shaken(dim=1024, depth=24, grid=37, channels=(256, 512, 1024, 1024), features=256)
+    weights = spread_network(network, weights, (84, 112))
     folder = published(weights, tmp_path / "folder", "da3metric-large", out_layers=[4, 11, 17, 23])
     compared_with_the_project(weights, folder, network, [(84, 112)], parity_rows, "da3metric-large")
     assert count_parameters(network) == count_parameters(create_model("depth_anything_3_metric_large"))
