@@ -370,6 +370,7 @@ Made with [dpt_nb](https://github.com/dpt-nb/dpt_nb).
 MEANINGS = {
     "depth": "`depth`, metres along the optical axis",
     "inverse_depth": "`inverse_depth`, relative: larger is nearer, known up to scale and shift",
+    "relative_depth": "`relative_depth`, relative: larger is farther, known up to scale and shift",
     "label": "`label`, one of {classes} classes a pixel",
 }
 
