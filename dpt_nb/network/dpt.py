@@ -17,6 +17,7 @@ from .backbone import Backbone, BackboneError, SettingError, find_family
 from .beit import BeitBackbone  # noqa: F401  families of backbones register themselves
 from .config import MOST_MEMORY, ConfigError, DPTConfig
 from .convnet import ConvBackbone  # noqa: F401
+from .eva import EvaBackbone  # noqa: F401
 from .fusion import Decoder
 from .head_spec import HeadError
 from .heads import HEADS
@@ -137,18 +138,19 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         )
         label = config.heads.get("label", {})
         self.auxiliary = build_head("label", config.features, label | dict(step=-2)) if label.get("auxiliary") else None
-        self.register_buffer("mean", torch.tensor(config.mean).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).reshape(1, -1, 1, 1), persistent=False)
 
     def forward_features(
         self,
-        image: torch.Tensor,  # `(B, 3, H, W)` float, RGB in [0, 1]
+        image: torch.Tensor,  # `(B, 3, H, W)` float, RGB in [0, 1]; more channels where `in_chans` says so
     ) -> dict[str, list]:  # `taps`, `levels` (both shallow to deep), `fused` (deepest first)
-        "All that happens before the heads. Raises `ConfigError` for a tensor that is not a batch of RGB images."
-        if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
+        "All that happens before the heads. Raises `ConfigError` for a tensor that is not a batch of such images."
+        seen = len(self.config.mean)
+        if image.ndim != 4 or image.shape[1] != seen or not image.is_floating_point():
             raise ConfigError(
-                f"The network takes (B, 3, H, W) floats in [0, 1] and was given {tuple(image.shape)} of {image.dtype}. "
-                "Predictor takes anything else."
+                f"The network takes (B, {seen}, H, W) floats in [0, 1] and was given {tuple(image.shape)} of "
+                f"{image.dtype}. Predictor takes any picture of red, green and blue."
             )
         taps = self.backbone((image - self.mean) / self.std)
         levels = [reassemble(tap) for reassemble, tap in zip(self.reassemble, taps)]
@@ -195,7 +197,7 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
     def init_non_persistent_buffers(self) -> None:
         "Mean and std, from the config; timm calls its modules' methods of this name alike."
         for name in ("mean", "std"):
-            getattr(self, name).copy_(torch.tensor(getattr(self.config, name)).reshape(1, 3, 1, 1))
+            getattr(self, name).copy_(torch.tensor(getattr(self.config, name)).reshape(1, -1, 1, 1))
 
 # %% ../../nbs/network/07_dpt.ipynb #9c7beec9
 def empty_model(

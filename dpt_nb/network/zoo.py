@@ -101,7 +101,7 @@ def count_multiply_adds(
     "Counted by torch's FlopCounterMode on the meta device."
     with torch.device("meta"):
         model = config if isinstance(config, nn.Module) else DPT(config)
-        image = torch.empty(1, 3, *(size or model.config.image_size))
+        image = torch.empty(1, len(model.config.mean), *(size or model.config.image_size))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(image)
     return counter.get_total_flops() // 2
