@@ -1,5 +1,5 @@
-"""Every kind of prediction through everything that reads the table of heads: depth, classes, normals, and kinds that
-are registered from outside the library."""
+"""Every kind of prediction through everything that reads the table of heads: depth by bins, how sure it is, classes,
+normals, and kinds that are registered from outside the library."""
 
 import json
 
@@ -21,7 +21,15 @@ from dpt_nb.network.zoo import create_model
 from dpt_nb.scenes.raycast import render
 from dpt_nb.scenes.scenes import random_scene
 
-KINDS = {"depth": dict(output="exp"), "label": dict(classes=7), "normal": {}, "slope": {}, "material": {}}
+KINDS = {
+    "confidence": {},
+    "depth": dict(form="bins", bins=16, min_depth=0.5),
+    "entropy": {},
+    "label": dict(classes=7),
+    "normal": {},
+    "slope": {},
+    "material": {},
+}
 
 
 class SlopeHead(nn.Module):
@@ -68,7 +76,7 @@ def test_saved_maps_of_every_kind_are_read_back_as_they_were(predictor, photo, t
     prediction = predictor(photo)
     written = prediction.save(tmp_path, (*NUMBERS, *FIGURES))
     assert {head: len(written[head].get("files", [1])) for head in KINDS} == dict(
-        depth=3, label=2, normal=2, slope=3, material=2
+        confidence=3, depth=3, entropy=3, label=2, normal=2, slope=3, material=2
     )
     for head in KINDS:
         found = read_map(tmp_path / f"room-{head}.npy")
@@ -78,10 +86,10 @@ def test_saved_maps_of_every_kind_are_read_back_as_they_were(predictor, photo, t
     assert cosine.min() > np.cos(np.radians(0.5))
     assert torch.equal(read_map(tmp_path / "room-material.png"), prediction["material"])
     assert written["material"]["classes"] == ["wood", "glass", "tin"] and written["label"]["classes"] == []
-    slope = prediction["slope"]
-    assert slope.min() < 0 and torch.allclose(
-        read_map(tmp_path / "room-slope.png"), slope, atol=float(slope.std()) / 1e3
-    )
+    assert prediction["slope"].min() < 0 < prediction["confidence"].min() and prediction["entropy"].max() <= 1
+    for head in ("confidence", "entropy", "slope"):
+        values = prediction[head]
+        assert torch.allclose(read_map(tmp_path / f"room-{head}.png"), values, atol=float(values.std()) / 1e3)
     for head in KINDS:
         side = np.asarray(Image.open(tmp_path / f"room-{head}-side.png"))
         assert side.shape[0] == 90 and side[:, 140:].std() > 1
@@ -90,9 +98,9 @@ def test_saved_maps_of_every_kind_are_read_back_as_they_were(predictor, photo, t
 
 def test_tiles_give_every_kind_whole(predictor, photo, tmp_path):
     tiled = predictor.predict_tiled(photo, tmp_path, window=(64, 64), progress=False)
-    assert {head: tuple(values.shape) for head, values in tiled.maps.items()} == dict(
-        depth=(1, 90, 130), label=(90, 130), normal=(3, 90, 130), slope=(1, 90, 130), material=(90, 130)
-    )
+    assert {head: tuple(values.shape) for head, values in tiled.maps.items()} == dict.fromkeys(
+        KINDS, (1, 90, 130)
+    ) | dict(label=(90, 130), normal=(3, 90, 130), material=(90, 130))
     assert torch.allclose(tiled["normal"].norm(dim=0), torch.ones(90, 130), atol=1e-5)
     assert tiled["material"].max() <= 2 and tiled["slope"].min() < 0
     for head, spec in ((head, HEADS[head]) for head in KINDS):
@@ -133,7 +141,7 @@ def test_film_of_every_kind_is_steadied_and_written(predictor, tmp_path):
         predictor, tmp_path / "film.mp4", tmp_path / "out", outputs=("side", "png", "npy"), smooth=0.5, progress=False
     )
     assert entry["frames"] == 3 and entry["material"]["classes"] == ["wood", "glass", "tin"]
-    for head, form in dict(depth="png", label="png", normal="png", slope="png", material="png").items():
+    for head, form in dict.fromkeys(KINDS, "png").items():
         assert len(list((tmp_path / "out" / f"film-{head}").glob(f"*.{form}"))) == 3
     normals = read_map(tmp_path / "out" / "film-normal" / "000002.npy")
     assert torch.allclose(normals.norm(dim=0), torch.ones(64, 64), atol=1e-4)

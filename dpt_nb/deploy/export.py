@@ -32,7 +32,7 @@ from ..images.files import atomic_write, disk_full_reason, write_failure
 from ..inference.resizing import resize_policy
 from ..network.config import SIDES, ConfigError
 from ..network.dpt import DPT
-from ..network.heads import HEADS
+from ..network.heads import HEADS, head_modules
 from ..network.hybrid import DeviationConv
 from ..network.saved import parse_json, read_json
 from ..network.schema import Schema, choice, either, fields_of, violation, whole
@@ -141,7 +141,7 @@ def describe_head(
     if spec.categorical:
         known = dict(classes=classes) if (classes := spec.class_count(settings)) else {}
         fact = dict(shape=f"B,{classes or 'C'},H,W", unit="logits: the largest along axis 1 is the class") | known
-    return fact | {"module": module for module in HEADS.modules([name]) if module != HERE}
+    return fact | {"module": module for module in head_modules({name: settings}) if module != HERE}
 
 
 def describe_export(

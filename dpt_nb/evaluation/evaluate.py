@@ -378,7 +378,7 @@ def report_tables(
     "A table for each kind of prediction that a row has numbers of; other heads' numbers share the last."
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))
     tables = [table(rows, protocol) for metric, table in TABLES.items() if metric in keys]
-    own = tuple(f"{head}_" for head in HEADS if head not in METRICS)
+    own = tuple(f"{head}_" for head, spec in HEADS.items() if head not in METRICS or spec.about)
     named = {name for metrics in METRICS.values() for name in metrics}
     others = [key for key in keys if (key.startswith(own) or key in named) and not key.endswith("_class_iou")]
     return "\n\n".join(tables + ([metric_table(rows, others)] if others else []))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAIN_METRICS', 'CAPTION_FIGURES', 'ERROR_MAPS', 'main_metric', 'leading_metric', 'chosen_images', 'image_name',
-           'caption', 'known_pixels', 'aligned_depth', 'depth_rows', 'Sheet', 'depth_gallery', 'class_legend',
-           'wrong_pixels', 'label_gallery', 'angle_map', 'difference_map', 'error_map', 'value_rows', 'value_gallery',
-           'gallery']
+           'caption', 'known_pixels', 'compared_head', 'aligned_depth', 'depth_rows', 'Sheet', 'depth_gallery',
+           'class_legend', 'wrong_pixels', 'label_gallery', 'angle_map', 'difference_map', 'error_map', 'value_rows',
+           'value_gallery', 'gallery']
 
 # %% ../../nbs/evaluation/gallery.ipynb #1bfd2dcd
 import math
@@ -118,6 +118,15 @@ def known_pixels(
     return (truth > protocol.min_depth) & (truth < protocol.max_depth) & inside
 
 
+def compared_head(
+    maps: dict,  # as `predicted` gives them
+    truth: str,  # "depth", "label", …
+    protocol: Protocol,
+) -> str:
+    "The head whose predictions are of the ground truth's kind. Raises `EvaluationError` where there is none."
+    return next(head for head in evaluated_heads(maps, [truth], protocol) if not HEADS[head].about)
+
+
 def aligned_depth(
     maps: dict,  # as `predicted` gives them, `(1, 1, H, W)`
     truth: torch.Tensor,  # `(1, 1, H, W)` metres
@@ -125,7 +134,7 @@ def aligned_depth(
     protocol: Protocol,
 ) -> torch.Tensor:  # `(1, 1, H, W)` metres, within the protocol's range
     "A prediction as the protocol treats it before it is evaluated."
-    head = next(iter(evaluated_heads(maps, ["depth"], protocol)))
+    head = compared_head(maps, "depth", protocol)
     depth = maps[head].cpu().float()
     if protocol.align == "median":
         depth = align_depth(depth, truth, valid)
@@ -356,7 +365,7 @@ def gallery(
     captions = []
     for kind, chosen in kinds.items():
         captions += [caption(kind, image_name(dataset, place), figures[place], truth) for place in chosen]
-    head = next(iter(evaluated_heads(maps[0], [truth], protocol)))
+    head = compared_head(maps[0], truth, protocol)
     if HEADS[head].scale:
         return depth_gallery(samples, maps, captions, protocol)
     if not HEADS[head].categorical:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'COUNTS', 'target_name', 'target_specs', 'evaluated_heads', 'refuse_other_depth', 'depth_metrics',
-           'class_metrics', 'head_metrics', 'register_metric', 'ImageCount', 'builders', 'build_metric',
-           'build_head_metrics', 'count_classes', 'build_metrics', 'update_metrics', 'check_shape', 'plain_values',
-           'merge_values', 'compute_metrics', 'what_is_missing']
+           'class_metrics', 'head_metrics', 'confidence_metrics', 'entropy_metrics', 'register_metric', 'ImageCount',
+           'builders', 'build_metric', 'build_head_metrics', 'count_classes', 'build_metrics', 'update_metrics',
+           'check_shape', 'plain_values', 'merge_values', 'compute_metrics', 'what_is_missing']
 
 # %% ../../nbs/evaluation/head_metrics.ipynb #1833a6dc
 import inspect
@@ -22,6 +22,7 @@ from ..network.heads import HEADS
 from ..objective.absolute import AbsoluteMetrics, known_values
 from ..objective.metrics import DepthMetrics, SegmentationMetrics, SetMetric
 from ..objective.normals import NormalMetrics
+from ..objective.uncertainty import SparsificationMetrics
 from ..registry import Registry, calling_module
 
 # %% ../../nbs/evaluation/head_metrics.ipynb #d11a7616
@@ -48,9 +49,11 @@ def evaluated_heads(
     "What can be evaluated. Raises `EvaluationError` where there is nothing, or depth and protocol do not fit."
     heads, truths = list(heads), set(truths)
     scale = "relative" if protocol.align == "least_squares" else "metric"
-    known = sorted((head for head in heads if head in HEADS), key=lambda head: bool(HEADS[head].scale))
+    known = [head for head in heads if head in HEADS and HEADS[head].about in ("", *heads)]
+    known = sorted(known, key=lambda head: bool(HEADS[head].scale))
     found = {head: target_name(head) for head in known if target_name(head) in truths}
-    pairs = {head: target for head, target in found.items() if HEADS[head].scale in ("", scale)}
+    scales = {head: HEADS[HEADS[head].about or head].scale for head in found}
+    pairs = {head: target for head, target in found.items() if scales[head] in ("", scale)}
     if len(found) > len(pairs) and not any(HEADS[head].scale for head in pairs):
         refuse_other_depth(heads, scale)
     if not pairs:
@@ -94,11 +97,23 @@ def head_metrics(head: str, **known: Callable) -> Registry:  # known: name → w
     return Registry(f"metric for the head {head!r}", known)
 
 
+def confidence_metrics(protocol: Protocol, **options) -> SparsificationMetrics:
+    "Whether what is sure is right."
+    return SparsificationMetrics("surer", protocol.min_depth, protocol.max_depth, protocol.align, **options)
+
+
+def entropy_metrics(protocol: Protocol, **options) -> SparsificationMetrics:
+    "Whether what is unsure is wrong."
+    return SparsificationMetrics("less sure", protocol.min_depth, protocol.max_depth, protocol.align, **options)
+
+
 METRICS = {  # head → its metrics by name
     "depth": head_metrics("depth", errors=depth_metrics),
     "inverse_depth": head_metrics("inverse_depth", errors=depth_metrics),
     "label": head_metrics("label", overlap=class_metrics),
     "normal": head_metrics("normal", angles=NormalMetrics),
+    "confidence": head_metrics("confidence", sparsification=confidence_metrics),
+    "entropy": head_metrics("entropy", sparsification=entropy_metrics),
 }
 
 
@@ -222,10 +237,11 @@ def update_metrics(
             )
         check_shape(head, prediction, batch, where)
         stacked = lambda name: torch.stack([sample[name] for sample in batch]).to(prediction.device)
-        mask = (stacked("valid"),) if spec.scale and "valid" in batch[0] else ()
+        mask = (stacked("valid"),) if (spec.scale or spec.about) and "valid" in batch[0] else ()
         try:
             for metric in own.values():
-                metric.update(prediction, stacked(target), *mask)
+                asked = spec.about and "partner" in inspect.signature(metric.update).parameters
+                metric.update(prediction, stacked(target), *mask, **(dict(partner=maps[spec.about]) if asked else {}))
         except ValueError as error:
             raise EvaluationError(f"{where} cannot be evaluated: {error}") from None
 
@@ -282,7 +298,8 @@ def compute_metrics(
     metrics report the same."""
     report = {}
     for head, own in metrics.items():
-        prefix, values = "" if METRICS.get(head) else f"{head}_", {}
+        values, plain = {}, METRICS.get(head) and not HEADS[head].about
+        prefix = "" if plain else f"{head}_"
         for name, metric in own.items():
             with warnings.catch_warnings():
                 # Said of a process without samples, whose states are zeros
@@ -304,7 +321,7 @@ def what_is_missing(
     protocol: Protocol,
 ) -> str:
     "What an image without a valid pixel lacks."
-    if not HEADS[head].scale:
+    if not (HEADS[head].scale or HEADS[head].about):
         return f"a {target_name(head)} other than {HEADS[head].missing:g}"
     inside = f" inside the crop {protocol.crop!r}" if protocol.crop else ""
     return f"measured depth between {protocol.min_depth:g} and {protocol.max_depth:g} m{inside}"

@@ -9,6 +9,7 @@ __all__ = ['INPUT_METHODS', 'RENAMED_FIELDS', 'ConfigError', 'num_classes', 'DPT
 import math
 from dataclasses import dataclass, field
 
+from .bins import BinsHead  # noqa: F401  a form of depth registers itself
 from .heads import HEADS
 from dpt_nb.network.schema import (
     SHORT,
@@ -141,12 +142,14 @@ CONFIG_FIELDS = dict(
 )
 
 
-def config_schema() -> dict:
+def config_schema(
+    asked: dict,  # heads of a config: name → arguments, perhaps wrong ones
+) -> dict:
     "The schema of a whole config; its heads are those that are in the table now, registered ones among them."
-    heads = {
-        name: fields_of(spec.arguments, f"arguments of its head: {', '.join(spec.arguments) or 'none'}")
-        for name, spec in HEADS.items()
-    }
+    heads = {}
+    for name, spec in HEADS.items():
+        schemas = spec.schemas(asked.get(name, {}))
+        heads[name] = fields_of(schemas, f"arguments of its head: {', '.join(schemas) or 'none'}")
     fields = CONFIG_FIELDS | dict(heads=CONFIG_FIELDS["heads"] | dict(properties=heads))
     return fields_of(fields, "a dict", ("backbone", "taps", "channels", "heads"))
 
@@ -181,7 +184,8 @@ def check_channels(mean: list, std: list, seen: int) -> None:  # seen: channels 
 
 def map_bytes(size: list, features: int, heads: dict) -> int:  # size: height and width, pixels
     "How much memory the maps of one image take at full size."
-    channels = [HEADS[name].class_count(head) or head.get("hidden", 32) for name, head in heads.items()]
+    inside = [head.get("hidden", 32) + head.get("bins", 0) for head in heads.values()]
+    channels = [HEADS[name].class_count(head) or known for (name, head), known in zip(heads.items(), inside)]
     return 4 * math.prod(size) * (features + sum(channels))
 
 
@@ -189,7 +193,8 @@ def check_config(
     found: dict,  # fields of `DPTConfig`
 ) -> None:
     "Raises `ConfigError` for a field with which no network can work, or none of a size that can be used."
-    if wrong := violation(Schema(config_schema()), found):
+    asked = found.get("heads")
+    if wrong := violation(Schema(config_schema(asked if isinstance(asked, dict) else {})), found):
         raise ConfigError(f"{wrong}.")
     check_heads(found["heads"], found.get("class_names") or [])
     seen = (found.get("backbone_arguments") or {}).get("in_chans", 3)

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['ZERO_LEVEL', 'LEVELS', 'PLAIN', 'FILES', 'mirror_directions', 'turn_directions', 'unit_length', 'unchanged',
-           'directions_to_bytes', 'bytes_to_directions', 'plain_arguments', 'HeadError', 'HeadSpec']
+           'directions_to_bytes', 'bytes_to_directions', 'plain_arguments', 'HeadError', 'HeadForm', 'HeadSpec']
 
 # %% ../../nbs/network/head_spec.ipynb #4ece29e9
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .schema import YES_NO, either, real
+from .schema import YES_NO, choice, either, real
+from ..registry import Registry
 
 # %% ../../nbs/network/head_spec.ipynb #208f2856
 def mirror_directions(
@@ -86,6 +87,14 @@ FILES = {1: ("png", "npy", "pfm"), 0: ("png", "npy"), 3: ("png", "npy")}  # chan
 
 
 @dataclass(frozen=True)
+class HeadForm:
+    "One module that gives a kind of prediction, and what it may be told."
+
+    module: type[nn.Module]  # built as `module(features, **arguments)`, called with the decoder's maps and a size
+    arguments: dict  # of the module, by schema
+
+
+@dataclass(frozen=True)
 class HeadSpec:
     "All that is known of one kind of prediction. Raises `HeadError` for what does not fit together."
 
@@ -104,6 +113,9 @@ class HeadSpec:
     files: tuple[str, ...] | None = None  # which of png, npy, pfm hold its numbers; None: all that fit `channels`
     class_names: tuple[str, ...] | None = ()  # of classes; None: those that the model's config lists
     arguments: dict = field(default=None)  # of the module, by schema; None: `plain_arguments`
+    forms: Registry = field(default_factory=lambda: Registry("form"))  # other modules for it, each a `HeadForm`
+    beside: tuple[str, ...] = ()  # heads, one of which must be there and is read along, see below; empty: none
+    about: str = ""  # a head whose errors it states: it reads along with that, and has no ground truth of its own
 
     def __post_init__(self):
         if self.scale not in ("", "metric", "relative"):
@@ -119,11 +131,45 @@ class HeadSpec:
         object.__setattr__(self, "files", holding if self.files is None else tuple(self.files))
         if self.arguments is None:
             object.__setattr__(self, "arguments", plain_arguments(self.module))
+        if self.about:
+            object.__setattr__(self, "beside", (self.about,))
+            object.__setattr__(self, "target", self.target or self.about)
 
     @property
     def categorical(self) -> bool:
         "Whether it predicts classes: logits, of which the largest wins."
         return self.channels == 0
+
+    def form(
+        self,
+        arguments: dict,  # of the head, as a config has them
+    ) -> HeadForm:  # the one that they call `form`, or the usual one
+        "What the head is built of. Raises `RegistryError` for a form that is not known."
+        name = arguments.get("form")
+        return HeadForm(self.module, self.arguments) if name is None else self.forms[name]
+
+    def schemas(
+        self,
+        arguments: dict,  # of the head, as a config has them; perhaps a wrong one
+    ) -> dict:  # argument → schema
+        "What a config may tell a head of that form; where there is no such form, what it may tell the usual one."
+        found = arguments.get("form") if isinstance(arguments, dict) else None
+        known = isinstance(found, str) and found in self.forms
+        chosen = self.forms[found].arguments if known else self.arguments
+        return chosen | (dict(form=choice(*self.forms)) if self.forms else {})
+
+    def partner(
+        self,
+        heads: Iterable[str],  # that a network has
+    ) -> str:  # empty: it reads the decoder's maps itself
+        "The head whose insides it reads. Raises `HeadError` where there is none of those that it could read."
+        found = [name for name in self.beside if name in heads]
+        if self.beside and not found:
+            raise HeadError(
+                f"The head for {self.words} reads along inside another one, and there is none of "
+                f"{', '.join(self.beside)} among {', '.join(heads)}: add one."
+            )
+        return found[0] if found else ""
 
     def class_count(
         self,

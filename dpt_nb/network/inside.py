@@ -399,7 +399,7 @@ def fuse_with(
 ) -> dict[str, torch.Tensor]:  # one prediction a head, as the model gives them
     "Decoder and heads on a mixture of levels. Raises `InsideError` when choice, number or sizes do not fit."
     fused = model.decoder(choose_levels(own, other, choice))
-    return {name: head(fused, tuple(size)) for name, head in model.heads.items()}
+    return model.predictions(fused, tuple(size))
 
 # %% ../../nbs/network/08_inside.ipynb #d5cb9435
 def layout_and_edges(

@@ -24,7 +24,7 @@ from torch import nn
 from ..images.files import write_failure
 from .backbone import FAMILIES, families_that_open
 from .config import ConfigError, DPTConfig, check_config, current_fields
-from .heads import HEADS
+from .heads import HEADS, head_modules
 from .named import with_test_pipeline
 from .schema import SHORT
 from ..registry import HERE, is_module_name
@@ -213,7 +213,7 @@ def read_json(
 def own_modules(config: DPTConfig) -> list[str]:
     "The modules outside this library that registered the heads and the backbone of a network."
     families = families_that_open(config.backbone, **config.backbone_arguments)
-    found = {*HEADS.modules(config.heads), *FAMILIES.modules(families[:1])}
+    found = {*head_modules(config.heads), *FAMILIES.modules(families[:1])}
     return sorted(found - {HERE})  # a cell cannot be imported
 
 

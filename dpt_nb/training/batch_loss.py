@@ -13,21 +13,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..network.heads import HEADS
+from ..network.heads import HEADS, taught_by
 from .distributed import all_gather_batch, several_processes
 from .run_folder import TrainingError
 
 # %% ../../nbs/training/batch_loss.ipynb #9a26aba7
 def takes(
     loss,  # a module or a function
-    name: str,  # "step", or "aux", with which the name of the third value begins
+    name: str,  # "step", "partner", or "aux", with which the name of the third value begins
 ) -> bool:
-    "Whether a loss can be given the step, or an auxiliary prediction."
+    "Whether a loss can be given the step, the prediction that it is about, or an auxiliary one."
     try:
         found = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values()
     except (TypeError, ValueError):  # of a compiled function nothing is known
         return False
-    every = inspect.Parameter.VAR_KEYWORD if name == "step" else inspect.Parameter.VAR_POSITIONAL
+    every = inspect.Parameter.VAR_POSITIONAL if name == "aux" else inspect.Parameter.VAR_KEYWORD
     return any(each.name.startswith(name) or each.kind == every for each in found)
 
 
@@ -55,6 +55,7 @@ def loss_value(
     target: torch.Tensor,
     auxiliary: torch.Tensor | None,  # the auxiliary head's prediction, where there is one
     step: int | None,  # optimizer steps done
+    partner: torch.Tensor | None = None,  # the prediction whose errors this one states, where there is one
 ) -> torch.Tensor:  # scalar
     "Call a loss with what it takes. Raises `TrainingError` where it gives anything but one number with a gradient."
     inputs, options = [prediction, target], {}
@@ -62,6 +63,8 @@ def loss_value(
         inputs.append(auxiliary)
     if takes(loss, "step"):
         options["step"] = step
+    if partner is not None and takes(loss, "partner"):
+        options["partner"] = partner
     value = loss(*inputs, **options)
     check_loss_value(value, loss, torch.is_grad_enabled() and prediction.requires_grad)
     return value
@@ -96,9 +99,11 @@ def gathered_loss(
     target: torch.Tensor,
     step: int | None,
     weight,
+    partner: torch.Tensor | None = None,  # `(B, C, H, W)`, of `loss_value`
 ) -> tuple[torch.Tensor, torch.Tensor]:  # of the whole batch: with a gradient for this part; without
     "A loss that sees the parts of all processes."
-    value = loss_value(loss, all_gather_batch(prediction), all_gather_batch(target), None, step) * weight
+    partner = None if partner is None else all_gather_batch(partner)
+    value = loss_value(loss, all_gather_batch(prediction), all_gather_batch(target), None, step, partner) * weight
     return value, value.detach()
 
 
@@ -119,11 +124,13 @@ def batch_loss(
         alone = HEADS[head].categorical  # logits are many, and their loss is a mean: each process sees its own
         even = 1 / processes if alone else 1.0
         weight = (1.0 if weights is None else weights[head]) * (even if fractions is None else fractions[head])
+        prediction, target = predictions[head], batch[taught_by(head)]
         if alone:
             auxiliary = predictions.get(f"{head}_auxiliary")
-            value, of_batch = local_loss(loss, predictions[head], batch[head], auxiliary, step, weight)
+            value, of_batch = local_loss(loss, prediction, target, auxiliary, step, weight)
         else:
-            value, of_batch = gathered_loss(loss, predictions[head], batch[head], step, weight)
+            partner = predictions[HEADS[head].about] if HEADS[head].about else None
+            value, of_batch = gathered_loss(loss, prediction, target, step, weight, partner)
         backward = backward + value * processes  # what follows takes the mean over the processes
         shown = shown + of_batch
     return backward, shown
@@ -150,10 +157,10 @@ def batch_fractions(
     "What each part's loss counts."
     fractions = [{} for _ in parts]
     for head, loss in losses.items():
-        alone = HEADS[head].categorical and several_processes()
+        alone, truth = HEADS[head].categorical and several_processes(), taught_by(head)
         if len(parts) == 1 and not alone:
             fractions[0][head] = 1.0
             continue
-        for fraction, value in zip(fractions, head_fractions([part[head] for part in parts], loss, alone)):
+        for fraction, value in zip(fractions, head_fractions([part[truth] for part in parts], loss, alone)):
             fraction[head] = value
     return fractions

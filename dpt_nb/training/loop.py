@@ -33,7 +33,7 @@ from ..evaluation.head_metrics import target_specs
 from ..images.files import atomic_write
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
-from ..network.heads import HEADS
+from ..network.heads import HEADS, taught_by
 from ..network.zoo import count_parameters
 from ..registry import IMPORT_HELP, import_modules, named_modules
 from .batch_loss import batch_fractions, batch_loss
@@ -99,7 +99,8 @@ def to_device(
 ) -> dict:  # `image`, and the ground truth of each head that has a loss
     "What the network and its losses need of a batch."
     device = state.accelerator.device
-    inputs = {name: batch[name].to(device, non_blocking=True) for name in ("image", *state.losses)}
+    names = dict.fromkeys(["image", *map(taught_by, state.losses)])
+    inputs = {name: batch[name].to(device, non_blocking=True) for name in names}
     if state.recipe.loop.channels_last:
         inputs["image"] = inputs["image"].contiguous(memory_format=torch.channels_last)
     return inputs
@@ -187,7 +188,7 @@ def warn_of_batch(
     batch: dict,  # the first one, of the loader
 ) -> None:
     "Warn of ground truth that looks wrong."
-    for sentence in batch_warnings({name: batch[name] for name in state.losses}, state.train):
+    for sentence in batch_warnings({name: batch[name] for name in map(taught_by, state.losses)}, state.train):
         warnings.warn(sentence)
 
 

@@ -27,8 +27,10 @@ def target_map(
     sample: dict,  # of a data set
     head: str,  # of `HEADS`
 ) -> torch.Tensor | None:  # None where the sample has no such ground truth
-    "What a head's prediction is compared with; inverse depth also follows from depth."
+    "What a head's prediction should look like; inverse depth also follows from depth, and a confidence has nothing."
     spec = HEADS[head]
+    if spec.about:
+        return None
     if spec.scale == "relative" and head not in sample and spec.target in sample:
         depth = sample[spec.target]
         return torch.where(depth > 0, 1 / depth.clamp(min=1e-6), 0.0)
@@ -106,7 +108,7 @@ def draw_column(
 
 def draw_head(
     figure: plt.Figure,
-    axes,  # `(samples, 2)`
+    axes,  # `(samples, 2)`, or `(samples, 1)` without ground truth
     head: str,  # of `HEADS`
     targets: list,
     predictions: list,
@@ -124,8 +126,9 @@ def draw_head(
             bar = figure.colorbar(colors, ax=axes, location="bottom", extend="both", shrink=0.7, aspect=40)
             bar.set_label(words, fontsize=8)
     name = head.replace("_", " ")
-    draw_column(axes[:, 0], f"{name}, ground truth", truth)
-    draw_column(axes[:, 1], f"{name}, predicted", predicted)
+    if axes.shape[1] == 2:
+        draw_column(axes[:, 0], f"{name}, ground truth", truth)
+    draw_column(axes[:, -1], f"{name}, predicted", predicted)
 
 
 def validation_figure(
@@ -135,14 +138,16 @@ def validation_figure(
 ) -> plt.Figure:  # closed
     "A row for each sample: the image, and each head's ground truth and prediction."
     heads, shape = list(predictions[0].maps), samples[0]["image"].shape
-    rows, columns = len(samples), 1 + 2 * len(heads)
+    widths = [1 if HEADS[head].about else 2 for head in heads]
+    rows, columns = len(samples), 1 + sum(widths)
     size = (2 * columns, 2 * shape[1] / shape[2] * rows + 0.9)
     figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=size, layout="constrained")
     draw_column(axes[:, 0], "image", [sample["image"] for sample in samples])
     for place, head in enumerate(heads):
         targets = [target_map(sample, head) for sample in samples]
         maps = [prediction[head] for prediction in predictions]
-        draw_head(figure, axes[:, 1 + 2 * place : 3 + 2 * place], head, targets, maps, class_names)
+        first = 1 + sum(widths[:place])
+        draw_head(figure, axes[:, first : first + widths[place]], head, targets, maps, class_names)
     plt.close(figure)
     return figure
 

@@ -25,7 +25,7 @@ from ..data.sampling import sample_names
 from ..data.splits import check_splits, shared_options
 from ..evaluation.protocols import PROTOCOLS, Protocol, protocol_for
 from ..network.dpt import DPT
-from ..network.heads import HEADS
+from ..network.heads import HEADS, taught_by
 from ..network.named import NAMED
 from ..network.zoo import create_model
 from ..registry import OWN
@@ -96,9 +96,10 @@ def freeze_untrained(
     model: DPT,
     losses: dict,  # head → loss
 ) -> DPT:  # itself
-    "Only heads with a loss have gradients."
+    "Only heads with a loss have gradients, and those whose errors such a head states."
+    taught = {*losses, *(HEADS[name].about for name in losses)}
     for name, head in model.heads.items():
-        head.requires_grad_(name in losses)
+        head.requires_grad_(name in taught)
     if model.auxiliary is not None:
         owners = [head for head, arguments in model.config.heads.items() if arguments.get("auxiliary")]
         model.auxiliary.requires_grad_(any(head in losses and takes(losses[head], "aux") for head in owners))
@@ -116,7 +117,8 @@ def network_without_effect(recipe: Recipe, model: DPT) -> list[str]:  # a senten
                 f"losses.{head}.auxiliary_weight has no effect: the {head} head has no auxiliary one "
                 f"(model.changes.heads.{head}.auxiliary=true)."
             )
-    untrained = [name for name in model.heads if name not in recipe.losses]
+    taught = {*recipe.losses, *(HEADS[name].about for name in recipe.losses)}
+    untrained = [name for name, head in model.heads.items() if name not in taught and list(head.parameters())]
     return sentences + [f"The head {name!r} has no loss and keeps the weights it begins with." for name in untrained]
 
 # %% ../../nbs/training/train_state.ipynb #403e14d4
@@ -251,7 +253,7 @@ def open_data(
         train = open_dataset(recipe.data.name, data_root, "train", progress=progress, **own)
         held_out = open_dataset(recipe.data.name, data_root, "held_out", progress=progress, **other)
     check_splits(train, held_out)
-    missing = sorted(set(recipe.losses) - set(train.targets))
+    missing = sorted(set(map(taught_by, recipe.losses)) - set(train.targets))
     if missing:
         raise RecipeError(
             f"The recipe has a loss for {', '.join(missing)}, and the samples of {recipe.data.name} hold "
@@ -300,7 +302,7 @@ def name_classes(
 def check_samples(state: TrainState) -> None:
     "Raises `TrainingError` for training samples that the losses cannot use."
     recipe, configured = state.recipe, state.network.config.heads
-    heads = {name: configured[name] for name in recipe.losses}
+    heads = {taught_by(name): configured[name] for name in recipe.losses}
     stacked = recipe.data.batch_size // recipe.loop.gradient_accumulation_steps
     if faults := check_before_training(state.train, heads, stacked, state.transform, recipe.seed):
         raise TrainingError(

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from dpt_nb.network.config import ConfigError, DPTConfig, num_classes
-from dpt_nb.network.dpt import DPT, build_head, empty_model
+from dpt_nb.network.dpt import DPT, build_head, build_heads, empty_model
 from dpt_nb.network.heads import HEADS
 from dpt_nb.network.named import NAMED, changed_config
 from dpt_nb.network.patch_embed import resample_positions, resize_places
@@ -303,8 +303,9 @@ def resample_state(
 # %% ../../nbs/weights/load.ipynb #fd7a98ef
 def output_function(arguments: dict) -> dict:  # arguments: of a depth head
     "What turns the last layer's number into a depth."
-    constants = ("output", "min_depth", "max_depth", "scale", "shift")
-    return {"output": "relu"} | {key: value for key, value in arguments.items() if key in constants}
+    constants = ("output", "min_depth", "max_depth", "scale", "shift", "form", "spacing", "weighting", "epsilon")
+    usual = {} if "form" in arguments else {"output": "relu"}
+    return usual | {key: value for key, value in arguments.items() if key in constants}
 
 
 def warn_of_other_outputs(
@@ -329,13 +330,12 @@ def warn_of_other_outputs(
 # %% ../../nbs/weights/load.ipynb #5ad1ab7d
 def random_heads(config: DPTConfig) -> dict[str, dict]:  # what stands before their names → our name → tensor
     "The weights of a config's heads, as they are before training."
-    built = {f"heads.{name}.": (name, arguments) for name, arguments in config.heads.items()}
-    built |= {"auxiliary.": pair for pair in config.heads.items() if pair[1].get("auxiliary")}
-    weights = {}
-    for prefix, (name, arguments) in built.items():
-        head = build_head(name, config.features, arguments)
-        weights[prefix] = {prefix + key: tensor for key, tensor in head.state_dict().items()}
-    return weights
+    built = {f"heads.{name}.": head for name, head in build_heads(config).items()}
+    owners = [name for name, arguments in config.heads.items() if arguments.get("auxiliary")]
+    built |= {"auxiliary.": build_head(name, config.features, config.heads[name]) for name in owners}
+    return {
+        prefix: {prefix + key: tensor for key, tensor in head.state_dict().items()} for prefix, head in built.items()
+    }
 
 
 def swap_heads(

@@ -258,9 +258,11 @@ def several_heads(format_name: str, plan: Blueprint) -> str:
 
 def other_prediction(format_name: str, plan: Blueprint) -> str:
     spec = HEADS[plan.head]
-    if (spec.categorical and spec.module is SegmentationHead) or (spec.scale and spec.module is DepthHead):
+    module = spec.form(plan.arguments).module
+    if (spec.categorical and module is SegmentationHead) or (spec.scale and module is DepthHead):
         return ""
-    return f"it predicts {plan.head}, and {format_name} knows depth and classes; dpt_nb's own format knows every head"
+    kind = f"{plan.head} by {plan.arguments['form']}" if "form" in plan.arguments else plan.head
+    return f"it predicts {kind}, and {format_name} knows depth and classes; dpt_nb's own format knows every head"
 
 
 def odd_parts(plan: Blueprint) -> str:  # empty when there are none

@@ -201,7 +201,7 @@ def predict_with(
     "The network's prediction with one level made of this reading."
     levels = list(features["levels"])
     levels[level - 1] = finish_level(self.model, read, level)
-    return self.model.heads[head](self.model.decoder(levels), self.size)
+    return self.model.predictions(self.model.decoder(levels), self.size)[head]
 
 # %% ../../nbs/workbench/maps.ipynb #d350fa9a
 @patch
@@ -216,7 +216,7 @@ def draw(
     "Six panels and a sentence."
     features = self.computed(kind, number)
     read = readouts(self.model, features["taps"], level)
-    own, learned = self.model.heads[head](features["fused"], self.size), self.model.config.readout
+    own, learned = self.model.predictions(features["fused"], self.size)[head], self.model.config.readout
     together = color_basis([read[name][0] for name in ("ignore", "add") if name in read]) if shared else None
     sentences = []
     for panel, name in enumerate(READOUTS):
