@@ -122,7 +122,9 @@ def model_facts(
 ) -> dict:  # one row of the table
     "What a named model is, counted by building it, beside what was published about it."
     config, published = config_for(name), PUBLISHED.get(name)
-    heads = {} if "label" in config.heads else dict(heads={"depth": {}})
+    of_depth = set(config.heads) <= {"depth", "inverse_depth"}
+    plain = of_depth and not any("form" in head for head in config.heads.values())
+    heads = dict(heads={"depth": {}}) if plain else {}
     parameters, multiply_adds = counts(json.dumps(asdict(config) | heads))
     return dict(
         name=name,
@@ -140,7 +142,8 @@ def model_facts(
 def table_row(facts: dict) -> str:  # facts: of `model_facts`
     "One model as a row of a markdown table."
     figures = ", ".join(f"{label} {value}" for label, value in facts["published"].items())
-    place = "comes along" if (SHIPPED / facts["name"]).is_dir() else f"[file]({facts['weights']})"
+    address = facts["weights"] if "://" in str(facts["weights"]) else f"https://huggingface.co/{facts['weights']}"
+    place = "comes along" if (SHIPPED / facts["name"]).is_dir() else f"[file]({address})"
     where = f"{place}<br>{facts['licence']}" if facts["weights"] else "none"
     cells = [
         f"`{facts['name']}`<br>{facts['backbone']}",

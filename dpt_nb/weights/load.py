@@ -21,6 +21,7 @@ from dpt_nb.network.named import NAMED, changed_config
 from dpt_nb.network.patch_embed import resample_positions, resize_places
 from dpt_nb.network.saved import config_from, fill, not_finite, state_dict_mismatch
 from dpt_nb.network.zoo import config_for, create_model
+from dpt_nb.weights.dinov3 import is_decoder_alone, plain_tensors, with_trunk_beside
 from dpt_nb.weights.hub import Source, locate
 from dpt_nb.weights.infer_config import (
     TRANSFORMERS,
@@ -141,6 +142,8 @@ def rename_tensors(
     state: dict,  # their name → tensor
 ) -> LoadedCheckpoint:  # without config
     "Another project's tensors under our names. Raises `CheckpointError` for a name that no rule knows."
+    if format_name.startswith("dinov3"):
+        state = plain_tensors(state)
     unused = {key: state[key] for key in unused_names(format_name, state, source.config)}
     rules = key_rules(format_name, state, source.config)
     kept = {key: tensor for key, tensor in state.items() if key not in unused}
@@ -170,10 +173,12 @@ def open_checkpoint(
     found = locate(source, **hub)
     loaded = read_file(found.path)
     state = unwrap(loaded, str(found.path))
+    if is_decoder_alone(state):
+        state = with_trunk_beside(state, found.path)
     format_name = recognize_format(state, found.config, str(found.path))
     if format_name == "dpt_nb":
         return own_folder(found, state)
-    if format_name == "transformers":
+    if format_name.startswith("transformers"):
         check_folder(found)
     opened = rename_tensors(found, format_name, state)
     if CHECKPOINT_FORMATS[format_name].backbone_only:
