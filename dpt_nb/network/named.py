@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEST_PIPELINES', 'INPUT_SIZES', 'NAMED', 'ADE20K_CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'SATELLITE_MEAN',
-           'SATELLITE_STD', 'DEPTHER_HEAD', 'PUBLISHED', 'Published']
+           'SATELLITE_STD', 'BINS', 'DEPTHER_HEAD', 'CHMV2_HEAD', 'PUBLISHED', 'Published']
 
 # %% ../../nbs/network/named.ipynb #7ad81820
 import json
@@ -165,17 +165,9 @@ NAMED |= {
 
 # %% ../../nbs/network/named.ipynb #12b174c8
 SATELLITE_MEAN, SATELLITE_STD = [0.42, 0.411, 0.296], [0.213, 0.156, 0.143]  # of DINOv3's satellite images
-DEPTHER_HEAD = dict(
-    form="bins",
-    bins=256,
-    hidden=32,
-    min_depth=1e-3,
-    max_depth=100.0,
-    spacing="linear",
-    weighting="linear",
-    epsilon=0.1,
-    projection=True,
-)
+BINS = dict(form="bins", bins=256, weighting="linear")
+DEPTHER_HEAD = BINS | dict(min_depth=1e-3, max_depth=100.0, spacing="linear", epsilon=0.1, hidden=32, projection=True)
+CHMV2_HEAD = BINS | dict(min_depth=8e-3, max_depth=96.0, spacing="mixed_log", epsilon=1e-8, hidden=128)
 
 # %% ../../nbs/network/named.ipynb #7536ca39
 NAMED |= {
@@ -198,10 +190,7 @@ NAMED |= {
         backbone_arguments=dict(attn_type="rope", qkv_bias=True),  # a bias of the keys too
         taps=[5, 11, 17, 23],
         channels=[128, 256, 512, 1024],
-        heads={
-            "depth": DEPTHER_HEAD
-            | dict(hidden=128, min_depth=0.008, max_depth=96.0, spacing="mixed_log", epsilon=1e-8, projection=False)
-        },
+        heads={"depth": CHMV2_HEAD},
         image_size=[416, 416],
         layer_norm_eps=1e-6,
         norm_intermediates=True,

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHMV2_SCALE', 'CHMV2_WEIGHTINGS', 'CHMV2_SPACINGS', 'MASK', 'NORM', 'TRUNK_FILES', 'chmv2_head', 'chmv2_words',
-           'folded_norm', 'plain_tensors', 'is_decoder_alone', 'with_trunk_beside', 'depther_taps', 'depther_fields']
+           'check_dinov3', 'folded_norm', 'plain_tensors', 'is_decoder_alone', 'with_trunk_beside', 'depther_taps',
+           'depther_fields']
 
 # %% ../../nbs/weights/dinov3.ipynb #6513270e
 import re
@@ -64,6 +65,24 @@ def chmv2_words(
     return dict(bins_strategy=spacing, norm_strategy=weighting, number_output_channels=said.get("bins", 64)) | bounds
 
 # %% ../../nbs/weights/dinov3.ipynb #5d9dc9f8
+def check_dinov3(
+    backbone: dict,  # `backbone_config` of a transformers folder
+) -> None:
+    "Raises `CheckpointError` for a DINOv3 that has no place here."
+    if not backbone.get("apply_layernorm", True):
+        raise CheckpointError(
+            "its backbone has apply_layernorm = false, by which transformers norms the last tap alone, and a DPT here "
+            "norms all or none"
+        )
+    gated = bool(backbone.get("use_gated_mlp"))
+    expected = "silu" if gated else "gelu"
+    if (found := backbone.get("hidden_act", "gelu")) != expected:
+        raise CheckpointError(
+            f"its backbone has hidden_act = {found}, and a DINOv3 {'with' if gated else 'without'} gates in its MLP "
+            f"has {expected}"
+        )
+
+# %% ../../nbs/weights/dinov3.ipynb #e8e25d94
 MASK = re.compile(r"(.*\.attn\.qkv\.)bias_mask")
 NORM = re.compile(r"(.*reassemble_blocks\.)batchnorm_layers\.(\d+)\.weight")
 
@@ -100,7 +119,7 @@ def plain_tensors(
             plain = {key: tensor for key, tensor in plain.items() if not key.startswith(f"{norm}.")}
     return plain
 
-# %% ../../nbs/weights/dinov3.ipynb #e8e25d94
+# %% ../../nbs/weights/dinov3.ipynb #099950d8
 TRUNK_FILES = "dinov3_vit*_pretrain_*"  # what Meta calls a backbone's file
 
 
@@ -126,7 +145,7 @@ def with_trunk_beside(
         f"decoder.{key}": tensor for key, tensor in state.items()
     }
 
-# %% ../../nbs/weights/dinov3.ipynb #099950d8
+# %% ../../nbs/weights/dinov3.ipynb #6b0d549b
 def depther_taps(depth: int, photographs: bool) -> list[int]:  # depth: blocks of its trunk
     "Where it is tapped: the quarters' last blocks, but for a ViT-L of the depther for photographs."
     return [4, 11, 17, 23] if depth == 24 and photographs else [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]

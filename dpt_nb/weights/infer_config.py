@@ -28,7 +28,7 @@ from dpt_nb.network.named import (
 )
 from dpt_nb.network.schema import SHORT, YES_NO, Schema, choice, either, listed, real, violation, whole
 from dpt_nb.network.zoo import config_for
-from dpt_nb.weights.dinov3 import chmv2_head, depther_fields
+from dpt_nb.weights.dinov3 import check_dinov3, chmv2_head, depther_fields
 from dpt_nb.weights.hub import Source, json_beside
 from dpt_nb.weights.key_maps import CHECKPOINT_FORMATS, LABEL_HEAD, transformers_family
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning
@@ -662,6 +662,7 @@ INNER = dict(  # of a backbone
     apply_layernorm=FLAG,
     key_bias=FLAG,
     use_gated_mlp=FLAG,
+    rope_theta=either(real(0, 1e9, above=True), none="the usual"),
     window_size=whole(1, 64, " tokens"),
     pretrained_window_sizes=listed(whole(0, 64), 4, 4, "four whole numbers from 0 to 64"),
     out_features=either(INNER_PLACES, none="out_indices"),
@@ -845,6 +846,8 @@ def transformers_arguments(backbone: dict, family: str, inferred: dict) -> dict:
         return arguments | dict(window_size=backbone["window_size"], pretrained_window_sizes=sizes)
     if backbone["num_attention_heads"] != attention_heads(inferred):
         arguments["num_heads"] = backbone["num_attention_heads"]
+    if backbone.get("rope_theta", 100.0) != 100.0:
+        arguments["rope_temperature"] = backbone["rope_theta"]
     return arguments
 
 # %% ../../nbs/weights/infer_config.ipynb #acd09c95
@@ -858,6 +861,8 @@ def transformers_fields(
     check_structure(config, family)
     own = family in ("vit", "hybrid")  # the backbone's fields stand among the model's
     backbone = config if own else NOT_WRITTEN[family] | config["backbone_config"]
+    if family == "eva":
+        check_dinov3(backbone)
     depth_anything = config["model_type"] == "depth_anything"
     fields = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD) if family == "dinov2" else {}
     if config["model_type"] == "chmv2":

@@ -21,9 +21,10 @@ from dpt_nb.network.named import NAMED, changed_config
 from dpt_nb.network.patch_embed import resample_positions, resize_places
 from dpt_nb.network.saved import config_from, fill, not_finite, state_dict_mismatch
 from dpt_nb.network.zoo import config_for, create_model
-from dpt_nb.weights.dinov3 import is_decoder_alone, plain_tensors, with_trunk_beside
+from dpt_nb.weights.dinov3 import check_dinov3, is_decoder_alone, plain_tensors, with_trunk_beside
 from dpt_nb.weights.hub import Source, locate
 from dpt_nb.weights.infer_config import (
+    NOT_WRITTEN,
     TRANSFORMERS,
     WINDOWED,
     GridError,
@@ -37,6 +38,7 @@ from dpt_nb.weights.infer_config import (
     preprocessor_beside,
     recognize_format,
     source_defaults,
+    transformers_arguments,
     transformers_fields,
 )
 from dpt_nb.weights.key_maps import (
@@ -431,8 +433,15 @@ def load_checkpoint(
 
 # %% ../../nbs/weights/load.ipynb #5fe59753
 def infer_opened_backbone(opened: LoadedCheckpoint, image_size: tuple[int, int] | None) -> dict:
-    "What the shapes of a backbone tell. Raises `CheckpointError`."
-    return opened.infer(lambda: infer_backbone_config(backbone_part(opened.state), wanted=image_size))
+    "What the shapes of a backbone tell, and the config.json beside one of transformers. Raises `CheckpointError`."
+    found = opened.infer(lambda: infer_backbone_config(backbone_part(opened.state), wanted=image_size))
+    if opened.format_name.startswith("transformers"):
+        said = NOT_WRITTEN["eva"] | opened.source.config | dict(apply_layernorm=True)  # which a model has not
+        opened.infer(lambda: check_dinov3(said))
+        found |= dict(
+            backbone_arguments=transformers_arguments(said, "eva", found), layer_norm_eps=said["layer_norm_eps"]
+        )
+    return found
 
 
 def on_backbone(

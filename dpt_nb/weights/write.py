@@ -224,8 +224,7 @@ def transformers_fillings(plan: Blueprint) -> dict:  # their name → tensor
     unit, dim = "neck.fusion_stage.layers.0.residual_layer1", plan.model.backbone.dim
     filled = idle_unit(plan, f"{unit}.convolution{{place}}", f"{unit}.batch_norm{{place}}")
     if plan.chmv2:
-        filled = {"backbone.embeddings.mask_token": torch.zeros(1, 1, dim)}
-        return filled if plan.config.norm_intermediates else filled | idle_norm("backbone.norm", dim)
+        return {"backbone.embeddings.mask_token": torch.zeros(1, 1, dim)}
     if plan.family == "dinov2":
         filled["backbone.embeddings.mask_token"] = torch.zeros(1, dim)
     norms = {"vit": "dpt.layernorm", "hybrid": "dpt.layernorm", "dinov2": "backbone.layernorm"}
@@ -416,6 +415,7 @@ def odd_dinov3(plan: Blueprint) -> str:  # empty when there is none
         "it norms what its attention gives": not isinstance(block.attn.norm, torch.nn.Identity),
         "it gates its attention": block.attn.gate is not None,
         "its blocks have no scale": getattr(block, "gamma_1", None) is None or getattr(block, "gamma_2", None) is None,
+        "its taps are read before the final norm": not plan.config.norm_intermediates,
         "it has a norm in front of its blocks": not isinstance(plan.vit.norm_pre, torch.nn.Identity),
         "it sees other channels than red, green and blue": len(plan.config.mean) != 3,
     }
