@@ -32,6 +32,7 @@ from dpt_nb.weights.infer_config import (
     backbone_part,
     check_transformers,
     find_variant,
+    grid_size,
     infer_backbone_config,
     infer_config,
     mmseg_notes,
@@ -471,6 +472,23 @@ MAY_BE_UNUSED = re.compile(r"backbone\.vit\.(norm\.|blocks\.(\d+)\.)")  # a mode
 RESAMPLED = re.compile(r".*(pos_embed|relative_position_bias_table)")
 
 
+def trained_size(
+    opened: LoadedCheckpoint,
+    model: DPT,
+) -> list[int]:  # height and width, pixels
+    "The size that a checkpoint's positions are for. Raises `CheckpointError`."
+    size, patch = tuple(model.config.image_size), model.backbone.patch
+    if opened.config:
+        return opened.config.image_size
+    if model.backbone.family != "eva":
+        return infer_opened_backbone(opened, size)["image_size"]
+    if POSITIONS not in opened.state:
+        return list(size)
+    rows, columns = token_grid(size, patch)
+    in_front = model.backbone.vit.pos_embed.shape[1] - rows * columns if model.backbone.vit.pos_embed is not None else 0
+    return opened.infer(lambda: grid_size(opened.state[POSITIONS][:, in_front:], patch, size))
+
+
 def backbone_weights(
     opened: LoadedCheckpoint,
     model: DPT,
@@ -480,10 +498,7 @@ def backbone_weights(
     state = {key: tensor for key, tensor in opened.state.items() if key.startswith("backbone.")}
     state = {key: tensor for key, tensor in state.items() if key in wanted or not MAY_BE_UNUSED.match(key)}
     size, patch = tuple(model.config.image_size), model.backbone.patch
-    if opened.config:
-        found = opened.config.image_size
-    else:
-        found = infer_opened_backbone(opened, size)["image_size"]
+    found = trained_size(opened, model)
     fixed = lambda tensors: {key: tensor for key, tensor in tensors.items() if not RESAMPLED.fullmatch(key)}
     if state_dict_mismatch(fixed(wanted), fixed(state)):
         return state
