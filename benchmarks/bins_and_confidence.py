@@ -2,7 +2,7 @@
 (nbs/stories/bins_and_confidence.ipynb).
 
     python benchmarks/bins_and_confidence.py                 # what is there of each grid; trains nothing
-    python benchmarks/bins_and_confidence.py --grid small    # on a CPU: 18 runs of one to three minutes
+    python benchmarks/bins_and_confidence.py --grid small    # on a CPU: 18 runs of half a minute
 
 All cases have the same trunk, rooms, order, augmentation, steps, schedule, loss of depth and seeds; what differs is the
 head. A run that is finished is not repeated, and one that was interrupted goes on; the figures of all are in
@@ -37,19 +37,19 @@ RUNS, DATA = ROOT / "runs" / "bins_and_confidence", ROOT / "data"
 DEPTH_LOSS = dict(variance_focus=0.85, gradient=0.5)  # of `rooms_tiny`
 CASES = {  # name → heads, losses
     "regression": ({"depth": TINY_DEPTH}, {"depth": DEPTH_LOSS}),
-    "linear bins": ({"depth": TINY_BINS | dict(spacing="linear"), "entropy": {}}, {"depth": DEPTH_LOSS}),
     "log bins": ({"depth": TINY_BINS, "entropy": {}}, {"depth": DEPTH_LOSS}),
     "confidence": (
         {"depth": TINY_DEPTH, "confidence": {}},
         {"depth": DEPTH_LOSS, "confidence": dict(alpha=0.2, relative=True)},
     ),
-    "confidence alone": (
-        {"depth": TINY_DEPTH, "confidence": {}},
-        {"confidence": dict(alpha=0.2, relative=True)},
-    ),
+    "linear bins": ({"depth": TINY_BINS | dict(spacing="linear"), "entropy": {}}, {"depth": DEPTH_LOSS}),
     "Laplace": (
         {"depth": TINY_DEPTH, "confidence": dict(output="exp")},
         {"depth": DEPTH_LOSS, "confidence": dict(alpha=1.0, relative=True, teaches_depth=False)},
+    ),
+    "confidence alone": (
+        {"depth": TINY_DEPTH, "confidence": {}},
+        {"confidence": dict(alpha=0.2, relative=True)},
     ),
 }
 
@@ -67,10 +67,16 @@ class Grid:
 
 
 GRIDS = {
-    "tiny": Grid(24, 16, (0,), steps=12, batch_size=4, size=(64, 96)),
-    "small": Grid(800, 128, (0, 1, 2), steps=300, batch_size=8, size=(64, 96)),
+    "tiny": Grid(24, 16, (0,), steps=12, batch_size=4, size=(48, 64)),
+    "small": Grid(800, 96, (0, 1, 2), steps=240, batch_size=4, size=(48, 64)),
     "full": Grid(3000, 200, (0, 1, 2, 3, 4), steps=6000, batch_size=16, size=(96, 128)),
 }
+
+
+def jobs(grid: Grid) -> list[tuple[int, str]]:  # seed and case
+    "Regression, bins and confidence first, seed after seed: an interrupted grid can then be read already."
+    first, then = list(CASES)[:3], list(CASES)[3:]
+    return [*product(grid.seeds, first), *product(grid.seeds, then)]
 
 
 def recipe_of(grid: Grid, case: str, seed: int) -> Recipe:
@@ -143,7 +149,7 @@ def run(name: str, case: str, seed: int, progress: bool = False) -> dict:  # fig
 
 def collect(name: str) -> dict:  # `runs`, `baselines`, `missing`
     "All figures there are of a grid, written to its results.json."
-    wanted = list(product(GRIDS[name].seeds, CASES))
+    wanted = jobs(GRIDS[name])
     paths = [folder_of(name, case, seed) / "judged.json" for seed, case in wanted]
     found = [json.loads(path.read_text()) for path in paths if path.exists()]
     path = RUNS / name / "results.json"
@@ -163,7 +169,7 @@ def collect(name: str) -> dict:  # `runs`, `baselines`, `missing`
 def finish(name: str, progress: bool = True) -> dict:  # of `collect`
     "Run what is missing of a grid."
     grid = GRIDS[name]
-    for seed, case in tqdm(list(product(grid.seeds, CASES)), desc=f"{name} grid", disable=not progress):
+    for seed, case in tqdm(jobs(grid), desc=f"{name} grid", disable=not progress):
         run(name, case, seed)
         collect(name)
     results = collect(name)

@@ -23,15 +23,15 @@ from PIL import Image
 
 from dpt_nb.data.registry import make_miniature, open_dataset
 from dpt_nb.data.sampling import generator
-from dpt_nb.data.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Rotate
+from dpt_nb.data.transforms import NYU_WINDOW, ColorJitter, Compose, Crop, Flip, KBCrop, Pad, Rescale, Rotate
 
 ROUNDS, REPEATS = 9, 4
 PIPELINES = {
-    "kitti": (dict(), dict(), [KBCrop(), Rotate(), Flip(), Crop(352, 704), Colour()]),
+    "kitti": (dict(), dict(), [KBCrop(), Rotate(), Flip(), Crop(352, 704), ColorJitter()]),
     "nyu": (
         dict(labeled=False),
         dict(),
-        [NYU_WINDOW, Rotate(), Flip(), Crop(416, 544), Colour(brightness=(0.75, 1.25))],
+        [NYU_WINDOW, Rotate(), Flip(), Crop(416, 544), ColorJitter(brightness=(0.75, 1.25))],
     ),
     "ade20k": (dict(size=(512, 683)), dict(), [Rescale(longer_side=520), Pad(480, 480), Crop(480, 480), Flip()]),
 }

@@ -179,7 +179,7 @@ def photographs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
     photo = Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).resize((90, 70))
     alpha = Image.fromarray(np.tile(np.linspace(0, 255, 90, dtype=np.uint8), (70, 1)))
-    photo.save(folder / "colour.jpg")
+    photo.save(folder / "color.jpg")
     photo.convert("L").save(folder / "gray.png")
     Image.merge("LA", (photo.convert("L"), alpha)).save(folder / "gray alpha.png")
     Image.merge("RGBA", (*photo.split(), alpha)).save(folder / "rgba.png")

@@ -173,7 +173,7 @@ def parts_of(figure: Image.Image, pick: Pick, notebook: str) -> list[Image.Image
 
 def panels(figure: Image.Image, side: int = 40) -> list[tuple]:
     """The boxes of a figure's panels in reading order: cut along white rows and columns until none is left, words and
-    colour bars left out."""
+    color bars left out."""
     boxes = [box for box in cut(np.asarray(figure).min(2) < 245) if min(box[2] - box[0], box[3] - box[1]) >= side]
     return sorted(boxes, key=lambda box: (round(box[1] / side), box[0]))
 
@@ -197,7 +197,7 @@ def stretches(filled: np.ndarray, gap: int = 1) -> list[tuple]:
 
 
 WIDTH, COLUMNS, TILE, CAPTION, GAP, MARGIN = 1500, 6, (214, 160), 30, 56, 26
-COLOURS = ["#6b7280", "#b45309", "#b91c1c", "#15803d", "#1d4ed8", "#7c3aed", "#0f766e", "#be185d"]
+COLORS = ["#6b7280", "#b45309", "#b91c1c", "#15803d", "#1d4ed8", "#7c3aed", "#0f766e", "#be185d"]
 
 
 def beside(parts: list[Image.Image], pick: Pick, gap: int = 3) -> Image.Image:
@@ -252,7 +252,7 @@ def written(lines: list[str]) -> Image.Image:
 
 
 def draw_map() -> Image.Image:
-    "All chapters in rows, an arrow from each to the next, the parts of the course in colours."
+    "All chapters in rows, an arrow from each to the next, the parts of the course in colors."
     course = chapters()
     wings = list(dict.fromkeys(part for _, part in course))
     row_height, step = TILE[1] + CAPTION + GAP, (WIDTH - 2 * MARGIN - TILE[0]) / (COLUMNS - 1)
@@ -260,14 +260,14 @@ def draw_map() -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for place, (notebook, part) in enumerate(course):
         x, y = round(MARGIN + place % COLUMNS * step), GAP - 10 + place // COLUMNS * row_height
-        colour, content = COLOURS[wings.index(part) % len(COLOURS)], picked(notebook)
+        color, content = COLORS[wings.index(part) % len(COLORS)], picked(notebook)
         if not place or part != course[place - 1][1]:
             heading = font(19, "DejaVuSans-Bold")
-            draw.text((min(x, WIDTH - 4 - heading.getlength(part)), y - 27), part, fill=colour, font=heading)
+            draw.text((min(x, WIDTH - 4 - heading.getlength(part)), y - 27), part, fill=color, font=heading)
         sheet.paste(written(content) if isinstance(content, list) else content, (x, y))
-        draw.rectangle((x - 1, y - 1, x + TILE[0], y + TILE[1]), outline=colour, width=2)
+        draw.rectangle((x - 1, y - 1, x + TILE[0], y + TILE[1]), outline=color, width=2)
         number = "".join(re.findall(r"\d\d(?=_)", notebook))
-        draw.text((x, y + TILE[1] + 4), number, fill=colour, font=font(19, "DejaVuSans-Bold"))
+        draw.text((x, y + TILE[1] + 4), number, fill=color, font=font(19, "DejaVuSans-Bold"))
         draw.text((x + 33 * bool(number), y + TILE[1] + 4), PICKS[notebook].title, fill="#111827", font=font(19))
         if place < len(course) - 1:
             arrow(draw, x, y, place % COLUMNS == COLUMNS - 1, step, row_height)
@@ -275,7 +275,7 @@ def draw_map() -> Image.Image:
 
 
 def arrow(
-    draw: ImageDraw.ImageDraw, x: int, y: int, ends: bool, step: float, row_height: int, colour: str = "#b6bcc6"
+    draw: ImageDraw.ImageDraw, x: int, y: int, ends: bool, step: float, row_height: int, color: str = "#b6bcc6"
 ) -> None:
     "From a tile to the next: the one beside it, or, where the row ends, the first of the next row."
     middle, right = y + TILE[1] / 2, x + TILE[0]
@@ -290,9 +290,9 @@ def arrow(
             (10, middle + row_height),
             (MARGIN - 8, middle + row_height),
         ]
-    draw.line(line, fill=colour, width=3, joint="curve")
+    draw.line(line, fill=color, width=3, joint="curve")
     tip, height = line[-1][0] + (4 if ends else 8), line[-1][1]
-    draw.polygon([(tip, height), (tip - 9, height - 6), (tip - 9, height + 6)], fill=colour)
+    draw.polygon([(tip, height), (tip - 9, height - 6), (tip - 9, height + 6)], fill=color)
 
 
 def on_map(notebooks: list[str]) -> bytes:

@@ -118,6 +118,7 @@ def test_a_fault_is_a_sentence_and_the_page_goes_on(workbench):
     assert workbench.locator(".jp-OutputArea [role=alert]:visible").count() == 0
 
 
+@pytest.mark.slow
 def test_the_training_room_starts_and_is_interrupted(workbench, server):
     said = open_tab(workbench, "Training")
     for label, text in (

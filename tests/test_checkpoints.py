@@ -596,7 +596,7 @@ def own_with_other_config(folder, good):
     own_without_config(folder, good)
     shutil.move(folder / "alone.safetensors", folder / "own" / "model.safetensors")
     config = json.loads((folder / "own" / "config.json").read_text())
-    (folder / "own" / "config.json").write_text(json.dumps(config | dict(colour="red")))
+    (folder / "own" / "config.json").write_text(json.dumps(config | dict(color="red")))
     return folder / "own"
 
 
@@ -706,7 +706,7 @@ BAD = {
     "config.json of another network": (of_transformers({"backbone_out_indices": [2, 5, 8, 11]}), ["folder"]),
     "config.json and no weights": (of_transformers({}, without="model.safetensors"), ["folder", "model.safetensors"]),
     "ours without config.json": (own_without_config, ["alone.safetensors", "config.json"]),
-    "ours with a config.json of another version": (own_with_other_config, ["config.json", "colour"]),
+    "ours with a config.json of another version": (own_with_other_config, ["config.json", "color"]),
 }
 
 

@@ -123,7 +123,7 @@ def test_every_kind_of_photograph_is_predicted_at_its_own_size(demo, photographs
         depth = Image.open(tmp_path / "out" / f"{photo.stem}-depth.png")
         assert depth.size == sizes.get(photo.stem, (90, 70)) and depth.mode.startswith("I;16"), photo.name
         assert np.asarray(depth).min() > 0
-        assert Image.open(tmp_path / "out" / f"{photo.stem}-depth-colour.png").size == depth.size
+        assert Image.open(tmp_path / "out" / f"{photo.stem}-depth-color.png").size == depth.size
     described = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
     assert len(described) == len(list(photographs.iterdir())) and all(
         entry["depth"]["scale"] in (256, 1000) for entry in described
@@ -133,8 +133,8 @@ def test_every_kind_of_photograph_is_predicted_at_its_own_size(demo, photographs
 def test_bad_images_get_a_sentence_each_and_good_ones_are_still_written(demo, photographs, tmp_path):
     box = tmp_path / "box"
     box.mkdir()
-    (box / "good.jpg").write_bytes((photographs / "colour.jpg").read_bytes())
-    (box / "cut.jpg").write_bytes((photographs / "colour.jpg").read_bytes()[:900])
+    (box / "good.jpg").write_bytes((photographs / "color.jpg").read_bytes())
+    (box / "cut.jpg").write_bytes((photographs / "color.jpg").read_bytes()[:900])
     (box / "text.jpg").write_text("Dear diary")
     (box / "empty.png").touch()
     (tmp_path / "none").mkdir()
@@ -206,7 +206,7 @@ def test_a_device_that_is_not_there_and_a_file_in_the_way_get_a_sentence(demo, p
 def test_the_lines_of_the_readme_work(demo, photographs):
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     lines = re.search(r"~~~python\n(.*?)~~~", readme, re.S).group(1)
-    (demo / "photo.jpg").write_bytes((photographs / "colour.jpg").read_bytes())
+    (demo / "photo.jpg").write_bytes((photographs / "color.jpg").read_bytes())
     command_forked(sys.executable, "-c", lines, folder=demo, check=0)
     assert (demo / "photos" / "photo-depth.png").exists()
     assert len(lines.strip().splitlines()) == 5

@@ -25,7 +25,7 @@ from dpt_nb.data.lists import split_lines
 from dpt_nb.data.registry import DATASETS, MINIATURES, open_dataset
 from dpt_nb.data.sampling import Mixture, training_loader
 from dpt_nb.data.splits import check_splits, shared_options
-from dpt_nb.data.transforms import NYU_WINDOW, Colour, Compose, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate
+from dpt_nb.data.transforms import NYU_WINDOW, ColorJitter, Compose, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate
 from dpt_nb.training.recipes import RECIPES
 
 SPLITS = REPOSITORY.parent / "shared" / "splits"
@@ -125,11 +125,11 @@ def test_miniatures_are_shown(miniatures, tmp_path):
 
 
 PIPELINES = {
-    "kitti": [KBCrop(), Rotate(probability=1.0), Flip(), Crop(352, 704), Colour()],
-    "nyu": [NYU_WINDOW, Rotate(probability=1.0), Flip(), Crop(416, 544), Colour()],
+    "kitti": [KBCrop(), Rotate(probability=1.0), Flip(), Crop(352, 704), ColorJitter()],
+    "nyu": [NYU_WINDOW, Rotate(probability=1.0), Flip(), Crop(416, 544), ColorJitter()],
     "ade20k": [Resize(96, 96), Pad(96, 96), Crop(96, 96), Flip()],
     "pascal_context": [Resize(96, 96), Pad(96, 96), Crop(96, 96), Flip()],
-    "folder": [Flip(), Crop(64, 64), Colour()],
+    "folder": [Flip(), Crop(64, 64), ColorJitter()],
 }
 
 

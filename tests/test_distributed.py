@@ -153,6 +153,49 @@ def test_two_processes_with_unequal_labels_have_the_gradient_of_one(tmp_path):
     assert found["same"] and found["shown"] == pytest.approx(found["loss"], rel=1e-6) and found["apart"] <= 1e-6, found
 
 
+SURE = """
+import sys, torch, torch.distributed as dist
+from dpt_nb.network.zoo import create_model
+from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.batch_loss import batch_fractions, batch_loss
+
+dist.init_process_group("gloo")
+rank, out = dist.get_rank(), sys.argv[1]
+torch.manual_seed(0)
+model = create_model("dpt_tiny", heads={"depth": dict(output="exp"), "confidence": {}}).double().train()
+images, depth = torch.rand(4, 3, 64, 64, dtype=torch.float64), 1 + torch.rand(4, 1, 64, 64, dtype=torch.float64)
+depth[2:][torch.rand(2, 1, 64, 64) < 7 / 8] = 0  # the second process has an eighth of its measurements
+losses = build_losses(get_recipe("rooms_confidence", losses={"depth": dict(loss="regression"), "confidence": {}}))
+if rank == 0:  # alone, by the formula
+    predictions, known = model(images), depth > 0
+    error, sure = (predictions["depth"] - depth).abs()[known], predictions["confidence"][known]
+    expected = error.mean() + (sure * error - 0.2 * sure.log()).mean()
+    expected.backward()
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.grad is not None]
+    by_hand = {name: parameter.grad.clone() for name, parameter in trained}
+    model.zero_grad()
+halves = torch.nn.parallel.DistributedDataParallel(model)
+own = [{"depth": depth[2 * rank : 2 * rank + 2]}]
+predictions = halves(images[2 * rank : 2 * rank + 2])
+backward, shown = batch_loss(predictions, own[0], losses, fractions=batch_fractions(own, losses)[0])
+backward.backward()
+if rank == 0:
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    largest = max(value.abs().max() for value in by_hand.values())
+    apart = max((found[name] - by_hand[name]).abs().max() for name in by_hand)
+    same = found.keys() == by_hand.keys()
+    torch.save(dict(loss=expected.item(), shown=shown.item(), apart=(apart / largest).item(), same=same), out)
+dist.destroy_process_group()
+"""
+
+
+def test_a_confidence_in_two_processes_has_the_gradient_of_one(tmp_path):
+    "Its loss sees the depth that the other process predicted, and counts the pixels that both have measured."
+    end_together(forked_ranks(2, sys.executable, "-c", SURE, tmp_path / "found.pt", folder=tmp_path))
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert found["same"] and found["shown"] == pytest.approx(found["loss"], rel=1e-6) and found["apart"] <= 1e-6, found
+
+
 @pytest.mark.slow
 def test_a_head_without_a_loss_does_not_stop_two_processes(tmp_path):
     "And labels of which one process sees none: what had no truth is counted over both."
@@ -201,9 +244,8 @@ def ended_at(step, how, out, *started):
     return said
 
 
-@pytest.mark.parametrize(
-    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["killed", "terminated"]
-)
+@pytest.mark.slow  # quick tests stop one process, and two that a notebook launched
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
 def test_two_processes_that_were_stopped_end_with_the_same_weights(how, pair, tmp_path):
     out = tmp_path / "run"
     told = words("rooms_tiny", out, pair / "data", workers=1)

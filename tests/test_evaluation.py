@@ -69,7 +69,7 @@ class Pictures(Dataset):
         )
 
 
-class FromColours:
+class FromColors:
     "Maps made of the image's colors alone."
 
     def __init__(self, head):
@@ -87,7 +87,7 @@ def evaluate_all(batch_size, **options):
     head = {"inverse": "inverse_depth"}
     return {
         (name, count): evaluate(
-            FromColours(head.get(name, "depth")), Pictures(count), protocol, batch_size, progress=False, **options
+            FromColors(head.get(name, "depth")), Pictures(count), protocol, batch_size, progress=False, **options
         )
         for name, protocol in PROTOCOLS.items()
         for count in COUNTS
@@ -104,7 +104,7 @@ def process(rank, meeting, folder):
             evaluate_all(2, share=(rank, 3))
         with pytest.raises(EvaluationError, match="Not one of the 2 images has"):
             evaluate(
-                FromColours("depth"),
+                FromColors("depth"),
                 torch.utils.data.Subset(Pictures(5), [3, 3]),
                 PROTOCOLS["metres"],
                 progress=False,

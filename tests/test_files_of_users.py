@@ -63,9 +63,7 @@ def test_whatever_lies_in_the_folder_is_left_as_it_is(outputs, predictor, tmp_pa
         "scene.ply",
         "SCENE-2.ply",
     ]
-    names += [
-        f"scene-{head}-{kind}.png" for head in ("depth", "label") for kind in ("colour", "bar", "overlay", "side")
-    ]
+    names += [f"scene-{head}-{kind}.png" for head in ("depth", "label") for kind in ("color", "bar", "overlay", "side")]
     for name in names:
         (own / name).write_text(f"my {name}")
     before = contents(own)
@@ -93,7 +91,7 @@ def test_images_of_one_name_from_two_folders_in_two_runs(tmp_path):
 
 def test_results_of_other_settings_stay_ours(predictor, tmp_path):
     path, out = some_image(tmp_path / "a.png"), tmp_path / "out"
-    for outputs in (("png", "colour"), ("png",), ("png", "colour"), ("npy",)):
+    for outputs in (("png", "color"), ("png",), ("png", "color"), ("npy",)):
         written, bad = predict_files(predictor, [path], out, progress=False, outputs=outputs)
         assert written[0]["name"] == "a" and not bad
     path.write_bytes(
@@ -425,9 +423,9 @@ sys.exit(main())
     "where, code",
     [
         ("| head -1; exit ${PIPESTATUS[0]}", (0, 141)),
-        (">&-", (0,)),
+        pytest.param(">&-", (0,), marks=pytest.mark.slow),
         (">/dev/full", (1,)),
-        ("2>&1 | true; exit ${PIPESTATUS[0]}", (0, 141)),
+        pytest.param("2>&1 | true; exit ${PIPESTATUS[0]}", (0, 141), marks=pytest.mark.slow),
     ],
 )
 def test_an_output_that_nobody_reads_is_not_a_traceback(where, code, tmp_path):

@@ -110,8 +110,11 @@ SHARES = [0.05, 0.3, 0.6, 0.9]
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["--window", "64", "--outputs", "png,npy,colour"], ["--outputs", "npy,pfm,side"]],
-    ids=["plain", "window", "many"],
+    [
+        pytest.param([], id="plain", marks=pytest.mark.slow),
+        pytest.param(["--window", "64", "--outputs", "png,npy,color"], id="window"),
+        pytest.param(["--outputs", "npy,pfm,side"], id="many"),
+    ],
 )
 @pytest.mark.parametrize(
     "share", [pytest.param([0.3], id="some"), pytest.param(SHARES, id="all", marks=pytest.mark.slow)]
@@ -147,7 +150,7 @@ def test_conversions(things, on_disk, tmp_path, to):
     assert codes[0] == 1
 
 
-@pytest.mark.parametrize("name", ["file.onnx", pytest.param("file.pt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param("file.onnx", marks=pytest.mark.slow), "file.pt2"])
 @pytest.mark.parametrize(
     "shares", [pytest.param([0.6], id="some"), pytest.param([0.05, 0.6], id="all", marks=pytest.mark.slow)]
 )

@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 
 from dpt_nb.images.files import ImageError
-from dpt_nb.images.images import IMAGE_FORMATS, find_images, left_out, read_image, to_image, unreadable
+from dpt_nb.images.images import IMAGE_FORMATS, find_images, read_image, sort_folder, to_image, unreadable
 from dpt_nb.inference.outputs import read_map
 from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.zoo import create_model
 
 
 def photograph(size=(120, 80)):
-    "Smooth colours, so that lossy formats keep them."
+    "Smooth colors, so that lossy formats keep them."
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (4, 6, 3), dtype=np.uint8)).resize(
         size, Image.Resampling.BICUBIC
     )
@@ -71,7 +71,7 @@ def test_each_format_is_read_as_a_named_file_and_from_a_folder(suffix, tmp_path)
     (tmp_path / "notes.txt").write_text("no image")
     found = find_images(tmp_path)
     assert [path.name for path in found] == [f"photo{suffix.upper()}"]
-    assert left_out(tmp_path) == {"not an image by its suffix": [tmp_path / "notes.txt"]}
+    assert sort_folder(tmp_path)[1] == {"not an image by its suffix": [tmp_path / "notes.txt"]}
     wanted = torch.tensor(np.asarray(photograph())).permute(2, 0, 1).float() / 255
     assert (read_image(found[0]) - wanted).abs().max() <= WAYS[suffix][1] / 255 + 1e-6
     assert torch.equal(to_image(read_image(found[0], keep_bytes=True)), read_image(found[0]))

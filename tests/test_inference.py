@@ -119,7 +119,7 @@ def test_every_way_in_gives_the_same(saved, rooms):
 
 @pytest.mark.slow
 def test_a_killed_folder_run_leaves_whole_files_and_goes_on(saved, rooms, tmp_path):
-    words = ["dpt_predict", rooms, "--model", saved, "--outputs", "png,npy,colour"]
+    words = ["dpt_predict", rooms, "--model", saved, "--outputs", "png,npy,color"]
     command_here(*words, "--out", tmp_path / "at once", folder=tmp_path, check=0)
     slow = "import sys, time; from dpt_nb.inference.prediction import Prediction as P; old = P.save; "
     slow += "P.save = lambda *a, **k: (time.sleep(0.3), old(*a, **k))[1]; from dpt_nb.commands import main; "
@@ -164,7 +164,7 @@ def test_all_outputs_from_the_shell(saved, rooms, tmp_path):
         "--scales",
         "0.5,1",
         "--outputs",
-        "png,npy,pfm,colour,bar,overlay,side,ply",
+        "png,npy,pfm,color,bar,overlay,side,ply",
         "--field-of-view",
         75,
         folder=tmp_path,
@@ -175,7 +175,7 @@ def test_all_outputs_from_the_shell(saved, rooms, tmp_path):
     assert {path.name for path in out.iterdir()} == {
         "predictions.json",
         "00.ply",
-        *(f"00-depth{end}" for end in (".png", ".npy", ".pfm", "-colour.png", "-bar.png", "-overlay.png", "-side.png")),
+        *(f"00-depth{end}" for end in (".png", ".npy", ".pfm", "-color.png", "-bar.png", "-overlay.png", "-side.png")),
         *(f"00-label{end}" for end in (".png", ".npy", "-bar.png", "-overlay.png", "-side.png")),
     }
     depth = read_map(out / "00-depth.pfm")
@@ -183,8 +183,8 @@ def test_all_outputs_from_the_shell(saved, rooms, tmp_path):
         torch.equal(depth, read_map(out / "00-depth.npy"))
         and (depth - read_map(out / "00-depth.png")).abs().max() <= 0.00051
     )
-    points, colours = read_ply(out / "00.ply")
-    assert len(points) == entry["points"]["count"] and colours.dtype == torch.uint8
+    points, colors = read_ply(out / "00.ply")
+    assert len(points) == entry["points"]["count"] and colors.dtype == torch.uint8
     focal = 64 / np.tan(np.radians(75 / 2))
     column = points[:, 0] / points[:, 2] * focal + 63.5
     assert (column - column.round()).abs().max() < 1e-3 and -0.01 <= column.min() and column.max() <= 127.01
@@ -281,7 +281,7 @@ def test_an_image_of_12000_by_9000_in_less_than_3_gb(saved, tmp_path):
         "--window",
         "768",
         "--outputs",
-        "png,npy,colour",
+        "png,npy,color",
         "--device",
         "cpu",
     ]
@@ -296,7 +296,7 @@ def test_an_image_of_12000_by_9000_in_less_than_3_gb(saved, tmp_path):
     peak = int(re.search(r"peak (\d+)", done.stdout).group(1)) * 1024
     print(f"{peak / 1e9:.2f} GB at most")
     assert peak < 3e9
-    assert Image.open(tmp_path / "predictions" / "large-depth-colour.png").size == (12000, 9000)
+    assert Image.open(tmp_path / "predictions" / "large-depth-color.png").size == (12000, 9000)
     assert json.loads((tmp_path / "predictions" / "predictions.json").read_text())[0]["width"] == 12000
     assert np.load(tmp_path / "predictions" / "large-depth.npy", mmap_mode="r").shape == (9000, 12000)
 

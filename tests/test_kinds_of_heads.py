@@ -123,7 +123,7 @@ def test_folder_command_writes_every_kind(predictor, photo, tmp_path):
     predictor.model.save_pretrained(tmp_path / "model")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "room.png").write_bytes(photo.read_bytes())
-    words = "dpt_predict", "in", "--model", "model", "--outputs", "png,npy,colour", "--out", "out"
+    words = "dpt_predict", "in", "--model", "model", "--outputs", "png,npy,color", "--out", "out"
     command_here(*words, folder=tmp_path, check=0)
     (entry,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert set(KINDS) <= set(entry)

@@ -294,7 +294,7 @@ def test_a_hangup_does_not_end_what_runs_under_nohup(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method, processes", [("fork", 2), ("fresh", 1), pytest.param("fresh", 2, marks=pytest.mark.slow)]
+    "method, processes", [("fork", 2), *(pytest.param("fresh", count, marks=pytest.mark.slow) for count in (1, 2))]
 )
 def test_an_error_of_one_process_is_told_in_its_words(data, tmp_path, method, processes):
     before = set(here())

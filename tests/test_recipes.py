@@ -167,12 +167,12 @@ def test_silog_is_the_mean_over_eight_gpus_of_two_images(pieces):
 
 
 @pytest.mark.parametrize("name, brightness", [("kitti", (0.9, 1.1)), ("nyu", (0.75, 1.25))])
-def test_colours_change_on_0_to_255(name, brightness):
+def test_colors_change_on_0_to_255(name, brightness):
     image = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
-    colour = build_transforms(get_recipe(f"{name}_vitb")).transforms[-1]
+    color = build_transforms(get_recipe(f"{name}_vitb")).transforms[-1]
     differences = []
     for seed in range(20):
-        found = colour(dict(image=image), torch.Generator().manual_seed(seed))["image"]
+        found = color(dict(image=image), torch.Generator().manual_seed(seed))["image"]
         drawn = torch.Generator().manual_seed(seed)
         uniform = lambda low, high, count=1: (low + (high - low) * torch.rand(count, generator=drawn).double()).numpy()
         levels = image.double().numpy() * 255

@@ -51,7 +51,7 @@ def tries(folder, *counts):
 
 
 def test_kills_a_full_disk_and_a_second_writer_change_nothing(tmp_path):
-    found = tries(tmp_path, 0, 3, 0, 0, 1, 1)
+    found = tries(tmp_path, 0, 2, 0, 0, 1, 1)
     assert {each["way"] for each in found} >= {"resumed", "started anew"}
 
 

@@ -287,6 +287,7 @@ def test_a_file_as_large_as_allowed_loses_nothing_already_written(straight, tmp_
     assert same(weights(straight / "runs" / "rooms_tiny"), weights(out))
 
 
+@pytest.mark.slow  # none and one are compared by a run that is interrupted
 def test_the_number_of_workers_changes_nothing(straight, tmp_path):
     command_forked(
         "dpt_train",

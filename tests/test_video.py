@@ -42,13 +42,13 @@ def corner_image(height=48, width=64):
     "Red, green, blue and white quarters, in reading order."
     image = np.zeros((height, width, 3), np.uint8)
     rows, columns = (slice(0, height // 2), slice(height // 2, None)), (slice(0, width // 2), slice(width // 2, None))
-    for colour, (row, column) in zip(CORNERS.values(), ((0, 0), (0, 1), (1, 0), (1, 1))):
-        image[rows[row], columns[column]] = colour
+    for color, (row, column) in zip(CORNERS.values(), ((0, 0), (0, 1), (1, 0), (1, 1))):
+        image[rows[row], columns[column]] = color
     return image
 
 
 def corners(image):
-    "Names of the colours in the four corners, in reading order; of a tensor or an array."
+    "Names of the colors in the four corners, in reading order; of a tensor or an array."
     image = image.permute(1, 2, 0).numpy() * 255 if isinstance(image, torch.Tensor) else image
     height, width = image.shape[:2]
     places = [image[y, x].astype(float) for y in (height // 5, 4 * height // 5) for x in (width // 5, 4 * width // 5)]
@@ -143,9 +143,9 @@ def test_times_of_a_variable_rate_film_are_kept(suffix, tolerance, tmp_path, pre
         Fraction(1, 90000),
     )
     for every in (1, 3):
-        entry = predict_video(predictor, film, tmp_path / "out", every=every, outputs=("colour", "npy"), progress=False)
+        entry = predict_video(predictor, film, tmp_path / "out", every=every, outputs=("color", "npy"), progress=False)
         assert entry["frames"] == len(times[::every])
-        found = stated_times(tmp_path / "out" / "varied-depth-colour.mp4")
+        found = stated_times(tmp_path / "out" / "varied-depth-color.mp4")
         listed = json.loads((tmp_path / "out" / "varied-depth" / "frames.json").read_text())["frames"]
         assert [each["number"] for each in listed] == list(range(0, 8, every))
         for time, written, noted in zip(times[::every], found, listed, strict=True):
@@ -390,7 +390,7 @@ def test_outputs_of_films_and_images_together(tmp_path, capsys, monkeypatch, pre
     some_film("film.mp4", 4)
     Image.fromarray(corner_image()).save("a.png")
     assert (
-        predict("a.png", "film.mp4", "--out", "out", "--outputs", "png,npy,pfm,colour,overlay,side", "--every", 2) == 0
+        predict("a.png", "film.mp4", "--out", "out", "--outputs", "png,npy,pfm,color,overlay,side", "--every", 2) == 0
     )
     written = {path.name for path in Path("out").iterdir()}
     assert {
@@ -398,7 +398,7 @@ def test_outputs_of_films_and_images_together(tmp_path, capsys, monkeypatch, pre
         "film-depth",
         "film-label",
         "film-depth.mp4",
-        "film-depth-colour.mp4",
+        "film-depth-color.mp4",
         "film-depth-overlay.mp4",
         "film-label-overlay.mp4",
         "predictions.json",
@@ -427,8 +427,8 @@ def test_finished_films_are_left_alone_and_again_is_heard(tmp_path, capsys, monk
     monkeypatch.chdir(tmp_path)
     some_film("film.mp4", 2)
     Image.fromarray(corner_image()).save("a.png")
-    words = ["a.png", "film.mp4", "--out", "out", "--outputs", "png,colour"]
-    now = lambda: Path("out/film-depth-colour.mp4").stat().st_mtime_ns
+    words = ["a.png", "film.mp4", "--out", "out", "--outputs", "png,color"]
+    now = lambda: Path("out/film-depth-color.mp4").stat().st_mtime_ns
     assert predict(*words) == 0
     first = now()
     capsys.readouterr()

@@ -16,7 +16,7 @@ from dpt_nb.network.zoo import create_model
 FOLDER = files("dpt_nb") / "weights" / "dpt_tiny_scenes"
 
 
-@pytest.mark.parametrize("kind", ["rooms", "streets"])
+@pytest.mark.parametrize("kind", ["rooms", pytest.param("streets", marks=pytest.mark.slow)])
 def test_they_are_as_good_as_their_card_says(kind, tmp_path):
     card = {
         (what, metric): float(value)
@@ -38,7 +38,7 @@ def test_they_are_small_and_go_by_their_name_everywhere(tmp_path, photographs):
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 16 * 2**20
     done = command_here(
         "dpt_predict",
-        photographs / "colour.jpg",
+        photographs / "color.jpg",
         "--model",
         "dpt_tiny_scenes",
         "--out",
@@ -46,4 +46,4 @@ def test_they_are_small_and_go_by_their_name_everywhere(tmp_path, photographs):
         folder=tmp_path,
         check=0,
     )
-    assert "colour.jpg" in done.stdout and (tmp_path / "seen" / "colour-depth.png").exists()
+    assert "color.jpg" in done.stdout and (tmp_path / "seen" / "color-depth.png").exists()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TRUTH_SUFFIXES', 'COLUMNS', 'FOLDER_TREE', 'held_out_by_name', 'holds_floats', 'usual_scale', 'is_class_number',
            'label_lookup', 'map_labels', 'unlisted', 'check_link', 'walk_files', 'files_below', 'paired',
-           'check_columns', 'read_list', 'row_camera', 'row_entry', 'listed', 'is_number', 'check_folder_options',
-           'Folder', 'check_own_files', 'take_away', 'make_folder']
+           'check_columns', 'read_list', 'row_camera', 'row_entry', 'row_split', 'list_entries', 'is_number_between',
+           'check_folder_options', 'Folder', 'check_own_files', 'take_away', 'write_rooms', 'make_folder']
 
 # %% ../../nbs/data/folder.ipynb #f6d1f2e1
 import csv
@@ -251,7 +251,23 @@ def row_entry(
     return Entry(**paths, intrinsics=camera)
 
 
-def listed(
+def row_split(
+    row: dict[str, str],  # of `read_list`
+    has_splits: bool,  # the list says which split an image is in
+    fraction: float,  # in the validation split, by name, where it does not
+    line: str,  # of the list, for the message
+) -> str:  # "train" or "held_out"
+    "Raises `DatasetError` for a row without an image, or with another split."
+    by_name = "held_out" if held_out_by_name(row["image"], fraction) else "train"
+    split = row["split"] if has_splits else by_name
+    if not row["image"] or split not in ("train", "held_out"):
+        found = "no image" if not row["image"] else f"the split {split[:100]!r}"
+        needed = "an image and the split train or held_out" if has_splits else "an image"
+        raise DatasetError(f"{line}: there is {found}, and each row needs {needed}.")
+    return split
+
+
+def list_entries(
     path: Path,  # of a CSV file with a header: image, and any of the other `COLUMNS`
     fraction: float,  # in the validation split, by name, where the list has no splits
 ) -> list[tuple[Entry, str]]:  # with the split
@@ -262,14 +278,7 @@ def listed(
     for number, row in enumerate(rows, 2):
         line = f"{path}, line {number}"
         entry = row_entry(row, path.parent, line)
-        split = "held_out" if held_out_by_name(row["image"], fraction) else "train"
-        if has_splits:
-            split = row["split"]
-        if not row["image"] or split not in ("train", "held_out"):
-            found_here = "no image" if not row["image"] else f"the split {split[:100]!r}"
-            needed = "an image and the split train or held_out" if has_splits else "an image"
-            raise DatasetError(f"{line}: there is {found_here}, and each row needs {needed}.")
-        found.append((entry, split))
+        found.append((entry, row_split(row, has_splits, fraction, line)))
     return found
 
 # %% ../../nbs/data/folder.ipynb #286b45f0
@@ -284,16 +293,16 @@ ROOT/
 """
 
 
-def is_number(value, low: float, high: float) -> bool:
+def is_number_between(value, low: float, high: float) -> bool:
     "A number within bounds, and not True or False."
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
 def check_folder_options(split: str, depth_scale: float | None, inverse: bool, held_out: float) -> None:
     "Raises `DatasetError` for options of `Folder` that cannot be."
-    scaled = depth_scale is None or is_number(depth_scale, 1e-6, 1e9)
+    scaled = depth_scale is None or is_number_between(depth_scale, 1e-6, 1e9)
     known = split in ("train", "held_out") and isinstance(inverse, bool)
-    if not (known and scaled and is_number(held_out, 0, 1)):
+    if not (known and scaled and is_number_between(held_out, 0, 1)):
         raise DatasetError(
             f"folder: found split={split!r}, depth_scale={depth_scale!r}, inverse={inverse!r}, held_out={held_out!r}. "
             "Choose split from train, held_out; a depth_scale above 0, from 1e-6 to 1e9; inverse from true, false; "
@@ -338,16 +347,13 @@ def find_entries(
     "The list of a folder's split. Raises `DatasetError` when there is nothing that could be one."
     root = self.root
     if (root / "files.csv").is_file():
-        return [entry for entry, of_split in listed(root / "files.csv", fraction) if of_split == split]
+        return [entry for entry, of_split in list_entries(root / "files.csv", fraction) if of_split == split]
     if self.split_folders():
         self.need(root / split / "rgb")
         return paired(root / split)
-    images = self.need(root / "rgb")
-    found = {True: [], False: []}
-    for entry in paired(root):
-        name = entry.image.relative_to(images).with_suffix("").as_posix()
-        found[held_out_by_name(name, fraction)].append(entry)
-    return found[split == "held_out"]
+    images, held_out = self.need(root / "rgb"), split == "held_out"
+    entries = [(entry, entry.image.relative_to(images).with_suffix("").as_posix()) for entry in paired(root)]
+    return [entry for entry, name in entries if held_out_by_name(name, fraction) == held_out]
 
 
 @patch
@@ -381,7 +387,7 @@ def left_out(self: Folder) -> list[str]:  # sentences; empty where every image i
     "What lies in the folder and belongs to neither split."
     folders, places, used = self.split_folders(), [self.root / "rgb"], set()
     if (self.root / "files.csv").is_file():
-        used = {os.path.abspath(entry.image) for entry, _ in listed(self.root / "files.csv", 0.0)}
+        used = {os.path.abspath(entry.image) for entry, _ in list_entries(self.root / "files.csv", 0.0)}
         places += [self.root / name / "rgb" for name in folders]
         why = "files.csv does not list them"
     elif folders:
@@ -421,6 +427,19 @@ def take_away(
             folder.rmdir()
 
 
+def write_rooms(
+    root: Path,
+    count: int,  # rooms
+    size: tuple[int, int],  # height and width, pixels
+    seed: int,  # of the first
+    names: str,  # what `classes.txt` holds
+) -> None:
+    "Render rooms that are not there yet, and name their classes."
+    for index in range(count):
+        write_scene(root, "rooms", index, seed + index, size, sparse=False)
+    write_text(root / "classes.txt", names)
+
+
 def make_folder(
     root: str | Path,  # gets rgb/, depth/, label/ and classes.txt
     count: int = 8,  # images
@@ -436,9 +455,7 @@ def make_folder(
     check_own_files(root, wanted, names)
     begun = {path for path in (*wanted, root / "classes.txt") if not os.path.lexists(path)}
     try:
-        for index in range(count):
-            write_scene(root, "rooms", index, seed + index, size, sparse=False)
-        write_text(root / "classes.txt", names)
+        write_rooms(root, count, size, seed, names)
     except (OSError, WriteError) as error:
         met = system_error(error)
         take_away(root, begun)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KITTI_TREE', 'KITTI_SOURCE', 'KITTI_CAMERAS', 'IMAGE_PLACES', 'TRUTH_PLACES', 'ANNOTATED_PLACES', 'MINI_DRIVES',
-           'read_calibration', 'KITTI', 'read_matrix', 'write_street', 'write_frame', 'make_kitti',
-           'make_kitti_selection']
+           'read_calibration', 'KITTI', 'read_matrix', 'write_street', 'write_frame', 'calibration_text', 'make_kitti',
+           'write_cropped', 'make_kitti_selection']
 
 # %% ../../nbs/data/kitti.ipynb #eeeef07e
 import re
@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .datasets import DatasetError, Entry, FileDataset
-from .lists import find_place, read_text, split_lines, with_suffix, write_text
+from .lists import check_pair_count, find_place, read_text, split_lines, with_suffix, write_text
 from .scene_sets import render_view
 from ..images.images import write_depth, write_image
 from ..scenes.raycast import lidar
@@ -23,7 +23,7 @@ from ..scenes.raycast import lidar
 # %% ../../nbs/data/kitti.ipynb #d3211682
 KITTI_TREE = """
 ROOT/
-├── input/                   the raw data (left and right colour images)
+├── input/                   the raw data (left and right color images)
 │   └── 2011_09_26/
 │       ├── calib_cam_to_cam.txt                                    optional
 │       └── 2011_09_26_drive_0001_sync/image_02/data/0000000005.png
@@ -279,47 +279,56 @@ def write_frame(
     return f"{image} {depth} {camera[0]:g}\n"
 
 
+def calibration_text(
+    camera: tuple[float, float, float, float],  # fx, fy, cx, cy
+) -> str:
+    "A day's `calib_cam_to_cam.txt`, as far as it is read."
+    fx, fy, cx, cy = camera
+    matrix = f"P_rect_02: {fx:e} 0 {cx:e} 0 0 {fy:e} {cy:e} 0 0 0 1 0\n"
+    return "calib_time: 09-Jan-2012 13:57:47\n" + matrix
+
+
 def make_kitti(
     root: str | Path,  # gets the tree of `KITTI_TREE`
     count: int = 8,  # images, half of them to train on
     seed: int = 0,  # of the first street
 ) -> Path:
     "Write streets in KITTI's layout. Raises `DatasetError` for less than one image a split."
-    if count < 2:
-        raise DatasetError(
-            f"{count} images were asked for, and a miniature of KITTI has at least 2, one for training and one for "
-            "evaluation."
-        )
-    root, lists = Path(root), {"train": "", "test": ""}
+    check_pair_count(count, "KITTI")
+    root, lists, day = Path(root), {"train": "", "test": ""}, "2011_09_26"
     for index in range(count):
         split = ("train", "test")[index % 2]
         bare = split == "test" and index + 2 >= count  # the last
         lists[split] += write_frame(root, split, index // 2, seed + index, bare)
     for split, lines in lists.items():
         write_text(root / f"kitti_eigen_{split}.txt", lines)
-    fx, fy, cx, cy = KITTI_CAMERAS["2011_09_26"]
-    calibration = f"P_rect_02: {fx:e} 0 {cx:e} 0 0 {fy:e} {cy:e} 0 0 0 1 0\n"
-    folder = root / "input" / "2011_09_26"
-    write_text(folder / "calib_cam_to_cam.txt", "calib_time: 09-Jan-2012 13:57:47\n" + calibration)
+    write_text(root / "input" / day / "calib_cam_to_cam.txt", calibration_text(KITTI_CAMERAS[day]))
     return make_kitti_selection(root, seed + count)
 
 # %% ../../nbs/data/kitti.ipynb #744556a0
+def write_cropped(
+    folder: Path,  # `val_selection_cropped` or `test_depth_prediction_anonymous`
+    image: str,  # its name
+    truth: str | None,  # name of its ground truth; None: it has none
+    seed: int,  # of its street
+) -> None:
+    "Write one image as the official selection has them: with a camera of its own."
+    fx, fy, cx, cy = KITTI_CAMERAS["2011_09_26"]
+    camera = fx, fy, cx - 13, cy - 23  # the lower middle of 1242×375 pixels
+    depth = truth and folder / "groundtruth_depth" / truth
+    write_street(seed, (352, 1216), camera, folder / "image" / image, depth)
+    matrix = f"{fx} 0.0 {cx - 13} 0.0 {fy} {cy - 23} 0.0 0.0 1.0\n"
+    write_text(folder / "intrinsics" / f"{Path(image).stem}.txt", matrix)
+
+
 def make_kitti_selection(
     root: Path,  # gets `depth_selection/`
     seed: int,  # of the first street
 ) -> Path:
     "Write two cropped images of the official selection, and one of its anonymous test."
-    fx, fy, cx, cy = KITTI_CAMERAS["2011_09_26"]
-    size, camera = (352, 1216), (fx, fy, cx - 13, cy - 23)  # the lower middle of 1242×375 pixels
-    matrix = f"{fx} 0.0 {cx - 13} 0.0 {fy} {cy - 23} 0.0 0.0 1.0\n"
-    folder = root / "depth_selection" / "val_selection_cropped"
+    folder, drive = root / "depth_selection", "2011_09_26_drive_0002_sync"
     for number in (5, 8):
-        begin, end = "2011_09_26_drive_0002_sync", f"{number:010d}_image_02"
-        image = folder / "image" / f"{begin}_image_{end}.png"
-        depth = folder / "groundtruth_depth" / f"{begin}_groundtruth_depth_{end}.png"
-        write_street(seed + number, size, camera, image, depth)
-        write_text(folder / "intrinsics" / f"{image.stem}.txt", matrix)
-    folder = root / "depth_selection" / "test_depth_prediction_anonymous"
-    write_street(seed, size, camera, folder / "image" / "0000000000.png", None)
-    write_text(folder / "intrinsics" / "0000000000.txt", matrix)
+        image, truth = (f"{drive}_{kind}_{number:010d}_image_02.png" for kind in ("image", "groundtruth_depth"))
+        write_cropped(folder / "val_selection_cropped", image, truth, seed + number)
+    write_cropped(folder / "test_depth_prediction_anonymous", "0000000000.png", None, seed)
     return root

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST_TEXT', 'LONGEST_LINE', 'check_file_size', 'text_lines', 'check_line', 'not_utf8', 'read_text', 'read_names',
-           'write_text', 'split_lines', 'find_place', 'with_suffix', 'find_folder']
+           'write_text', 'check_pair_count', 'split_lines', 'find_place', 'with_suffix', 'find_folder']
 
 # %% ../../nbs/data/lists.ipynb #8d27c150
 from collections.abc import Iterable, Iterator
@@ -91,6 +91,18 @@ def write_text(
     "A text file, whole or not at all."
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_pair_count(
+    count: int,  # images that were asked for
+    title: str,  # of the data set
+) -> None:
+    "Raises `DatasetError` for a miniature with less than one image a split."
+    if count < 2:
+        raise DatasetError(
+            f"{count} images were asked for, and a miniature of {title} has at least 2, one for training and one for "
+            "evaluation."
+        )
 
 # %% ../../nbs/data/lists.ipynb #3c299a82
 def split_lines(

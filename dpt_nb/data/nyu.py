@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NYU_TREE', 'NYU_SOURCE', 'NYU_CAMERA', 'NYU_PLACES', 'LARGEST_MAT', 'MOST_NUMBERS', 'MAT_5', 'NYU_CLASSES',
-           'MOST_VALUES', 'MINI_SCENES', 'RAW_NUMBERS', 'NYUSync', 'import_extra', 'packed_elements', 'check_mat',
-           'is_number_list', 'load_variable', 'read_mat', 'nyu_label', 'NYULabeled', 'is_image_array', 'NYU',
-           'make_nyu', 'labeled_file', 'make_nyu_labeled']
+           'MOST_IMAGE_VALUES', 'MINI_SCENES', 'RAW_NUMBERS', 'NYUSync', 'import_extra', 'packed_elements', 'check_mat',
+           'is_number_list', 'load_variable', 'read_mat', 'nyu_label', 'check_labeled_options', 'NYULabeled',
+           'is_image_array', 'what_is_stored', 'NYU', 'write_nyu_frame', 'make_nyu', 'labeled_file', 'make_nyu_labeled']
 
 # %% ../../nbs/data/nyu.ipynb #e9096351
 import importlib
@@ -24,7 +24,7 @@ import torch
 from fastcore.basics import patch
 
 from .datasets import DatasetError, Entry, FileDataset
-from .lists import check_file_size, find_place, split_lines, write_text
+from .lists import check_file_size, check_pair_count, find_place, split_lines, write_text
 from .scene_sets import render_view
 from ..images.files import atomic_write
 from ..images.images import write_depth, write_image
@@ -44,7 +44,7 @@ NYU_SOURCE = (
     "https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html (labeled data, splits.mat), the sync frames and lists "
     "from the repositories of BTS or the Monocular-Depth-Estimation-Toolbox"
 )
-# fx, fy, cx, cy of the colour camera, in pixels: camera_params.m of the NYUv2 toolbox
+# fx, fy, cx, cy of the color camera, in pixels: camera_params.m of the NYUv2 toolbox
 NYU_CAMERA = (518.8579, 519.4696, 325.5824, 253.7362)
 NYU_PLACES = (".", "sync", "train", "test", "official_splits/test", "official_splits/train")
 
@@ -209,6 +209,18 @@ def nyu_label(
     return torch.from_numpy(table[numbers] - 1)
 
 # %% ../../nbs/data/nyu.ipynb #762a0b4b
+def check_labeled_options(
+    split: str,
+    labels: str | None,
+) -> None:
+    "Raises `DatasetError` for a split or labels that the labeled file does not have."
+    if split not in NYULabeled.expected or labels not in ("40", "raw", None):
+        raise DatasetError(
+            f"NYUv2 labeled has no split {split!r} with labels {labels!r}. Choose split from "
+            f"{', '.join(NYULabeled.expected)}, and labels from 40, raw, none."
+        )
+
+
 class NYULabeled(FileDataset):
     "The 1449 labelled images of NYUv2, read lazily from their one file."
 
@@ -223,11 +235,7 @@ class NYULabeled(FileDataset):
     ):
         self.root, self.open_in = Path(root), (None, None)
         labels = {40: "40", "none": None}.get(labels, labels)
-        if split not in self.expected or labels not in ("40", "raw", None):
-            raise DatasetError(
-                f"NYUv2 labeled has no split {split!r} with labels {labels!r}. Choose split from "
-                f"{', '.join(self.expected)}, and labels from 40, raw, none."
-            )
+        check_labeled_options(split, labels)
         self.path = self.need(self.need(self.root) / "nyu_depth_v2_labeled.mat")
         entries = [Entry(self.path / f"{number:04d}", intrinsics=NYU_CAMERA) for number in self.numbers(split)]
         self.mapping = read_mat(self.need(self.root / "classMapping40.mat"), "mapClass") if labels == "40" else None
@@ -274,7 +282,7 @@ def file(self: NYULabeled):  # an `h5py.File`
     return self.open_in[1]
 
 # %% ../../nbs/data/nyu.ipynb #3c70b317
-MOST_VALUES = 2**26  # of one image
+MOST_IMAGE_VALUES = 2**26  # of one image
 
 
 def is_image_array(
@@ -288,7 +296,17 @@ def is_image_array(
     if name == "images" and (stored.dtype != np.uint8 or shape[1] != 3):
         return False
     block = math.prod(stored.chunks or ()) * stored.dtype.itemsize  # bytes that one read may need
-    return stored.dtype.kind in "fiu" and 0 < math.prod(shape[1:]) <= MOST_VALUES and block <= MOST_VALUES * 8
+    return (
+        stored.dtype.kind in "fiu" and 0 < math.prod(shape[1:]) <= MOST_IMAGE_VALUES and block <= MOST_IMAGE_VALUES * 8
+    )
+
+
+def what_is_stored(
+    stored,  # what an HDF5 file has under a name; None: nothing that may be read
+) -> str:
+    "What was found, for a message."
+    shape = getattr(stored, "shape", None)
+    return f"{stored.dtype} of shape {shape}" if shape else "nothing that could be one"
 
 
 @patch
@@ -302,11 +320,9 @@ def read_slice(
     inside = isinstance(file.get(name, getlink=True), import_extra("h5py").HardLink)
     stored = file[name] if inside else None
     if not is_image_array(stored, name):
-        shape = getattr(stored, "shape", None)
-        found = f"{stored.dtype} of shape {shape}" if shape else "nothing that could be one"
         raise DatasetError(
-            f"{self.path}: under the name {name} there is {found}, and an array of images was expected. "
-            "Is it the file of this name from NYUv2?",
+            f"{self.path}: under the name {name} there is {what_is_stored(stored)}, and an array of images was "
+            "expected. Is it the file of this name from NYUv2?",
             "unreadable",
         )
     if number >= stored.shape[0]:
@@ -360,6 +376,20 @@ def NYU(
 MINI_SCENES = {"train": "kitchen_0028b", "test": "bathroom"}
 
 
+def write_nyu_frame(
+    root: Path,  # of the miniature
+    split: str,  # "train" or "test"
+    number: int,  # of the image
+    room: dict,  # of `render_view`
+) -> str:  # a line of the list
+    "Write one image of the synchronised data, with its depth."
+    image, depth = (f"{MINI_SCENES[split]}/{name}_{45 + number:05d}" for name in ("rgb", "sync_depth"))
+    write_image(root / f"{image}.jpg", room["image"])
+    write_depth(root / f"{depth}.png", room["depth"], 1000)
+    slash = "/" if split == "train" else ""  # as in the published lists
+    return f"{slash}{image}.jpg {slash}{depth}.png 518.8579\n"
+
+
 def make_nyu(
     root: str | Path,  # gets the tree of `NYU_TREE`
     count: int = 8,  # images, half of them to train on
@@ -367,21 +397,13 @@ def make_nyu(
     labeled: bool = True,  # also the labeled file, which needs h5py and scipy
 ) -> Path:
     "Write rooms in NYUv2's layouts. Raises `DatasetError` for less than one image a split."
-    if count < 2:
-        raise DatasetError(
-            f"{count} images were asked for, and a miniature of NYUv2 has at least 2, one for training and one for "
-            "evaluation."
-        )
-    root, lists, rooms = Path(root), {"train": "", "test": ""}, []
+    check_pair_count(count, "NYUv2")
+    root, lists = Path(root), {"train": "", "test": ""}
+    rooms = []
     for index in range(count):
         split = ("train", "test")[index % 2]
-        room = render_view("rooms", seed + index, (480, 640), NYU_CAMERA)
-        image, depth = (f"{MINI_SCENES[split]}/{name}_{45 + index:05d}" for name in ("rgb", "sync_depth"))
-        write_image(root / f"{image}.jpg", room["image"])
-        write_depth(root / f"{depth}.png", room["depth"], 1000)
-        slash = "/" if split == "train" else ""  # as in the published lists
-        lists[split] += f"{slash}{image}.jpg {slash}{depth}.png 518.8579\n"
-        rooms.append(room)
+        rooms.append(render_view("rooms", seed + index, (480, 640), NYU_CAMERA))
+        lists[split] += write_nyu_frame(root, split, index, rooms[-1])
     for split, lines in lists.items():
         write_text(root / f"nyu_{split}.txt", lines)
     return make_nyu_labeled(root, rooms) if labeled else root
@@ -411,11 +433,14 @@ def make_nyu_labeled(
 ) -> Path:
     "Write the labelled form, the lists of its splits and the table of its classes."
     savemat = import_extra("scipy.io").savemat
+    numbers, classes = np.arange(1, len(rooms) + 1), np.arange(894) % 40 + 1
+    tables = {
+        "splits.mat": dict(trainNdxs=numbers[::2, None], testNdxs=numbers[1::2, None]),
+        "classMapping40.mat": dict(mapClass=classes[None]),
+    }
     with atomic_write(root / "nyu_depth_v2_labeled.mat") as temporary:
         temporary.write_bytes(labeled_file(rooms).getbuffer())
-    numbers = np.arange(1, len(rooms) + 1)
-    with atomic_write(root / "splits.mat") as temporary:
-        savemat(temporary, dict(trainNdxs=numbers[::2, None], testNdxs=numbers[1::2, None]))
-    with atomic_write(root / "classMapping40.mat") as temporary:
-        savemat(temporary, dict(mapClass=(np.arange(894) % 40 + 1)[None]))
+    for name, values in tables.items():
+        with atomic_write(root / name) as temporary:
+            savemat(temporary, values)
     return root

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PASCAL_CONTEXT_CLASSES', 'PASCAL_CONTEXT_TREE', 'PASCAL_CONTEXT_LISTS', 'NOT_IN_PASCAL_CONTEXT', 'TO_PASCAL_CONTEXT',
-           'PascalContext', 'make_pascal_context']
+           'check_context_options', 'PascalContext', 'make_pascal_context']
 
 # %% ../../nbs/data/pascal_context.ipynb #3d36e0df
 from pathlib import Path
@@ -38,6 +38,18 @@ ROOT/          (VOC2010, or the folder VOCdevkit around it, or the folder around
 PASCAL_CONTEXT_LISTS = {"train": "train.txt", "held_out": "val.txt"}
 
 # %% ../../nbs/data/pascal_context.ipynb #bf89b596
+def check_context_options(
+    title: str,  # of the data set
+    split: str,
+    classes: int,
+) -> None:
+    "Raises `DatasetError` for a split or a number of classes that does not exist."
+    if split not in PASCAL_CONTEXT_LISTS:
+        raise DatasetError(f"{title}: there is no split {split!r}. Choose from {', '.join(PASCAL_CONTEXT_LISTS)}.")
+    if classes not in (59, 60):
+        raise DatasetError(f"{title} has 59 classes, or 60 with the background, and {classes} were asked for.")
+
+
 class PascalContext(FileDataset):
     """Everything in the photographs of VOC 2010, in 59 classes or 60 (Mottaghi et al., CVPR 2014). Raises
     `DatasetError` for a folder that is not VOC2010."""
@@ -56,11 +68,7 @@ class PascalContext(FileDataset):
         split: str = "train",  # "train" or "held_out" (the published validation set)
         classes: int = 59,  # 60: "background" is class 0; 59: it is ignored
     ):
-        if split not in PASCAL_CONTEXT_LISTS:
-            known = ", ".join(PASCAL_CONTEXT_LISTS)
-            raise DatasetError(f"{self.title}: there is no split {split!r}. Choose from {known}.")
-        if classes not in (59, 60):
-            raise DatasetError(f"{self.title} has 59 classes, or 60 with the background, and {classes} were asked for.")
+        check_context_options(self.title, split, classes)
         self.classes = ("background",) * (classes - 59) + PASCAL_CONTEXT_CLASSES
         folder = self.find_images(Path(root))
         names = read_names(self.need(folder / "ImageSets" / "SegmentationContext" / PASCAL_CONTEXT_LISTS[split]))

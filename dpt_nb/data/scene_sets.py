@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'DEPTH_SCALE', 'PARTS', 'MOST_SCENE_PIXELS', 'PNG_BEGINS', 'PNG_ENDS', 'LEFTOVER', 'is_whole',
-           'check_scene_options', 'check_switches', 'SceneOptions', 'scene_file', 'open_at_once', 'png_size',
-           'write_scene', 'read_json', 'is_complete', 'read_description', 'write_description', 'is_finished',
-           'unfinished_scenes', 'clear_scenes', 'scene_lock', 'one_thread', 'render_missing', 'system_error',
-           'render_scenes', 'render_fingerprint', 'Scenes', 'set_name', 'remove_damaged', 'render_view']
+           'is_scene_size', 'check_scene_options', 'check_switches', 'SceneOptions', 'scene_file', 'open_at_once',
+           'png_size', 'write_scene', 'read_small_json', 'is_complete', 'read_description', 'write_description',
+           'is_finished', 'unfinished_scenes', 'clear_scenes', 'scene_lock', 'one_thread', 'render_missing',
+           'system_error', 'render_scenes', 'render_fingerprint', 'Scenes', 'set_name', 'remove_damaged', 'render_view']
 
 # %% ../../nbs/data/scene_sets.ipynb #89ebc8ea
 import hashlib
@@ -47,6 +47,14 @@ def is_whole(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_scene_size(
+    size,  # as it was given
+) -> bool:
+    "Whether it is a height and a width in whole pixels, not too many."
+    pair = isinstance(size, (tuple, list)) and len(size) == 2
+    return pair and all(is_whole(side) and side > 0 for side in size) and math.prod(size) <= MOST_SCENE_PIXELS
+
+
 def check_scene_options(
     kind: str,  # "rooms" or "streets"
     count: int,  # how many scenes
@@ -58,8 +66,7 @@ def check_scene_options(
     limit = SPLITS["held_out"]
     if not is_whole(count) or not 1 <= count < limit:
         raise DatasetError(f"{count} scenes were asked for, and a set has at least 1, and less than {limit:,}.")
-    pair = isinstance(size, (tuple, list)) and len(size) == 2
-    if not pair or not all(is_whole(side) and side > 0 for side in size) or math.prod(size) > MOST_SCENE_PIXELS:
+    if not is_scene_size(size):
         raise DatasetError(
             f"The size of the scenes is {str(size)[:100]}, and [height, width] in whole pixels was expected, "
             f"at most {MOST_SCENE_PIXELS:,} in all."
@@ -144,7 +151,7 @@ def write_scene(
         write_label(files["label"], scene["label"])
 
 # %% ../../nbs/data/scene_sets.ipynb #2798911b
-def read_json(
+def read_small_json(
     path: Path,  # that may be missing or damaged
     largest: int,  # bytes
 ) -> dict | None:  # None for anything but an object
@@ -176,7 +183,7 @@ def read_description(
     asked: SceneOptions,
 ) -> dict | None:  # what `scenes.json` says; None where it is missing or damaged
     "Read the description of a set. Raises `DatasetError` when it tells of other scenes than were asked for."
-    about = read_json(folder / "scenes.json", 10_000 + 1000 * asked.count)
+    about = read_small_json(folder / "scenes.json", 10_000 + 1000 * asked.count)
     if about is None:
         return None
     wanted = asked.described()
@@ -336,7 +343,7 @@ def render_fingerprint(
     kind: str,  # "rooms" or "streets"
     size: tuple[int, int],  # height and width, pixels
 ) -> str:  # 8 hexadecimal digits
-    "A fingerprint of how scenes are rendered: labels, colours and centimetres of the first one."
+    "A fingerprint of how scenes are rendered: labels, colors and centimetres of the first one."
     scene = render(random_scene(kind, 0, size))
     parts = [scene["label"].byte(), (scene["image"] * 32).round().byte(), (scene["depth"] * 100).round().short()]
     return hashlib.blake2b(b"".join(part.numpy().tobytes() for part in parts), digest_size=4).hexdigest()

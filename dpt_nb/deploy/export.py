@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEAST_PATCHES', 'MOST_PATCHES', 'HEAD_UNITS', 'EXPORT_FORMS', 'FACTS', 'ExportError', 'quiet_exporters', 'trace',
            'constant_padding', 'plain_convolution', 'plain_pooling', 'fold_constants', 'describe_head',
-           'describe_export', 'need_onnx', 'write_onnx', 'facts_path', 'export', 'check_request', 'check_sizes',
-           'export_facts', 'onnx_facts']
+           'describe_export', 'need_onnx', 'name_open_sides', 'write_onnx', 'facts_path', 'export', 'check_request',
+           'check_any_size', 'check_one_size', 'export_facts', 'onnx_facts']
 
 # %% ../../nbs/deploy/export.ipynb #c117036c
 import copy
@@ -182,6 +182,16 @@ def need_onnx() -> None:
             raise ExportError(f"ONNX needs {name}, which is not installed: {advice}.") from None
 
 
+def name_open_sides(
+    graph,  # of ONNX, is changed
+) -> None:
+    "Call the sides that are not fixed what they are."
+    for value in (*graph.inputs, *graph.outputs):
+        for axis, name in [(0, "batch"), (2, "height"), (3, "width")]:
+            if not isinstance(value.shape[axis], int):
+                value.shape[axis] = name
+
+
 def write_onnx(
     program: ExportedProgram,  # of `trace`
     facts: dict,  # of `describe_export`
@@ -195,10 +205,7 @@ def write_onnx(
     names = dict(input_names=["image"], output_names=list(facts["heads"]))
     with quiet_exporters():
         written = torch.onnx.export(program, (), external_data=False, verbose=False, **names)
-    for value in (*written.model.graph.inputs, *written.model.graph.outputs):
-        for axis, name in [(0, "batch"), (2, "height"), (3, "width")]:
-            if not isinstance(value.shape[axis], int):
-                value.shape[axis] = name
+    name_open_sides(written.model.graph)
     written.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
     written.save(path)
 
@@ -319,7 +326,10 @@ def check_request(
     if path.suffix != EXPORT_FORMS[form]:
         expected = f"a file whose name ends in {EXPORT_FORMS[form]}"
         raise ExportError(f"The form {form} is {expected}, and {path.name} was given.")
-    check_sizes(model, sizes)
+    if sizes == "any":
+        check_any_size(model)
+    else:
+        check_one_size(sizes, model.backbone.patch)
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise ExportError(f"batch is {batch!r}; expected a number of images, or None for any.")
     if form == "onnx":
@@ -328,22 +338,25 @@ def check_request(
         need_compiler()
 
 
-def check_sizes(
+def check_any_size(
     model: DPT,
-    sizes: tuple[int, int] | str,
 ) -> None:
-    "Raises `ExportError` for sizes that this network cannot be written for."
-    if sizes == "any":
-        if not model.backbone.any_size:
-            native = "×".join(map(str, model.config.image_size))
-            reason = "cuts its maps into windows, and how those are padded and masked is worked out for one size"
-            advice = f"Give sizes=(height, width), such as its own {native}; one file for each size wanted."
-            raise ExportError(f"{model.config.backbone} {reason}. {advice}")
-        return
+    "Raises `ExportError` for a network that cannot be written for every size."
+    if not model.backbone.any_size:
+        native = "×".join(map(str, model.config.image_size))
+        reason = "cuts its maps into windows, and how those are padded and masked is worked out for one size"
+        advice = f"Give sizes=(height, width), such as its own {native}; one file for each size wanted."
+        raise ExportError(f"{model.config.backbone} {reason}. {advice}")
+
+
+def check_one_size(
+    sizes: tuple[int, int],
+    patch: int,  # pixels
+) -> None:
+    "Raises `ExportError` unless it is a height and a width, both multiples of the patch."
     two = isinstance(sizes, (tuple, list)) and len(sizes) == 2
     if not two or not all(isinstance(side, int) and side > 0 for side in sizes):
         raise ExportError(f'sizes is {sizes!r}; expected (height, width) in pixels, or "any".')
-    patch = model.backbone.patch
     if any(side % patch for side in sizes):
         fitting = "×".join(str(max(1, round(side / patch)) * patch) for side in sizes)
         reason = f"sizes is {sizes[0]}×{sizes[1]}, and both sides have to be multiples of the patch size {patch}"

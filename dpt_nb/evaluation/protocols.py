@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'PROTOCOLS', 'DEFAULT_PROTOCOLS', 'PUBLISHED_FIGURES', 'EvaluationError', 'Protocol', 'crop_window',
-           'evaluated_window', 'protocol_for', 'register_protocol']
+           'move_into', 'evaluated_window', 'protocol_for', 'register_protocol']
 
 # %% ../../nbs/evaluation/protocols.ipynb #f7c7d592
 from collections.abc import Iterable
@@ -77,6 +77,17 @@ def crop_window(
     return int(top * height), int(bottom * height), int(left * width), int(right * width)
 
 # %% ../../nbs/evaluation/protocols.ipynb #a7712c67
+def move_into(
+    window: tuple[int, int, int, int],  # top, bottom, left, right, in an image
+    cut: tuple[int, int, int, int],  # likewise: what is left of the image
+) -> tuple[int, int, int, int]:  # the window, counted from the cut's corner, as far as it lies inside
+    "A rectangle of an image as one of a cut."
+    first_row, last_row, first_column, last_column = cut
+    top, bottom = (min(max(row, first_row), last_row) - first_row for row in window[:2])
+    left, right = (min(max(column, first_column), last_column) - first_column for column in window[2:])
+    return top, bottom, left, right
+
+
 def evaluated_window(
     protocol: Protocol,
     height: int,  # of the image as the data set gives it, pixels
@@ -89,11 +100,9 @@ def evaluated_window(
     rows, columns = KBCrop.height, KBCrop.width
     if protocol.crop is None or protocol.crop_of == "cut":
         return crop_window(protocol.crop, rows, columns)
-    top, bottom, left, right = crop_window(protocol.crop, height, width)
-    first_row, first_column = height - rows, (width - columns) // 2
-    inside = lambda place, first, size: min(max(place - first, 0), size)
-    rectangle = inside(top, first_row, rows), inside(bottom, first_row, rows)
-    return *rectangle, inside(left, first_column, columns), inside(right, first_column, columns)
+    first_row, first_column = height - rows, (width - columns) // 2  # the bottom and middle
+    cut = first_row, height, first_column, first_column + columns
+    return move_into(crop_window(protocol.crop, height, width), cut)
 
 # %% ../../nbs/evaluation/protocols.ipynb #e3b41a13
 PROTOCOLS = Registry(

@@ -6,7 +6,7 @@
 __all__ = ['TILE_WIDTH', 'DEPTH_COLORS', 'ERROR_COLORS', 'figure_text', 'tile_height', 'draw_image', 'image_grid', 'show_images',
            'measured_values', 'depth_range', 'color_depth', 'value_range', 'color_values', 'color_normal',
            'color_label', 'class_titles', 'label_patches', 'label_legend', 'overlay_label', 'show_label', 'PanelRow',
-           'panel_rows', 'draw_depth', 'draw_row', 'draw_panel', 'depth_panel']
+           'panel_rows', 'draw_depth', 'draw_row', 'panel_axes', 'draw_panel', 'depth_panel']
 
 # %% ../../nbs/images/colors.ipynb #7fdd2daf
 from dataclasses import dataclass
@@ -307,22 +307,29 @@ def draw_row(
     return depths, errors
 
 # %% ../../nbs/images/colors.ipynb #26a4197b
+def panel_axes(
+    rows: list[PanelRow],
+) -> tuple[plt.Figure, list[list[plt.Axes]], tuple[plt.Axes, plt.Axes]]:  # four a row; those of the two color bars
+    "An empty depth panel, each row as tall as its image."
+    heights = [tile_height(row.image) for row in rows]
+    size = 4 * TILE_WIDTH, sum(heights) + 0.1 * len(heights) + 1.1
+    figure = plt.figure(figsize=size, dpi=90, layout="constrained")
+    grid = figure.add_gridspec(len(rows) + 1, 4, height_ratios=[*heights, 0.12])  # the last row is for the color bars
+    places = [[figure.add_subplot(grid[number, column]) for column in range(4)] for number in range(len(rows))]
+    return figure, places, (figure.add_subplot(grid[-1, 1:3]), figure.add_subplot(grid[-1, 3]))
+
+
 def draw_panel(
     rows: list[PanelRow],
     ends: tuple[float, float],  # metres shown warmest and coolest
     worst: float,  # metres of error shown brightest
 ) -> plt.Figure:
     "Draw the rows of a depth panel, with one color bar for depth and one for error below them."
-    heights = [tile_height(row.image) for row in rows]
-    size = 4 * TILE_WIDTH, sum(heights) + 0.1 * len(heights) + 1.1
-    figure = plt.figure(figsize=size, dpi=90, layout="constrained")
-    grid = figure.add_gridspec(len(rows) + 1, 4, height_ratios=[*heights, 0.12])  # the last row is for the color bars
-    for number, row in enumerate(rows):
-        axes = [figure.add_subplot(grid[number, column]) for column in range(4)]
+    figure, places, (under_depths, under_errors) = panel_axes(rows)
+    for axes, row in zip(places, rows):
         depths, errors = draw_row(axes, row, ends, worst)
-    for axes, title in zip(figure.axes, ("image", "ground truth", "prediction", "error")):
+    for axes, title in zip(places[0], ("image", "ground truth", "prediction", "error")):
         axes.set_title(title, fontsize=10)
-    under_depths, under_errors = figure.add_subplot(grid[-1, 1:3]), figure.add_subplot(grid[-1, 3])
     figure.colorbar(depths, cax=under_depths, orientation="horizontal", extend="both", label="depth in metres")
     figure.colorbar(errors, cax=under_errors, orientation="horizontal", extend="max", label="error in metres")
     return figure

@@ -6,7 +6,7 @@
 __all__ = ['FULL', 'HEADER_LENGTH', 'printable_name', 'ImageError', 'refuse_folder', 'sync_to_disk', 'atomic_write',
            'error_number', 'disk_full_reason', 'write_failure', 'reserve_space', 'WriteError', 'whole_output', 'InUse',
            'lock_text', 'read_holder', 'wait_for_holder', 'holder', 'writer_lock', 'file_facts', 'check_file',
-           'read_array_header', 'check_array']
+           'read_array_header', 'declared_array', 'check_array']
 
 # %% ../../nbs/images/files.ipynb #72744a73
 import errno
@@ -283,18 +283,25 @@ def read_array_header(
         return shape, kind, os.fstat(file.fileno()).st_size - file.tell()
 
 
+def declared_array(
+    path: str | Path,  # of a `.npy` file
+) -> tuple[tuple[int, ...], np.dtype, int, int]:  # shape and type, the bytes that they need, and the bytes there are
+    "`read_array_header`. Raises `ImageError` where there is no file, or none of an array."
+    check_file(path)
+    try:
+        shape, kind, held = read_array_header(path)
+        return shape, kind, kind.itemsize * math.prod(shape), held
+    except Exception as error:  # ValueError of numpy, and SyntaxError, RecursionError, MemoryError of its parser
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ImageError(f"{path} cannot be opened as an array ({reason}).") from None
+
+
 def check_array(
     path: str | Path,  # of a `.npy` file
 ) -> tuple[tuple[int, ...], np.dtype]:  # its shape and type
     """What a file of an array declares. Raises `ImageError` where it is missing, is not an array of numbers, or is
     shorter than it declares."""
-    check_file(path)
-    try:
-        shape, kind, held = read_array_header(path)
-        size = kind.itemsize * math.prod(shape)
-    except Exception as error:  # ValueError of numpy, and SyntaxError, RecursionError, MemoryError of its parser
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ImageError(f"{path} cannot be opened as an array ({reason}).") from None
+    shape, kind, size, held = declared_array(path)
     if kind.hasobject or kind.kind not in "biuf":
         found = "Python objects" if kind.hasobject else kind
         raise ImageError(f"{path} is an array of {found}, and numbers were expected.")

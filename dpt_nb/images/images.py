@@ -8,10 +8,11 @@ __all__ = ['IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'BUILT_IN', 'built_in', 'DAMAGED',
            'EYE_WEIGHTS', 'MADE_BY', 'unreadable', 'register_heif', 'allowed_formats', 'pixel_limit', 'within_limit',
            'first_bytes', 'formats_like', 'open_undecoded', 'exif_orientation', 'transpose_by_exif', 'check_scans',
            'decode_image', 'open_image', 'decoding_failure', 'format_hint', 'gray_to_rgb', 'pil_to_rgb', 'fits_bytes',
-           'pil_to_image', 'read_image', 'check_colors_first', 'tensor_to_image', 'check_colors_last', 'array_to_image',
-           'load_pil', 'to_image', 'write_image', 'reason_unused', 'list_folder', 'sort_folder', 'left_out',
-           'find_images', 'check_scale', 'read_depth', 'check_png', 'map_array', 'to_16_bits', 'write_depth',
-           'read_label', 'label_palette', 'full_palette', 'is_our_image', 'label_array', 'largest_class', 'write_label']
+           'crop_rows', 'pil_to_image', 'read_image', 'check_colors_first', 'check_unit_range', 'tensor_to_image',
+           'check_colors_last', 'array_to_image', 'load_pil', 'to_image', 'written_as', 'write_image', 'reason_unused',
+           'list_folder', 'sort_folder', 'find_images', 'check_scale', 'read_depth', 'check_png', 'map_array',
+           'to_16_bits', 'write_depth', 'read_label', 'farthest_first', 'label_palette', 'check_palette',
+           'full_palette', 'is_our_image', 'label_array', 'largest_class', 'write_label']
 
 # %% ../../nbs/images/00_images.ipynb #7fef0fa9
 import os
@@ -323,6 +324,17 @@ def fits_bytes(
     return image.mode[0] not in "IF" and not image.has_transparency_data
 
 
+def crop_rows(
+    image: Image.Image,  # decoded
+    box: tuple[int, int, int, int],  # top, left, height and width of a part, pixels
+    rows: range,  # of the part
+) -> Image.Image:
+    "Some rows of a part; the image itself where they are all of it."
+    top, left, _, width = box
+    bounds = left, top + rows.start, left + width, top + rows.stop
+    return image if bounds == (0, 0, *image.size) else image.crop(bounds)
+
+
 def pil_to_image(
     image: Image.Image,  # decoded, any mode
     name: str | Path = "the PIL image",  # what to call it in an error
@@ -331,15 +343,14 @@ def pil_to_image(
     at_once: int = 2**22,  # pixels converted at once, about
 ) -> torch.Tensor:  # `(3, H, W)` float32 RGB in [0, 1], or uint8
     "Pixels as a tensor, with little memory beside it. Raises `ImageError` as `pil_to_rgb` does."
-    top, left, height, width = box or (0, 0, *image.size[::-1])
-    rows, whole = max(1, at_once // width), (width, height) == image.size
-    exact = keep_bytes and fits_bytes(image)
+    box = box or (0, 0, image.height, image.width)
+    height, width = box[2:]
+    exact, rows = keep_bytes and fits_bytes(image), max(1, at_once // width)
     tensor = torch.empty(3, height, width, dtype=torch.uint8 if exact else torch.float32)
-    for row in range(0, height, rows):
-        below = top + min(row + rows, height)
-        part = image if whole and rows >= height else image.crop((left, top + row, left + width, below))
+    for top in range(0, height, rows):
+        part = crop_rows(image, box, range(top, min(top + rows, height)))
         colors = np.array(part.convert("RGB")) if exact else pil_to_rgb(part, name)
-        tensor[:, row : row + rows] = torch.from_numpy(colors).permute(2, 0, 1)
+        tensor[:, top : top + rows] = torch.from_numpy(colors).permute(2, 0, 1)
     return tensor
 
 # %% ../../nbs/images/00_images.ipynb #8a4c03c2
@@ -365,6 +376,16 @@ def check_colors_first(
     raise ImageError(f"The tensor has shape {shape}, and (3, H, W) or (1, 3, H, W) was expected: {hint}.")
 
 
+def check_unit_range(
+    image: torch.Tensor,  # any shape
+) -> None:
+    "Raises `ImageError` for values beyond [0, 1]; interpolation overshoots a little, and half an 8-bit step is 2e-3."
+    low, high = image.min().item(), image.max().item()
+    if not (-1e-3 <= low and high <= 1 + 1e-3):
+        advice = "divide by the largest possible value"
+        raise ImageError(f"The image's values go from {low:g} to {high:g}, and [0, 1] was expected: {advice}.")
+
+
 def tensor_to_image(
     image: torch.Tensor,  # `(3, H, W)` or `(1, 3, H, W)`; uint8, uint16, or float in [0, 1]
 ) -> torch.Tensor:  # `(3, H, W)` float32 in [0, 1], on the same device
@@ -375,10 +396,7 @@ def tensor_to_image(
         return image.float().div_(torch.iinfo(image.dtype).max)
     if not image.is_floating_point():
         raise ImageError(f"The image's type is {image.dtype}, and uint8, uint16 or a float in [0, 1] was expected.")
-    low, high = image.min().item(), image.max().item()
-    if not (-1e-3 <= low and high <= 1 + 1e-3):  # interpolation overshoots a little; half an 8-bit step is 2e-3
-        advice = "divide by the largest possible value"
-        raise ImageError(f"The image's values go from {low:g} to {high:g}, and [0, 1] was expected: {advice}.")
+    check_unit_range(image)
     return image.float()
 
 # %% ../../nbs/images/00_images.ipynb #a858409e
@@ -443,17 +461,24 @@ WRITTEN_AS = {".png": ("PNG", {}), ".jpg": ("JPEG", {"quality": 95}), ".jpeg": (
 JPEG_SIDE = 65500  # pixels
 
 
+def written_as(
+    path: str | Path,  # ends in .png, .jpg or .jpeg
+) -> tuple[str, dict]:  # pillow's name of the format, and options for it
+    "How a file is written. Raises `ImageError` for another suffix."
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITTEN_AS:
+        known = ", ".join(WRITTEN_AS)
+        raise ImageError(f"{path} ends in {suffix or 'no suffix'}, and images are written as {known}.")
+    return WRITTEN_AS[suffix]
+
+
 def write_image(
     path: str | Path,  # ends in .png, .jpg or .jpeg
     image: torch.Tensor,  # `(3, H, W)` in [0, 1], or whatever `to_image` takes
 ) -> None:
     """Write an image with 8 bits a color, whole or not at all: PNG keeps it exactly, JPEG (quality 95) nearly.
     Raises `ImageError` for other suffixes, shapes and ranges."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in WRITTEN_AS:
-        known = ", ".join(WRITTEN_AS)
-        raise ImageError(f"{path} ends in {suffix or 'no suffix'}, and images are written as {known}.")
-    kind, options = WRITTEN_AS[suffix]
+    kind, options = written_as(path)
     colors = (to_image(image).detach().cpu() * 255).round().to(torch.uint8)
     if kind == "JPEG" and max(colors.shape) > JPEG_SIDE:
         found = f"The image for {path} has shape {tuple(colors.shape)}"
@@ -514,14 +539,6 @@ def sort_folder(
     return sorted(images), {reason: sorted(unused[reason]) for reason in sorted(unused)}
 
 # %% ../../nbs/images/00_images.ipynb #01ecfe1f
-def left_out(
-    folder: str | Path,
-    recursive: bool = False,  # also folders inside it
-) -> dict[str, list[Path]]:  # reason → files and folders that are not used, each sorted by name
-    "What a folder holds beside the images of `find_images`. Raises `ImageError` for a folder that cannot be read."
-    return sort_folder(folder, recursive)[1]
-
-
 def find_images(
     path: str | Path,  # a file, or a folder whose images are wanted
     recursive: bool = False,  # also those of folders inside it
@@ -644,6 +661,19 @@ def read_label(
 EYE_WEIGHTS = (2.0, 4.0, 3.0)  # of red, green and blue in a difference of colors
 
 
+def farthest_first(
+    points: torch.Tensor,  # `(N, D)`
+    distance: torch.Tensor,  # `(N,)` from what none of them may be near
+    count: int,
+) -> torch.Tensor:  # `(count,)` int64
+    "Points, each the farthest from those before it."
+    chosen = torch.empty(count, dtype=torch.int64)
+    for place in range(count):
+        chosen[place] = distance.argmax()
+        distance = torch.minimum(distance, (points - points[chosen[place]]).norm(dim=1))
+    return chosen
+
+
 def label_palette(
     count: int,  # how many classes, at most 255
     seed: int = 0,  # another seed, other colors
@@ -656,13 +686,22 @@ def label_palette(
     choice = torch.randint(30, 250, (2000, 3), generator=torch.Generator().manual_seed(seed))
     weighted, white = choice * weights, 255 * weights
     distance = torch.minimum(weighted.norm(dim=1), (weighted - white).norm(dim=1))  # from black and white
-    chosen = torch.empty(count, dtype=torch.int64)
-    for place in range(count):
-        chosen[place] = distance.argmax()
-        distance = torch.minimum(distance, (weighted - weighted[chosen[place]]).norm(dim=1))
-    return choice[chosen].to(torch.uint8)
+    return choice[farthest_first(weighted, distance, count)].to(torch.uint8)
 
 # %% ../../nbs/images/00_images.ipynb #e2ae29f9
+def check_palette(
+    palette: torch.Tensor,
+    largest: int,  # the largest class that needs a color
+) -> None:
+    "Raises `ImageError` for another shape than `(count, 3)` uint8, or when the largest class has no color."
+    if palette.ndim != 2 or palette.shape[1] != 3 or len(palette) > 256 or palette.dtype != torch.uint8:
+        found = f"The palette has shape {tuple(palette.shape)} and type {palette.dtype}"
+        raise ImageError(f"{found}, and (count, 3) uint8 with at most 256 colors was expected.")
+    if largest >= (count := len(palette)):
+        known = f"the palette has colors for {count} classes only (0 to {count - 1})"
+        raise ImageError(f"The label map has class {int(largest)}, and {known}.")
+
+
 def full_palette(
     palette: torch.Tensor,  # `(count, 3)` uint8, one color a class
     largest: int = 0,  # the largest class that needs a color
@@ -670,14 +709,9 @@ def full_palette(
     """Fill a palette up to 256 colors, 255 (ignore) black.
     Raises `ImageError` for another shape, or when the largest class has no color."""
     palette = torch.as_tensor(palette).cpu()
-    if palette.ndim != 2 or palette.shape[1] != 3 or len(palette) > 256 or palette.dtype != torch.uint8:
-        found = f"The palette has shape {tuple(palette.shape)} and type {palette.dtype}"
-        raise ImageError(f"{found}, and (count, 3) uint8 with at most 256 colors was expected.")
-    if largest >= (count := len(palette)):
-        known = f"the palette has colors for {count} classes only (0 to {count - 1})"
-        raise ImageError(f"The label map has class {int(largest)}, and {known}.")
+    check_palette(palette, largest)
     full = torch.zeros(256, 3, dtype=torch.uint8)
-    full[:count] = palette
+    full[: len(palette)] = palette
     full[255] = 0
     return full
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'NUMBERS', 'FIGURES', 'WRITERS', 'row_strips', 'map_scale', 'as_16_bits', 'png_chunk', 'png_head',
-           'filtered_rows', 'write_png', 'write_scaled', 'read_scaled', 'stated_number', 'write_with_offset',
-           'stated_scale', 'write_directions', 'read_directions', 'write_npy', 'write_pfm', 'read_pfm', 'thinned',
-           'palette_for', 'color_ends', 'head_colors', 'color_strips', 'draw_map', 'draw_labels', 'map_figure',
-           'overlay_figure', 'write_figure', 'side_by_side', 'OutputError', 'check_outputs', 'write_map',
-           'write_numbers', 'map_ends', 'write_figures', 'MapWriter', 'register_output', 'write_registered',
-           'output_names', 'refuse_foreign_files', 'all_or_none', 'read_map', 'read_npy']
+           'filtered_rows', 'write_png', 'write_scaled', 'read_scaled', 'stated_number', 'spread_over_16_bits',
+           'write_with_offset', 'stated_scale', 'write_directions', 'read_directions', 'write_npy', 'write_pfm',
+           'parse_pfm', 'read_pfm', 'thinned', 'palette_for', 'color_ends', 'head_colors', 'color_strips', 'draw_map',
+           'draw_labels', 'map_figure', 'overlay_figure', 'write_figure', 'nearest_pixels', 'side_by_side',
+           'OutputError', 'check_outputs', 'write_map', 'write_numbers', 'map_ends', 'write_figures', 'MapWriter',
+           'register_output', 'write_registered', 'output_names', 'refuse_foreign_files', 'all_or_none', 'read_map',
+           'check_map_shape', 'read_npy']
 
 # %% ../../nbs/inference/outputs.ipynb #0ea01f14
 import math
@@ -184,6 +185,18 @@ def stated_number(
     return number
 
 
+def spread_over_16_bits(
+    values: torch.Tensor,  # `(1, H, W)` or `(H, W)`
+    low: float,  # becomes 0
+    scale: float,  # stored units per unit of the map
+) -> Iterator[np.ndarray]:  # `(rows, W)` uint16, strip by strip
+    "Values from the smallest on."
+    plane = map_array(values, "map")
+    for rows in row_strips(len(plane)):
+        stored = np.round((plane[rows].astype(np.float64) - low) * scale)
+        yield stored.clip(0, 65535).astype(np.uint16)
+
+
 def write_with_offset(
     path: str | Path,  # ends in .png
     head: str,  # of `HEADS`, with one value a pixel, which may be negative
@@ -194,11 +207,9 @@ def write_with_offset(
     if not math.isfinite(high - low):
         raise ImageError(f"The {head} for {path} has NaN or infinite values, and finite ones were expected.")
     scale = 65535 / max(high - low, 1e-12)
-    words = dict(quantity=head, unit=HEADS[head].unit, scale=repr(scale), offset=repr(low))
-    plane = map_array(values, "map")
-    stored = (np.round((plane[rows].astype(np.float64) - low) * scale) for rows in row_strips(len(plane)))
-    strips = (part.clip(0, 65535).astype(np.uint16) for part in stored)
-    write_png(path, plane.shape, strips, words | dict(Description=f"{head} = value / {scale!r} + {low!r}"))
+    sentence = f"{head} = value / {scale!r} + {low!r}"
+    words = dict(quantity=head, unit=HEADS[head].unit, scale=repr(scale), offset=repr(low), Description=sentence)
+    write_png(path, tuple(values.shape[-2:]), spread_over_16_bits(values, low, scale), words)
     return scale
 
 
@@ -274,23 +285,29 @@ def write_pfm(
             file.write(np.ascontiguousarray(plane[rows][::-1], "<f4").tobytes())
 
 
+def parse_pfm(
+    content: bytes,  # of the file
+) -> tuple[bytes, np.ndarray]:  # its kind, and `(H, W)` from the lowest row on
+    "Raises `ValueError` or `OverflowError` for what is not a whole portable float map."
+    kind, size, scale, values = content.split(b"\n", 3)
+    width, height = map(int, size.split())
+    if min(width, height) < 1 or not float(scale):
+        raise ValueError(size)
+    return kind, np.frombuffer(values, "<f4" if float(scale) < 0 else ">f4").reshape(height, width)
+
+
 def read_pfm(
     path: str | Path,
 ) -> torch.Tensor:  # `(1, H, W)` float32
     "Raises `ImageError` for a file that is not a gray portable float map, or is cut short."
     check_file(path)
     try:
-        kind, size, scale, content = Path(path).read_bytes().split(b"\n", 3)
-        width, height = map(int, size.split())
-        if min(width, height) < 1 or not float(scale):
-            raise ValueError(size)
-        plane = np.frombuffer(content, "<f4" if float(scale) < 0 else ">f4").reshape(height, width)
+        kind, plane = parse_pfm(Path(path).read_bytes())
     except (ValueError, OSError, OverflowError):
         raise ImageError(f"{path} is not a whole portable float map.") from None
     if kind.strip() != b"Pf":
-        raise ImageError(
-            f"{path} is a {kind.decode(errors='replace')[:8]} file, and Pf, one value a pixel, was expected."
-        )
+        found = kind.decode(errors="replace")[:8]
+        raise ImageError(f"{path} is a {found} file, and Pf, one value a pixel, was expected.")
     return torch.tensor(plane[::-1].astype(np.float32))[None]
 
 # %% ../../nbs/inference/outputs.ipynb #f243c4ab
@@ -340,11 +357,12 @@ def head_colors(
 def color_strips(
     head: str,  # of `HEADS`
     values: torch.Tensor,  # `(C, H, W)`, or `(H, W)` labels
-    palette: torch.Tensor | None = None,  # of labels: `(count, 3)` uint8
+    class_names: tuple = (),  # of the labels
 ) -> Iterator[np.ndarray]:  # `(rows, W, 3)` uint8, strip by strip
     "A map in colors, a few rows at a time."
-    values = torch.as_tensor(values).detach().cpu()
-    paint = head_colors(head, None if HEADS[head].categorical else color_ends(head, values), palette)
+    values, categorical = torch.as_tensor(values).detach().cpu(), HEADS[head].categorical
+    palette = palette_for(values, class_names) if categorical else None
+    paint = head_colors(head, None if categorical else color_ends(head, values), palette)
     for rows in row_strips(values.shape[-2]):
         yield (paint(values[..., rows, :]) * 255).round().byte().permute(1, 2, 0).numpy()
 
@@ -425,6 +443,15 @@ def write_figure(
         figure.savefig(temporary, dpi=130, metadata=MADE_BY)
 
 # %% ../../nbs/inference/outputs.ipynb #5218298c
+def nearest_pixels(
+    values: torch.Tensor,  # `(…, H, W)`
+    size: tuple[int, int],  # height and width
+) -> torch.Tensor:  # `(…, *size)`
+    "A map at another size, each pixel with one of its values."
+    rows, columns = (torch.arange(side) * whole // side for side, whole in zip(size, values.shape[-2:]))
+    return values[..., rows[:, None], columns]
+
+
 def side_by_side(
     image: torch.Tensor,  # `(3, h, w)` in [0, 1]; of a large map a smaller copy
     head: str,  # of `HEADS`
@@ -433,13 +460,11 @@ def side_by_side(
 ) -> np.ndarray:  # `(h, 2 w + gap, 3)` uint8, at the image's size
     "The image and a map in colors, a white gap between them."
     left = to_levels(image[None])[0].permute(1, 2, 0).numpy()
-    palette = palette_for(values, class_names) if HEADS[head].categorical else None
-    size = left.shape[:2]
-    if values.shape[-2:] != size:
-        rows, columns = (torch.arange(side) * whole // side for side, whole in zip(size, values.shape[-2:]))
-        values = values[..., rows[:, None], columns]
-    right = np.concatenate([*color_strips(head, values, palette)])
-    gap = np.full((len(left), max(2, left.shape[1] // 50), 3), 255, np.uint8)
+    height, width = left.shape[:2]
+    if values.shape[-2:] != (height, width):
+        values = nearest_pixels(values, (height, width))
+    right = np.concatenate([*color_strips(head, values, class_names)])
+    gap = np.full((height, max(2, width // 50), 3), 255, np.uint8)
     return np.concatenate([left, gap, right], 1)
 
 # %% ../../nbs/inference/outputs.ipynb #f5542def
@@ -449,7 +474,7 @@ OUTPUTS = Registry(
         "png": "numbers: 16-bit PNG that states its scale; labels as a PNG with a palette, directions in 8 bits each",
         "npy": "numbers: numpy's file",
         "pfm": "numbers: portable float map",
-        "colour": "the map in colors, pixel for pixel",
+        "color": "the map in colors, pixel for pixel",
         "bar": "the map with a color bar or legend",
         "overlay": "the map over the image, with a legend or color bar",
         "side": "image and map side by side",
@@ -457,7 +482,7 @@ OUTPUTS = Registry(
     },
 )
 NUMBERS = ("png", "npy", "pfm")  # for programs
-FIGURES = ("colour", "bar", "overlay", "side")  # for people
+FIGURES = ("color", "bar", "overlay", "side")  # for people
 
 
 class OutputError(ValueError):
@@ -510,12 +535,13 @@ def write_numbers(
     class_names: tuple = (),  # of the labels
 ) -> dict:  # `file`, and `scale`, `smallest`, `largest` or `classes`
     "The map in each of the forms for programs; `file` is the first of them."
-    spec, facts = HEADS[head], {}
+    spec = HEADS[head]
     files = [f"{stem.name}.{kind}" for kind in NUMBERS if kind in outputs and kind in spec.files]
+    facts = dict(file=files[0]) if files else {}
     for file in files:
         facts |= write_map(stem.with_name(file), head, values, class_names)
-    said = dict(classes=list(class_names)) if spec.categorical else map_ends(values)
-    return (dict(file=files[0]) if files else {}) | facts | said | (dict(files=files) if len(files) > 1 else {})
+    facts |= dict(classes=list(class_names)) if spec.categorical else map_ends(values)
+    return facts | (dict(files=files) if len(files) > 1 else {})
 
 
 def map_ends(
@@ -534,21 +560,18 @@ def write_figures(
     class_names: tuple = (),  # of the labels
 ) -> list[str]:  # names of the files
     "The map in each of the forms for people. The color image of labels is their PNG, whose palette is its colors."
-    doubled = ("colour",) if HEADS[head].categorical and "png" in outputs else ()
+    doubled = ("color",) if HEADS[head].categorical and "png" in outputs else ()
     wanted = [kind for kind in FIGURES if kind in outputs and kind not in doubled]
-    for kind in wanted:
-        path = f"{stem}-{kind}.png"
-        if kind == "colour":
-            palette = palette_for(values, class_names) if HEADS[head].categorical else None
-            write_png(path, tuple(values.shape[-2:]), color_strips(head, values, palette))
-        elif kind == "side":
-            pair = side_by_side(image, head, values, class_names)
-            write_png(path, pair.shape[:2], iter([pair]))
-        elif kind == "bar":
-            write_figure(path, map_figure(head, values, class_names))
-        else:
-            title = f"{stem.name.removesuffix(f'-{head}')}: {head.replace('_', ' ')}"
-            write_figure(path, overlay_figure(image, head, values, class_names, title))
+    if "color" in wanted:
+        write_png(f"{stem}-color.png", tuple(values.shape[-2:]), color_strips(head, values, class_names))
+    if "bar" in wanted:
+        write_figure(f"{stem}-bar.png", map_figure(head, values, class_names))
+    if "overlay" in wanted:
+        title = f"{stem.name.removesuffix(f'-{head}')}: {head.replace('_', ' ')}"
+        write_figure(f"{stem}-overlay.png", overlay_figure(image, head, values, class_names, title))
+    if "side" in wanted:
+        pair = side_by_side(image, head, values, class_names)
+        write_png(f"{stem}-side.png", pair.shape[:2], iter([pair]))
     return [f"{stem.name}-{kind}.png" for kind in wanted]
 
 # %% ../../nbs/inference/outputs.ipynb #4b131eda
@@ -659,14 +682,21 @@ def read_map(
     return read_scaled(path)[0] if mode.startswith("I") else read_label(path)
 
 
-def read_npy(
-    path: str | Path,
-) -> torch.Tensor:  # `(C, H, W)` float32, or `(H, W)` int64 labels
+def check_map_shape(
+    path: str | Path,  # of a `.npy` file
+) -> None:
     "Raises `ImageError` for an array that is not a map."
     shape, _ = check_array(path)
     if len(shape) != 2 and (len(shape) != 3 or not 1 < shape[-1] < 5):
         found = "×".join(map(str, shape)) or "one value"
         raise ImageError(f"{path} is an array of {found}, and a map of height, width and up to 4 values was expected.")
+
+
+def read_npy(
+    path: str | Path,
+) -> torch.Tensor:  # `(C, H, W)` float32, or `(H, W)` int64 labels
+    "Raises `ImageError` for an array that is not a map."
+    check_map_shape(path)
     try:
         plane = torch.tensor(np.load(path))
     except (OSError, ValueError, EOFError, TypeError) as error:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['POINT', 'PLY_HEADER', 'PointError', 'camera_for', 'relative_to_depth', 'on_edges', 'depth_points', 'write_ply',
-           'ply_count', 'read_ply', 'map_points', 'turned', 'projected', 'view_points', 'turntable']
+           'ply_count', 'read_ply', 'depth_head', 'map_points', 'turned', 'dot_offsets', 'projected', 'last_of_pixels',
+           'view_points', 'turntable']
 
 # %% ../../nbs/inference/point_clouds.ipynb #941590b0
 import math
@@ -109,8 +110,8 @@ def write_ply(
     if Path(path).suffix.lower() != ".ply":
         raise PointError(f"{path} does not end in .ply, and that is what is written.")
     table = np.empty(len(points), POINT)
-    for index, name in enumerate(POINT.names):
-        table[name] = (points if index < 3 else colors)[:, index % 3].cpu().numpy()
+    for name, column in zip(POINT.names, (*points.T, *colors.T)):
+        table[name] = column.cpu().numpy()
     with whole_output(path) as temporary, open(temporary, "wb") as file:
         file.write(PLY_HEADER.format(count=len(table)).encode())
         for start in range(0, len(table), 2**20):  # Python's own writing says why it failed, numpy's does not
@@ -145,6 +146,16 @@ def read_ply(
     return column(POINT.names[:3]), column(POINT.names[3:])
 
 # %% ../../nbs/inference/point_clouds.ipynb #f3d5731c
+def depth_head(
+    maps: dict[str, torch.Tensor],  # head → map
+) -> str:  # the head whose map has points: metres before relative depth
+    "Raises `PointError` for maps without depth."
+    known = sorted((HEADS[head].scale, head) for head in maps if HEADS[head].scale)
+    if not known:
+        raise PointError(f"The prediction holds {', '.join(maps)}, and points need depth or inverse depth.")
+    return known[0][1]
+
+
 def map_points(
     image: torch.Tensor,  # `(3, h, w)` in [0, 1]; of a large map a smaller copy
     maps: dict[str, torch.Tensor],  # head → map, with `depth` or `inverse_depth` `(1, H, W)`
@@ -156,15 +167,12 @@ def map_points(
     most: int = 2_000_000,  # points: of larger maps each n-th row and column
 ) -> tuple[torch.Tensor, torch.Tensor]:  # points `(N, 3)`, colors `(N, 3)` uint8
     "The points of what a network says about an image. Raises `PointError` for maps without depth."
-    known = sorted((HEADS[head].scale, head) for head in maps if HEADS[head].scale)  # metres before relative depth
-    if not known:
-        raise PointError(f"The prediction holds {', '.join(maps)}, and points need depth or inverse depth.")
-    scale, head = known[0]
+    head = depth_head(maps)
     height, width = maps[head].shape[-2:]
     step = math.ceil((height * width / most) ** 0.5)
     camera = camera_for((height, width), intrinsics, field_of_view) / torch.tensor([[step], [step], [1.0]])
     depth = maps[head][:, ::step, ::step]
-    if scale == "relative":
+    if HEADS[head].scale == "relative":
         depth = relative_to_depth(depth, near, far)
     return depth_points(depth, resize_image(image[None], tuple(depth.shape[-2:]))[0], camera, edge)
 
@@ -182,6 +190,13 @@ def turned(
     return (points - middle) @ (about_x @ about_y).to(points).T + middle
 
 
+def dot_offsets(
+    dot: int,  # rows and columns of pixels that a point covers
+) -> torch.Tensor:  # `(2, dot²)` rows and columns from the first
+    "The pixels of a dot."
+    return torch.cartesian_prod(torch.arange(dot), torch.arange(dot)).reshape(-1, 2).T
+
+
 def projected(
     points: torch.Tensor,  # `(N, 3)`, as the camera has them before it
     size: tuple[int, int],  # height and width, pixels
@@ -191,10 +206,19 @@ def projected(
     "The pixels that each point covers, also beyond the image."
     x, y, z = points.T
     focal = max(size) / 2 / math.tan(math.radians(field_of_view) / 2)
-    corner = torch.stack((focal * y / z + (size[0] - 1) / 2, focal * x / z + (size[1] - 1) / 2)) - (dot - 1) / 2
-    covered = torch.cartesian_prod(torch.arange(dot), torch.arange(dot)).reshape(-1, 2).T.to(points.device)
-    rows, columns = (corner[:, :, None] + covered[:, None]).round().long()
+    middle = torch.stack((focal * y / z + (size[0] - 1) / 2, focal * x / z + (size[1] - 1) / 2))
+    corner = middle - (dot - 1) / 2
+    rows, columns = (corner[:, :, None] + dot_offsets(dot).to(points.device)[:, None]).round().long()
     return rows, columns
+
+
+def last_of_pixels(
+    place: torch.Tensor,  # `(M,)` the pixel that each covers
+    rank: torch.Tensor,  # `(M,)` of what covers it, from 0
+    pixels: int,  # how many there are
+) -> torch.Tensor:  # `(pixels,)` the largest rank, -1 where there is none
+    "What covers each pixel last."
+    return torch.full((pixels,), -1, device=place.device).scatter_reduce(0, place, rank, "amax")
 
 
 def view_points(
@@ -208,14 +232,13 @@ def view_points(
 ) -> torch.Tensor:  # `(3, H, W)` in [0, 1], white where there is no point
     "Points as seen from a camera that turns around them; the nearest point of a pixel is the one seen."
     points = turned(points, yaw, pitch)
-    order = points[:, 2].argsort(descending=True, stable=True)
+    order = points[:, 2].argsort(descending=True, stable=True)  # the nearest are drawn last
     rows, columns = projected(points[order], size, field_of_view, dot)
     shown = (points[order, 2:] > 0.05) & (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
-    place = (rows * size[1] + columns)[shown]
-    rank = torch.arange(len(points), device=points.device)[:, None].expand_as(rows)[shown]  # later ones are nearer
-    nearest = torch.full((size[0] * size[1],), -1, device=points.device).scatter_reduce(0, place, rank, "amax")
-    image = torch.full((size[0] * size[1], 3), 1.0, device=points.device)
-    image[nearest >= 0] = colors[order[nearest[nearest >= 0]]].float() / 255
+    rank = torch.arange(len(points), device=points.device)[:, None].expand_as(rows)
+    last = last_of_pixels((rows * size[1] + columns)[shown], rank[shown], size[0] * size[1])
+    image = torch.ones(len(last), 3, device=points.device)
+    image[last >= 0] = colors[order[last[last >= 0]]].float() / 255
     return image.T.reshape(3, *size)
 
 # %% ../../nbs/inference/point_clouds.ipynb #c89223c5

@@ -130,7 +130,7 @@ def point_cloud(
 def save(
     self: Prediction,
     folder: str | Path,  # made when it does not exist
-    outputs: tuple[str, ...] = ("png", "colour"),  # of `OUTPUTS`
+    outputs: tuple[str, ...] = ("png", "color"),  # of `OUTPUTS`
     replace: bool = False,  # whatever is in the way
     field_of_view: float = 60.0,  # of points: degrees across the image's longer side
 ) -> dict:  # what was written: for each head file, scale, smallest and largest value, figures
@@ -139,20 +139,23 @@ def save(
     for what cannot be written, and `PointError` for points without depth."""
     outputs = check_outputs(tuple(outputs))
     check_finite(self.maps, self.name)
-    height, width = next(iter(self.maps.values())).shape[-2:]
-    written = dict(source=self.name, height=height, width=width) | (dict(note=self.note) if self.note else {})
     targets = [Path(folder, name) for name in sorted(output_names(self.name, self.maps, outputs))]
     if not replace:
         refuse_foreign_files(targets)
     with all_or_none(targets):
-        for head in self.maps:
-            if entry := self.save_map(head, Path(folder), outputs):
-                written[head] = entry
+        written = {head: self.save_map(head, Path(folder), outputs) for head in self.maps}
         if "ply" in outputs:
             file = f"{self.name}.ply"
             count = self.point_cloud(Path(folder, file), field_of_view=field_of_view)
             written["points"] = dict(file=file, count=count)
-    return written
+    return self.about() | {name: entry for name, entry in written.items() if entry}
+
+
+@patch
+def about(self: Prediction) -> dict:  # `source`, `height`, `width`, and `note` where there is one
+    "What a list of predictions says of the image."
+    height, width = next(iter(self.maps.values())).shape[-2:]
+    return dict(source=self.name, height=height, width=width) | (dict(note=self.note) if self.note else {})
 
 
 @patch

@@ -119,20 +119,37 @@ def halve_bytes(
     return (fours + 2) >> 2
 
 
+def resize_across(
+    levels: torch.Tensor,  # `(B, 3, H, W)` uint8
+    width: int,  # wanted, pixels
+) -> torch.Tensor:  # `(B, 3, H, width)` int, in 2048ths
+    "Each row at another width."
+    left, right, left_weight, right_weight = neighbors(levels.shape[-1], width, levels.device)
+    return levels[..., left] * left_weight + levels[..., right] * right_weight
+
+
+def resize_down(
+    across: torch.Tensor,  # `(B, 3, H, W)` int, in 2048ths
+    height: int,  # wanted, pixels
+) -> torch.Tensor:  # `(B, 3, height, W)` int
+    "Each column at another height, rounded as OpenCV shifts."
+    above, below, above_weight, below_weight = neighbors(across.shape[-2], height, across.device)
+    upper = (above_weight[:, None] * (across[..., above, :] >> 4)) >> 16  # in fourths
+    lower = (below_weight[:, None] * (across[..., below, :] >> 4)) >> 16
+    return (upper + lower + 2) >> 2
+
+
 def resize_bytes(
     image: torch.Tensor,  # `(B, 3, H, W)` in [0, 1]
     size: tuple[int, int],  # height and width
 ) -> torch.Tensor:  # `(B, 3, *size)` in [0, 1], each value one of 256 levels
     "As OpenCV resizes an image of bytes linearly."
-    levels, (height, width) = to_levels(image), image.shape[-2:]
-    if (height, width) == (2 * size[0], 2 * size[1]):
-        return halve_bytes(levels).to(image.dtype) / 255
-    left, right, left_weight, right_weight = neighbors(width, size[1], image.device)
-    across = levels[..., left] * left_weight + levels[..., right] * right_weight  # in 2048ths
-    above, below, above_weight, below_weight = neighbors(height, size[0], image.device)
-    upper = (above_weight[:, None] * (across[..., above, :] >> 4)) >> 16  # in fourths, as OpenCV shifts
-    lower = (below_weight[:, None] * (across[..., below, :] >> 4)) >> 16
-    return ((upper + lower + 2) >> 2).to(image.dtype) / 255
+    levels, (height, width) = to_levels(image), size
+    if tuple(image.shape[-2:]) == (2 * height, 2 * width):
+        resized = halve_bytes(levels)
+    else:
+        resized = resize_down(resize_across(levels, width), height)
+    return resized.to(image.dtype) / 255
 
 # %% ../../nbs/inference/resizing.ipynb #317742c6
 class Resizing(NamedTuple):

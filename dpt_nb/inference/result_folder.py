@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENTRY_KINDS', 'LOCK', 'WORK', 'PLANS', 'FolderError', 'folded', 'plain_name', 'name_apart', 'entry_files',
-           'all_files', 'own_files', 'is_file_name', 'is_entry', 'read_predictions', 'write_list', 'note_predictions',
-           'fingerprint', 'file_path', 'origin', 'origins', 'finished', 'only_frames', 'open_folder', 'ResultFolder',
-           'is_plan', 'Record', 'is_full', 'no_memory', 'in_words']
+           'all_files', 'own_files', 'is_file_name', 'is_entry', 'named_in', 'are_file_names', 'read_predictions',
+           'write_list', 'note_predictions', 'tensor_words', 'fingerprint', 'file_path', 'origin', 'origins',
+           'finished', 'only_frames', 'open_folder', 'ResultFolder', 'read_plans', 'is_plan', 'Record', 'is_full',
+           'no_memory', 'in_words']
 
 # %% ../../nbs/inference/result_folder.ipynb #5fdd56b8
 import errno
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain, count
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -122,10 +124,26 @@ def is_entry(
     if any(not isinstance(entry[key], (kind, type(None))) for key, kind in ENTRY_KINDS.items() if key in entry):
         return False
     parts = [part for part in entry.values() if isinstance(part, dict) and "file" in part]
-    lists = [part.get(key, []) for part in parts for key in ("files", "pictures")] + [entry.get("earlier_files", [])]
-    if not parts or not all(isinstance(each, list) for each in lists):
-        return False
-    return all(map(is_file_name, [part["file"] for part in parts] + sum(lists, [])))
+    return bool(parts) and are_file_names(named_in(entry, parts))
+
+
+def named_in(
+    entry: dict,  # of `predictions.json`
+    parts: list[dict],  # of it: those with a file
+) -> Iterator[list]:  # lists, in a file that was not written here of anything, or something else
+    "The names of files that an entry gives."
+    yield [part["file"] for part in parts]
+    for part in parts:
+        yield part.get("files", [])
+        yield part.get("pictures", [])
+    yield entry.get("earlier_files", [])
+
+
+def are_file_names(
+    lists: Iterable,  # of anything
+) -> bool:
+    "Whether all are lists of names that stay in their folder."
+    return all(isinstance(names, list) and all(map(is_file_name, names)) for names in lists)
 
 # %% ../../nbs/inference/result_folder.ipynb #92770e69
 def read_predictions(
@@ -185,28 +203,27 @@ def note_predictions(
     write_list(out / "predictions.json", kept + written)
 
 # %% ../../nbs/inference/result_folder.ipynb #a9ca4163
+def tensor_words(
+    name: str,  # of a parameter
+    tensor: torch.Tensor,
+) -> str:
+    "A line that differs where a tensor does: its shape, its sum and 16 of its values."
+    values = tensor.detach().flatten()
+    some = values[:: max(1, len(values) // 16)][:16].double().cpu()
+    return f"{name} {tuple(tensor.shape)} {values.double().sum().item():.6e} {some.tolist()}"
+
+
 def fingerprint(
     predictor: Predictor,
     **settings,  # whatever else changes what is written
 ) -> str:  # 16 characters
     "Says whether two runs would write the same."
-    digest = hashlib.sha256(
-        json.dumps([asdict(predictor.model.config), settings], sort_keys=True, default=str).encode()
-    )
-    chosen = (
-        predictor.flip,
-        predictor.size,
-        predictor.scales,
-        predictor.precision,
-        predictor.classes,
-        predictor.policy,
-        predictor.resizing,
-    )
+    said = json.dumps([asdict(predictor.model.config), settings], sort_keys=True, default=str)
+    digest = hashlib.sha256(said.encode())
+    chosen = attrgetter("flip", "size", "scales", "precision", "classes", "policy", "resizing")(predictor)
     digest.update(repr(chosen).encode())
     for name, tensor in predictor.model.state_dict().items():
-        values = tensor.detach().flatten()
-        some = values[:: max(1, len(values) // 16)][:16].double().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {values.double().sum().item():.6e} {some.tolist()}".encode())
+        digest.update(tensor_words(name, tensor).encode())
     return digest.hexdigest()[:16]
 
 
@@ -356,15 +373,22 @@ def tidy(self: ResultFolder) -> list[dict]:  # of `plan`
         return []
     if self.work.is_symlink() or not self.work.is_dir():
         raise FolderError(f"{self.work} is not a folder, and results were to be made there: move it away.")
-    try:
-        plans = json.loads((self.work / PLANS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        plans = []
     for path in self.work.iterdir():
         if path.name != PLANS:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
     begun = lambda plan: any(os.path.lexists(self.path / name) for name in plan["files"])
-    return [plan for plan in (plans if isinstance(plans, list) else []) if is_plan(plan) and begun(plan)]
+    return list(filter(begun, read_plans(self.work / PLANS)))
+
+
+def read_plans(
+    path: Path,  # of a run's plans
+) -> list[dict]:  # of `plan`; none where they cannot be read
+    "What a run had planned."
+    try:
+        plans = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return list(filter(is_plan, plans)) if isinstance(plans, list) else []
 
 
 def is_plan(
@@ -385,9 +409,7 @@ def leave(self: ResultFolder) -> None:
             self.path.rmdir()
         return
     try:
-        listed = set().union(*map(own_files, read_predictions(self.path)))
-        missing = lambda plan: any(name not in listed and os.path.lexists(self.path / name) for name in plan["files"])
-        if left := list(filter(missing, self.former + self.plans)):
+        if left := self.unlisted_plans():
             write_list(self.work / PLANS, left)
         else:
             shutil.rmtree(self.work, ignore_errors=True)
@@ -395,6 +417,14 @@ def leave(self: ResultFolder) -> None:
         pass  # the plans that were written at the start say more than is needed, and nothing wrong
     finally:
         (self.path / LOCK).unlink(missing_ok=True)  # while it is held: a run that waits for it tries again
+
+
+@patch
+def unlisted_plans(self: ResultFolder) -> list[dict]:  # of `plan`
+    "Plans of which there are files that no list has. Raises `FolderError`."
+    listed = set().union(*map(own_files, read_predictions(self.path)))
+    waits = lambda name: name not in listed and os.path.lexists(self.path / name)
+    return [plan for plan in self.former + self.plans if any(map(waits, plan["files"]))]
 
 # %% ../../nbs/inference/result_folder.ipynb #aec9f826
 @patch
@@ -416,6 +446,16 @@ def entries_of(
 
 
 @patch
+def earlier_result(
+    self: ResultFolder,
+    about: dict,  # of `origin`, with `name` and `made_by`
+) -> dict | None:  # an entry, `earlier`, with the names that the file has today
+    "A result that an earlier run left, whole, of the same file."
+    done = finished(self.path, about["made_by"], about, self.entries_of(about))
+    return done and dict(done, earlier=True, source=about["source"], path=about["path"])
+
+
+@patch
 def choose_names(
     self: ResultFolder,
     abouts: list[dict],  # of `origin`
@@ -425,12 +465,11 @@ def choose_names(
     "For each image a name under which nothing is written over but its own."
     taken, names = set(), []
     for about, first in zip(abouts, wanted):
-        own, former = self.owned_by(about), []
-        for key in origins(about):
-            former += self.names.get(key, ())
+        occupied = taken | self.there - self.owned_by(about)
+        former = chain.from_iterable(self.names.get(key, ()) for key in origins(about))
         for name in chain(former, [first], (f"{first}-{number}" for number in count(2))):
-            files = {folded(file) for file in files_for(name)}
-            if not files & taken and not (files & self.there) - own:
+            files = set(map(folded, files_for(name)))
+            if not files & occupied:
                 break
         taken |= files
         names.append(name)
@@ -476,6 +515,23 @@ def outside(
 
 
 @patch
+def check_places(
+    self: ResultFolder,
+    made: Path,  # folder with the results of an image
+    own: set[str],  # of `owned_by`
+) -> None:
+    "Raises `ImageError` where something is that belongs to somebody else."
+    for result in sorted(made.iterdir()):
+        target = self.path / result.name
+        if os.path.lexists(target) and folded(target.name) not in own:
+            advice = "move it away, and the image is predicted again"
+            raise ImageError(f"{target} was put there meanwhile and is left as it is: {advice}.")
+        if result.is_dir() and os.path.lexists(target) and not only_frames(target):
+            reason = "holds what no film wrote, and the numbers of its frames were to lie there"
+            raise ImageError(f"{target} {reason}: move it away.")
+
+
+@patch
 def place(
     self: ResultFolder,
     made: Path,  # folder with the results of an image
@@ -483,22 +539,13 @@ def place(
 ) -> None:
     "Move results to their places. Raises `ImageError` where something is that belongs to somebody else."
     self.check()
-    names = sorted(os.listdir(made))
-    for target in (self.path / name for name in names):
-        if os.path.lexists(target) and folded(target.name) not in own:
-            raise ImageError(
-                f"{target} was put there meanwhile and is left as it is: "
-                "move it away, and the image is predicted again."
-            )
-        if (made / target.name).is_dir() and os.path.lexists(target) and not only_frames(target):
-            raise ImageError(
-                f"{target} holds what no film wrote, and the numbers of its frames were to lie there: move it away."
-            )
-    for name in names:
-        if (self.path / name).is_dir() and (made / name).is_dir():
+    self.check_places(made, own)
+    for result in sorted(made.iterdir()):
+        target = self.path / result.name
+        if target.is_dir() and result.is_dir():
             with tempfile.TemporaryDirectory(dir=self.work) as former:
-                os.replace(self.path / name, Path(former, name))
-        os.replace(made / name, self.path / name)
+                os.replace(target, Path(former, target.name))
+        os.replace(result, target)
 
 # %% ../../nbs/inference/result_folder.ipynb #4a315cb4
 class Record:

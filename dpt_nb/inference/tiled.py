@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WindowError', 'window_starts', 'TileGrid', 'check_window', 'tile_grid', 'window_weights', 'Blender', 'final_size',
            'blend', 'LargeImage', 'open_array', 'release_pages', 'new_array', 'guide_for', 'align_window', 'map_kinds',
-           'MapStore', 'window_maps', 'predict_tiles']
+           'MapStore', 'predict_places', 'window_maps', 'guide_maps', 'predict_tiles']
 
 # %% ../../nbs/inference/tiled.ipynb #baf5e87d
 import math
@@ -111,19 +111,26 @@ class Blender:
         self.above = None  # `(C, overlap, W)`, of the row of windows above: rows that this one reaches too
         self.below = None  # `(C, overlap, W)`, of this row of windows, for the next
 
+    def begin_row(
+        self,
+        strip: torch.Tensor,  # `(C, rows, w)`, of the first window: the rows that the next row of windows reaches
+    ) -> None:
+        "Make room for the strip below; of several classes it is kept in half precision."
+        kind = torch.float16 if len(strip) > 3 else strip.dtype
+        shape = *strip.shape[:2], self.grid.size[1]
+        self.beside, self.above, self.below = None, self.below, strip.new_empty(shape, dtype=kind)
+
     def add(
         self,
         row: int,  # of windows
         column: int,  # of windows
         values: torch.Tensor,  # `(C, h, w)`, what the network says of the window
     ) -> torch.Tensor:  # `(C, a, b)`, final, from the window's top left corner on
-        "Add a window. The strip for the next row holds several classes in half precision."
+        "Add a window."
         (height, width), left = final_size(self.grid, row, column), self.grid.columns[column]
-        piece = values * (self.down[row][:, None] * self.across[column]).to(values.device)
         if column == 0:
-            kind = torch.float16 if len(piece) > 3 else values.dtype
-            strip = len(piece), self.grid.window[0] - height, self.grid.size[1]
-            self.beside, self.above, self.below = None, self.below, values.new_empty(strip, dtype=kind)
+            self.begin_row(values[:, height:])
+        piece = values * (self.down[row][:, None] * self.across[column]).to(values.device)
         if self.beside is not None:
             piece[..., : self.beside.shape[-1]] += self.beside
         self.beside, piece = piece[..., width:], piece[..., :width]
@@ -386,6 +393,20 @@ class MapStore:
         return {head: values[None] if channels[head] == 1 else values for head, values in whole.items()}
 
 # %% ../../nbs/inference/tiled.ipynb #ec9ea27d
+def predict_places(
+    predict: Callable[[torch.Tensor], dict],  # `(B, 3, h, w)` in [0, 1] → head → `(B, C, h, w)`
+    image: LargeImage,
+    places: list[tuple[int, int, int, int]],  # top, left, height and width of windows
+    name: str,  # of the image, for the error
+) -> dict[str, torch.Tensor]:  # head → `(B, C, h, w)`
+    "Windows that pass through the network together. Raises `PredictionError`, naming the first."
+    try:
+        return predict(torch.stack([image.crop(*place) for place in places]))
+    except PredictionError as error:
+        top, left = places[0][:2]
+        raise PredictionError(f"{name}, window at row {top} and column {left}: {error}") from None
+
+
 @torch.no_grad()
 def window_maps(
     predict: Callable[[torch.Tensor], dict],  # `(B, 3, h, w)` in [0, 1] → head → `(B, C, h, w)`
@@ -399,14 +420,20 @@ def window_maps(
     points = min(32, grid.window[0]), min(32, grid.window[1])
     for start in range(0, len(grid.places), batch):
         places = grid.places[start : start + batch]
-        try:
-            maps = predict(torch.stack([image.crop(*place) for place in places]))
-        except PredictionError as error:
-            top, left = places[0][:2]
-            raise PredictionError(f"{name}, window at row {top} and column {left}: {error}") from None
+        maps = predict_places(predict, image, places, name)
         for index, place in enumerate(places):
             guide = {head: guide_for(whole, grid.size, place, points) for head, whole in guides.items()}
             yield {head: align_window(head, values[index], guide.get(head)) for head, values in maps.items()}
+
+
+def guide_maps(
+    predict: Callable[[torch.Tensor], dict],  # `(B, 3, h, w)` in [0, 1] → head → `(B, C, h, w)`
+    image: LargeImage,
+    size: tuple[int, int] | None,  # at which the whole image is seen; None: no alignment
+) -> dict[str, torch.Tensor]:  # head → `(1, 1, h, w)`; empty: no alignment
+    "Small predictions of the whole image, of the heads whose windows have to agree on a scale."
+    small = predict(image.shrunk(size)) if size else {}
+    return {head: values for head, values in small.items() if HEADS[head].scale}
 
 
 def predict_tiles(
@@ -422,8 +449,7 @@ def predict_tiles(
     several = len(grid.places) > 1
     if several and (folder := store.working_folder()):
         image.to_memmap(folder)
-    small = predict(image.shrunk(guide_size)) if several and guide_size else {}
-    guides = {head: values for head, values in small.items() if HEADS[head].scale}
+    guides = guide_maps(predict, image, guide_size if several else None)
     windows = window_maps(predict, image, grid, guides, batch, store.name)
     store.make_room()
     first = next(iter(store.kinds))

@@ -223,9 +223,7 @@ def decode(
     "The frames, until one is too large or of another size; `damage` says so."
     size = None
     for frame in container.decode(stream):
-        time = self.clock(frame.pts, frame.time_base)
-        self.end = time + Fraction(frame.duration or 0) * (frame.time_base or 0)
-        self.interlaced |= bool(frame.interlaced_frame)
+        time = self.note_frame(frame)
         if said := too_large(frame.width, frame.height, self.pixel_aspect, self.max_pixels):
             self.damage = f"{self.path} {said}"
             return
@@ -237,6 +235,18 @@ def decode(
                 return
             yield FilmFrame(image, self.count, time)
         self.count += 1
+
+
+@patch
+def note_frame(
+    self: FilmReader,
+    frame,  # PyAV's
+) -> Fraction:  # its time, seconds since the first frame
+    "Remember where the film ends so far, and whether it is interlaced."
+    time = self.clock(frame.pts, frame.time_base)
+    self.end = time + Fraction(frame.duration or 0) * (frame.time_base or 0)
+    self.interlaced |= bool(frame.interlaced_frame)
+    return time
 
 
 @patch
@@ -316,6 +326,29 @@ class VideoWriter:
 
 # %% ../../nbs/inference/video.ipynb #b2d5e5fa
 @patch
+def begin_stream(
+    self: VideoWriter,
+    size: tuple[int, int],  # height and width, pixels, even
+) -> None:
+    "Open the stream once the size of the frames is known."
+    self.stream = self.container.add_stream("libx264", rate=self.rate, options={"crf": str(self.quality)})
+    self.stream.height, self.stream.width, self.stream.pix_fmt = *size, "yuv420p"
+    self.stream.codec_context.time_base = self.base
+
+
+@patch
+def next_tick(
+    self: VideoWriter,
+    time: Fraction | None,  # seconds since the first frame; None: one interval after the one before
+) -> int:  # in units of `base`, later than the one before
+    "When a frame is shown."
+    if time is not None:
+        return max(round(time / self.base), self.last + 1)
+    step = max(1, round(1 / self.rate / self.base))
+    return self.last + step if self.last >= 0 else 0
+
+
+@patch
 def add(
     self: VideoWriter,
     colors: np.ndarray,  # `(H, W, 3)` uint8, all of one size
@@ -326,20 +359,15 @@ def add(
     colors = np.pad(colors, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     try:
         if self.stream is None:
-            self.stream = self.container.add_stream("libx264", rate=self.rate, options={"crf": str(self.quality)})
-            self.stream.height, self.stream.width, self.stream.pix_fmt = *colors.shape[:2], "yuv420p"
-            self.stream.codec_context.time_base = self.base
+            self.begin_stream(colors.shape[:2])
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(colors), format="rgb24")
-        step = max(1, round(1 / self.rate / self.base))
-        wanted = round(time / self.base) if time is not None else self.last + step if self.last >= 0 else 0
-        frame.pts = self.last = max(wanted, self.last + 1)
+        frame.pts = self.last = self.next_tick(time)
         frame.time_base = self.base
         self.container.mux(self.stream.encode(frame))
     except (av.FFmpegError, ValueError, OverflowError) as error:
         self.refuse_if_full(error)
-        raise VideoError(
-            f"A frame of {height}×{width} pixels cannot be written ({error}): write .mp4 or .mkv."
-        ) from None
+        found = f"A frame of {height}×{width} pixels cannot be written ({error})"
+        raise VideoError(f"{found}: write .mp4 or .mkv.") from None
 
 # %% ../../nbs/inference/video.ipynb #86334a3c
 @torch.no_grad()

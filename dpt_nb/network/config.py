@@ -189,6 +189,24 @@ def map_bytes(size: list, features: int, heads: dict) -> int:  # size: height an
     return 4 * math.prod(size) * (features + sum(channels))
 
 
+def check_pixels(name: str, size: list | None) -> None:  # name: of a field; size: height and width
+    "Raises `ConfigError` for a size of more pixels than one image may have."
+    if size and math.prod(size) > MOST_INPUT_PIXELS:
+        found = f"{name} is {'×'.join(map(str, size))}, and an image may have {MOST_INPUT_PIXELS:,} pixels"
+        raise ConfigError(f"{found}: larger ones are predicted in tiles.")
+
+
+def check_map_memory(found: dict) -> None:  # found: fields of `DPTConfig`
+    "Raises `ConfigError` for maps that no machine can hold."
+    size = found.get("input_size") or found.get("image_size") or [384, 384]
+    memory = map_bytes(size, found.get("features", 256), found["heads"])
+    if memory > MOST_MEMORY:
+        raise ConfigError(
+            f"The maps of one image of {'×'.join(map(str, size))} would take {memory / 2**30:.0f} GB, and "
+            f"{MOST_MEMORY / 2**30:.0f} are the most: choose fewer features or classes, or a smaller size."
+        )
+
+
 def check_config(
     found: dict,  # fields of `DPTConfig`
 ) -> None:
@@ -200,18 +218,8 @@ def check_config(
     seen = (found.get("backbone_arguments") or {}).get("in_chans", 3)
     check_channels(found.get("mean", [0.0] * seen), found.get("std", [1.0] * seen), seen)
     for name in ("image_size", "input_size"):
-        if math.prod(found.get(name) or [1]) > MOST_INPUT_PIXELS:
-            raise ConfigError(
-                f"{name} is {'×'.join(map(str, found[name]))}, and an image may have {MOST_INPUT_PIXELS:,} pixels: "
-                "larger ones are predicted in tiles."
-            )
-    size = found.get("input_size") or found.get("image_size") or [384, 384]
-    memory = map_bytes(size, found.get("features", 256), found["heads"])
-    if memory > MOST_MEMORY:
-        raise ConfigError(
-            f"The maps of one image of {'×'.join(map(str, size))} would take {memory / 2**30:.0f} GB, and "
-            f"{MOST_MEMORY / 2**30:.0f} are the most: choose fewer features or classes, or a smaller size."
-        )
+        check_pixels(name, found.get(name))
+    check_map_memory(found)
 
 # %% ../../nbs/network/config.ipynb #294767d4
 @dataclass

@@ -80,6 +80,14 @@ class DepthHead(nn.Module):
         hidden = F.relu(self.convolution2(first))
         return dict(first=first, hidden=hidden, raw=self.convolution3(hidden).float())
 
+    def raw(
+        self,
+        fused: list[torch.Tensor],  # as `inner` takes them
+        size: tuple[int, int],  # height and width of the image
+    ) -> torch.Tensor:  # `(B, 1, *size)` float32
+        "The last convolution's output."
+        return self.inner(fused, size)["raw"]
+
     def answer(
         self,
         raw: torch.Tensor,  # of `inner`
@@ -92,7 +100,7 @@ class DepthHead(nn.Module):
         fused: list[torch.Tensor],  # as `inner` takes them
         size: tuple[int, int],  # height and width of the image
     ) -> torch.Tensor:  # `(B, 1, *size)`
-        return self.answer(self.inner(fused, size)["raw"])
+        return self.answer(self.raw(fused, size))
 
 # %% ../../nbs/network/06_heads.ipynb #84753a5d
 class SegmentationHead(nn.Module):

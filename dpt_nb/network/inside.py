@@ -6,9 +6,9 @@
 __all__ = ['LEVEL_CHOICES', 'InsideError', 'global_backbone', 'projected', 'projected_apart', 'query_key_value', 'rotated',
            'attention_probabilities', 'AttentionMaps', 'forward_with_attention', 'embedded_image', 'attention_maps',
            'token_row', 'token_attention', 'framed', 'attention_overlay', 'effective_tokens', 'rollout', 'ColorBasis',
-           'principal_components', 'color_basis', 'map_colors', 'tap_map', 'readouts', 'finish_level', 'position_map',
-           'position_similarity', 'position_bias', 'level_sizes', 'choose_levels', 'fuse_with', 'layout_and_edges',
-           'likeness']
+           'principal_components', 'color_basis', 'map_colors', 'tap_map', 'check_level', 'readouts', 'finish_level',
+           'position_map', 'position_similarity', 'position_bias', 'level_sizes', 'same_shapes', 'check_level_choice',
+           'choose_levels', 'fuse_with', 'layout_and_edges', 'likeness']
 
 # %% ../../nbs/network/08_inside.ipynb #5b1f1634
 from typing import NamedTuple
@@ -212,7 +212,7 @@ def attention_overlay(
     image: torch.Tensor,  # `(3, H, W)` RGB in [0, 1]
     weights: torch.Tensor,  # `(rows, columns)` not negative
     place: tuple[int, int] | None = None,  # row and column of the patch to frame
-    opacity: float = 0.75,  # of the colours over the grey image
+    opacity: float = 0.75,  # of the colors over the grey image
 ) -> torch.Tensor:  # `(3, H, W)` RGB in [0, 1]
     "Weights as heat over an image, the largest brightest."
     relative = (weights.float() / weights.max().clamp(min=1e-12)).cpu()
@@ -244,7 +244,7 @@ def rollout(
 
 # %% ../../nbs/network/08_inside.ipynb #b33d6875
 class ColorBasis(NamedTuple):
-    "How vectors of C channels become colours."
+    "How vectors of C channels become colors."
 
     mean: torch.Tensor  # `(C,)`
     directions: torch.Tensor  # `(C, 3)` orthonormal, the one with the largest variance first
@@ -273,7 +273,7 @@ def color_basis(
     counts = sorted({each.shape[0] for each in maps})
     if len(counts) != 1 or counts[0] < 3:
         raise InsideError(
-            f"Maps of {counts} channels cannot share colours: all need the same number of channels, at least 3. Fit a "
+            f"Maps of {counts} channels cannot share colors: all need the same number of channels, at least 3. Fit a "
             "basis for each."
         )
     vectors = torch.cat([each.flatten(1).T for each in maps]).float()
@@ -289,11 +289,11 @@ def map_colors(
     features: torch.Tensor,  # `(C, h, w)`
     basis: ColorBasis | None = None,  # of `color_basis`; None: fitted to this map alone
 ) -> torch.Tensor:  # `(3, h, w)` RGB in [0, 1]
-    "A map of any number of channels in colours; a component in which nothing differs is mid-grey."
+    "A map of any number of channels in colors; a component in which nothing differs is mid-grey."
     mean, directions, low, high = color_basis([features]) if basis is None else basis
-    colours = (features.flatten(1).T.float() - mean) @ directions
+    colors = (features.flatten(1).T.float() - mean) @ directions
     span = high - low
-    relative = (colours - low) / span.clamp(min=1e-12)
+    relative = (colors - low) / span.clamp(min=1e-12)
     flat = span <= 1e-4 * span.max().clamp(min=1e-12)
     return torch.where(flat, 0.5, relative).clamp(0, 1).T.reshape(3, *features.shape[1:])
 
@@ -305,6 +305,19 @@ def tap_map(
     return concatenate(tap.tokens, tap.grid) if isinstance(tap, Tap) else tap
 
 # %% ../../nbs/network/08_inside.ipynb #f797943d
+def check_level(
+    taps: list,  # of `forward_features`
+    level: int,  # 1 to 4, shallow to deep
+) -> None:
+    "Raises `InsideError` for a level that has no tokens."
+    token_levels = [number for number, tap in enumerate(taps, 1) if isinstance(tap, Tap)]
+    if not token_levels:
+        raise InsideError(f"Level {level} has no tokens to be read in this model, whose taps are all maps.")
+    if level not in token_levels:
+        advice = f"Choose one of {token_levels}."
+        raise InsideError(f"Level {level} has no tokens to be read: it is taken from a map as it is. {advice}")
+
+
 @torch.inference_mode()
 def readouts(
     model: DPT,
@@ -312,13 +325,7 @@ def readouts(
     level: int,  # 1 to 4, shallow to deep
 ) -> dict[str, torch.Tensor]:  # "ignore", and "add", "project" where the model can: `(B, D, rows, columns)` each
     "One tap read in each way that the model has weights for (DPT §3.1, Read). Raises `InsideError` for a map's level."
-    token_levels = [number for number, tap in enumerate(taps, 1) if isinstance(tap, Tap)]
-    if not token_levels:
-        raise InsideError(f"Level {level} has no tokens to be read in this model, whose taps are all maps.")
-    if level not in token_levels:
-        raise InsideError(
-            f"Level {level} has no tokens to be read: it is taken from a map as it is. Choose one of {token_levels}."
-        )
+    check_level(taps, level)
     tap, learned = taps[level - 1], model.reassemble[level - 1].read
     read = {"ignore": Read("ignore", tap.tokens.shape[-1])(tap)}
     if tap.prefix.shape[1]:
@@ -403,20 +410,33 @@ def level_sizes(levels: list[torch.Tensor]) -> list[tuple[int, int]]:
     return [tuple(level.shape[-2:]) for level in levels]
 
 
+def same_shapes(own: list[torch.Tensor], other: list[torch.Tensor] | None) -> bool:
+    "Whether there are two lists of levels, of the same shapes."
+    return other is not None and [level.shape for level in other] == [level.shape for level in own]
+
+
+def check_level_choice(
+    own: list[torch.Tensor],  # levels of one image
+    other: list[torch.Tensor] | None,  # levels of another
+    choice: list[str],  # one a level
+) -> None:
+    "Raises `InsideError` when choice, number or sizes do not fit."
+    if len(choice) != len(own) or not set(choice) <= set(LEVEL_CHOICES):
+        raise InsideError(
+            f"The choice {list(choice)} does not say for each of {len(own)} levels whether it is own, off or other."
+        )
+    if "other" in choice and not same_shapes(own, other):
+        found = f"its levels are {level_sizes(other)}, against {level_sizes(own)}" if other else "there is none"
+        raise InsideError(f"A level of another image was asked for, and {found}. Give a second image of the same size.")
+
+
 def choose_levels(
     own: list[torch.Tensor],  # levels of one image, shallow to deep, of `forward_features`
     other: list[torch.Tensor] | None,  # levels of another image of the same size
     choice: list[str],  # one a level: "own", "off" or "other"
 ) -> list[torch.Tensor]:  # levels for the decoder
     "Levels of two images and zeros, mixed. Raises `InsideError` when choice, number or sizes do not fit."
-    if len(choice) != len(own) or not set(choice) <= set(LEVEL_CHOICES):
-        raise InsideError(
-            f"The choice {list(choice)} does not say for each of {len(own)} levels whether it is own, off or other."
-        )
-    fits = other is not None and [level.shape for level in other] == [level.shape for level in own]
-    if "other" in choice and not fits:
-        found = f"its levels are {level_sizes(other)}, against {level_sizes(own)}" if other else "there is none"
-        raise InsideError(f"A level of another image was asked for, and {found}. Give a second image of the same size.")
+    check_level_choice(own, other, choice)
     mixed = []
     for index, what in enumerate(choice):
         level = other[index] if what == "other" else own[index]

@@ -30,22 +30,23 @@ from .schema import SHORT
 from ..registry import HERE, is_module_name
 
 # %% ../../nbs/network/saved.ipynb #9b8c31ef
+def how_many(names: list[str], what: str) -> str:  # names: not empty
+    "A count, what it counts, and the first three."
+    return f"{len(names)} {what} ({', '.join(names[:3])})"
+
+
 def state_dict_mismatch(
     wanted: dict,  # name → tensor, of the model
     state: dict,  # name → tensor, of a file
     called=str,  # what a name is called in the file
 ) -> str:  # empty when all names and shapes agree
     "The first keys that are missing, unknown or of another shape."
-    shared = [key for key in wanted if key in state]
     missing = [called(key) for key in sorted(set(wanted) - set(state))]
     unknown = [called(key) for key in sorted(set(state) - set(wanted))]
-    unlike = [
-        f"{called(key)} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
-        for key in shared
-        if state[key].shape != wanted[key].shape
-    ]
+    shapes = {key: (tuple(state[key].shape), tuple(wanted[key].shape)) for key in wanted if key in state}
+    unlike = [f"{called(key)} {found} for {expected}" for key, (found, expected) in shapes.items() if found != expected]
     complaints = [(missing, "missing"), (unknown, "unknown"), (unlike, "of another shape")]
-    return "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for keys, what in complaints if keys)
+    return "; ".join(how_many(*each) for each in complaints if each[0])
 
 # %% ../../nbs/network/saved.ipynb #c8ed8551
 def not_finite(
@@ -106,22 +107,27 @@ def unusual_kind(tensor: torch.Tensor) -> str:  # empty for plain numbers in mem
     return "" if plain else str(tensor.dtype)
 
 
+def check_tensor(
+    name: str,
+    tensor: torch.Tensor,
+    source: str | Path,  # what to call it in a message
+) -> None:
+    "Raises `ConfigError` for a tensor that is not plain numbers, or has none."
+    if kind := unusual_kind(tensor):
+        found = f"{source} holds {SHORT.repr(name)} as a tensor of kind {kind}"
+        raise ConfigError(f"{found}, and weights are plain floats or integers in memory. Save it again so.")
+    if tensor.numel() == 0:
+        found = f"{source} holds {SHORT.repr(name)} of shape {tuple(tensor.shape)}"
+        raise ConfigError(f"{found}, which has no values. Copy or download it again.")
+
+
 def check_tensors(
     state: dict,  # name → tensor
     source: str | Path,  # what to call it in a message
 ) -> None:
     "Raises `ConfigError` for tensors that are not plain numbers, or that claim more values than are there."
     for name, tensor in state.items():
-        if kind := unusual_kind(tensor):
-            raise ConfigError(
-                f"{source} holds {SHORT.repr(name)} as a tensor of kind {kind}, and weights are plain floats or "
-                "integers in memory. Save it again so."
-            )
-        if tensor.numel() == 0:
-            raise ConfigError(
-                f"{source} holds {SHORT.repr(name)} of shape {tuple(tensor.shape)}, which has no values. Copy or "
-                "download it again."
-            )
+        check_tensor(name, tensor, source)
     storages = [tensor.untyped_storage() for tensor in state.values()]
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
@@ -282,7 +288,7 @@ def is_hub_id(name: str | Path) -> bool:
     return not folder.parent.is_dir() and folder.name != "model"
 
 
-def download(
+def download_file(
     name: str,  # a Hub id
     file: str,  # of its folder
     **hub,  # of `hf_hub_download`
@@ -304,7 +310,7 @@ def find_file(
     "One file of a saved model, downloaded when `name` is a Hub id. Raises `ConfigError` when it is not there."
     folder = local_path(name)
     if not folder.is_dir() and is_hub_id(name):
-        return download(str(name), file, **hub)
+        return download_file(str(name), file, **hub)
     if not folder.is_dir():
         raise ConfigError(
             f"There is no model folder at {name}. A model is a folder with config.json and model.safetensors, such as "

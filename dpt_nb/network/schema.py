@@ -12,7 +12,7 @@ import sys
 # Where JupyterLab is, jsonschema compiles a grammar of web addresses as it is imported: three seconds, and no schema
 # here has one. It is imported as if the package with that grammar was not there.
 sys.modules.setdefault("rfc3987_syntax", None)
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 if sys.modules["rfc3987_syntax"] is None:
@@ -70,20 +70,22 @@ SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
 SHORT.maxlevel = 3
 
 
-def is_number(checker, value) -> bool:
+def is_plain_number(checker, value) -> bool:
     "Whether it is one that a float can hold."
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def is_integer(checker, value) -> bool:
-    return isinstance(value, int) and is_number(checker, value)
+    return isinstance(value, int) and is_plain_number(checker, value)
 
 
 def is_array(checker, value) -> bool:
     return isinstance(value, (list, tuple))
 
 
-TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many(dict(array=is_array, number=is_number, integer=is_integer))
+TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many(
+    dict(array=is_array, number=is_plain_number, integer=is_integer)
+)
 Schema = extend(Draft202012Validator, type_checker=TYPES)
 
 # %% ../../nbs/network/schema.ipynb #0667ac0c
@@ -134,9 +136,16 @@ def violation(
     if more_values(found, MOST_VALUES):
         return f"it has more than {MOST_VALUES:,} values, and a description has some hundred"
     error = next(validator.iter_errors(found), None)
-    if error is None:
-        return ""
-    words, shown, called = innermost(validator.schema, found, error.absolute_path)
+    return "" if error is None else violation_words(error, *innermost(validator.schema, found, error.absolute_path))
+
+
+def violation_words(
+    error: ValidationError,  # of jsonschema
+    words: str,  # of `innermost`: what is expected
+    shown: object,  # what is found
+    called: str,  # what the place is called
+) -> str:  # a sentence without its full stop
+    "What is missing, what is too much, or what a value has to be."
     if error.validator == "required":
         return f"{called} has {SHORT.repr(sorted(shown, key=str)[:6])}, and needs {', '.join(error.validator_value)}"
     if error.validator == "additionalProperties":

@@ -473,6 +473,19 @@ class SSILoss(CountingLoss):
         return f"alignment={self.alignment!r}, trim={self.trim}, gradient={self.gradient}, scales={self.scales}"
 
 # %% ../../nbs/objective/09_losses.ipynb #b2bb263e
+def check_label_shape(
+    logits: torch.Tensor,  # `(B, C, H, W)`
+    label: torch.Tensor,  # `(B, H, W)` int64
+) -> None:
+    "Raises `ValueError` where there is not one number of a class for each pixel of the logits."
+    batch, _, *size = logits.shape
+    if label.dtype != torch.int64 or tuple(label.shape) != (batch, *size):
+        raise ValueError(
+            f"label is {label.dtype} of shape {tuple(label.shape)}, expected torch.int64 of shape {(batch, *size)} "
+            f"to match logits of shape {tuple(logits.shape)}. Resize the logits, or call label.long()."
+        )
+
+
 def check_labels(
     logits: torch.Tensor,  # `(B, C, H, W)`
     label: torch.Tensor,  # `(B, H, W)` int64
@@ -480,14 +493,10 @@ def check_labels(
 ) -> None:
     """Raises `ValueError` when sizes disagree or a label is not a class: a GPU would report that as a device-side
     assertion, long after."""
-    batch, classes, *size = logits.shape
-    if label.dtype != torch.int64 or tuple(label.shape) != (batch, *size):
-        raise ValueError(
-            f"label is {label.dtype} of shape {tuple(label.shape)}, expected torch.int64 of shape {(batch, *size)} "
-            f"to match logits of shape {tuple(logits.shape)}. Resize the logits, or call label.long()."
-        )
+    check_label_shape(logits, label)
     if label.numel() == 0:
         return
+    classes = logits.shape[1]
     lowest, highest = torch.where(label == ignore, 0, label).aminmax()
     if bool((lowest < 0) | (highest >= classes)):  # one wait for the device, not two
         raise ValueError(

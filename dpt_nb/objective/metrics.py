@@ -70,20 +70,21 @@ def pixel_means(
 ) -> dict[str, torch.Tensor]:  # ten `(B,)` float64; NaN for an image with nothing to score
     "The means over each image's scored pixels from which its errors are made; `log` is g = ln p − ln t."
     scored = scored.flatten(1)
-    p = torch.where(scored, prediction.flatten(1).double().clamp(min_depth, max_depth), 1.0)
-    t = torch.where(scored, target.flatten(1).double(), 1.0)
-    g, ratio = p.log() - t.log(), torch.maximum(p / t, t / p)
-    from_mean = g - image_means(g, scored)[:, None]
+    depth = torch.where(scored, prediction.flatten(1).double().clamp(min_depth, max_depth), 1.0)
+    truth = torch.where(scored, target.flatten(1).double(), 1.0)
+    log_ratio, difference = depth.log() - truth.log(), depth - truth
+    larger_ratio = torch.maximum(depth / truth, truth / depth)
+    from_mean = log_ratio - image_means(log_ratio, scored)[:, None]
     values = dict(
-        abs_rel=(p - t).abs() / t,
-        sq_rel=(p - t) ** 2 / t,
-        square=(p - t) ** 2,
-        log=g,
-        log_square=g**2,
+        abs_rel=difference.abs() / truth,
+        sq_rel=difference**2 / truth,
+        square=difference**2,
+        log=log_ratio,
+        log_square=log_ratio**2,
         log_variance=from_mean**2,
-        log10=g.abs() / math.log(10),
+        log10=log_ratio.abs() / math.log(10),
     )
-    values |= {f"delta{k}": (ratio < 1.25**k).double() for k in (1, 2, 3)}
+    values |= {f"delta{power}": (larger_ratio < 1.25**power).double() for power in (1, 2, 3)}
     return {name: image_means(value, scored) for name, value in values.items()}
 
 # %% ../../nbs/objective/10_metrics.ipynb #1faef9c6
@@ -276,6 +277,18 @@ def check_points(
         raise ValueError(f"a point lies outside the image, which has {bounds}; points are (row, column).")
 
 
+def check_pair_shapes(
+    points: torch.Tensor,  # `(K, 2, 2)`
+    relation: torch.Tensor,  # `(K,)`
+    weight: torch.Tensor,  # `(K,)`
+) -> None:
+    "Raises `ValueError` for shapes that are not of the same pairs."
+    if points.shape != (len(relation), 2, 2) or relation.shape != weight.shape or relation.ndim != 1:
+        shapes = [tuple(tensor.shape) for tensor in (points, relation, weight)]
+        expected = "(K, 2, 2), (K,) and (K,) for K pairs"
+        raise ValueError(f"points, relation and weight have shapes {shapes}; expected {expected}.")
+
+
 def check_pairs(
     prediction: torch.Tensor,  # `(1, H, W)`
     points: torch.Tensor,  # `(K, 2, 2)`
@@ -285,10 +298,7 @@ def check_pairs(
     "Raises `ValueError` for shapes that do not fit, points outside the image, and unknown relations or weights."
     if prediction.ndim != 3 or prediction.shape[0] != 1:
         raise ValueError(f"prediction has shape {tuple(prediction.shape)}, expected that of one map, (1, H, W).")
-    if points.shape != (len(relation), 2, 2) or relation.shape != weight.shape or relation.ndim != 1:
-        shapes = [tuple(tensor.shape) for tensor in (points, relation, weight)]
-        expected = "(K, 2, 2), (K,) and (K,) for K pairs"
-        raise ValueError(f"points, relation and weight have shapes {shapes}; expected {expected}.")
+    check_pair_shapes(points, relation, weight)
     check_points(points, prediction.shape[1:])
     if not bool(((relation == 0) | (relation.abs() == 1)).all()):
         known = "+1 (the first point is nearer), -1 (the second is nearer) and 0 (equally far)"

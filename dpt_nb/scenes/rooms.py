@@ -126,6 +126,18 @@ def flooring(
     return material(color, darker(color, 0.5), (side, side, ENDLESS), 0.015, check, 0.15)
 
 
+def far_target(
+    generator: random.Random,
+    x: float,  # of the camera, metres
+    y: float,  # metres
+    room: tuple[float, float],  # its width and depth, metres
+) -> tuple[float, float]:  # dx and dy from the camera, metres
+    "One of nine places of a room, mostly a far one."
+    places = [(column * room[0], row * room[1]) for column in (0.2, 0.5, 0.8) for row in (0.2, 0.5, 0.8)]
+    offsets = [(place[0] - x, place[1] - y) for place in places]
+    return max(offsets, key=lambda offset: math.hypot(*offset) * generator.uniform(0.7, 1.3))
+
+
 def room_camera(
     generator: random.Random,
     size: tuple[int, int],  # rows, columns
@@ -134,9 +146,7 @@ def room_camera(
 ) -> Camera:
     "A camera at eye level, away from the walls, that looks across the room, mostly towards a far part of it."
     x, y, z = generator.uniform(0.55, width - 0.55), generator.uniform(0.55, depth - 0.55), generator.uniform(1.1, 1.7)
-    targets = [(a * width, b * depth) for a in (0.2, 0.5, 0.8) for b in (0.2, 0.5, 0.8)]
-    seen = max(targets, key=lambda place: math.hypot(place[0] - x, place[1] - y) * generator.uniform(0.7, 1.3))
-    dx, dy = seen[0] - x, seen[1] - y
+    dx, dy = far_target(generator, x, y, (width, depth))
     pitch = math.atan2(z - generator.uniform(0.2, 1.4), math.hypot(dx, dy))
     field_of_view = generator.uniform(55, 70)
     yaw = math.atan2(-dx, dy) + generator.uniform(-0.2, 0.2)
@@ -206,6 +216,23 @@ def wall_slots(
     return [(axis, side, (i + 0.5) * STRETCH) for axis in (0, 1) for side in (0, 1) for i in range(counts[axis])]
 
 
+def hang_on_wall(
+    builder: Builder,  # gets the decal
+    thing: Hanging,
+    axis: int,  # 0: a wall across x, 1: across y
+    side: int,  # 0 or 1, of the two walls across it
+    along: float,  # metres
+):
+    "Paint a door, a window or a picture on a wall."
+    width, depth, _ = builder.shell[1]
+    middle = thing.bottom + thing.height / 2
+    if axis == 0:
+        place, size = (side * width, along, middle), (0.02, thing.width, thing.height)
+    else:
+        place, size = (along, side * depth, middle), (thing.width, 0.02, thing.height)
+    builder.decal(thing.label, thing.material, place, size)
+
+
 def hang(
     generator: random.Random,
     builder: Builder,  # an empty room, which gets the decals
@@ -217,14 +244,8 @@ def hang(
     makers = [door] * generator.randint(1, 2)
     makers += [window] * generator.randint(2, 4)
     makers += [picture] * generator.randint(2, 6)
-    for make, (axis, side, along) in zip(makers, slots):
-        thing = make(generator)
-        middle = thing.bottom + thing.height / 2
-        if axis == 0:
-            place, size = (side * width, along, middle), (0.02, thing.width, thing.height)
-        else:
-            place, size = (along, side * depth, middle), (thing.width, 0.02, thing.height)
-        builder.decal(thing.label, thing.material, place, size)
+    for make, slot in zip(makers, slots):
+        hang_on_wall(builder, make(generator), *slot)
     side = generator.uniform(0.3, 0.6)
     builder.decal("lamp", material((1.0, 0.97, 0.88), glow=1.0), (width / 2, depth / 2, height), (side, side, 0.02))
 
@@ -265,7 +286,16 @@ def guess_place(
     return x, y, generator.uniform(0, 2 * math.pi)
 
 
-def find_place(
+def is_free(
+    circle: Circle,
+    taken: list[Circle],
+) -> bool:
+    "Whether a circle overlaps no other."
+    x, y, reach = circle
+    return all(math.hypot(x - other_x, y - other_y) > reach + radius for other_x, other_y, radius in taken)
+
+
+def free_place(
     generator: random.Random,
     camera: Camera,
     room: tuple[float, float],  # its width and depth, metres
@@ -282,9 +312,21 @@ def find_place(
         if to_wall:
             x, y, yaw = against_wall(*room, x, y, parts[0].size)
         inside = margin < x < room[0] - margin and margin < y < room[1] - margin
-        if inside and all(math.hypot(x - a, y - b) > reach + radius for a, b, radius in taken):
+        if inside and is_free((x, y, reach), taken):
             return x, y, yaw
     return None
+
+
+def put_on_table(
+    generator: random.Random,
+    builder: Builder,  # gets a ball or a carton
+    top: Part,  # of the table
+    x: float,  # of the table, metres
+    y: float,  # metres
+):
+    "A small thing on a table."
+    thing = generator.choice((ball, carton))(generator, 0.32)
+    builder.place(thing, x, y, generator.uniform(0, 6), top.bottom + top.size[2])
 
 
 def furnish(
@@ -295,14 +337,13 @@ def furnish(
     "Furniture on the floor of a room, most of it where the camera looks, apart from each other and from the camera."
     width, depth, _ = builder.shell[1]
     taken = [(*camera.position[:2], 0.45)]
-    for make in [make for make, limits in FURNITURE.items() for _ in range(generator.randint(*limits))]:
+    chosen = [make for make, limits in FURNITURE.items() for _ in range(generator.randint(*limits))]
+    for make in chosen:
         parts = make(generator)
-        place = find_place(generator, camera, (width, depth), taken, parts, to_wall=make is cabinet)
+        place = free_place(generator, camera, (width, depth), taken, parts, to_wall=make is cabinet)
         if place is None:
             continue
         taken.append((*place[:2], circle_reach(parts)))
         builder.place(parts, *place)
         if make is table and generator.random() < 0.7:
-            top = parts[0].bottom + parts[0].size[2]
-            thing = generator.choice((ball, carton))(generator, 0.32)
-            builder.place(thing, *place[:2], generator.uniform(0, 6), top)
+            put_on_table(generator, builder, parts[0], *place[:2])

@@ -36,16 +36,25 @@ def bare_ground(
     return Builder("streets", [[-math.inf, -math.inf, 0.0], [math.inf] * 3], surfaces)
 
 
-def pave(
+def lay_road(
     generator: random.Random,
     builder: Builder,  # bare ground, which gets the decals
     widths: Widths,
 ):
-    "A road with a broken white line, and a pavement of slabs on each side."
-    tar, stone, slab = generator.uniform(0.1, 0.25), generator.uniform(0.3, 0.5), generator.uniform(0.4, 0.8)
-    builder.decal("road", material((tar,) * 3), (0, 0, 0), (2 * widths.half, FOREVER, 0.02))
-    white_line = material((0.75,) * 3, (tar,) * 3, (ENDLESS, 6.0, ENDLESS), 3.0)
+    "A road with a broken white line."
+    tar = (generator.uniform(0.1, 0.25),) * 3
+    builder.decal("road", material(tar), (0, 0, 0), (2 * widths.half, FOREVER, 0.02))
+    white_line = material((0.75,) * 3, tar, (ENDLESS, 6.0, ENDLESS), 3.0)
     builder.decal("road", white_line, (0, 0, 0), (0.15, FOREVER, 0.02))
+
+
+def lay_pavements(
+    generator: random.Random,
+    builder: Builder,  # bare ground, which gets the decals
+    widths: Widths,
+):
+    "A pavement of slabs on each side of the road."
+    stone, slab = generator.uniform(0.3, 0.5), generator.uniform(0.4, 0.8)
     slabs = material((stone,) * 3, (0.5 * stone,) * 3, (slab, slab, ENDLESS), 0.03, vary=0.2)
     middle = widths.half + widths.pavement / 2
     for side in (-1, 1):
@@ -59,7 +68,8 @@ def street(
     "A road to the north between two pavements, grass beyond, seen from a car or from the right-hand pavement."
     widths = Widths(generator.uniform(4.5, 6.0), generator.uniform(2.0, 3.5))
     builder = bare_ground(generator)
-    pave(generator, builder, widths)
+    lay_road(generator, builder, widths)
+    lay_pavements(generator, builder, widths)
     x = generator.choice(((widths.half - 2.2) / 2, widths.half + 0.6 * widths.pavement))
     field_of_view, height = generator.uniform(60, 85), generator.uniform(1.3, 2.0)
     yaw, pitch = generator.uniform(-0.12, 0.15), generator.uniform(-0.03, 0.1)
@@ -106,16 +116,26 @@ def car(
     ]
 
 # %% ../../nbs/scenes/streets.ipynb #ed3a1810
+def leaf_balls(
+    generator: random.Random,
+    bottom: float,  # of the crown, metres above the ground
+    radius: float,  # of a ball, metres
+) -> list[Part]:
+    "The crown of a tree: three or four balls, one above the other."
+    leaves = material(random_color(generator, (0.2, 0.36), (0.5, 0.8), (0.2, 0.5)), tile=(0.3,) * 3, vary=0.9)
+    balls = []
+    for number in range(generator.randint(3, 4)):
+        x, y = generator.uniform(-0.6, 0.6) * radius, generator.uniform(-0.6, 0.6) * radius
+        balls.append(Part("tree", x, y, bottom + 0.5 * number * radius, (2 * radius,) * 3, leaves, ball=True))
+    return balls
+
+
 def tree(
     generator: random.Random,
 ) -> list[Part]:  # metres, standing on z = 0
     "A tree: a trunk and a crown of three or four balls of leaves."
     trunk, crown = generator.uniform(1.8, 3.0), generator.uniform(0.9, 1.6)
-    leaves = material(random_color(generator, (0.2, 0.36), (0.5, 0.8), (0.2, 0.5)), tile=(0.3,) * 3, vary=0.9)
-    balls = []
-    for number in range(generator.randint(3, 4)):
-        x, y = generator.uniform(-0.6, 0.6) * crown, generator.uniform(-0.6, 0.6) * crown
-        balls.append(Part("tree", x, y, trunk - 0.3 + 0.5 * number * crown, (2 * crown,) * 3, leaves, ball=True))
+    balls = leaf_balls(generator, trunk - 0.3, crown)
     return [Part("tree", 0, 0, 0, (0.3, 0.3, trunk + crown), material(wood(generator))), *balls]
 
 
@@ -143,17 +163,26 @@ def pole(
     ]
 
 # %% ../../nbs/scenes/streets.ipynb #11c5ad92
+def legs(
+    generator: random.Random,
+    tall: float,  # the person, metres
+    trousers: Material,
+) -> list[Part]:
+    "Two legs, one in front of the other."
+    left, right = -generator.uniform(-0.15, 0.15), generator.uniform(-0.15, 0.15)
+    size = 0.16, 0.2, 0.48 * tall
+    return [Part("person", -0.11, left, 0, size, trousers), Part("person", 0.11, right, 0, size, trousers)]
+
+
 def person(
     generator: random.Random,
 ) -> list[Part]:  # metres, standing on z = 0
     "A person, 1.5 to 1.9 m tall: two legs, a torso, a head."
     tall, skin = generator.uniform(1.5, 1.9), material(random_color(generator, (0.04, 0.08), (0.35, 0.6), (0.25, 0.8)))
     trousers, coat = material(random_color(generator, value=(0.08, 0.4))), material(random_color(generator))
-    leg, torso, head = (0.16, 0.2, 0.48 * tall), (0.44, 0.25, 0.38 * tall), (0.14 * tall,) * 3
-    steps = -generator.uniform(-0.15, 0.15), generator.uniform(-0.15, 0.15)
+    torso, head = (0.44, 0.25, 0.38 * tall), (0.14 * tall,) * 3
     return [
-        Part("person", -0.11, steps[0], 0, leg, trousers),
-        Part("person", 0.11, steps[1], 0, leg, trousers),
+        *legs(generator, tall, trousers),
         Part("person", 0, 0, 0.48 * tall, torso, coat),
         Part("person", 0, 0, 0.86 * tall, head, skin, ball=True),
     ]
@@ -206,19 +235,28 @@ def add_people(
         builder.place(parts, side * x, generator.uniform(4.5, 25), generator.uniform(0, 6))
 
 
-def add_cars(
+def add_parked_cars(
     generator: random.Random,
     builder: Builder,
     side: int,  # -1 west, 1 east
     widths: Widths,
 ):
-    "Cars parked at the kerb, and sometimes one that drives."
+    "Cars at the kerb, either way round."
     y = generator.uniform(6, 20)
     while y < 60:
         if generator.random() < 0.5:
             parts, yaw = car(generator), generator.choice((0, math.pi)) + generator.uniform(-0.03, 0.03)
             builder.place(parts, side * (widths.half - 1.05), y, yaw)
         y += generator.uniform(6, 14)
+
+
+def add_driving_car(
+    generator: random.Random,
+    builder: Builder,
+    side: int,  # -1 west, 1 east
+    widths: Widths,
+):
+    "Sometimes a car on the road, on its own side."
     if generator.random() < 0.6:
         parts, y = car(generator), generator.uniform(9, 45)
         builder.place(parts, side * (widths.half - 2.2) / 2, y, 0 if side > 0 else math.pi)
@@ -231,7 +269,7 @@ def line_street(
 ):
     "Buildings, trees, poles, cars and people along both sides of a street, and sometimes a building at its end."
     for side in (-1, 1):
-        for add in (add_buildings, add_trees_and_poles, add_people, add_cars):
+        for add in (add_buildings, add_trees_and_poles, add_people, add_parked_cars, add_driving_car):
             add(generator, builder, side, widths)
     if generator.random() < 0.6:
         builder.place(building(generator, 12.0), 0, generator.uniform(70, 90), math.pi / 2)

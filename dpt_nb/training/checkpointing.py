@@ -6,9 +6,9 @@
 __all__ = ['DIGEST', 'DIGEST_LENGTH', 'OPTIONAL_PARTS', 'is_finite', 'nonfinite_names', 'lower_rate_hint', 'DigestedFile',
            'digest_of', 'is_whole_archive', 'damage', 'random_state', 'raise_if_broken', 'save_checkpoint',
            'checkpoint_paths', 'checkpoint_step', 'model_mismatch', 'moment_mismatch', 'optimizer_mismatch',
-           'value_kind', 'part_mismatch', 'is_random_state', 'state_mismatch', 'set_aside', 'newest_intact',
-           'read_state', 'count_states', 'restore_random_state', 'load_checkpoint_into', 'MissingTargets', 'LastRow',
-           'full_disk_message', 'disk_full_guard', 'write_model', 'save_model']
+           'value_kind', 'kind_mismatch', 'part_mismatch', 'is_random_state', 'progress_mismatch', 'state_mismatch',
+           'set_aside', 'newest_intact', 'read_state', 'count_states', 'restore_random_state', 'load_checkpoint_into',
+           'MissingTargets', 'LastRow', 'full_disk_message', 'disk_full_guard', 'write_model', 'save_model']
 
 # %% ../../nbs/training/checkpointing.ipynb #69ce48b3
 import hashlib
@@ -231,6 +231,18 @@ def value_kind(value) -> str:
     return "number" if isinstance(value, (int, float)) else type(value).__name__
 
 
+def kind_mismatch(
+    state: dict,  # as it was read
+    own: dict,  # as it should be
+) -> str:  # empty where they are alike
+    "A number, tensor or text of another kind than the part's own; what is missing, or None in either, is not compared."
+    for name, value in own.items():
+        found, expected = value_kind(state.get(name)), value_kind(value)
+        if state.get(name) is not None and value is not None and found != expected:
+            return f"{name} is a {found}, and a {expected} was expected"
+    return ""
+
+
 def part_mismatch(
     state,  # of a part, as it was read
     part,  # with `state_dict`
@@ -243,17 +255,25 @@ def part_mismatch(
         return optimizer_mismatch(state, optimizer.param_groups)
     if not isinstance(state, dict):
         return f"it is a {type(state).__name__}"
-    for name, value in part.state_dict().items():
-        found, expected = value_kind(state.get(name)), value_kind(value)
-        if state.get(name) is not None and value is not None and found != expected:
-            return f"{name} is a {found}, and a {expected} was expected"
-    return ""
+    return kind_mismatch(state, part.state_dict())
 
 
 def is_random_state(found) -> bool:
     "Whether something is what `random_state` gives."
     cpu = found.get("cpu") if isinstance(found, dict) else None
     return isinstance(cpu, torch.Tensor) and cpu.dtype == torch.uint8 and cpu.shape == torch.get_rng_state().shape
+
+
+def progress_mismatch(
+    state: dict,  # with `step`, `seconds` and `random`
+) -> str:  # empty where they are as they should be
+    "What keeps a run from going on where a state says that it was."
+    step, seconds, random = state["step"], state["seconds"], state["random"]
+    if type(step) is not int or step < 1 or type(seconds) not in (int, float) or not math.isfinite(seconds):
+        return f"its step is {step!r} after {seconds!r} seconds"[:200]
+    if not isinstance(random, list) or not random or not all(map(is_random_state, random)):
+        return "its random state is not one"
+    return ""
 
 
 def state_mismatch(
@@ -266,13 +286,10 @@ def state_mismatch(
     missing = {"step", "seconds", "random", *parts} - {*state, *OPTIONAL_PARTS}
     if missing:
         return f"it lacks {', '.join(sorted(missing))}"
-    step, seconds, random = state["step"], state["seconds"], state["random"]
-    if type(step) is not int or step < 1 or type(seconds) not in (int, float) or not math.isfinite(seconds):
-        return f"its step is {step!r} after {seconds!r} seconds"[:200]
-    if not isinstance(random, list) or not random or not all(map(is_random_state, random)):
-        return "its random state is not one"
-    wrong = {name: part_mismatch(state[name], part) for name, part in parts.items() if name in state}
-    return next((f"{name}: {words}" for name, words in wrong.items() if words), "")
+    if wrong := progress_mismatch(state):
+        return wrong
+    mismatches = {name: part_mismatch(state[name], part) for name, part in parts.items() if name in state}
+    return next((f"{name}: {words}" for name, words in mismatches.items() if words), "")
 
 # %% ../../nbs/training/checkpointing.ipynb #f22e75be
 def set_aside(

@@ -70,7 +70,7 @@ def toolbox(
     name: str,  # of the data set: "kitti" or "nyu"
     window: list,  # the crop that comes first, [name, arguments]
     crop: tuple[int, int],  # rows and columns of the random crop
-    color: dict,  # ranges that differ from `Colour`'s
+    color: dict,  # ranges that differ from `ColorJitter`'s
     tested: tuple[int, int],  # height and width at which images are evaluated, pixels
 ) -> Recipe:
     "What the Toolbox's config says of DPT on ViT-B, but for the seven points of `TOOLBOX_POINTS`."
@@ -79,7 +79,7 @@ def toolbox(
         name=name,
         model=toolbox_model(tested),
         data=DataGroup(
-            name, batch_size=16, transforms=[window, ["Rotate", {}], ["Flip", {}], cropped, ["Colour", color]]
+            name, batch_size=16, transforms=[window, ["Rotate", {}], ["Flip", {}], cropped, ["ColorJitter", color]]
         ),
         losses={"depth": dict(loss="silog", variance_focus=0.85, eps=1e-3, warm_up=100)},
         optimizer=OptimizerGroup(lr=1e-4, backbone=0.1, weight_decay=0.01, betas=(0.9, 0.999), clip=35.0),
@@ -142,7 +142,7 @@ TOOLBOX_POINTS = {  # field → value and source in the run, value and source by
         False,
         "not in the config: PyTorch's DataLoader by default",
     ),
-    "data.transforms.Colour.white": (
+    "data.transforms.ColorJitter.white": (
         255.0,
         "Toolbox pipelines/transforms.py: ColorAug raises values from 0 to 255 to its exponent",
         1.0,
@@ -160,9 +160,9 @@ def toolbox_recipe(
     settled = {field: points[:2] if as_it_ran else points[2:] for field, points in TOOLBOX_POINTS.items()}
     recipe = replace(base, name=name, sources=base.sources | {field: source for field, (_, source) in settled.items()})
     for field, (value, _) in settled.items():
-        if field == "data.transforms.Colour.white":
+        if field == "data.transforms.ColorJitter.white":
             colors = [
-                [kind, arguments | dict(white=value) if kind == "Colour" else arguments]
+                [kind, arguments | dict(white=value) if kind == "ColorJitter" else arguments]
                 for kind, arguments in base.data.transforms
             ]
             field, value = "data.transforms", colors
@@ -334,7 +334,7 @@ folder_depth = Recipe(
             ["Resize", dict(height=392, width=518, multiple=14, method="lower_bound")],
             ["Crop", dict(height=392, width=518)],
             ["Flip", {}],
-            ["Colour", {}],
+            ["ColorJitter", {}],
         ],
     ),
     losses={"depth": dict(variance_focus=0.85, gradient=0.5)},
@@ -358,7 +358,7 @@ folder_labels = replace(
             ["Pad", dict(height=384, width=384)],
             ["Crop", dict(height=384, width=384)],
             ["Flip", {}],
-            ["Colour", {}],
+            ["ColorJitter", {}],
         ],
     ),
     losses={"label": dict(auxiliary_weight=0.2)},

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'KINDS_OF_FIELD', 'LIMITS', 'RecipeError', 'ModelGroup', 'DataGroup', 'OptimizerGroup', 'ScheduleGroup',
-           'LoopGroup', 'KeepGroup', 'Recipe', 'current_names', 'check_types', 'value_at', 'check_length',
-           'check_sharded', 'check_batch', 'check_recipe', 'RecipeWarning', 'is_default', 'schedule_without_effect',
-           'weights_without_effect', 'settings_without_effect', 'did_you_mean', 'fields_in_groups', 'nearest_path',
-           'changed', 'change_recipe', 'is_name_list', 'flat_rows', 'source_of', 'recipe_rows']
+           'LoopGroup', 'KeepGroup', 'Recipe', 'current_transform', 'current_names', 'check_value', 'check_types',
+           'value_at', 'check_length', 'check_sharded', 'check_batch', 'check_recipe', 'RecipeWarning', 'is_default',
+           'betas_without_effect', 'schedule_without_effect', 'weights_without_effect', 'settings_without_effect',
+           'did_you_mean', 'fields_in_groups', 'nearest_path', 'changed', 'change_recipe', 'is_name_list', 'flat_rows',
+           'source_of', 'recipe_rows']
 
 # %% ../../nbs/training/recipe_fields.ipynb #3180341c
 import difflib
@@ -132,6 +133,15 @@ RENAMED = {  # field as 0.1.0 saved it → its name in the group
 }
 
 
+def current_transform(
+    saved: list,  # of a recipe, as JSON: [name, arguments]
+) -> list:
+    "Its name and its arguments' names as they are now."
+    if not (isinstance(saved, list) and len(saved) == 2 and saved[0] == "ColorJitter" and isinstance(saved[1], dict)):
+        return saved
+    return ["ColorJitter", {"color" if name == "color" else name: value for name, value in saved[1].items()}]
+
+
 def current_names(
     saved: dict,  # a recipe, as JSON
 ) -> dict:
@@ -141,7 +151,9 @@ def current_names(
         group, _, old = path.partition(".")
         if isinstance(current.get(group), dict) and old in current[group]:
             current[group][name] = current[group].pop(old)
-    model = current.get("model")
+    data, model = current.get("data"), current.get("model")
+    if isinstance(data, dict) and isinstance(data.get("transforms"), list):
+        current["data"] = data | dict(transforms=list(map(current_transform, data["transforms"])))
     if isinstance(model, dict) and isinstance(model.get("changes"), dict):
         current["model"] = model | dict(changes=current_fields(model["changes"]))
     return current
@@ -158,6 +170,18 @@ KINDS_OF_FIELD = {
 }
 
 
+def check_value(
+    name: str,  # of the field, in a message
+    value,
+    kind: str,  # of `KINDS_OF_FIELD`
+) -> None:
+    "Raises `RecipeError` for a value of another type, and for a number that is not finite."
+    if not isinstance(value, KINDS_OF_FIELD[kind]) or (isinstance(value, bool) and kind != "bool"):
+        raise RecipeError(f"{name} is {value!r}, and has to be of type {kind}.")
+    if isinstance(value, (int, float)) and not abs(value) < 2**53:  # NaN is below nothing
+        raise RecipeError(f"{name} is {value!r}, and has to be a finite number below 2**53.")
+
+
 def check_types(
     group,  # a recipe or one of its groups
     path: str = "",  # before its fields' names, in a message
@@ -167,15 +191,13 @@ def check_types(
         value, kind = getattr(group, item.name), getattr(item.type, "__name__", item.type)
         if is_dataclass(value):
             check_types(value, f"{item.name}.")
-        elif kind not in KINDS_OF_FIELD:
+        elif kind in KINDS_OF_FIELD:
+            check_value(f"{path}{item.name}", value, kind)
+        else:
             inner = ", ".join(part.name for part in fields(item.type))
             raise RecipeError(
                 f"{item.name} is {value!r}, and is a group of fields: {inner}. Write {item.name}.FIELD=…."
             )
-        elif not isinstance(value, KINDS_OF_FIELD[kind]) or (isinstance(value, bool) and kind != "bool"):
-            raise RecipeError(f"{path}{item.name} is {value!r}, and has to be of type {kind}.")
-        elif isinstance(value, (int, float)) and not abs(value) < 2**53:  # NaN is below nothing
-            raise RecipeError(f"{path}{item.name} is {value!r}, and has to be a finite number below 2**53.")
 
 # %% ../../nbs/training/recipe_fields.ipynb #0cd35b4c
 LIMITS = {  # field → whether a value is possible, and the words for what is
@@ -292,14 +314,9 @@ def is_default(recipe: Recipe, path: str) -> bool:  # path: `group.field`
     return list(value) == list(default) if isinstance(default, tuple) else value == default
 
 
-def schedule_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
-    "Of the schedule and the betas."
+def betas_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
+    "Of the two momenta."
     schedule, betas, sentences = recipe.schedule, recipe.optimizer.betas, []
-    for name, owner in (("power", "polynomial"), ("start", "one_cycle"), ("end", "one_cycle")):
-        if schedule.name != owner and not is_default(recipe, f"schedule.{name}"):
-            sentences.append(
-                f"schedule.{name} has no effect: it belongs to the schedule {owner}, and this one is {schedule.name}."
-            )
     if schedule.name == "one_cycle" and schedule.cycle_momentum and betas[0] != 0.9:
         sentences.append(
             "The first of optimizer.betas has no effect: one_cycle moves it between 0.95 and 0.85. "
@@ -308,6 +325,17 @@ def schedule_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
     if recipe.optimizer.name == "sgd" and betas[1] != 0.999:
         sentences.append("The second of optimizer.betas has no effect: SGD has one momentum, the first.")
     return sentences
+
+
+def schedule_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
+    "Of the schedule and the betas."
+    schedule, sentences = recipe.schedule, []
+    for name, owner in (("power", "polynomial"), ("start", "one_cycle"), ("end", "one_cycle")):
+        if schedule.name != owner and not is_default(recipe, f"schedule.{name}"):
+            sentences.append(
+                f"schedule.{name} has no effect: it belongs to the schedule {owner}, and this one is {schedule.name}."
+            )
+    return sentences + betas_without_effect(recipe)
 
 
 def weights_without_effect(recipe: Recipe, steps: int) -> list[str]:  # a sentence each

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN_PARTS', 'FREE', 'ADJUSTABLE', 'RUN_LEFTOVER', 'TrainingError', 'Stopped', 'RunInUse', 'TrainingWarning',
-           'is_run_config', 'read_config', 'read_run', 'default_of', 'with_defaults', 'as_json', 'differing_fields',
+           'is_run_config', 'read_run_config', 'read_run', 'default_of', 'with_defaults', 'as_json', 'differing_fields',
            'adjusted_fields', 'remove', 'is_leftover', 'holds_nothing', 'nearest_existing', 'check_writable',
            'check_same_recipe', 'check_run', 'write_sample_names', 'begin_run', 'split_fingerprint', 'first_difference',
            'describe_change', 'is_fingerprint', 'saved_fingerprints', 'saved_sample_names', 'check_data',
@@ -67,7 +67,7 @@ def is_run_config(described) -> bool:  # described: what a `config.json` holds
     return isinstance(described, dict) and isinstance(described.get("recipe"), dict)
 
 
-def read_config(
+def read_run_config(
     config: Path,  # `config.json` of a run
 ) -> dict | None:  # `recipe`, and `data` in runs that note their samples; None where there is no file
     "Raises `TrainingError` for a file that cannot be read or describes something else."
@@ -91,7 +91,7 @@ def read_run(
     config: Path,  # `config.json` of a run
 ) -> dict | None:  # its recipe; None where there is no run
     "Raises `TrainingError` for a file that cannot be read or describes something else."
-    described = read_config(config)
+    described = read_run_config(config)
     return None if described is None else described["recipe"]
 
 # %% ../../nbs/training/run_folder.ipynb #c765f677
@@ -303,7 +303,7 @@ def saved_fingerprints(
     config: Path,  # of a run
 ) -> dict:  # split → its `split_fingerprint`; empty where nobody noted it
     "Raises `TrainingError` where something else is noted."
-    noted = (read_config(config) or {}).get("data", {})
+    noted = (read_run_config(config) or {}).get("data", {})
     if not isinstance(noted, dict) or not all(map(is_fingerprint, noted.values())):
         raise TrainingError(f"{config} is damaged: what it says under data is not a count and a digest of each split.")
     return noted

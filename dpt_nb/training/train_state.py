@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['conv_modules', 'kaiming_decoder', 'open_weights', 'new_model', 'build_model', 'freeze_untrained',
            'network_without_effect', 'TrainState', 'replicated', 'sharded', 'network_for', 'prepare', 'open_data',
-           'total_steps', 'name_classes', 'check_samples', 'open_run', 'get_protocol']
+           'total_steps', 'check_class_count', 'name_classes', 'check_samples', 'open_run', 'get_protocol']
 
 # %% ../../nbs/training/train_state.ipynb #23702474
 import copy
@@ -279,6 +279,19 @@ def total_steps(
     return recipe.loop.steps or max(1, math.ceil(recipe.loop.epochs * per_epoch))
 
 
+def check_class_count(
+    head: str,
+    outputs: int,  # of it
+    names: int,  # classes of the data
+) -> None:
+    "Raises `RecipeError` for a head that has not as many outputs as the data has classes."
+    if names != outputs:
+        raise RecipeError(
+            f"The data has {names} classes and the head has {outputs} outputs, and there has to be one for each. "
+            f"Set model.changes.heads.{head}.classes={names}."
+        )
+
+
 def name_classes(
     state: TrainState,  # with data
 ) -> None:
@@ -288,12 +301,7 @@ def name_classes(
     named = [head for head in state.losses if HEADS[head].categorical and HEADS[head].class_names is None]
     if not named or not names:
         return
-    outputs = HEADS[named[0]].class_count(configured[named[0]])
-    if len(names) != outputs:
-        raise RecipeError(
-            f"The data has {len(names)} classes and the head has {outputs} outputs, and there has to be one for each. "
-            f"Set model.changes.heads.{named[0]}.classes={len(names)}."
-        )
+    check_class_count(named[0], HEADS[named[0]].class_count(configured[named[0]]), len(names))
     for model in (state.network, getattr(state.ema, "module", None), state.whole):
         if model is not None:
             model.config.class_names = names

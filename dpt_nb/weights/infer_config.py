@@ -82,6 +82,14 @@ def unknown_project(state: dict, source: str) -> str:
     )
 
 
+def formats_of(state: dict) -> list[str]:  # state: name → tensor; names of `CHECKPOINT_FORMATS`
+    "The projects all of whose signs are among the names."
+    found = [each.name for each in CHECKPOINT_FORMATS.values() if each.shows_in(state)]
+    if found == ["dinov3 backbone", "timm"]:  # which took the names of its predecessors over from timm
+        found.remove("timm")
+    return found
+
+
 def recognize_format(
     state: dict,  # name → tensor
     config: dict | None,  # of the config.json beside it
@@ -91,20 +99,15 @@ def recognize_format(
     if config is not None and "taps" in config:
         return "dpt_nb"
     if model := not_opened(state):
-        raise CheckpointError(
-            f"{source} is {model}, which is not opened here: it is whole, but there is no network for it. Known are "
-            f"{KNOWN}."
-        )
-    found = [each.name for each in CHECKPOINT_FORMATS.values() if each.shows_in(state)]
-    if found == ["dinov3 backbone", "timm"]:  # which took the names of its predecessors over from timm
-        found.remove("timm")
+        reason = "which is not opened here: it is whole, but there is no network for it"
+        raise CheckpointError(f"{source} is {model}, {reason}. Known are {KNOWN}.")
+    found = formats_of(state)
     if not found:
         raise CheckpointError(unknown_project(state, source))
     if len(found) > 1:
         some = ", ".join(list(state)[:3])
-        raise CheckpointError(
-            f"{source} mixes the names of {' and '.join(found)}. One file holds one model; its first names are {some}."
-        )
+        mixed = f"{source} mixes the names of {' and '.join(found)}"
+        raise CheckpointError(f"{mixed}. One file holds one model; its first names are {some}.")
     return found[0]
 
 # %% ../../nbs/weights/infer_config.ipynb #8cc287bc
@@ -318,15 +321,19 @@ def infer_hybrid_config(vit: dict, wanted: tuple[int, int] | None = None) -> dic
     return dict(image_size=image_size, taps=taps) | found
 
 # %% ../../nbs/weights/infer_config.ipynb #bfb196cc
+def beit_side(offsets: int, patch: int) -> int:  # pixels
+    "The side of the square image for which a table has so many offsets."
+    return (round(offsets**0.5) + 1) // 2 * patch
+
+
 def infer_beit_config(vit: dict, wanted: tuple[int, int] | None = None) -> dict:
     "A BEiT, by its shapes."
     table = "blocks.0.attn.relative_position_bias_table"
     dim, depth = side(vit, "cls_token", -1), count_parts(vit, "blocks.")
     patch, offsets = side(vit, "patch_embed.proj.weight", 3), side(vit, table, 0) - 3
-    length = (round(offsets**0.5) + 1) // 2 * patch
+    length, size = beit_side(offsets, patch), SIZES.get(dim)
     # A table has no layout of its own to show, so a size that is asked for and fits is believed
     fits = wanted is not None and math.prod(2 * (pixels // patch) - 1 for pixels in wanted) == offsets
-    size = SIZES.get(dim)
     names = [f"beit_{size}_patch16_{pixels}" for pixels in (length, 384, 224)]
     measures = dict(embed_dim=dim, depth=depth, num_heads=side(vit, table, 1))
     found = named_or_measured(names, depth == usual_depth(size), "beit_base_patch16_224", **measures)
@@ -392,14 +399,18 @@ def swin_measures(vit: dict) -> dict:  # vit: names within the backbone → tens
     return dict(embed_dim=side(vit, "patch_embed.proj.weight", 0), depths=depths, num_heads=heads)
 
 
+def swin_name(vit: dict, measures: dict) -> tuple[str | None, str]:  # measures: of `swin_measures`
+    "timm's name that a Swin or Swin V2 may have, and one of its kind."
+    if backbone_family(vit, "") == "swinv2":
+        return SWINV2_NAMES.get((measures["embed_dim"], measures["depths"][2])), "swinv2_tiny_window16_256"
+    large = measures["embed_dim"] == 192
+    return "swin_large_patch4_window12_384" if large else None, "swin_tiny_patch4_window7_224"
+
+
 def infer_swin_config(vit: dict, tables: dict) -> dict:
     "A Swin or Swin V2, by its shapes."
     measures = swin_measures(vit)
-    dim = measures["embed_dim"]
-    if backbone_family(vit, "") == "swinv2":
-        name, fallback = SWINV2_NAMES.get((dim, measures["depths"][2])), "swinv2_tiny_window16_256"
-    else:
-        name, fallback = "swin_large_patch4_window12_384" if dim == 192 else None, "swin_tiny_patch4_window7_224"
+    name, fallback = swin_name(vit, measures)
     window, length = 12, 256 if name and name.endswith("256") else 384
     mask = next((tensor for key, tensor in tables.items() if key.endswith("layers.0.blocks.1.attn_mask")), None)
     if mask is not None:  # `(windows, area, area)`
@@ -437,9 +448,15 @@ def infer_head(state: dict, name: str) -> dict:  # arguments of `build_head`
     if spec is not None and spec.categorical:
         auxiliary = dict(auxiliary=True) if "auxiliary.classify.weight" in state else {}
         return dict(classes=side(state, f"heads.{name}.classify.weight", 0)) | auxiliary
+    if spec is not None and spec.about:
+        return {}
+    found = dict(projection=True) if f"heads.{name}.projection.weight" in state else {}
+    if spec is not None and spec.scale and (bins := side(state, f"heads.{name}.convolution3.weight", 0)) > 1:
+        found |= dict(form="bins", bins=bins)  # at which depths, no shape tells
+        if f"heads.{name}.convolution2.weight" not in state:
+            return found | dict(upsampled=False)
     hidden = side(state, f"heads.{name}.convolution2.weight", 0)
-    projection = dict(projection=True) if f"heads.{name}.projection.weight" in state else {}
-    return projection if hidden == 32 else projection | dict(hidden=hidden)
+    return found if hidden == 32 else found | dict(hidden=hidden)
 
 
 def infer_config(
@@ -558,6 +575,15 @@ def mmseg_feeding(text: str) -> dict:  # text: of a config; fields of `DPTConfig
     return numbers | dict(input_size=sorted(int(pixels) for pixels in scale.groups()))
 
 
+def mmseg_classes(meta: dict) -> list[str]:  # empty where none are written
+    "Names of the classes, of version 0 or 1. Raises `CheckpointError` where they are not a list of words."
+    about = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), dict) else {}
+    names = meta.get("CLASSES") or about.get("classes") or about.get("CLASSES") or ()
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"the names of its classes are {SHORT.repr(names)}, and a list of words was expected")
+    return [name.strip() for name in names]
+
+
 def mmseg_notes(
     loaded: dict,  # of `read_file`
 ) -> dict:  # fields of `DPTConfig`
@@ -566,12 +592,8 @@ def mmseg_notes(
     meta = loaded.get("meta") if isinstance(loaded, dict) else None
     if not isinstance(meta, dict):
         return {}
-    about = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), dict) else {}
-    names = meta.get("CLASSES") or about.get("classes") or about.get("CLASSES") or ()
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"the names of its classes are {SHORT.repr(names)}, and a list of words was expected")
     text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")
-    return dict(class_names=[str(name).strip() for name in names]) | mmseg_feeding(text)
+    return dict(class_names=mmseg_classes(meta)) | mmseg_feeding(text)
 
 # %% ../../nbs/weights/infer_config.ipynb #5356b7e3
 VARIANT_OPTION = "--variant"  # of the commands: what `variant=` is called in a shell

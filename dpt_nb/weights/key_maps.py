@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DINOV3_MLP', 'DINOV3_GATED_MLP', 'DINOV3_PARTS', 'CHECKPOINT_FORMATS', 'KeyRule', 'Remapped', 'remap_state_dict',
-           'remap_for_export', 'transformers_dinov3_rules', 'chmv2_rules', 'dinov3_rules', 'depther_rules',
-           'CheckpointFormat']
+           'match_ours', 'remap_for_export', 'transformers_dinov3_rules', 'chmv2_rules', 'dinov3_rules',
+           'depther_rules', 'CheckpointFormat']
 
 # %% ../../nbs/weights/key_maps.ipynb #90ea5a9f
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -63,24 +64,34 @@ def remap_state_dict(
     rules: list[KeyRule],  # the first that fits a name counts
 ) -> Remapped:  # under our names
     "Rename, and put together what they keep apart."
-    gathered, unknown = {}, []  # gathered: (our name, number of pieces) → place → their name
+    gathered, unknown = defaultdict(dict), []  # gathered: (our name, number of pieces) → place → their name
     for name in state:
         if found := match_theirs(name, rules):
             ours, place, count = found
-            gathered.setdefault((ours, count), {})[place] = name
+            gathered[ours, count][place] = name
         else:
             unknown.append(name)
     renamed = {}
     for (ours, count), names in gathered.items():
-        if len(names) < count:
+        pieces = [state[names[place]] for place in sorted(names)]
+        if len(pieces) < count:
             unknown += names.values()
-        elif count == 1:
-            renamed[ours] = state[names[0]]
         else:
-            renamed[ours] = torch.cat([state[names[place]] for place in range(count)])
+            renamed[ours] = pieces[0] if count == 1 else torch.cat(pieces)
     return Remapped(renamed, unknown)
 
 # %% ../../nbs/weights/key_maps.ipynb #b2392fb5
+def match_ours(
+    name: str,  # of ours
+    rules: list[KeyRule],  # the first that fits counts
+) -> list[str]:  # their names, one a piece; empty where no rule knows it
+    "Find one of our names in a table."
+    for rule in rules:
+        if match := template_pattern(rule.ours).fullmatch(name):
+            return [template.format(**match.groupdict()) for template in rule.pieces]
+    return []
+
+
 def remap_for_export(
     state: dict,  # our name → tensor
     rules: list[KeyRule],  # the first that fits a name counts
@@ -88,14 +99,10 @@ def remap_for_export(
     "Rename, and cut apart what they keep apart."
     theirs, unknown = {}, []
     for ours, tensor in state.items():
-        matches = ((rule, template_pattern(rule.ours).fullmatch(ours)) for rule in rules)
-        rule, match = next((each for each in matches if each[1]), (None, None))
-        if rule is None:
+        names = match_ours(ours, rules)
+        if not names:
             unknown.append(ours)
-            continue
-        cut = tensor.chunk(len(rule.pieces)) if len(rule.pieces) > 1 else (tensor,)
-        for template, piece in zip(rule.pieces, cut):
-            theirs[template.format(**match.groupdict())] = piece
+        theirs |= zip(names, tensor.chunk(len(names)) if len(names) > 1 else (tensor,))
     return Remapped(theirs, unknown)
 
 # %% ../../nbs/weights/key_maps.ipynb #29c6a94a
@@ -463,7 +470,7 @@ class CheckpointFormat:
         return any(all(any(name.startswith(sign) for name in names) for sign in kind) for kind in kinds)
 
 # %% ../../nbs/weights/key_maps.ipynb #cd50dd95
-TABLES = r".*\.(relative_position_index|relative_coords_table|attn_mask|k_bias)"
+COMPUTED_TABLES = r".*\.(relative_position_index|relative_coords_table|attn_mask|k_bias)"
 DINOV3_UNUSED = r"(rope_embed\.periods|mask_token|local_cls_norm\..*|cls_norm\..*|.*\.bias_mask)"
 CLASSIFIER = r"(head|head_dist|fc_norm|pre_logits)\..*"
 
@@ -484,7 +491,7 @@ CHECKPOINT_FORMATS = {
                 rf"pretrained\.model\.{CLASSIFIER}",
                 r"pretrained\.model\.norm\..*",
                 r"scratch\.refinenet4\.resConfUnit1\..*",
-                TABLES,
+                COMPUTED_TABLES,
             ),
         ),
         CheckpointFormat(
@@ -503,7 +510,7 @@ CHECKPOINT_FORMATS = {
                 r"dpt\.pooler\..*",
                 r"backbone\.embeddings\.mask_token",
                 r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*",
-                TABLES,
+                COMPUTED_TABLES,
             ),
         ),
         CheckpointFormat(
@@ -543,7 +550,7 @@ CHECKPOINT_FORMATS = {
             "timm",
             signs=("blocks.0.", "patch_embed."),
             rules=lambda head, config: [KeyRule("backbone.vit.{rest}", "{rest}")],
-            unused=(CLASSIFIER, r"mask_token", TABLES),
+            unused=(CLASSIFIER, r"mask_token", COMPUTED_TABLES),
             backbone_only=True,
         ),
     )

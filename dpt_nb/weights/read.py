@@ -243,6 +243,15 @@ def table_size(path: Path) -> int:  # bytes, as the archive claims
     return size
 
 # %% ../../nbs/weights/read.ipynb #b6956d0b
+def check_stored(path: Path, member: ZipInfo) -> None:
+    "Raises `CheckpointError` for a member that is compressed: it may be much larger than it looks."
+    if member.compress_type != ZIP_STORED or member.file_size != member.compress_size:
+        raise CheckpointError(
+            f"{path} holds {SHORT.repr(member.filename)} compressed, {member.compress_size:,} bytes for "
+            f"{member.file_size:,}, and PyTorch stores its members as they are: it was not unpacked."
+        )
+
+
 def check_members(
     path: Path,
     members: list[ZipInfo],
@@ -250,22 +259,14 @@ def check_members(
     "Raises `CheckpointError` for members that are compressed, too large, or lie in each other."
     pickles = [member for member in members if member.filename.lower().endswith("data.pkl")]
     for member in members if pickles else ():
-        if member.compress_type != ZIP_STORED or member.file_size != member.compress_size:
-            raise CheckpointError(
-                f"{path} holds {SHORT.repr(member.filename)} compressed, {member.compress_size:,} bytes for "
-                f"{member.file_size:,}, and PyTorch stores its members as they are: it was not unpacked."
-            )
+        check_stored(path, member)
     names = {member.filename.lower() for member in members}
     if len(names) < len(members) or sum(member.file_size for member in members) > path.stat().st_size:
-        raise CheckpointError(
-            f"{path} is an archive whose members have the same name or lie in each other: it was not opened."
-        )
-    for member in pickles:
-        if member.file_size > LARGEST_PICKLE:
-            raise CheckpointError(
-                f"{path} describes its tensors in {member.file_size:,} bytes, and {LARGEST_PICKLE:,} are the most: "
-                f"it was not opened."
-            )
+        reason = "an archive whose members have the same name or lie in each other"
+        raise CheckpointError(f"{path} is {reason}: it was not opened.")
+    if largest := max((member.file_size for member in pickles if member.file_size > LARGEST_PICKLE), default=0):
+        found = f"{path} describes its tensors in {largest:,} bytes"
+        raise CheckpointError(f"{found}, and {LARGEST_PICKLE:,} are the most: it was not opened.")
     return pickles
 
 
@@ -440,7 +441,7 @@ PREFIXES = (  # of DistributedDataParallel, torch.compile, Lightning and habits
 )
 
 
-def innermost(loaded: dict) -> dict:
+def inner_weights(loaded: dict) -> dict:
     "The dict inside all wrappings."
     for _ in range(8):  # a dict can hold itself
         inner = next((key for key in WRAPPINGS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)), None)
@@ -457,27 +458,26 @@ def without_prefixes(state: dict) -> dict:
     return state
 
 # %% ../../nbs/weights/read.ipynb #452aee29
+def check_tensor_names(state: dict, source: str) -> None:  # state: name → tensor
+    "Raises `CheckpointError` for more names than any network has, or one that cannot be printed."
+    odd = [name for name in state if len(name) > 300 or not name.isprintable()]
+    if odd or len(state) > MOST_TENSORS:
+        found = f"{source} holds {len(state)} tensors, {SHORT.repr((odd or list(state))[0])} among them"
+        raise CheckpointError(f"{found}. Expected at most {MOST_TENSORS} with names of at most 300 letters.")
+
+
 def check_named_tensors(loaded: dict, source: str) -> None:
     "Raises `CheckpointError` for anything that is not a dict of tensors by printable names of a usual length."
     under = ", ".join(WRAPPINGS)
     if not isinstance(loaded, dict) or not loaded:
         found = "dict without entries" if isinstance(loaded, dict) else type(loaded).__name__
-        raise CheckpointError(
-            f"{source} holds a {found} and no named weights. Expected what torch.save(model.state_dict(), …) writes, "
-            f"or that under {under}."
-        )
+        expected = f"what torch.save(model.state_dict(), …) writes, or that under {under}"
+        raise CheckpointError(f"{source} holds a {found} and no named weights. Expected {expected}.")
     other = [key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if other:
-        raise CheckpointError(
-            f"{source} holds more than named tensors: {SHORT.repr(other[:3])[1:-1]}. Expected names with tensors, or "
-            f"these under {under}."
-        )
-    odd = [key for key in loaded if len(key) > 300 or not key.isprintable()]
-    if odd or len(loaded) > MOST_TENSORS:
-        raise CheckpointError(
-            f"{source} holds {len(loaded)} tensors, {SHORT.repr((odd or list(loaded))[0])} among them. Expected at "
-            f"most {MOST_TENSORS} with names of at most 300 letters."
-        )
+        found = f"{source} holds more than named tensors: {SHORT.repr(other[:3])[1:-1]}"
+        raise CheckpointError(f"{found}. Expected names with tensors, or these under {under}.")
+    check_tensor_names(loaded, source)
 
 
 def unwrap(
@@ -485,7 +485,7 @@ def unwrap(
     source: str,  # what to call it in a message
 ) -> dict[str, torch.Tensor]:  # name → tensor
     "The weights without their wrapping. Raises `CheckpointError` when what is left are not tensors."
-    state = innermost(loaded)
+    state = inner_weights(loaded)
     check_named_tensors(state, source)
     try:
         check_tensors(state, source)

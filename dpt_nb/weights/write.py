@@ -125,6 +125,17 @@ def blueprint(config: DPTConfig) -> Blueprint:
     return build_blueprint(json.dumps(asdict(config)))
 
 # %% ../../nbs/weights/write.ipynb #083956ab
+def idle_batch_norm(name: str, width: int) -> dict:  # their name → tensor
+    "A batch norm that changes nothing."
+    return {
+        f"{name}.weight": torch.ones(width),
+        f"{name}.running_var": torch.ones(width),
+        f"{name}.bias": torch.zeros(width),
+        f"{name}.running_mean": torch.zeros(width),
+        f"{name}.num_batches_tracked": torch.tensor(0),
+    }
+
+
 def idle_unit(
     plan: Blueprint,
     convolution: str,  # their name of its convolutions, with {place}
@@ -133,14 +144,12 @@ def idle_unit(
     "A residual conv unit that adds nothing."
     features, filled = plan.config.features, {}
     for place in (1, 2):
-        conv, bn = convolution.format(place=place), norm.format(place=place)
-        filled[f"{conv}.weight"] = torch.zeros(features, features, 3, 3)
+        name = convolution.format(place=place)
+        filled[f"{name}.weight"] = torch.zeros(features, features, 3, 3)
         if plan.biased:
-            filled[f"{conv}.bias"] = torch.zeros(features)
+            filled[f"{name}.bias"] = torch.zeros(features)
         if plan.config.batch_norm:
-            filled |= {f"{bn}.{part}": torch.ones(features) for part in ("weight", "running_var")}
-            filled |= {f"{bn}.{part}": torch.zeros(features) for part in ("bias", "running_mean")}
-            filled[f"{bn}.num_batches_tracked"] = torch.tensor(0)
+            filled |= idle_batch_norm(norm.format(place=place), features)
     return filled
 
 
@@ -197,19 +206,23 @@ def auxiliary_names(plan: Blueprint) -> dict:  # their name → tensor without v
     return remap_for_export(renamed, isl_org_rules(plan.head)).state
 
 
+def isl_org_auxiliary(plan: Blueprint) -> dict:  # their name → tensor
+    "Zeros for the auxiliary head that isl-org's segmentation has, where a model has none."
+    if not plan.labels or plan.model.auxiliary is not None:
+        return {}
+    return {key: torch.zeros(each.shape, dtype=each.dtype) for key, each in auxiliary_names(plan).items()}
+
+
 def isl_org_fillings(plan: Blueprint) -> dict:  # their name → tensor
     "What isl-org's classes hold and no prediction needs."
-    prefix = "pretrained.model."
+    prefix, unit = "pretrained.model.", "scratch.refinenet4.resConfUnit1"
     width = plan.config.channels[-1] if plan.windowed else plan.vit.embed_dim
-    unit = "scratch.refinenet4.resConfUnit1"
     filled = idle_norm(f"{prefix}{'fc_norm' if plan.family == 'beit' else 'norm'}", width)
     filled |= zero_classifier(f"{prefix}head", width)
     filled |= idle_unit(plan, f"{unit}.conv{{place}}", f"{unit}.bn{{place}}")
     if getattr(plan.vit, "dist_token", None) is not None:
         filled |= zero_classifier(f"{prefix}head_dist", width)
-    if plan.labels and plan.model.auxiliary is None:
-        filled |= {key: torch.zeros(each.shape, dtype=each.dtype) for key, each in auxiliary_names(plan).items()}
-    return filled | computed_tables(plan, prefix)
+    return filled | isl_org_auxiliary(plan) | computed_tables(plan, prefix)
 
 
 def depth_anything_fillings(plan: Blueprint) -> dict:  # their name → tensor
@@ -1052,6 +1065,13 @@ def carried_over(opened: LoadedCheckpoint) -> dict:  # their name → tensor
     return {key: tensor for key, tensor in opened.unused.items() if not key.startswith("head")}
 
 
+def missing_norm(theirs: dict) -> dict:  # their name → tensor
+    "The final norm that timm expects of a ViT, where a file has none."
+    if "norm.weight" in theirs or "cls_token" not in theirs:
+        return {}
+    return idle_norm("norm", theirs["cls_token"].shape[-1])
+
+
 def convert_backbone(opened: LoadedCheckpoint, destination: Path, to: str) -> Conversion:
     "A ViT alone, as timm or mmsegmentation name it."
     check_backbone(opened, to)
@@ -1059,19 +1079,11 @@ def convert_backbone(opened: LoadedCheckpoint, destination: Path, to: str) -> Co
     state = {key: tensor for key, tensor in opened.state.items() if key.startswith("backbone.")}
     state |= remap_state_dict(kept, opened.rules).state
     theirs = remap_for_export(state, BACKBONE_RULES[to]).state
-    filled = {}
-    if to == "timm" and "norm.weight" not in theirs and "cls_token" in theirs:
-        filled = idle_norm("norm", theirs["cls_token"].shape[-1])
+    filled = missing_norm(theirs) if to == "timm" else {}
     write_tensors(theirs | filled, destination)
-    return Conversion(
-        opened.format_name,
-        to,
-        "backbone",
-        destination,
-        tensors=len(theirs | filled),
-        dropped=[key for key in opened.dropped if key not in kept],
-        filled=list(filled),
-    )
+    dropped = [key for key in opened.dropped if key not in kept]
+    count = len(theirs | filled)
+    return Conversion(opened.format_name, to, "backbone", destination, count, dropped, list(filled))
 
 # %% ../../nbs/weights/write.ipynb #5f61c89c
 def check_model(opened: LoadedCheckpoint, to: str) -> None:
@@ -1091,6 +1103,16 @@ def with_meta(state: dict, config: DPTConfig) -> dict:
     return dict(meta=dict(CLASSES=tuple(config.class_names)) if config.class_names else {}, state_dict=state)
 
 
+def write_foreign(everything: dict, config: DPTConfig, destination: Path, to: str) -> None:  # their name → tensor
+    "A model under another project's names, as that project keeps it."
+    if to == "transformers":
+        write_transformers(config, everything, destination)
+    elif to == "mmseg" and destination.suffix != ".safetensors":
+        write_tensors(with_meta(everything, config), destination)
+    else:
+        write_tensors(everything, destination)
+
+
 def convert_model(opened: LoadedCheckpoint, destination: Path, to: str) -> Conversion:
     "A whole model."
     check_model(opened, to)
@@ -1100,18 +1122,13 @@ def convert_model(opened: LoadedCheckpoint, destination: Path, to: str) -> Conve
         write_own(config, state, destination)
         return report
     theirs, filled = export_state_dict(to, config, state)
-    everything = theirs | filled
-    if to == "transformers":
-        write_transformers(config, everything, destination)
-    else:
-        wrapped = to == "mmseg" and destination.suffix != ".safetensors"
-        write_tensors(with_meta(everything, config) if wrapped else everything, destination)
-    report.tensors, report.filled = len(everything), list(filled)
+    write_foreign(theirs | filled, config, destination, to)
+    report.tensors, report.filled = len(theirs | filled), list(filled)
     report.lost_settings = lost_settings(to, config)
     return report
 
 # %% ../../nbs/weights/write.ipynb #e2eef5c5
-def check_request(to: str, what: str | None) -> None:
+def check_conversion(to: str, what: str | None) -> None:
     "Raises `CheckpointError` for a format or a part that cannot be written."
     if to not in WRITTEN_FORMATS or what not in (None, "model", "backbone"):
         raise CheckpointError(
@@ -1134,7 +1151,7 @@ def convert(
 ) -> Conversion:
     """Say a checkpoint in another format. Raises `CheckpointError` before anything is written, and for a disk that has
     no room."""
-    check_request(to, what)
+    check_conversion(to, what)
     folder = to in ("dpt_nb", "transformers") and what != "backbone"
     destination = check_destination(destination, to, folder, force)
     with warnings.catch_warnings():

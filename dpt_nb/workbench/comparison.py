@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEEDINGS', 'LONGEST', 'NAMED_BELOW', 'IMAGE_KINDS', 'open_network', 'predict_fed', 'distance_head', 'inverted',
-           'to_common_unit', 'relative_difference', 'edge_fraction', 'uploaded_image', 'limit_size',
-           'comparison_controls', 'Comparison', 'Subject']
+           'to_common_unit', 'relative_difference', 'near_edges', 'edge_fraction', 'uploaded_image', 'limit_size',
+           'comparison_controls', 'Comparison', 'Subject', 'named_image', 'sent_image', 'error_words']
 
 # %% ../../nbs/workbench/comparison.ipynb #34fb5ce6
 import math
@@ -31,7 +31,7 @@ from ..objective.metrics import depth_errors
 from ..weights.load import load_checkpoint
 from .loss_lab import FARTHEST, NEAREST
 from .pages import Explorer, Panels, rendered_scene, shipped_model
-from .scene_maker import predict_maps, to_metres
+from .scene_maker import predict_maps, predicted_metres
 
 # %% ../../nbs/workbench/comparison.ipynb #281284f9
 def open_network(
@@ -128,18 +128,25 @@ def relative_difference(
     return (one - other) / (high - low).clamp(min=1e-12)
 
 
+def near_edges(
+    depth: torch.Tensor,  # `(1, 1, H, W)` depth or inverse depth, above 0 where it counts
+    step: float,  # ratio of two neighbors above which there is an edge
+) -> torch.Tensor:  # `(1, 1, H, W)` bool
+    "The pixels within two of an edge."
+    logarithm = depth.clamp(min=1e-6).log()
+    edge = torch.zeros_like(depth)
+    edge[..., :, 1:] += (logarithm.diff(dim=-1).abs() > math.log(step)).float()
+    edge[..., 1:, :] += (logarithm.diff(dim=-2).abs() > math.log(step)).float()
+    return torch.nn.functional.max_pool2d(edge, 5, 1, 2) > 0
+
+
 def edge_fraction(
     one: torch.Tensor,  # `(1, 1, H, W)` depth or inverse depth, above 0 where it counts
     difference: torch.Tensor,  # `(1, 1, H, W)`
     step: float = 1.1,  # ratio of two neighbors above which there is an edge
 ) -> tuple[float, float]:  # fraction of the difference within two pixels of an edge, and fraction of the image
     "How much of a difference is about edges."
-    logarithm = one.clamp(min=1e-6).log()
-    edge = torch.zeros_like(one)
-    edge[..., :, 1:] += (logarithm.diff(dim=-1).abs() > math.log(step)).float()
-    edge[..., 1:, :] += (logarithm.diff(dim=-2).abs() > math.log(step)).float()
-    near = torch.nn.functional.max_pool2d(edge, 5, 1, 2) > 0
-    size = difference.abs()
+    near, size = near_edges(one, step), difference.abs()
     return (size[near].sum() / size.sum().clamp(min=1e-12)).item(), near.float().mean().item()
 
 # %% ../../nbs/workbench/comparison.ipynb #a8504bf3
@@ -265,6 +272,25 @@ class Subject(NamedTuple):
     words: str  # for the sentence
 
 
+def named_image(
+    file: str,  # a path, as typed
+) -> tuple[torch.Tensor, tuple]:  # `(3, H, W)` in [0, 1], and what tells it from others
+    "Raises `ValueError` when no file is named."
+    if not file.strip():
+        raise ValueError("No file is named: write the path of an image, or choose a rendered room.")
+    path = Path(file.strip()).expanduser()
+    return read_image(path), (str(path), path.stat().st_mtime_ns)
+
+
+def sent_image(
+    upload: tuple,  # of ipywidgets' FileUpload
+) -> tuple[torch.Tensor, tuple]:  # likewise
+    "Raises `ValueError` when nothing has been uploaded."
+    if not upload:
+        raise ValueError("No image has been uploaded: press the button, or choose a rendered room.")
+    return uploaded_image(upload[0]), (upload[0]["name"], hash(bytes(upload[0]["content"])))
+
+
 @patch
 def subject(
     self: Comparison,
@@ -278,15 +304,7 @@ def subject(
         kind = "rooms" if source == IMAGE_KINDS[0] else "streets"
         scene = rendered_scene(kind, SPLITS["held_out"] + number)
         return Subject((source, number), scene["image"], scene["depth"][None], "")
-    if source == IMAGE_KINDS[2]:
-        if not file.strip():
-            raise ValueError("No file is named: write the path of an image, or choose a rendered room.")
-        path = Path(file.strip()).expanduser()
-        image, key = read_image(path), (str(path), path.stat().st_mtime_ns)
-    else:
-        if not upload:
-            raise ValueError("No image has been uploaded: press the button, or choose a rendered room.")
-        image, key = uploaded_image(upload[0]), (upload[0]["name"], hash(bytes(upload[0]["content"])))
+    image, key = named_image(file) if source == IMAGE_KINDS[2] else sent_image(upload)
     image, words = limit_size(image)
     return Subject(key, image, None, words + " Ground truth is not known for this image, so there are no errors.")
 
@@ -360,6 +378,14 @@ def show(
     self.panels.fill(3, self.difference[0], "RdBu", (-0.3, 0.3))
 
 # %% ../../nbs/workbench/comparison.ipynb #a94813d3
+def error_words(
+    errors: dict,  # metric → value; `fitted`: words on how the prediction became metres, or none
+) -> str:
+    "Two errors, and what was fitted."
+    note = f"; {errors['fitted'].strip(' ()')}" if errors["fitted"] else ""
+    return f"{errors['abs_rel']:.3f} (δ1 {errors['delta1']:.2f}{note})"
+
+
 @patch
 def evaluate(
     self: Comparison,
@@ -367,19 +393,17 @@ def evaluate(
     truth: torch.Tensor | None,  # `(1, 1, H, W)` metres, 0 = not measured
 ) -> str:  # words for the sentence
     "The errors of both, each fitted to ground truth by itself where it is relative."
-    self.errors, found = [], []
+    self.errors = []
     if truth is None:
         self.panels.clear(4, "no ground truth")
         self.panels.clear(5, "no ground truth")
         return ""
     for panel, name, maps in zip((4, 5), ("first", "second"), both):
-        depth, fitted = to_metres(maps, truth)
-        errors = {metric: value.item() for metric, value in depth_errors(depth, truth).items()}
+        depth, fitted = predicted_metres(maps, truth)
         relative = (depth - truth) / torch.where(truth > 0, truth, math.nan)
         self.panels.fill(panel, relative[0], "RdBu", (-0.5, 0.5), f"error of the {name}")
+        errors = {metric: value.item() for metric, value in depth_errors(depth, truth).items()}
         self.errors.append(errors | dict(fitted=fitted))
-        note = f"; {fitted.strip(' ()')}" if fitted else ""
-        found.append(f"{errors['abs_rel']:.3f} (δ1 {errors['delta1']:.2f}{note})")
     one, other = (errors["abs_rel"] for errors in self.errors)
     better = f"The {'first' if one < other else 'second'} is better here." if one != other else "They are equally good."
-    return f" AbsRel {' and '.join(found)}. {better}"
+    return f" AbsRel {' and '.join(map(error_words, self.errors))}. {better}"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEPTH_LOSSES', 'ERROR_NAMES', 'NEAREST', 'FARTHEST', 'evaluate_losses', 'disturb', 'scale_and_shift', 'BarPanels',
-           'loss_pull', 'loss_controls', 'LossLab']
+           'loss_pull', 'loss_controls', 'LossLab', 'clamp_sentence']
 
 # %% ../../nbs/workbench/loss_lab.ipynb #2ef4513d
 import math
@@ -26,7 +26,7 @@ from dpt_nb.objective.losses import (
 )
 from ..objective.metrics import DEPTH_METRICS, depth_errors
 from .pages import Explorer, Panels, rendered_scene, shipped_model
-from .scene_maker import plain_slider, predict_maps, to_metres
+from .scene_maker import plain_slider, predict_maps, predicted_metres
 
 # %% ../../nbs/workbench/loss_lab.ipynb #71451fb9
 DEPTH_LOSSES = {  # name → what it takes, and the loss
@@ -209,13 +209,33 @@ def starting_point(
         scene = rendered_scene("rooms", SPLITS["held_out"] + number)
         depth = truth = scene["depth"][None]
         if start != "ground truth":
-            depth = to_metres(predict_maps(self.model, scene["image"]), truth)[0].clamp(NEAREST, FARTHEST)
+            depth = predicted_metres(predict_maps(self.model, scene["image"]), truth)[0].clamp(NEAREST, FARTHEST)
         guess = torch.full_like(truth, truth.median().item())
         values, yardstick = (evaluate_losses(scale_and_shift(each)[0], truth) for each in (depth, guess))
         self.seen[number, start] = dict(truth=truth, depth=depth, values=values, yardstick=yardstick)
     return self.seen[number, start]
 
 # %% ../../nbs/workbench/loss_lab.ipynb #f9aef3a1
+def clamp_sentence(
+    clamped: float,  # fraction of the pixels that were clamped
+) -> list[str]:  # empty where none was
+    "What happened to depths that cannot be."
+    if not clamped:
+        return []
+    moved = f"were moved to {NEAREST} or {FARTHEST:.0f} m"
+    return [f"{100 * clamped:.0f} % of the pixels left what depth can be and {moved}."]
+
+
+@patch
+def unmoved(
+    self: LossLab,
+    begin: dict,  # as `starting_point` gives
+) -> list[str]:  # names
+    "The losses that the change left where they were, as measured by the constant guess."
+    before, yardstick = begin["values"], begin["yardstick"]
+    return [name for name in DEPTH_LOSSES if abs(self.values[name] - before[name]) < 0.005 * yardstick[name]]
+
+
 @patch
 def draw(
     self: LossLab,
@@ -231,19 +251,13 @@ def draw(
 ) -> str:
     "Change the prediction, evaluate it by everything, and differentiate."
     begin = self.starting_point(number, start)
-    before, yardstick = begin["values"], begin["yardstick"]
     maps, clamped = scale_and_shift(disturb(begin["depth"], blur, noise, outliers), scale, shift, quantity)
     self.values = evaluate_losses(maps, begin["truth"])
     self.pull = loss_pull(loss, maps, begin["truth"])
     self.show(begin, maps)
-    same = [name for name in DEPTH_LOSSES if abs(self.values[name] - before[name]) < 0.005 * yardstick[name]]
     off = disturb(begin["depth"], outliers=outliers) != begin["depth"]
-    sentences = [f"{loss} is {self.values[loss]:.3f}, and was {before[loss]:.3f} before the change."]
-    sentences += [self.noticed(same), self.pulled(off)]
-    if clamped:
-        moved = f"were moved to {NEAREST} or {FARTHEST:.0f} m"
-        sentences.append(f"{100 * clamped:.0f} % of the pixels left what depth can be and {moved}.")
-    return " ".join(sentences)
+    was = f"{loss} is {self.values[loss]:.3f}, and was {begin['values'][loss]:.3f} before the change."
+    return " ".join([was, self.noticed(self.unmoved(begin)), self.pulled(off), *clamp_sentence(clamped)])
 
 # %% ../../nbs/workbench/loss_lab.ipynb #d2c6f47c
 @patch

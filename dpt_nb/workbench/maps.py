@@ -205,6 +205,31 @@ def predict_with(
 
 # %% ../../nbs/workbench/maps.ipynb #d350fa9a
 @patch
+def clear_readout(
+    self: ReadoutExplorer,
+    panel: int,  # of the tap; the prediction is three further
+    name: str,  # of a readout that the network does not have
+) -> None:
+    "Empty panels that say why."
+    why = f"{name}: {'no class token' if name == 'add' else 'not learned'}"
+    self.panels.clear(panel, why)
+    self.panels.clear(panel + 3, why)
+
+
+@patch
+def draw_readout(
+    self: ReadoutExplorer,
+    panel: int,  # of the tap; the prediction is three further
+    titles: tuple[str, str],  # of both
+    colors: torch.Tensor,  # of the tap, `(3, rows, columns)`
+    prediction: torch.Tensor,  # `(3, H, W)`, as an image
+) -> None:
+    "A tap as one readout gives it, and below it what is predicted with it."
+    self.panels.fill(panel, colors, title=titles[0])
+    self.panels.fill(panel + 3, prediction, title=titles[1])
+
+
+@patch
 def draw(
     self: ReadoutExplorer,
     kind: str,
@@ -221,15 +246,12 @@ def draw(
     sentences = []
     for panel, name in enumerate(READOUTS):
         if name not in read:
-            why = f"{name}: {'no class token' if name == 'add' else 'not learned'}"
-            self.panels.clear(panel, why)
-            self.panels.clear(panel + 3, why)
+            self.clear_readout(panel, name)
             continue
         colors = map_colors(read[name][0], together if name != "project" else None)
         prediction = self.predict_with(features, read[name], level, head)
-        title = f"prediction with {name}" + (" (its own)" if name == learned else "")
-        self.panels.fill(panel, colors, title=f"tap {level}, {name}")
-        self.panels.fill(panel + 3, prediction_image(prediction, own, head), title=title)
+        titles = f"tap {level}, {name}", f"prediction with {name}" + (" (its own)" if name == learned else "")
+        self.draw_readout(panel, titles, colors, prediction_image(prediction, own, head))
         if name != learned:
             sentences.append(f"with {name} {change_sentence(prediction, own, head)}")
     if not sentences:
