@@ -13,14 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dpt_nb.network.named import (
-    DEPTHER_HEAD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    SATELLITE_MEAN,
-    SATELLITE_STD,
-    TEST_PIPELINES,
-)
+from ..network.named import DEPTHER_HEAD, IMAGENET_MEAN, IMAGENET_STD, SATELLITE_MEAN, SATELLITE_STD, TEST_PIPELINES
 from .read import CheckpointError, read_file, unwrap
 
 # %% ../../nbs/weights/dinov3.ipynb #128b2f33
@@ -126,7 +119,7 @@ def plain_tensors(
             plain = {key: tensor for key, tensor in plain.items() if not key.startswith(f"{norm}.")}
     return plain
 
-# %% ../../nbs/weights/dinov3.ipynb #099950d8
+# %% ../../nbs/weights/dinov3.ipynb #6f03675a
 TRUNK_FILES = "dinov3_vit*_pretrain_*"  # what Meta calls a backbone's file
 
 
@@ -152,7 +145,7 @@ def with_trunk_beside(
         f"decoder.{key}": tensor for key, tensor in state.items()
     }
 
-# %% ../../nbs/weights/dinov3.ipynb #6b0d549b
+# %% ../../nbs/weights/dinov3.ipynb #3d9c1724
 def depther_taps(depth: int, photographs: bool) -> list[int]:  # depth: blocks of its trunk
     "Where it is tapped: the quarters' last blocks, but for a ViT-L of the depther for photographs."
     return [4, 11, 17, 23] if depth == 24 and photographs else [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
@@ -171,6 +164,7 @@ def depther_fields(
     return dict(
         heads={"depth": head | dict(bins=scores, hidden=hidden)},
         taps=depther_taps(depth, photographs),
+        image_size=[1024, 1024] if photographs else [416, 416],
         norm_intermediates=True,
         mean=mean,
         std=std,
