@@ -13,7 +13,14 @@ from pathlib import Path
 
 import torch
 
-from ..network.named import DEPTHER_HEAD, IMAGENET_MEAN, IMAGENET_STD, SATELLITE_MEAN, SATELLITE_STD, TEST_PIPELINES
+from dpt_nb.network.named import (
+    DEPTHER_HEAD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SATELLITE_MEAN,
+    SATELLITE_STD,
+    TEST_PIPELINES,
+)
 from .read import CheckpointError, read_file, unwrap
 
 # %% ../../nbs/weights/dinov3.ipynb #128b2f33
