@@ -42,11 +42,11 @@ CASES = {  # name → heads, losses
         {"depth": TINY_DEPTH, "confidence": {}},
         {"depth": DEPTH_LOSS, "confidence": dict(alpha=0.2, relative=True)},
     ),
-    "linear bins": ({"depth": TINY_BINS | dict(spacing="linear"), "entropy": {}}, {"depth": DEPTH_LOSS}),
     "Laplace": (
         {"depth": TINY_DEPTH, "confidence": dict(output="exp")},
         {"depth": DEPTH_LOSS, "confidence": dict(alpha=1.0, relative=True, teaches_depth=False)},
     ),
+    "linear bins": ({"depth": TINY_BINS | dict(spacing="linear"), "entropy": {}}, {"depth": DEPTH_LOSS}),
     "confidence alone": (
         {"depth": TINY_DEPTH, "confidence": {}},
         {"confidence": dict(alpha=0.2, relative=True)},

@@ -212,12 +212,21 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         image: torch.Tensor,  # `(B, 3, H, W)` float, RGB in [0, 1]; H and W multiples of the patch
         unpadded: tuple[int, int] | None = None,  # size before padding: labels come so, depth as the decoder gives it
     ) -> dict[str, torch.Tensor]:  # one entry a head at the image's size; in training also `label_auxiliary`
-        fused, size = self.forward_features(image)["fused"], tuple(image.shape[-2:])
-        inner = {}
-        predictions = {name: self.forward_head(name, fused, size, unpadded, inner) for name in self.heads}
+        fused = self.forward_features(image)["fused"]
+        predictions = self.predictions(fused, tuple(image.shape[-2:]), unpadded)
         if self.training and self.auxiliary is not None:
             predictions["label_auxiliary"] = self.auxiliary(fused)
         return predictions
+
+    def predictions(
+        self,
+        fused: list[torch.Tensor],  # the decoder's maps
+        size: tuple[int, int],  # height and width of the image
+        unpadded: tuple[int, int] | None = None,  # as of `forward`
+    ) -> dict[str, torch.Tensor]:  # one entry a head
+        "What all heads make of the decoder's maps."
+        inner = {}
+        return {name: self.forward_head(name, fused, size, unpadded, inner) for name in self.heads}
 
     def forward_head(
         self,
