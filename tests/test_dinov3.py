@@ -348,6 +348,7 @@ def test_three_steps_of_training_move_every_weight(kind, opened, tmp_path):
         [
             *SHORT,
             f"model.weights={opened[kind]}",
+            "model.changes={}",  # its own head
             "loop.steps=3",
             "loop.checkpointing=true",
             "data.batch_size=2",
@@ -355,9 +356,11 @@ def test_three_steps_of_training_move_every_weight(kind, opened, tmp_path):
             *(f"data.{split}.size=[112,112]" for split in ("train", "held_out")),
         ],
     )
-    before = load_checkpoint(opened[kind]).state_dict()
+    start = load_checkpoint(opened[kind])
     train(recipe, tmp_path / "run", tmp_path / "data", cpu=True, workers=0, progress=False)
-    after = load_checkpoint(tmp_path / "run" / "model").state_dict()
+    trained = load_checkpoint(tmp_path / "run" / "model")
+    assert trained.config.heads == start.config.heads
+    before, after = start.state_dict(), trained.state_dict()
     still = [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
     assert not still, still
 
