@@ -150,7 +150,8 @@ def test_conversions(things, on_disk, tmp_path, to):
     assert codes[0] == 1
 
 
-@pytest.mark.parametrize("name", [pytest.param("file.onnx", marks=pytest.mark.slow), "file.pt2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["file.onnx", "file.pt2"])
 @pytest.mark.parametrize(
     "shares", [pytest.param([0.6], id="some"), pytest.param([0.05, 0.6], id="all", marks=pytest.mark.slow)]
 )

@@ -7,6 +7,7 @@ import uuid
 from urllib.request import Request, urlopen
 
 import psutil
+import pytest
 from conftest import SHORT, alive, wait_until
 from tornado.websocket import websocket_connect
 
@@ -71,6 +72,7 @@ def kernel_process(folder):
     return wait_until(found)[0]
 
 
+@pytest.mark.slow
 def test_the_stop_button_ends_every_process_and_the_kernel_goes_on(server):
     folder, kernel = server[0], ask(server, "POST", "kernels", {"name": "python3"})["id"]
     started, pressed = kernel_process(folder), []

@@ -5,6 +5,7 @@ import math
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
@@ -88,6 +89,7 @@ def _process(rank, meeting, folder):
         distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_with_unequal_shares_agree():
     whole = _judge(range(5))
     for name, result in whole.items():

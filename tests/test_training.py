@@ -565,6 +565,7 @@ def test_a_run_that_was_begun_before_it_noted_its_samples_goes_on(straight, tmp_
     assert json.loads((out / "config.json").read_text())["data"]["train"]["samples"] == 12
 
 
+@pytest.mark.slow
 def test_images_without_truth_are_counted_over_all_sittings(tmp_path):
     make_folder(tmp_path / "own", count=30)
     blank = [entry.depth for entry in open_dataset("folder", tmp_path / "own", "train").entries[::3]]
@@ -588,6 +589,7 @@ def test_images_without_truth_are_counted_over_all_sittings(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_tensorboard_has_every_step_once_after_a_run_went_on(straight, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -611,6 +613,7 @@ def test_tensorboard_has_every_step_once_after_a_run_went_on(straight, tmp_path)
     assert len(list((out / "tensorboard").glob("events.*"))) == 2
 
 
+@pytest.mark.slow
 def test_validation_of_a_mixture_sees_all_of_its_sets(tmp_path):
     sets = {"rooms": dict(count=20, joint=True), "streets": dict(count=20, joint=True)}
     recipe = change_recipe(
