@@ -2,7 +2,7 @@
 (nbs/stories/bins_and_confidence.ipynb).
 
     python benchmarks/bins_and_confidence.py                 # what is there of each grid; trains nothing
-    python benchmarks/bins_and_confidence.py --grid small    # on a CPU: 18 runs of half a minute
+    python benchmarks/bins_and_confidence.py --grid small    # on a CPU: 15 runs of half a minute
 
 All cases have the same trunk, rooms, order, augmentation, steps, schedule, loss of depth and seeds; what differs is the
 head. A run that is finished is not repeated, and one that was interrupted goes on; the figures of all are in
@@ -42,15 +42,11 @@ CASES = {  # name → heads, losses
         {"depth": TINY_DEPTH, "confidence": {}},
         {"depth": DEPTH_LOSS, "confidence": dict(alpha=0.2, relative=True)},
     ),
-    "linear bins": ({"depth": TINY_BINS | dict(spacing="linear"), "entropy": {}}, {"depth": DEPTH_LOSS}),
     "Laplace": (
         {"depth": TINY_DEPTH, "confidence": dict(output="exp")},
         {"depth": DEPTH_LOSS, "confidence": dict(alpha=1.0, relative=True, teaches_depth=False)},
     ),
-    "confidence alone": (
-        {"depth": TINY_DEPTH, "confidence": {}},
-        {"confidence": dict(alpha=0.2, relative=True)},
-    ),
+    "linear bins": ({"depth": TINY_BINS | dict(spacing="linear"), "entropy": {}}, {"depth": DEPTH_LOSS}),
 }
 
 
@@ -181,20 +177,14 @@ def finish(name: str, progress: bool = True) -> dict:  # of `collect`
     return results
 
 
-COLUMNS = dict(abs_rel="AbsRel", silog="SILog", delta1="δ < 1.25", ause="AUSE", train_seconds="seconds")
+COLUMNS = dict(abs_rel="AbsRel", silog="SILog", delta1="δ < 1.25", ause="AUSE", random_ause="of a random order")
 
 
 def values(results: dict, case: str, key: str) -> list[float]:  # one a seed; empty where there are none
     "A figure of a case's runs; the area is that of the head which the case has."
     rows = [row for row in results["runs"] if row["case"] == case]
-    names = [key] if key != "ause" else ["confidence_ause", "entropy_ause"]
+    names = [f"{head}_{key}" for head in ("confidence", "entropy")] if key.endswith("ause") else [key]
     return [row[name] for row in rows for name in names if name in row]
-
-
-def random_area(results: dict) -> float:
-    "The mean area of a random order, over the runs that have one."
-    names = ("confidence_random_ause", "entropy_random_ause")
-    return mean(row[name] for row in results["runs"] for name in names if name in row)
 
 
 def summary(results: dict) -> str:  # text
@@ -207,11 +197,11 @@ def summary(results: dict) -> str:  # text
         cells = []
         for key in COLUMNS:
             some = values(results, case, key)
-            digits = 0 if key == "train_seconds" else 2 if key == "silog" else 4
+            digits = 2 if key == "silog" else 4
             spread = f" ± {stdev(some):.{digits}f}" if len(some) > 1 else ""
             cells.append(f"{mean(some):.{digits}f}{spread}" if some else "–")
         lines.append(f"{case:18}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join([*lines, f"AUSE of a random order: {random_area(results):.4f}"])
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -225,7 +225,8 @@ def check_export(
     batches = batches if facts["batch"] == "any" else (facts["batch"],)
     model = model.eval()
     for size, batch in product(sizes or sizes_to_check(facts), batches):
-        image = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size) + batch))
+        channels = model.mean.shape[1]
+        image = torch.rand(batch, channels, *size, generator=torch.Generator().manual_seed(sum(size) + batch))
         found = run(image)
         for head, wanted in model(image.to(model.mean)).items():
             difference = share_of_range(found[head], wanted)

@@ -73,7 +73,7 @@ def trace(
     if sizes == "any":
         symbols[2] = patch * Dim("rows", min=LEAST_PATCHES, max=MOST_PATCHES)
         symbols[3] = patch * Dim("columns", min=LEAST_PATCHES, max=MOST_PATCHES)
-    image = torch.rand(batch or 2, 3, height, width, device=network.mean.device)
+    image = torch.rand(batch or 2, network.mean.shape[1], height, width, device=network.mean.device)
     with torch.no_grad(), quiet_exporters():
         return torch.export.export(network, (image,), dynamic_shapes={"image": symbols}, strict=False)
 
@@ -157,14 +157,16 @@ def describe_export(
     "What to feed and what comes out."
     config, patch = model.config, model.backbone.patch
     policy = resize_policy(config, patch)
-    values = "RGB in [0, 1] as stored in the file; mean and std are inside"
+    channels = len(config.mean)
+    what = "RGB" if channels == 3 else f"{channels} channels"
+    values = f"{what} in [0, 1] as stored in the file; mean and std are inside"
     sizing = dict(native=list(policy.size), multiple=policy.multiple, method=policy.method, resizing=config.resizing)
     return dict(
         made_by=f"dpt_nb {__version__}",
         backbone=config.backbone,
         form=form,
         torch=torch.__version__.split("+")[0],
-        input=dict(name="image", shape="B,3,H,W", type="float32", values=values),
+        input=dict(name="image", shape=f"B,{channels},H,W", type="float32", values=values),
         multiple=patch,
         smallest=LEAST_PATCHES * patch if sizes == "any" else min(sizes),
         sizes=sizes if sizes == "any" else list(sizes),
