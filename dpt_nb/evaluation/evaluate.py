@@ -39,6 +39,7 @@ from ..images.colors import depth_panel
 from ..images.files import atomic_write
 from ..inference.prediction import PredictionError
 from ..inference.predictor import Predictor
+from ..inference.prompted import prompted_by_truth
 from ..network.heads import HEADS
 from ..objective.metrics import DEPTH_METRICS
 from ..objective.normals import THRESHOLDS
@@ -166,6 +167,7 @@ def predicted(
     batch: list[dict],  # B samples as `to_evaluated` gives them
 ) -> dict[str, torch.Tensor]:  # head → `(B, C, H, W)`; labels also as numbers of classes, `(B, H, W)`
     "What a predictor gives for a batch."
+    predictor = prompted_by_truth(predictor, batch)
     if hasattr(predictor, "predict_samples"):
         return predictor.predict_samples(batch)
     try:
@@ -480,7 +482,7 @@ def panel(
 ) -> plt.Figure:
     "Image, ground truth, prediction and error, a row for each scene."
     samples = [dataset[index] for index in indices]
-    predictions = [predictor.predict(sample["image"][None])[head][0].cpu() for sample in samples]
+    predictions = [predicted(predictor, [sample | dict(path="")])[head][0].cpu() for sample in samples]
     truths = [sample[target_name(head)] for sample in samples]
     return depth_panel([sample["image"] for sample in samples], truths, predictions, low=low, high=high)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIMULATED', 'PromptError', 'prompt_range', 'prompt_shares', 'PromptLayer', 'PromptedFusion', 'PromptedDecoder',
-           'fill_holes', 'known_prompt', 'simulated_prompt']
+           'fill_holes', 'known_prompt', 'PromptWanted', 'simulated_prompt']
 
 # %% ../../nbs/network/prompt.ipynb #f358c86a
 import torch
@@ -20,7 +20,7 @@ class PromptError(ValueError):
 
 def prompt_range(
     prompt: torch.Tensor,  # `(B, 1, h, w)` metres, known everywhere
-) -> tuple[torch.Tensor, torch.Tensor]:  # `(B, 1, 1, 1)` each: the nearest, and how much farther the farthest is, metres
+) -> tuple[torch.Tensor, torch.Tensor]:  # `(B, 1, 1, 1)` metres each: the nearest, and from there to the farthest
     "What a prompt says of the scale."
     low = prompt.amin((1, 2, 3), keepdim=True)
     return low, prompt.amax((1, 2, 3), keepdim=True) - low
@@ -132,6 +132,23 @@ def known_prompt(
         raise PromptError(f"A prompt is (B, 1, h, w) metres, and {tuple(prompt.shape)} was given.")
     prompt = prompt.float()
     return fill_holes(prompt, prompt.isfinite() & (prompt > 0))
+
+# %% ../../nbs/network/prompt.ipynb #07b68a28
+class PromptWanted:
+    "A network that takes prompts, for whoever has none to give."
+
+    def __init__(
+        self,
+        network: nn.Module,
+    ):
+        self.network = network
+
+    def __call__(self, *_) -> None:
+        "Raises `PromptError`."
+        raise PromptError(
+            "This network completes a coarse depth that comes with the image: give one, as Predictor(model)(image, "
+            "prompt=…) or dpt_predict --prompt FILE."
+        )
 
 # %% ../../nbs/network/prompt.ipynb #16e92f76
 SIMULATED = (24, 32)  # rows and columns

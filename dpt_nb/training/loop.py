@@ -33,7 +33,8 @@ from ..evaluation.head_metrics import target_specs
 from ..images.files import atomic_write
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
-from ..network.heads import HEADS, taught_by
+from ..network.heads import HEADS
+from ..network.prompt import simulated_prompt, taught_by
 from ..network.zoo import count_parameters
 from ..registry import IMPORT_HELP, import_modules, named_modules
 from .batch_loss import batch_fractions, batch_loss
@@ -103,6 +104,8 @@ def to_device(
     inputs = {name: batch[name].to(device, non_blocking=True) for name in names}
     if state.recipe.loop.channels_last:
         inputs["image"] = inputs["image"].contiguous(memory_format=torch.channels_last)
+    if state.network.config.prompt:
+        inputs["prompt_depth"] = simulated_prompt(inputs["depth"])
     return inputs
 
 
@@ -114,7 +117,8 @@ def part_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # of `batch_loss`: the loss to go back from, and the one to show
     "Forward, in the recipe's precision."
     with state.accelerator.autocast():
-        predictions = state.model(inputs["image"])
+        prompt = {name: inputs[name] for name in ("prompt_depth",) if name in inputs}
+        predictions = state.model(inputs["image"], **prompt)
     return batch_loss(predictions, inputs, state.losses, step - 1, state.weights, fractions)
 
 
