@@ -33,8 +33,8 @@ from ..evaluation.head_metrics import target_specs
 from ..images.files import atomic_write
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
-from ..network.heads import HEADS
-from ..network.prompt import simulated_prompt, taught_by
+from ..network.heads import HEADS, taught_by
+from ..network.prompt import simulated_prompt
 from ..network.zoo import count_parameters
 from ..registry import IMPORT_HELP, import_modules, named_modules
 from .batch_loss import batch_fractions, batch_loss
