@@ -53,9 +53,7 @@ def stirred(peer):
 
 
 def prompted_peer(kind="metric", **changes):
-    backbone = Dinov2Config(
-        **TINY, out_indices=[1, 2, 3, 4], image_size=70, patch_size=14, reshape_hidden_states=False
-    )
+    backbone = Dinov2Config(**TINY, out_indices=[1, 2, 3, 4], image_size=70, patch_size=14, reshape_hidden_states=False)
     decoder = dict(reassemble_hidden_size=64, fusion_hidden_size=32, neck_hidden_sizes=[16, 32, 64, 96])
     config = PromptDepthAnythingConfig(
         **decoder, backbone_config=backbone, depth_estimation_type=kind, max_depth=None, **changes
@@ -264,13 +262,12 @@ def test_an_exported_file_takes_prompts_of_any_size(form, small, tmp_path):
 
 
 def test_three_steps_of_training_with_prompts_made_of_the_truth(tmp_path):
-    torch.manual_seed(0)
-    create_model("dpt_tiny", heads={"depth": SHARES | dict(hidden=16)}, prompt=True).save_pretrained(tmp_path / "model")
-    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, f"model.weights={tmp_path / 'model'}", "loop.steps=3"])
+    changes = dict(heads={"depth": SHARES | dict(hidden=16)}, prompt=True)
+    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, f"model.changes={json.dumps(changes)}", "loop.steps=3"])
     report = train(recipe, tmp_path / "run", tmp_path / "data", cpu=True, workers=0, progress=False)
     assert report
     trained = load_checkpoint(tmp_path / "run" / "model")
-    assert trained.config.prompt
+    assert trained.config.prompt and trained.config.heads["depth"] == changes["heads"]["depth"]
     assert all(step.prompt.convolution3.weight.abs().max() > 0 for step in trained.decoder.steps)
 
 
@@ -278,4 +275,6 @@ def test_the_published_networks_are_those_of_transformers():
     for size, features, width in [("small", 64, 384), ("large", 256, 1024)]:
         config = named_config(f"prompt_depth_anything_{size}")
         assert (config.features, config.channels[-1], config.prompt) == (features, width, True)
-        assert config.heads == {"depth": SHARES} and config.taps == ([2, 5, 8, 11] if size == "small" else [4, 11, 17, 23])
+        assert config.heads == {"depth": SHARES} and config.taps == (
+            [2, 5, 8, 11] if size == "small" else [4, 11, 17, 23]
+        )

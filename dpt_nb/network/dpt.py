@@ -202,7 +202,8 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         "What the decoder sees of a prompt. Raises `PromptError` for a network without prompts, and for another shape."
         if not self.config.prompt:
             raise PromptError("This network takes no prompt: leave out prompt_depth.")
-        if prompt_depth.ndim != 4 or tuple(prompt_depth.shape[:2]) != (len(image), 1):
+        shape = prompt_depth.shape
+        if len(shape) != 4 or shape[0] != image.shape[0] or shape[1] != 1:
             raise PromptError(
                 f"prompt_depth is {tuple(prompt_depth.shape)}, and ({len(image)}, 1, h, w) metres were expected."
             )
