@@ -126,9 +126,9 @@ def with_prompts(
     "Raises `PromptError` for a place without prompts."
     if prompt is None:
         return predictor
-    from dpt_nb.inference.prompted import FilePrompts
+    from dpt_nb.inference.prompted import with_prompt_files
 
-    return FilePrompts(predictor, prompt)
+    return with_prompt_files(predictor, prompt)
 
 
 @dataclass

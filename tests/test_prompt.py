@@ -1,5 +1,5 @@
-"""Prompt Depth Anything: opened from transformers' folders and from its own names, against transformers' class at random
-weights, used, trained, exported and written back."""
+"""Prompt Depth Anything: opened from transformers' folders and from its own names, against transformers' class at
+random weights, used, trained, exported and written back."""
 
 import json
 import re

@@ -25,6 +25,7 @@ from ..images.files import ImageError
 from ..images.images import find_images, load_pil, open_undecoded, read_image, to_image, transpose_by_exif
 from .memory import free_memory
 from .prediction import Prediction, PredictionError, all_finite, check_finite
+from .prompted import predict_prompted
 from dpt_nb.inference.resizing import (
     PADDED,
     RESIZINGS,
@@ -492,8 +493,6 @@ def __call__(
 ) -> Prediction | Sequence:  # for several a list; for a folder or files `LazyPredictions`, to loop over or to index
     "The maps of one image, or of several. Raises `ImageError` for one that cannot be read."
     if prompt is not None:
-        from dpt_nb.inference.prompted import predict_prompted  # which builds on this room
-
         return predict_prompted(self, image, prompt, name)
     if is_path(image) and Path(image).is_dir():
         image = find_images(image)

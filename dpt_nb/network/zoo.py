@@ -140,7 +140,8 @@ def model_facts(
 def table_row(facts: dict) -> str:  # facts: of `model_facts`
     "One model as a row of a markdown table."
     figures = ", ".join(f"{label} {value}" for label, value in facts["published"].items())
-    place = "comes along" if (SHIPPED / facts["name"]).is_dir() else f"[file]({facts['weights']})"
+    address = facts["weights"] if "://" in str(facts["weights"]) else f"https://huggingface.co/{facts['weights']}"
+    place = "comes along" if (SHIPPED / facts["name"]).is_dir() else f"[file]({address})"
     where = f"{place}<br>{facts['licence']}" if facts["weights"] else "none"
     cells = [
         f"`{facts['name']}`<br>{facts['backbone']}",
