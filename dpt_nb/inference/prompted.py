@@ -161,7 +161,7 @@ class FilePrompts:
         for place, (image, name) in enumerate(zip(images, names)):
             own = {key: values[place : place + 1] for key, values in others.items() if values is not None}
             try:
-                prompted = with_prompt(self.predictor, read_prompt(self.file_for(name)))
+                prompted = with_prompt(self.without, read_prompt(self.file_for(name)))
                 found += prompted.predict_list([image], [name], 1, keep_errors, **own)
             except (PromptError, ImageError) as error:
                 if not keep_errors:
@@ -182,4 +182,4 @@ def with_prompt_files(
     # What a run's fingerprint adds
     told = [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
     by_name = {each.stem: each for each in files}
-    return extended(predictor, FilePrompts, predictor=predictor, place=place, files=by_name, told=told)
+    return extended(predictor, FilePrompts, without=predictor, place=place, files=by_name, told=told)
