@@ -2,7 +2,7 @@
 (nbs/stories/bins_and_confidence.ipynb).
 
     python benchmarks/bins_and_confidence.py                 # what is there of each grid; trains nothing
-    python benchmarks/bins_and_confidence.py --grid small    # on a CPU: 18 runs of half a minute
+    python benchmarks/bins_and_confidence.py --grid small    # on a CPU: 15 runs of half a minute
 
 All cases have the same trunk, rooms, order, augmentation, steps, schedule, loss of depth and seeds; what differs is the
 head. A run that is finished is not repeated, and one that was interrupted goes on; the figures of all are in
@@ -42,15 +42,11 @@ CASES = {  # name → heads, losses
         {"depth": TINY_DEPTH, "confidence": {}},
         {"depth": DEPTH_LOSS, "confidence": dict(alpha=0.2, relative=True)},
     ),
-    "linear bins": ({"depth": TINY_BINS | dict(spacing="linear"), "entropy": {}}, {"depth": DEPTH_LOSS}),
     "Laplace": (
         {"depth": TINY_DEPTH, "confidence": dict(output="exp")},
         {"depth": DEPTH_LOSS, "confidence": dict(alpha=1.0, relative=True, teaches_depth=False)},
     ),
-    "confidence alone": (
-        {"depth": TINY_DEPTH, "confidence": {}},
-        {"confidence": dict(alpha=0.2, relative=True)},
-    ),
+    "linear bins": ({"depth": TINY_BINS | dict(spacing="linear"), "entropy": {}}, {"depth": DEPTH_LOSS}),
 }
 
 

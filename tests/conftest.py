@@ -109,14 +109,14 @@ def pytest_terminal_summary(terminalreporter):
             )
 
 
-def command(*words, folder, check=None, **options):
+def command(*words, folder, check=None, timeout=600, **options):
     "Run one of our commands as a shell would, in a folder; `check` is the exit code expected."
     done = subprocess.run(
         [Path(sys.executable).parent / words[0], *map(str, words[1:])],
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=timeout,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         **options,
     )

@@ -214,6 +214,6 @@ def test_the_lines_of_the_readme_work(demo, photographs):
 
 @pytest.mark.slow
 def test_the_whole_demo_keeps_its_promise(tmp_path):
-    command("dpt_demo", "--cpu", folder=tmp_path, check=0)
+    command("dpt_demo", "--cpu", folder=tmp_path, check=0, timeout=3600)  # a busy machine takes several times as long
     report = json.loads((tmp_path / "runs" / "demo" / "report.json").read_text())
     assert report["abs_rel"] <= 0.5 * report["baseline_abs_rel"] and report["images"] == 200

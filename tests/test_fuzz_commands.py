@@ -26,7 +26,9 @@ OTHERS = (
     "home/.config/matplotlib",
     "tmp/.ses",
 )  # what other libraries keep for themselves: onnxruntime notes of the machine, matplotlib a list of fonts
-SECONDS, BYTES = 30, 4 << 30  # of one try; memory of all its processes beyond what the fork began with
+# Of one try: seconds of computing, or five times as many of waiting on a busy machine; memory of all its processes
+# beyond what the fork began with.
+SECONDS, BYTES = 30, 4 << 30
 SHORT = [
     "loop.steps=4",
     "data.batch_size=2",
@@ -371,28 +373,31 @@ def run_forked(words: list[str], place: Path, log: Path) -> None:
     os._exit(code or 0)
 
 
-def memory(session: int) -> int:
-    "Bytes that the processes of a try hold."
+def used(session: int) -> tuple[int, float]:
+    "Bytes that the processes of a try hold, and the seconds that they have computed."
     import psutil
 
-    held = 0
+    held, seconds = 0, 0.0
     try:
         leader = psutil.Process(session)
         for process in (leader, *leader.children(recursive=True)):
             held += process.memory_info().rss
+            seconds += sum(process.cpu_times()[:2])
     except psutil.NoSuchProcess:
         pass
-    return held
+    return held, seconds
 
 
 def follow(pid: int, log: Path) -> tuple[str, float, int]:
     "Wait for a try: how it ended, its seconds, the most memory seen."
-    began, most, start, status = time.monotonic(), 0, memory(pid), None
+    began, most, start, status = time.monotonic(), 0, used(pid)[0], None
     while status is None:
         done, state = os.waitpid(pid, os.WNOHANG)
         status = state if done else None
-        most = max(most, memory(pid) - start)
-        end = "hang" if time.monotonic() - began > SECONDS else "memory" if most > BYTES else ""
+        held, computed = used(pid)
+        most = max(most, held - start)
+        hangs = computed > SECONDS or time.monotonic() - began > 5 * SECONDS
+        end = "hang" if hangs else "memory" if most > BYTES else ""
         if end and status is None:
             os.killpg(pid, signal.SIGKILL) if os.getpgid(pid) == pid else os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -239,7 +239,8 @@ def check_export(
     batches = batches if facts["batch"] == "any" else (facts["batch"],)
     model = model.eval()
     for size, batch in product(sizes or sizes_to_check(facts), batches):
-        image = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size) + batch))
+        channels = model.mean.shape[1]
+        image = torch.rand(batch, channels, *size, generator=torch.Generator().manual_seed(sum(size) + batch))
         prompt = dict(prompt_depth=1 + image[:, :1, ::9, ::7]) if model.config.prompt else {}
         found = run(image, **prompt)
         given = {name: values.to(model.mean) for name, values in prompt.items()}

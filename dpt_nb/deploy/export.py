@@ -86,7 +86,7 @@ def trace(
     if sizes == "any":
         symbols[2] = patch * Dim("rows", min=LEAST_PATCHES, max=MOST_PATCHES)
         symbols[3] = patch * Dim("columns", min=LEAST_PATCHES, max=MOST_PATCHES)
-    image = torch.rand(batch or 2, 3, height, width, device=network.mean.device)
+    image = torch.rand(batch or 2, network.mean.shape[1], height, width, device=network.mean.device)
     prompt, shapes = example_prompt(network, symbols, len(image))
     with torch.no_grad(), quiet_exporters():
         return torch.export.export(network, (image,), prompt, dynamic_shapes={"image": symbols} | shapes, strict=False)
@@ -167,7 +167,9 @@ def describe_export(
     "What to feed and what comes out."
     config, patch = model.config, model.backbone.patch
     policy = resize_policy(config, patch)
-    values = "RGB in [0, 1] as stored in the file; mean and std are inside"
+    channels = len(config.mean)
+    what = "RGB" if channels == 3 else f"{channels} channels"
+    values = f"{what} in [0, 1] as stored in the file; mean and std are inside"
     prompt = dict(prompt_depth="B,1,h,w metres, known everywhere, of any size") if config.prompt else {}
     sizing = dict(native=list(policy.size), multiple=policy.multiple, method=policy.method, resizing=config.resizing)
     return dict(
@@ -175,7 +177,7 @@ def describe_export(
         backbone=config.backbone,
         form=form,
         torch=torch.__version__.split("+")[0],
-        input=dict(name="image", shape="B,3,H,W", type="float32", values=values) | prompt,
+        input=dict(name="image", shape=f"B,{channels},H,W", type="float32", values=values) | prompt,
         multiple=patch,
         smallest=LEAST_PATCHES * patch if sizes == "any" else min(sizes),
         sizes=sizes if sizes == "any" else list(sizes),

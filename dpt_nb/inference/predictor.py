@@ -129,6 +129,11 @@ class Predictor:
         max_pixels: int | None = None,  # of a file, the most that is unpacked; None: twice pillow's `MAX_IMAGE_PIXELS`
     ):
         config, patch = model.config, model.backbone.patch
+        if len(config.mean) != 3:
+            raise PredictorError(
+                f"This network sees {len(config.mean)} channels, and a Predictor reads pictures of red, green and "
+                f"blue: call the network itself with (B, {len(config.mean)}, H, W) floats, sides multiples of {patch}."
+            )
         self.resizing = resizing or config.resizing
         check_settings(precision, scales, self.resizing, max_memory, max_pixels)
         self.flip, self.precision, self.depth_range = flip, precision, depth_range

@@ -261,9 +261,23 @@ class ViTBackbone(Backbone):
         projected = self.vit.patch_embed.proj(image)
         return embed_tokens(self.vit, projected, self.pos_embed_mode), tuple(projected.shape[-2:])
 
-    def forward_block(self, block: nn.Module, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        "One block on tokens of a grid of rows and columns."
+    def rotations(self, grid: tuple[int, int]) -> list:
+        "By what each block turns queries and keys at a grid of rows and columns; None: it does not."
+        return [None] * len(self.vit.blocks)
+
+    def forward_block(
+        self,
+        block: nn.Module,
+        tokens: torch.Tensor,  # `(B, P + rows·columns, D)`
+        grid: tuple[int, int],  # rows, columns
+        rotation: torch.Tensor | None = None,  # of `rotations`, for this block
+    ) -> torch.Tensor:  # `(B, P + rows·columns, D)`
+        "One block."
         return block(tokens)
+
+    def attention_input(self, block: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        "What a block's attention gets of the tokens that the block gets."
+        return block.norm1(tokens)
 
     def attention_bias(self, block: nn.Module, grid: tuple[int, int]) -> torch.Tensor | float:
         "What a block adds to the scores of its attention."
@@ -278,8 +292,8 @@ class ViTBackbone(Backbone):
         in_front = tokens.shape[1] - grid[0] * grid[1]
         readable = prefix_tokens(self.vit)[1]
         intermediates = {}
-        for index, block in enumerate(self.vit.blocks):
-            tokens = self.run_block(self.forward_block, block, tokens, grid)
+        for index, (block, rotation) in enumerate(zip(self.vit.blocks, self.rotations(grid))):
+            tokens = self.run_block(self.forward_block, block, tokens, grid, rotation)
             if index in self.taps:
                 kept = self.vit.norm(tokens) if self.normed else tokens
                 intermediates[index] = Tap(kept[:, in_front:], kept[:, :readable], grid)

@@ -102,7 +102,9 @@ class BeitBackbone(ViTBackbone):
     def shard_groups(self) -> list[nn.Module]:
         return []
 
-    def forward_block(self, block: nn.Module, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def forward_block(
+        self, block: nn.Module, tokens: torch.Tensor, grid: tuple[int, int], rotation: None = None
+    ) -> torch.Tensor:
         return beit_block(block, tokens, grid)
 
     def attention_bias(self, block: nn.Module, grid: tuple[int, int]) -> torch.Tensor:

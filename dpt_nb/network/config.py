@@ -67,17 +67,26 @@ SHAPE = {  # timm's words for the size of a network → schema
     "norm_eps": either(real(0, 1, above=True), none="timm's"),
     "init_values": either(real(-1e6, 1e6), none="no scale"),
     "ls_init_value": either(real(-1e6, 1e6), none="no scale"),
+    "in_chans": whole(1, 64, " channels"),
+    "num_reg_tokens": whole(0, 64, " tokens"),
+    "num_kv_heads": either(whole(1, 512, " heads"), listed(whole(1, 512), 1, 128, "a list of these, one a block")),
+    "ref_feat_shape": either(whole(1, 512, " tokens"), listed(whole(1, 512), 2, 2, "two of these")),
+    "rope_temperature": real(0, 1e9, above=True),
+    "rope_grid_offset": real(-1e3, 1e3),
+    "swiglu_align_to": whole(0, 1024, " channels"),
 }
 RATES = "drop_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate drop_path_rate drop_block_rate"
 SWITCHES = """
     qkv_bias qk_norm scale_attn_norm scale_mlp_norm proj_bias class_token no_embed_class pre_norm final_norm
     pool_include_prefix dynamic_img_size dynamic_img_pad strict_img_size always_partition fix_init swiglu_mlp scale_mlp
     use_abs_pos_emb use_rel_pos_bias use_shared_rel_pos_bias replace_stem_pool avg_down zero_init_last preact basic
-    head_norm_first conv_mlp conv_bias use_grn"""
-WORDS = "global_pool pos_embed weight_init stem_type act_layer norm_layer"
+    head_norm_first conv_mlp conv_bias use_grn
+    qkv_fused use_rot_pos_emb rope_rotate_half scale_attn_inner use_post_norm use_pre_transformer_norm
+    attn_only_layer_scale"""
+WORDS = "global_pool pos_embed weight_init stem_type act_layer norm_layer attn_type rope_type rope_grid_indexing"
 SHAPE |= {name: real(0, 0.99) for name in RATES.split()}
 SHAPE |= {name: YES_NO for name in SWITCHES.split()}
-SHAPE |= {name: either(YES_NO, none="timm's") for name in ("fc_norm", "use_fc_norm")}
+SHAPE |= {name: either(YES_NO, none="timm's") for name in ("fc_norm", "use_fc_norm", "use_post_transformer_norm")}
 SHAPE |= {name: WORD for name in WORDS.split()}
 RESNET = dict(  # of `resnet_arguments`
     layers=listed(whole(1, 12), 1, 4, "one to four whole numbers from 1 to 12"),
@@ -90,7 +99,7 @@ RESNET = dict(  # of `resnet_arguments`
 
 # %% ../../nbs/network/config.ipynb #9814b4d2
 SIDES = listed(whole(1, 8192), 2, 2, "a height and a width in pixels, such as [384, 384], up to 8192")
-COLORS = ": one each for red, green and blue in [0, 1]"
+COLORS = ": one each for red, green and blue in [0, 1], or for every channel of `in_chans`"
 TAP = either(whole(0, 127), dict(type="string", pattern=r"^(stages|layers)\.[0-9]$", description="stages.N, layers.N"))
 BACKBONE_ARGUMENTS = fields_of(
     SHAPE | dict(resnet=either(fields_of(RESNET, "a dict of " + ", ".join(RESNET)), none="no ResNet")),
@@ -110,8 +119,8 @@ CONFIG_FIELDS = dict(
     batch_norm=YES_NO,
     image_size=SIDES,
     backbone_arguments=BACKBONE_ARGUMENTS,
-    mean=listed(real(-1e6, 1e6), 3, 3, "three finite numbers" + COLORS),
-    std=listed(real(1e-6, 1e6), 3, 3, "three finite numbers above 0" + COLORS),
+    mean=listed(real(-1e6, 1e6), 1, 64, "three finite numbers" + COLORS),
+    std=listed(real(1e-6, 1e6), 1, 64, "three finite numbers above 0" + COLORS),
     pos_embed_mode=choice("bilinear", "bicubic", "dinov2"),
     norm_intermediates=YES_NO,
     layer_norm_eps=either(real(0, 1, above=True), none="timm's"),
@@ -165,6 +174,15 @@ def check_heads(heads: dict, class_names: list) -> None:  # both of a config
         )
 
 
+def check_channels(mean: list, std: list, seen: int) -> None:  # seen: channels of an image
+    "Raises `ConfigError` where an image has another number of channels than there are means and deviations."
+    if len(mean) != seen or len(std) != seen:
+        raise ConfigError(
+            f"mean has {len(mean)} numbers and std {len(std)}, and the backbone sees {seen} channels: give one of each "
+            "for every channel (backbone_arguments={'in_chans': …} says how many there are)."
+        )
+
+
 def map_bytes(size: list, features: int, heads: dict) -> int:  # size: height and width, pixels
     "How much memory the maps of one image take at full size."
     inside = [head.get("hidden", 32) + head.get("bins", 0) for head in heads.values()]
@@ -207,6 +225,8 @@ def check_config(
     if wrong := violation(Schema(config_schema(asked if isinstance(asked, dict) else {})), found):
         raise ConfigError(f"{wrong}.")
     check_heads(found["heads"], found.get("class_names") or [])
+    seen = (found.get("backbone_arguments") or {}).get("in_chans", 3)
+    check_channels(found.get("mean", [0.0] * seen), found.get("std", [1.0] * seen), seen)
     check_prompt(found)
     for name in ("image_size", "input_size"):
         check_pixels(name, found.get(name))
@@ -226,7 +246,7 @@ class DPTConfig:
     batch_norm: bool = False  # in the decoder: segmentation models
     image_size: list = field(default_factory=lambda: [384, 384])  # height and width of the position grid, pixels
     backbone_arguments: dict = field(default_factory=dict)  # passed on to timm
-    mean: list = field(default_factory=lambda: [0.5, 0.5, 0.5])  # of RGB in [0, 1]
+    mean: list = field(default_factory=lambda: [0.5, 0.5, 0.5])  # of RGB in [0, 1], or of `in_chans` channels
     std: list = field(default_factory=lambda: [0.5, 0.5, 0.5])
     pos_embed_mode: str = "bilinear"  # how they are resampled: "bilinear", "bicubic" or "dinov2"
     norm_intermediates: bool = False  # taps are read through the backbone's final norm: Depth Anything

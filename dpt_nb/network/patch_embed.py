@@ -159,5 +159,5 @@ def embed_tokens(
     if vit.pos_embed is not None:  # BEiT has its positions in the attention
         tokens = tokens + positions_at(vit, grid, mode)
     for step in ("pos_drop", "patch_drop", "norm_pre"):
-        tokens = getattr(vit, step, nn.Identity())(tokens)
+        tokens = (getattr(vit, step, None) or nn.Identity())(tokens)
     return tokens

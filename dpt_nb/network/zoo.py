@@ -101,7 +101,7 @@ def count_multiply_adds(
     "Counted by torch's FlopCounterMode on the meta device."
     with torch.device("meta"):
         model = config if isinstance(config, nn.Module) else DPT(config)
-        image = torch.empty(1, 3, *(size or model.config.image_size))
+        image = torch.empty(1, len(model.config.mean), *(size or model.config.image_size))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(image)
     return counter.get_total_flops() // 2
@@ -122,7 +122,9 @@ def model_facts(
 ) -> dict:  # one row of the table
     "What a named model is, counted by building it, beside what was published about it."
     config, published = config_for(name), PUBLISHED.get(name)
-    heads = {} if "label" in config.heads else dict(heads={"depth": {}})
+    of_depth = set(config.heads) <= {"depth", "inverse_depth"}
+    plain = of_depth and not any("form" in head for head in config.heads.values())
+    heads = dict(heads={"depth": {}}) if plain else {}
     parameters, multiply_adds = counts(json.dumps(asdict(config) | heads))
     return dict(
         name=name,

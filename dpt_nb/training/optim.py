@@ -33,7 +33,7 @@ def lr_scale(
 
 # %% ../../nbs/training/optim.ipynb #8fefb165
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-EMBEDDINGS = ("pos_embed", "cls_token", "dist_token", "reg_token")
+EMBEDDINGS = ("pos_embed", "cls_token", "dist_token", "reg_token", "rope.freqs")
 
 
 def norm_names(model: nn.Module) -> set[str]:

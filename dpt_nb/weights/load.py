@@ -22,8 +22,10 @@ from dpt_nb.network.named import NAMED, changed_config
 from dpt_nb.network.patch_embed import resample_positions, resize_places
 from dpt_nb.network.saved import config_from, fill, not_finite, state_dict_mismatch
 from dpt_nb.network.zoo import config_for, create_model
+from dpt_nb.weights.dinov3 import check_dinov3, is_decoder_alone, plain_tensors, with_trunk_beside
 from dpt_nb.weights.hub import Source, locate
 from dpt_nb.weights.infer_config import (
+    NOT_WRITTEN,
     TRANSFORMERS,
     WINDOWED,
     GridError,
@@ -31,12 +33,14 @@ from dpt_nb.weights.infer_config import (
     backbone_part,
     check_transformers,
     find_variant,
+    grid_size,
     infer_backbone_config,
     infer_config,
     mmseg_notes,
     preprocessor_beside,
     recognize_format,
     source_defaults,
+    transformers_arguments,
     transformers_fields,
 )
 from dpt_nb.weights.key_maps import (
@@ -149,6 +153,8 @@ def rename_tensors(
     state: dict,  # their name → tensor
 ) -> LoadedCheckpoint:  # without config
     "Another project's tensors under our names. Raises `CheckpointError` for a name that no rule knows."
+    if format_name.startswith("dinov3"):
+        state = plain_tensors(state)
     unused = {key: state[key] for key in unused_names(format_name, state, source.config)}
     rules = key_rules(format_name, state, source.config)
     kept = {key: tensor for key, tensor in state.items() if key not in unused}
@@ -175,10 +181,12 @@ def open_checkpoint(
     found = locate(source, **hub)
     loaded = read_file(found.path)
     state = unwrap(loaded, str(found.path))
+    if is_decoder_alone(state):
+        state = with_trunk_beside(state, found.path)
     format_name = recognize_format(state, found.config, str(found.path))
     if format_name == "dpt_nb":
         return own_folder(found, state)
-    if format_name == "transformers":
+    if format_name.startswith("transformers"):
         check_folder(found)
     opened = rename_tensors(found, format_name, state)
     if CHECKPOINT_FORMATS[format_name].backbone_only:
@@ -437,8 +445,15 @@ def load_checkpoint(
 
 # %% ../../nbs/weights/load.ipynb #5fe59753
 def infer_opened_backbone(opened: LoadedCheckpoint, image_size: tuple[int, int] | None) -> dict:
-    "What the shapes of a backbone tell. Raises `CheckpointError`."
-    return opened.infer(lambda: infer_backbone_config(backbone_part(opened.state), wanted=image_size))
+    "What the shapes of a backbone tell, and the config.json beside one of transformers. Raises `CheckpointError`."
+    found = opened.infer(lambda: infer_backbone_config(backbone_part(opened.state), wanted=image_size))
+    if opened.format_name.startswith("transformers"):
+        said = NOT_WRITTEN["eva"] | opened.source.config | dict(apply_layernorm=True)  # which a model has not
+        opened.infer(lambda: check_dinov3(said))
+        found |= dict(
+            backbone_arguments=transformers_arguments(said, "eva", found), layer_norm_eps=said["layer_norm_eps"]
+        )
+    return found
 
 
 def on_backbone(
@@ -468,6 +483,23 @@ MAY_BE_UNUSED = re.compile(r"backbone\.vit\.(norm\.|blocks\.(\d+)\.)")  # a mode
 RESAMPLED = re.compile(r".*(pos_embed|relative_position_bias_table)")
 
 
+def trained_size(
+    opened: LoadedCheckpoint,
+    model: DPT,
+) -> list[int]:  # height and width, pixels
+    "The size that a checkpoint's positions are for. Raises `CheckpointError`."
+    size, patch = tuple(model.config.image_size), model.backbone.patch
+    if opened.config:
+        return opened.config.image_size
+    if model.backbone.family != "eva":
+        return infer_opened_backbone(opened, size)["image_size"]
+    if POSITIONS not in opened.state:
+        return list(size)
+    rows, columns = token_grid(size, patch)
+    in_front = model.backbone.vit.pos_embed.shape[1] - rows * columns if model.backbone.vit.pos_embed is not None else 0
+    return opened.infer(lambda: grid_size(opened.state[POSITIONS][:, in_front:], patch, size))
+
+
 def without_positions(state: dict) -> dict:  # state: our name → tensor
     "All tensors whose shape does not depend on the image's size."
     return {key: tensor for key, tensor in state.items() if not RESAMPLED.fullmatch(key)}
@@ -482,10 +514,7 @@ def backbone_weights(
     state = part_of(opened.state, "backbone.")
     state = {key: tensor for key, tensor in state.items() if key in wanted or not MAY_BE_UNUSED.match(key)}
     size, patch = tuple(model.config.image_size), model.backbone.patch
-    if opened.config:
-        found = opened.config.image_size
-    else:
-        found = infer_opened_backbone(opened, size)["image_size"]
+    found = trained_size(opened, model)
     if state_dict_mismatch(without_positions(wanted), without_positions(state)):
         return state
     return resample_state(state, token_grid(found, patch), token_grid(size, patch), model.config.pos_embed_mode)

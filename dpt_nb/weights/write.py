@@ -19,9 +19,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from timm.layers import RotaryEmbeddingDinoV3
 
 from dpt_nb.images.files import atomic_write, reserve_space, write_failure
 from dpt_nb.network.beit import relative_index
+from dpt_nb.network.bins import BinsHead
 from dpt_nb.network.config import ConfigError, DPTConfig
 from dpt_nb.network.convnet import is_convolutional
 from dpt_nb.network.dpt import DPT, empty_model
@@ -29,6 +31,7 @@ from dpt_nb.network.heads import HEADS, DepthHead, SegmentationHead
 from dpt_nb.network.named import FEEDING, IMAGENET_MEAN
 from dpt_nb.network.patch_embed import prefix_tokens
 from dpt_nb.network.saved import local_path, move_model, read_json, save_tensors, state_dict_mismatch
+from dpt_nb.weights.dinov3 import chmv2_words
 from dpt_nb.weights.infer_config import WINDOWED, backbone_family, infer_config, source_defaults
 from dpt_nb.weights.key_maps import (
     CHECKPOINT_FORMATS,
@@ -56,7 +59,7 @@ class Blueprint:
 
     @cached_property
     def family(self) -> str:
-        'The backbone\'s: "vit", "hybrid", "beit", "dinov2", "swinv2" or "swin".'
+        'The backbone\'s: "vit", "hybrid", "beit", "dinov2", "eva", "swinv2" or "swin".'
         return backbone_family(self.state)
 
     @property
@@ -96,6 +99,11 @@ class Blueprint:
         "Whether the convolutions of residual units have biases."
         default = not self.config.batch_norm
         return default if self.config.residual_bias is None else self.config.residual_bias
+
+    @property
+    def chmv2(self) -> bool:
+        "Whether transformers would call it CHMv2: a DPT on a DINOv3."
+        return self.family == "eva" and self.vit.pos_embed is None and self.vit.reg_token is not None
 
     @property
     def depth_anything(self) -> bool:
@@ -228,6 +236,8 @@ def transformers_fillings(plan: Blueprint) -> dict:  # their name → tensor
     "What transformers' classes hold and no prediction needs."
     unit, dim = "neck.fusion_stage.layers.0.residual_layer1", plan.model.backbone.dim
     filled = idle_unit(plan, f"{unit}.convolution{{place}}", f"{unit}.batch_norm{{place}}")
+    if plan.chmv2:
+        return {"backbone.embeddings.mask_token": torch.zeros(1, 1, dim)}
     if plan.family == "dinov2":
         filled["backbone.embeddings.mask_token"] = torch.zeros(1, dim)
     norms = {"vit": "dpt.layernorm", "hybrid": "dpt.layernorm", "dinov2": "backbone.layernorm"}
@@ -291,6 +301,8 @@ def other_prediction(format_name: str, plan: Blueprint) -> str:
     module = spec.form(plan.arguments).module
     if (spec.categorical and module is SegmentationHead) or (spec.scale and module is DepthHead):
         return ""
+    if format_name == "transformers" and plan.chmv2 and module is BinsHead:
+        return ""
     kind = f"{plan.head} by {plan.arguments['form']}" if "form" in plan.arguments else plan.head
     return f"it predicts {kind}, and {format_name} knows depth and classes; dpt_nb's own format knows every head"
 
@@ -300,13 +312,13 @@ def odd_parts(plan: Blueprint) -> str:  # empty when there are none
     vit = plan.vit
     if plan.family == "hybrid" and odd_resnet(vit.patch_embed.backbone):
         return "its ResNet has other groups, another squeeze or no pooling"
-    if plan.windowed:
+    if plan.windowed or plan.chmv2:
         return ""
     activation = vit.blocks[0].mlp.act
     if not isinstance(activation, torch.nn.GELU):
         return f"its blocks use {type(activation).__name__} and not GELU"
     heads = vit.blocks[0].attn.num_heads
-    if plan.family != "beit" and vit.embed_dim != 64 * heads:
+    if plan.family not in ("beit", "eva") and vit.embed_dim != 64 * heads:
         return f"its attention heads have {vit.embed_dim // heads} channels and not 64"
     return ""
 
@@ -326,20 +338,20 @@ def unpublished_parts(format_name: str, plan: Blueprint) -> str:
 def other_tokens(format_name: str, plan: Blueprint) -> str:
     in_front = 1 if plan.windowed else prefix_tokens(plan.vit)[0].shape[1]
     distilled = not plan.windowed and getattr(plan.vit, "dist_token", None) is not None
-    if in_front == 1 or (distilled and format_name == "isl-org"):
+    if in_front == 1 or (distilled and format_name == "isl-org") or (plan.chmv2 and format_name == "transformers"):
         return ""
     return f"it has {in_front} tokens in front of the patches', and {format_name} has the class token alone"
 
 
 def other_patches(format_name: str, plan: Blueprint) -> str:
-    if plan.family not in ("vit", "hybrid", "beit") or plan.patch == 16:
+    if plan.family not in ("vit", "hybrid", "beit", "eva") or plan.patch == 16:
         return ""
     return f"its patches have {plan.patch} pixels, and {format_name} ends at the image's size for 16 alone"
 
 
 def rectangular_positions(format_name: str, plan: Blueprint) -> str:
     height, width = plan.config.image_size
-    if height == width:
+    if height == width or plan.chmv2:
         return ""
     return (
         f"its positions are a table for {height}×{width} pixels, and {format_name} takes every table for a square; "
@@ -348,7 +360,7 @@ def rectangular_positions(format_name: str, plan: Blueprint) -> str:
 
 
 def taps_behind_norm(format_name: str, plan: Blueprint) -> str:
-    allowed = plan.depth_anything or (format_name == "transformers" and plan.family == "dinov2")
+    allowed = plan.depth_anything or (format_name == "transformers" and plan.family in ("dinov2", "eva"))
     if allowed or not plan.config.norm_intermediates:
         return ""
     return f"its taps are read through the final norm, and {format_name} reads a {plan.family}'s before it"
@@ -356,7 +368,7 @@ def taps_behind_norm(format_name: str, plan: Blueprint) -> str:
 
 def other_head_width(format_name: str, plan: Blueprint) -> str:
     hidden = 32 if plan.labels else plan.arguments.get("hidden", 32)
-    if hidden == 32 or (format_name == "transformers" and plan.depth_anything):
+    if hidden == 32 or (format_name == "transformers" and (plan.depth_anything or plan.chmv2)):
         return ""
     return f"its head has {hidden} channels at full size, and {format_name}'s has 32"
 
@@ -370,7 +382,7 @@ def corners_not_aligned(format_name: str, plan: Blueprint) -> str:
 def not_isl_org(format_name: str, plan: Blueprint) -> str:
     usual_bias = plan.biased == (not plan.config.batch_norm)
     usual_head = plan.output in ("relu", "invert") and not plan.arguments.get("projection")
-    if plan.family != "dinov2" and usual_head and usual_bias:
+    if plan.family not in ("dinov2", "eva") and usual_head and usual_bias:
         return ""
     return "isl-org's DPT has a ViT, hybrid, BEiT or Swin read before the final norm, and a head that ends in ReLU"
 
@@ -403,7 +415,46 @@ def dinov2_patches(format_name: str, plan: Blueprint) -> str:
     return f"its patches have {plan.patch} pixels, and a DINOv2's have 14"
 
 # %% ../../nbs/weights/write.ipynb #1a289e29
+def transformers_dinov3(format_name: str, plan: Blueprint) -> str:
+    if plan.family != "eva":
+        return ""
+    if not plan.chmv2:
+        return f"transformers has no DPT on {plan.config.backbone}, and of networks like it only on DINOv3"
+    rotary, attention = plan.vit.rope, plan.vit.blocks[0].attn
+    if odd := odd_dinov3(plan):
+        return f"{odd}, and transformers' DINOv3 has not"
+    usual = isinstance(rotary, RotaryEmbeddingDinoV3) and rotary.rotate_half and attention.qkv is not None
+    if not usual or rotary.grid_offset or rotary.grid_indexing != "ij" or plan.labels:
+        return f"transformers' DPT on a DINOv3 predicts depth, and turns queries and keys as {DINOV3_EXAMPLE} does"
+    if plan.config.batch_norm or not plan.biased or chmv2_words(plan.arguments) is None:
+        return (
+            "transformers' DPT on a DINOv3 has residual units with biases and without batch norm, and ends in bins or "
+            "in relu_above"
+        )
+    return ""
+
+
+DINOV3_EXAMPLE = "vit_large_patch16_dinov3"
+
+
+def odd_dinov3(plan: Blueprint) -> str:  # empty when there is none
+    "A part of a DINOv3 that transformers' has not."
+    block = plan.vit.blocks[0]
+    odd = {
+        "it norms queries and keys": not isinstance(block.attn.q_norm, torch.nn.Identity),
+        "it norms what its attention gives": not isinstance(block.attn.norm, torch.nn.Identity),
+        "it gates its attention": block.attn.gate is not None,
+        "its blocks have no scale": getattr(block, "gamma_1", None) is None or getattr(block, "gamma_2", None) is None,
+        "its taps are read before the final norm": not plan.config.norm_intermediates,
+        "it has a norm in front of its blocks": not isinstance(plan.vit.norm_pre, torch.nn.Identity),
+        "it sees other channels than red, green and blue": len(plan.config.mean) != 3,
+    }
+    return next((words for words, found in odd.items() if found), "")
+
+
 def transformers_output(format_name: str, plan: Blueprint) -> str:
+    if plan.chmv2:
+        return ""
     sigmoid = plan.output == "sigmoid"
     odd_depth = bool(plan.arguments.get("max_depth", 10) % 1) if sigmoid else False
     known = plan.output == "relu" or (sigmoid and plan.depth_anything and not odd_depth)
@@ -420,7 +471,7 @@ def transformers_units(format_name: str, plan: Blueprint) -> str:
 
 
 def transformers_projection(format_name: str, plan: Blueprint) -> str:
-    if not plan.arguments.get("projection") or plan.config.features == 256:
+    if not plan.arguments.get("projection") or plan.config.features == 256 or plan.chmv2:
         return ""
     return "transformers' head with a projection has 256 channels"
 
@@ -467,6 +518,7 @@ OWN_REASONS = {
     "isl-org": (not_isl_org, read_otherwise),
     "depth-anything": (not_depth_anything, dinov2_patches, read_otherwise),
     "transformers": (
+        transformers_dinov3,
         transformers_output,
         transformers_units,
         transformers_projection,
@@ -508,7 +560,7 @@ def positions_setting(format_name: str, plan: Blueprint) -> str:
 
 
 def epsilon_setting(format_name: str, plan: Blueprint) -> str:
-    timms = 1e-5 if plan.windowed else 1e-6
+    timms = 1e-5 if plan.windowed or plan.chmv2 else 1e-6
     own, usual = plan.config.layer_norm_eps or timms, 1e-5 if format_name == "mmseg" else timms
     if format_name == "transformers" or own == usual:
         return ""
@@ -528,9 +580,10 @@ def usual_feeding(format_name: str, plan: Blueprint) -> dict:  # the fields `FEE
     config = plan.config
     if format_name == "transformers":
         bilinear = config.resizing in ("mmseg", "transformers-bilinear")
+        known = ("exact", "original") if plan.chmv2 else ("exact",)
         return dict(
             input_size=config.input_size or config.image_size,
-            input_method="exact" if config.input_method == "exact" else "minimal",
+            input_method=config.input_method if config.input_method in known else "minimal",
             resizing="transformers-bilinear" if bilinear else "transformers",
         )
     return dict(input_size=config.image_size, input_method="minimal") | source_defaults(format_name, plan.state)
@@ -575,7 +628,7 @@ def readout_setting(format_name: str, plan: Blueprint) -> str:
 
 
 def unit_setting(format_name: str, plan: Blueprint) -> str:
-    metric = format_name == "mmseg" or (format_name == "transformers" and plan.output == "sigmoid")
+    metric = format_name == "mmseg" or (format_name == "transformers" and (plan.chmv2 or plan.output == "sigmoid"))
     scale = HEADS[plan.head].scale
     if plan.labels or plan.config.prompt or scale == ("metric" if metric else "relative"):
         return ""
@@ -686,7 +739,33 @@ def beit_config(plan: Blueprint) -> dict:
     )
 
 
+def dinov3_config(plan: Blueprint) -> dict:
+    "`backbone_config` of a DINOv3."
+    vit, attention = plan.vit, plan.vit.blocks[0].attn
+    mlp = vit.blocks[0].mlp
+    gated = hasattr(mlp, "fc1_g")
+    key_bias = attention.qkv.bias is not None
+    biased = key_bias or getattr(attention, "q_bias", None) is not None
+    return vit_backbone_config(plan) | dict(
+        model_type="dinov3_vit",
+        image_size=plan.config.image_size[0],
+        intermediate_size=(mlp.fc1_g if gated else mlp.fc1).out_features,
+        num_register_tokens=vit.reg_token.shape[1],
+        query_bias=biased,
+        key_bias=key_bias,
+        value_bias=biased,
+        use_gated_mlp=gated,
+        hidden_act="silu" if gated else "gelu",
+        rope_theta=vit.rope.temperature,
+        layer_norm_eps=plan.config.layer_norm_eps or 1e-5,
+        apply_layernorm=plan.config.norm_intermediates,
+        reshape_hidden_states=True,
+        return_class_token=True,
+    )
+
+
 BACKBONE_CONFIGS = {
+    "eva": dinov3_config,
     "vit": lambda plan: None,  # DPT's own
     "hybrid": bit_config,
     "swinv2": swinv2_config,
@@ -764,9 +843,26 @@ def dpt_config(plan: Blueprint) -> dict:
     return fields | (segmentation_config(plan) if plan.labels else {}) | own_vit_config(plan)
 
 
+def chmv2_config(plan: Blueprint) -> dict:
+    "All fields of a CHMv2."
+    return dict(
+        model_type="chmv2",
+        architectures=["CHMv2ForDepthEstimation"],
+        backbone_config=dinov3_config(plan),
+        patch_size=plan.patch,
+        reassemble_factors=[4, 2, 1, 0.5],
+        post_process_channels=plan.config.channels,
+        fusion_hidden_size=plan.config.features,
+        head_hidden_size=plan.model.heads[plan.head].convolution2.out_channels,
+        readout_type=plan.config.readout,
+    ) | chmv2_words(plan.arguments)
+
+
 def transformers_config(config: DPTConfig) -> dict:
     "`config.json` of a transformers folder."
     plan = blueprint(config)
+    if plan.chmv2:
+        return chmv2_config(plan)
     common = dict(
         fusion_hidden_size=config.features,
         neck_hidden_sizes=config.channels,
@@ -778,9 +874,12 @@ def transformers_config(config: DPTConfig) -> dict:
 def preprocessor_config(config: DPTConfig) -> dict:
     "`preprocessor_config.json` of a transformers folder."
     height, width = config.input_size or config.image_size
-    return dict(
-        image_processor_type="PromptDepthAnythingImageProcessor" if config.prompt else "DPTImageProcessor",
-        do_resize=True,
+    chmv2, original = blueprint(config).chmv2, config.input_method == "original"
+    kind = "CHMv2" if chmv2 else "PromptDepthAnything" if config.prompt else "DPT"
+    padding = dict(do_pad=True, size_divisor=blueprint(config).patch) if chmv2 else {}
+    return padding | dict(
+        image_processor_type=f"{kind}ImageProcessor",
+        do_resize=not (chmv2 and original),
         do_rescale=True,
         do_normalize=True,
         rescale_factor=1 / 255,
