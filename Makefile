@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: .venv/installed
 	$(BIN)/dpt_demo --out runs/demo --replace
 
-# One thread each while two notebooks, then two test files, run side by side. Of the stories the short one.
+# One thread each while two notebooks, then two test files, run side by side. The stories are for test-all.
 test: .venv/installed
 	$(BIN)/ruff check --quiet nbs tests benchmarks setup.py
 	$(BIN)/ruff format --check --quiet nbs tests benchmarks setup.py
@@ -17,7 +17,7 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/run_notebooks.py --workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --ignore tests/test_repository.py -n 2 --dist loadfile --no-loadscope-reorder
 
-# The stories that train for minutes, and the cells that export for minutes, get the machine to themselves.
+# The stories, which train for minutes, and the cells that export for minutes, get the machine to themselves.
 test-all: test
 	$(BIN)/nbdev_test --n_workers 0 --path nbs/stories --timing
 	$(BIN)/nbdev_test --n_workers 0 --path nbs/deploy --flags slow --timing

@@ -177,20 +177,14 @@ def finish(name: str, progress: bool = True) -> dict:  # of `collect`
     return results
 
 
-COLUMNS = dict(abs_rel="AbsRel", silog="SILog", delta1="δ < 1.25", ause="AUSE", train_seconds="seconds")
+COLUMNS = dict(abs_rel="AbsRel", silog="SILog", delta1="δ < 1.25", ause="AUSE", random_ause="of a random order")
 
 
 def values(results: dict, case: str, key: str) -> list[float]:  # one a seed; empty where there are none
     "A figure of a case's runs; the area is that of the head which the case has."
     rows = [row for row in results["runs"] if row["case"] == case]
-    names = [key] if key != "ause" else ["confidence_ause", "entropy_ause"]
+    names = [f"{head}_{key}" for head in ("confidence", "entropy")] if key.endswith("ause") else [key]
     return [row[name] for row in rows for name in names if name in row]
-
-
-def random_area(results: dict) -> float:
-    "The mean area of a random order, over the runs that have one."
-    names = ("confidence_random_ause", "entropy_random_ause")
-    return mean(row[name] for row in results["runs"] for name in names if name in row)
 
 
 def summary(results: dict) -> str:  # text
@@ -203,11 +197,11 @@ def summary(results: dict) -> str:  # text
         cells = []
         for key in COLUMNS:
             some = values(results, case, key)
-            digits = 0 if key == "train_seconds" else 2 if key == "silog" else 4
+            digits = 2 if key == "silog" else 4
             spread = f" ± {stdev(some):.{digits}f}" if len(some) > 1 else ""
             cells.append(f"{mean(some):.{digits}f}{spread}" if some else "–")
         lines.append(f"{case:18}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join([*lines, f"AUSE of a random order: {random_area(results):.4f}"])
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

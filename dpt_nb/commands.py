@@ -88,7 +88,8 @@ def dpt_predict(
     outputs: str | None = None,
     window: int | None = None,  # predict through a window of so many pixels, for large images
     overlap: float = 0.25,  # of windows, a fraction of their side
-    field_of_view: float = 60.0,  # of ply: degrees across the image's longer side
+    focal: float | None = None,  # of the camera, in pixels of its images, for networks that need it; default: EXIF's
+    field_of_view: float | None = None,  # instead, and for ply: degrees across the longer side; default: 60
     smooth: float = 0.0,  # of videos: weight of the past in each frame, 0 to below 1
     every: int = 1,  # of videos: only each n-th frame
     precision: str = "float32",  # float32, float16 or bfloat16
@@ -113,6 +114,7 @@ def dpt_predict(
     options = dict(precision=precision, channels_last=channels_last, compile=compile)
     options["max_memory"] = parse_amount(max_memory, "--max-memory", 1024)
     options["max_pixels"] = parse_amount(max_pixels, "--max-pixels", 1000)
+    options |= dict(focal=focal) if focal is not None else dict(field_of_view=field_of_view)
     predictor = Feeding(flip, scales, size, resizing).open_predictor(model, variant, device, **options)
     written, bad = predict_files(with_prompts(predictor, prompt), inputs.images, out, run, left=[])
     more, worse = predict_videos(predictor, inputs, out, again=again, **filming)
@@ -623,8 +625,11 @@ def open_validation(predictor, source: DataSource):
         return split
     all_labels = len(classes("rooms")) + len(classes("streets"))
     heads = predictor.model.config.heads
-    joint, normals = heads.get("label", {}).get("classes") == all_labels, "normal" in heads
-    return source.open("held_out", count=source.count, size=predictor.policy.window, joint=joint, normals=normals)
+    joint, kinds = (
+        heads.get("label", {}).get("classes") == all_labels,
+        dict(normals="normal" in heads, sky="sky" in heads),
+    )
+    return source.open("held_out", count=source.count, size=predictor.policy.window, joint=joint, **kinds)
 
 
 def refuse_training_images(split, source: DataSource) -> None:

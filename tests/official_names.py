@@ -216,6 +216,22 @@ def depth_anything(dim=128, depth=4, grid=5, channels=(16, 32, 64, 128), feature
     )
 
 
+def depth_anything_3(dim=128, depth=4, grid=5, channels=(16, 32, 64, 128), features=32):
+    "Depth Anything 3 for one image, mono or metric: the deepest fusion has no first unit, and there is no mask token."
+    kept = {
+        name: shape
+        for name, shape in depth_anything(dim, depth, grid, channels, features).items()
+        if "refinenet4.resConfUnit1" not in name and "mask_token" not in name
+    }
+    names = {
+        ("backbone." + name if name.startswith("pretrained.") else name.removeprefix("depth_")): shape
+        for name, shape in kept.items()
+    }
+    for place, shape in (("0", (32, features // 2, 3, 3)), ("2", (1, 32, 1, 1))):
+        names |= layer(f"head.scratch.sky_output_conv2.{place}", *shape)
+    return names
+
+
 def mmseg(dim=128, depth=4, grid=6, channels=(16, 32, 64, 128), features=32, classes=None):
     "The Toolbox's depth model, or with `classes` mmsegmentation's: fusion blocks count from the deepest."
     names, head = mmseg_vit("backbone.", dim, depth, grid), "decode_head."

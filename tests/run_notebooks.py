@@ -1,6 +1,6 @@
 """Run notebooks as `nbdev_test` does, each in a fork of a process that has imported what they all import and computed
-nothing: `python tests/run_notebooks.py [--workers N] [NOTEBOOK or folder …]`, all of nbs/ but the stories that take
-minutes without any. A notebook that launches finds a process that can be forked, as a reader's kernel is.
+nothing: `python tests/run_notebooks.py [--workers N] [NOTEBOOK or folder …]`, all of nbs/ but the stories without any.
+A notebook that launches finds a process that can be forked, as a reader's kernel is.
 
 Prints the seconds of computing that each took as it ends, and the output of those that fail."""
 
@@ -17,14 +17,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Stories, for `make test-all`
-MINUTES = ("first_depth", "segmentation", "attention_vs_convolution", "bins_and_confidence")
+STORIES = ROOT / "nbs" / "stories"  # whole experiments, for `make test-all`
 LONGEST = (  # begun first, or one process ends long after the other
     "training/16_loop",
     "training/17_launch",
     "network/zoo",
     "workbench/training_room",
     "deploy/engines",
-    "stories/kitti_nyu",
     "network/08_inside",
     "commands",
     "deploy/export",
@@ -40,7 +39,7 @@ def find_notebooks(places: list[str]) -> list[Path]:
     if places:
         found = [path for place in map(Path, places) for path in (sorted(place.rglob("*.ipynb")) or [place])]
     else:
-        found = [path for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if path.stem not in MINUTES]
+        found = [path for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if STORIES not in path.parents]
     found = [path.resolve() for path in found if not any(part.startswith((".", "_")) for part in path.parts)]
     names = [path.relative_to(ROOT / "nbs").with_suffix("").as_posix() for path in found]
     rank = lambda name: LONGEST.index(name) if name in LONGEST else len(LONGEST)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, command, command_here
+from conftest import REPOSITORY, command_here
 from PIL import Image
 from torch.nn.functional import max_pool2d
 from torch.utils.data import DataLoader
@@ -67,8 +67,8 @@ def miniatures(tmp_path_factory):
     return folder
 
 
-def test_the_command_from_a_shell(tmp_path):
-    command("dpt_data", "make", "folder", "mine", "--count", 16, folder=tmp_path, check=0)
+def test_the_command_makes_checks_and_shows(tmp_path):
+    command_here("dpt_data", "make", "folder", "mine", "--count", 16, folder=tmp_path, check=0)
     done = command_here("dpt_data", "check", "folder", "mine", folder=tmp_path, check=0)
     assert done.stdout.count("nothing wrong") == 2 and "sample/s" in done.stderr  # the bar, with its rate
     command_here("dpt_data", "show", "folder", "mine", folder=tmp_path, check=0)

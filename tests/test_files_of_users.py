@@ -424,7 +424,7 @@ sys.exit(main())
     [
         ("| head -1; exit ${PIPESTATUS[0]}", (0, 141)),
         pytest.param(">&-", (0,), marks=pytest.mark.slow),
-        (">/dev/full", (1,)),
+        pytest.param(">/dev/full", (1,), marks=pytest.mark.slow),
         pytest.param("2>&1 | true; exit ${PIPESTATUS[0]}", (0, 141), marks=pytest.mark.slow),
     ],
 )

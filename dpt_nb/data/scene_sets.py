@@ -364,14 +364,15 @@ class Scenes(Dataset):
         sparse: bool = False,  # keep only what a LiDAR would measure
         joint: bool = False,  # number the labels through both kinds of scene, so that one head can learn both
         normals: bool = False,  # give the directions of surfaces, too
+        sky: bool = False,  # give where the sky is, too
         progress: bool = True,  # show a bar while rendering
     ):
         if split not in SPLITS:
             raise DatasetError(f"There is no split {split!r} of the scenes. Choose from {', '.join(SPLITS)}.")
         check_scene_options(kind, count, size)
-        check_switches(sparse=sparse, joint=joint, normals=normals)
-        self.title, self.split, self.normals = kind, split, normals
-        self.targets = (*Scenes.targets, "normal") if normals else Scenes.targets
+        check_switches(sparse=sparse, joint=joint, normals=normals, sky=sky)
+        self.title, self.split, self.normals, self.sky = kind, split, normals, sky
+        self.targets = Scenes.targets + ("normal",) * normals + ("sky",) * sky
         self.classes = classes("rooms") + classes("streets") if joint else classes(kind)
         self.first_class = len(classes("rooms")) if joint and kind == "streets" else 0
         self.options = SceneOptions(kind, count, SPLITS[split], tuple(size), sparse)
@@ -422,7 +423,18 @@ def read_scene(
         intrinsics=torch.tensor(self.about["intrinsics"][index]),
         meta=dict(path=self.image_path(index), height=height, width=width),
     )
-    return sample | dict(normal=self.scene_normal(index)) if self.normals else sample
+    sample |= dict(normal=self.scene_normal(index)) if self.normals else {}
+    return sample | dict(sky=self.scene_sky(sample["label"])) if self.sky else sample
+
+
+@patch
+def scene_sky(
+    self: Scenes,
+    label: torch.Tensor,  # `(H, W)` of the sample
+) -> torch.Tensor:  # `(1, H, W)` float32: 1 where there is sky, else 0
+    "By the class; a room has none, whatever its windows show."
+    sky = "sky" in classes(self.options.kind) and classes(self.options.kind).index("sky") + self.first_class
+    return torch.zeros(1, *label.shape) if sky is False else (label == sky).float()[None]
 
 
 @patch

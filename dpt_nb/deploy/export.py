@@ -142,6 +142,7 @@ def fold_constants(
 HEAD_UNITS = {
     "depth": "metres along the optical axis",
     "inverse_depth": "none: larger is nearer, known up to scale and shift",
+    "relative_depth": "none: larger is farther, known up to scale and shift",
 }  # in more words than `HeadSpec.unit`
 
 
@@ -151,7 +152,10 @@ def describe_head(
 ) -> dict:
     "Shape and meaning of what a head gives, and the module that says more, where it is not this library's."
     spec = HEADS[name]
-    fact = dict(shape=f"B,{spec.channels},H,W", unit=HEAD_UNITS.get(name, spec.unit or spec.words)[:300])
+    unit = HEAD_UNITS.get(name, spec.unit or spec.words)
+    if focal := settings.get("canonical_focal"):
+        unit = f"{unit}, once multiplied by the focal length in pixels of this input and divided by {focal:g}"
+    fact = dict(shape=f"B,{spec.channels},H,W", unit=unit[:300])
     if spec.categorical:
         known = dict(classes=classes) if (classes := spec.class_count(settings)) else {}
         fact = dict(shape=f"B,{classes or 'C'},H,W", unit="logits: the largest along axis 1 is the class") | known

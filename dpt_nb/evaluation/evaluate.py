@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METRIC_TABLES', 'check_cut', 'window_mask', 'to_evaluated', 'measured_pixels', 'check_target_sizes', 'ErrorsKept',
-           'read_share', 'in_batches', 'predicted', 'metrics_of_each', 'check_evaluation', 'process_count',
-           'class_names', 'predict_share', 'evaluate', 'check_one_size', 'median_depth', 'ConstantPredictor',
-           'check_class_numbers', 'class_shares', 'class_frequencies', 'FrequencyPredictor', 'mean_normal',
-           'metric_cell', 'metric_table', 'depth_table', 'label_table', 'normal_table', 'other_metrics',
+           'read_share', 'in_batches', 'sample_focals', 'predicted', 'metrics_of_each', 'check_evaluation',
+           'process_count', 'class_names', 'predict_share', 'evaluate', 'check_one_size', 'median_depth',
+           'ConstantPredictor', 'check_class_numbers', 'class_shares', 'class_frequencies', 'FrequencyPredictor',
+           'mean_normal', 'metric_cell', 'metric_table', 'depth_table', 'label_table', 'normal_table', 'other_metrics',
            'report_tables', 'panel', 'write_report']
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #a1859c26
@@ -37,6 +37,7 @@ from dpt_nb.evaluation.head_metrics import (
 from .protocols import PUBLISHED_FIGURES, EvaluationError, Protocol, evaluated_window
 from ..images.colors import depth_panel
 from ..images.files import atomic_write
+from ..inference.focal import matrix_focal
 from ..inference.prediction import PredictionError
 from ..inference.predictor import Predictor
 from ..inference.prompted import prompted_by_truth
@@ -80,6 +81,7 @@ def to_evaluated(
     path = sample.get("meta", {}).get("path", "an image")
     height, width = parts["image"].shape[-2:]
     check_target_sizes(parts, path)
+    parts |= dict(intrinsics=sample["intrinsics"]) if "intrinsics" in sample else {}
     if protocol.kb_crop:
         check_cut(parts["image"], path)
         parts = KBCrop()(parts)
@@ -162,6 +164,23 @@ def in_batches(
         yield batch
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #79e16197
+def sample_focals(
+    predictor,  # anything that predicts
+    batch: list[dict],  # B samples as `to_evaluated` gives them
+) -> dict:  # `focals` for `predict`, where the network needs them and the samples know their cameras
+    "How long the lens of each image is. Raises `EvaluationError` where neither the samples nor the predictor know."
+    if not getattr(predictor, "canonical", None):
+        return {}
+    if all("intrinsics" in sample for sample in batch):
+        return dict(focals=[matrix_focal(sample["intrinsics"]) for sample in batch])
+    if predictor.focal is None and predictor.field_of_view is None:
+        raise EvaluationError(
+            f"{batch[0]['path']} comes without its camera, and this network needs the focal length to say metres: "
+            "evaluate on data with intrinsics, or give the Predictor a focal length or field_of_view."
+        )
+    return {}
+
+
 def predicted(
     predictor,  # with `predict(image) -> dict`, or with `predict_samples(batch) -> dict`
     batch: list[dict],  # B samples as `to_evaluated` gives them
@@ -170,8 +189,9 @@ def predicted(
     predictor = prompted_by_truth(predictor, batch)
     if hasattr(predictor, "predict_samples"):
         return predictor.predict_samples(batch)
+    predict = partial(predictor.predict, **sample_focals(predictor, batch))
     try:
-        return predictor.predict(torch.stack([sample["image"] for sample in batch]))
+        return predict(torch.stack([sample["image"] for sample in batch]))
     except PredictionError:
         for sample in batch:  # which one it is
             try:

@@ -40,6 +40,7 @@ MAIN_METRICS = {
     "depth": ("abs_rel", 1),
     "label": ("miou", -1),
     "normal": ("mean_angle", 1),
+    "sky": ("sky_iou", -1),
 }  # ground truth → the metric that sorts, and the sign that puts the worst last
 
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'COUNTS', 'target_name', 'target_specs', 'comparable_heads', 'evaluated_heads', 'needed_targets',
-           'refuse_other_depth', 'depth_metrics', 'class_metrics', 'head_metrics', 'confidence_metrics',
-           'entropy_metrics', 'register_metric', 'ImageCount', 'builders', 'build_metric', 'build_head_metrics',
-           'count_classes', 'build_metrics', 'stack_samples', 'update_head', 'update_metrics', 'check_shape',
-           'plain_values', 'merge_values', 'compute_quietly', 'compute_head', 'compute_metrics', 'what_is_missing']
+           'fits_alignment', 'refuse_other_depth', 'depth_metrics', 'class_metrics', 'head_metrics',
+           'confidence_metrics', 'entropy_metrics', 'register_metric', 'ImageCount', 'builders', 'build_metric',
+           'build_head_metrics', 'count_classes', 'build_metrics', 'stack_samples', 'update_head', 'update_metrics',
+           'check_shape', 'plain_values', 'merge_values', 'compute_quietly', 'compute_head', 'compute_metrics',
+           'what_is_missing']
 
 # %% ../../nbs/evaluation/head_metrics.ipynb #1833a6dc
 import inspect
@@ -20,9 +21,11 @@ from torchmetrics import Metric
 from .protocols import EvaluationError, Protocol
 from ..network.head_spec import HeadSpec
 from ..network.heads import HEADS
+from ..network.sky import SkyHead  # noqa: F401  its kind of prediction registers itself
 from ..objective.absolute import AbsoluteMetrics, known_values
 from ..objective.metrics import DepthMetrics, SegmentationMetrics, SetMetric
 from ..objective.normals import NormalMetrics
+from ..objective.sky import SkyMetrics
 from ..objective.uncertainty import SparsificationMetrics
 from ..registry import Registry, calling_module
 
@@ -61,11 +64,10 @@ def evaluated_heads(
     "What can be evaluated. Raises `EvaluationError` where there is nothing, or depth and protocol do not fit."
     heads = list(heads)
     found = comparable_heads(heads, set(truths))
-    scale = "relative" if protocol.align == "least_squares" else "metric"
-    scales = {head: HEADS[HEADS[head].about or head].scale for head in found}
-    pairs = {head: target for head, target in found.items() if scales[head] in ("", scale)}
+    specs = {head: HEADS[HEADS[head].about or head] for head in found}
+    pairs = {head: target for head, target in found.items() if fits_alignment(specs[head], protocol.align)}
     if len(found) > len(pairs) and not any(HEADS[head].scale for head in pairs):
-        refuse_other_depth(heads, scale)
+        refuse_other_depth(heads, protocol.align)
     if not pairs:
         raise EvaluationError(
             f"The model predicts {', '.join(heads)} and the data holds no ground truth for it, so there is nothing "
@@ -82,20 +84,33 @@ def needed_targets(
     return ", ".join(f"`{target}`" for target in dict.fromkeys(targets)) or "known predictions"
 
 
+def fits_alignment(
+    spec: HeadSpec,
+    align: str | None,  # of a protocol
+) -> bool:
+    "Whether a head's numbers become metres by an alignment; what is no depth needs none."
+    if not spec.scale:
+        return True
+    if align == "least_squares":
+        return spec.inverse
+    return spec.scale == "metric" or align == "median" and not spec.inverse
+
+
 def refuse_other_depth(
     heads: list[str],  # what the model predicts
-    scale: str,  # of depth, that the protocol evaluates: "metric" or "relative"
+    align: str | None,  # of the protocol
 ) -> None:
-    "Raises `EvaluationError` for the other kind of depth than the protocol's."
+    "Raises `EvaluationError` for another kind of depth than the protocol's."
     predicted = f"The model predicts {', '.join(heads)}"
-    if scale == "relative":
+    if align == "least_squares":
         raise EvaluationError(
             f"{predicted}, and the protocol fits scale and shift to inverse depth. "
             "Evaluate depth in metres by a protocol with align=None, or depth up to a factor by align='median'."
         )
     raise EvaluationError(
         f"{predicted}, which has no unit, and the data holds metres, so there is nothing to evaluate as it is. "
-        "Choose a protocol with align='least_squares', such as zero_shot."
+        "Choose a protocol with align='least_squares', such as zero_shot; for relative depth that is not inverse, "
+        "one with align='median', such as zero_shot_median."
     )
 
 # %% ../../nbs/evaluation/head_metrics.ipynb #8e7ced95
@@ -129,6 +144,8 @@ METRICS = {  # head → its metrics by name
     "inverse_depth": head_metrics("inverse_depth", errors=depth_metrics),
     "label": head_metrics("label", overlap=class_metrics),
     "normal": head_metrics("normal", angles=NormalMetrics),
+    "relative_depth": head_metrics("relative_depth", errors=depth_metrics),
+    "sky": head_metrics("sky", overlap=SkyMetrics),
     "confidence": head_metrics("confidence", sparsification=confidence_metrics),
     "entropy": head_metrics("entropy", sparsification=entropy_metrics),
 }

@@ -119,6 +119,7 @@ PROTOCOLS = Registry(
         "ade20k": Protocol(),
         "pascal_context": Protocol(),
         "zero_shot": Protocol(align="least_squares"),
+        "zero_shot_median": Protocol(align="median"),
     },
 )
 DEFAULT_PROTOCOLS = {  # name of a data set, as in `DATASETS` of `data.registry` → protocol that its papers use

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..images.files import write_failure
 from ..images.images import label_palette
+from .focal import Focal, assumed_note
 from dpt_nb.inference.outputs import (
     check_outputs,
     color_ends,
@@ -385,7 +386,8 @@ def make_film(
                 for frame, prediction in tqdm(found, total=film.total, unit="frame", disable=not progress):
                     folder.check()  # ends the run where it is gone
                     writer.add(frame, prediction)
-        return film_entry(about, film, files, writer.facts)
+                    focal = predictor.image_focal(tuple(prediction.image.shape[-2:]))
+        return film_entry(about, film, files, writer.facts, focal)
     except FolderError:
         raise
     except Exception as error:
@@ -400,11 +402,15 @@ def film_entry(
     film: FilmReader,  # read to its end
     files: dict[str, dict[str, Path]],  # of `film_files`
     facts: dict[str, dict],  # of `FilmWriter`
+    focal: Focal | None = None,  # by which its metres were made
 ) -> dict:  # of `predictions.json`
     "What was written. A film that breaks off counts as made by nothing, so that it is tried again."
     entry = about | dict(frames=next(iter(facts.values()))["frames"])
-    if film.note():
-        entry["note"] = film.note()
+    notes = [film.note(), "" if focal is None or focal.known else assumed_note(about["name"])]
+    if any(notes):
+        entry["note"] = " ".join(filter(None, notes))
+    if focal is not None:
+        entry["focal"] = focal.pixels
     if film.damage:
         entry |= dict(damage=film.damage, made_by=None)
     return entry | {head: head_entry(files[head], facts[head]) for head in files}

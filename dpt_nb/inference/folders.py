@@ -57,7 +57,7 @@ class RunOptions:
     overlap: float = 0.25  # of windows
     batch: int | None = None  # images that pass through the network together; None: 1 on a CPU, 8 on a GPU
     again: bool = False  # predict also what is there already
-    field_of_view: float = 60.0  # of points: degrees across the image's longer side
+    field_of_view: float | None = None  # of points: degrees across the longer side; None: the image's own, else 60
     recursive: bool = False  # also images in folders inside folders
 
     def __post_init__(self):
@@ -66,12 +66,12 @@ class RunOptions:
             check_window(self.window, self.overlap)
         if self.batch is not None and not 1 <= self.batch <= 4096:
             raise FolderError(f"Found batch={self.batch}, and 1 to 4096 images together were expected.")
-        if "ply" in self.outputs:
+        if "ply" in self.outputs and self.field_of_view is not None:
             camera_for((2, 2), None, self.field_of_view)
 
     def fingerprint(self, predictor: Predictor) -> str:  # 16 characters
         "Says whether two runs would write the same."
-        points = self.field_of_view if "ply" in self.outputs else None
+        points = (self.field_of_view or 60.0) if "ply" in self.outputs else None
         return fingerprint(predictor, outputs=self.outputs, window=self.window, overlap=self.overlap, points=points)
 
 # %% ../../nbs/inference/folders.ipynb #cdd04ffa
@@ -286,23 +286,25 @@ def predictions(
     decoded = ((place, future.exception() or future.result()) for place, future in enumerate(futures))
     for group in group_images(predictor, decoded, options.batch or predictor.batch_size):
         places, images = zip(*group)
-        yield from zip(places, predicted_group(predictor, images, [names[place] for place in places]))
+        exifs = [predictor.exif_of(files[place]) for place in places]
+        yield from zip(places, predicted_group(predictor, images, [names[place] for place in places], exifs))
 
 
 def predicted_group(
     predictor: Predictor,
     group: list[torch.Tensor | Exception],  # images of one network size, or one that could not be read
     names: list[str],  # one an image
+    exifs: list[float | None],  # of `Predictor.exif_of`, one an image
 ) -> list[Prediction | Exception]:
     "What the network says of each; where several are too many at once, one after the other."
     if not isinstance(group[0], torch.Tensor):
         return group
     try:
-        return predictor.predict_list(group, names, len(group), keep_errors=True)
+        return predictor.predict_list(group, names, len(group), keep_errors=True, exifs=exifs)
     except Exception as error:
         if len(group) == 1:
             return [error]
-    return [predicted_group(predictor, [image], [name])[0] for image, name in zip(group, names)]
+    return [predicted_group(predictor, *([each] for each in one))[0] for one in zip(group, names, exifs)]
 
 # %% ../../nbs/inference/folders.ipynb #b0292cdd
 def keep(

@@ -148,12 +148,13 @@ def read_ply(
 # %% ../../nbs/inference/point_clouds.ipynb #f3d5731c
 def depth_head(
     maps: dict[str, torch.Tensor],  # head → map
-) -> str:  # the head whose map has points: metres before relative depth
+) -> str:  # the head whose map has points: metres, else relative depth, else its inverse
     "Raises `PointError` for maps without depth."
-    known = sorted((HEADS[head].scale, head) for head in maps if HEADS[head].scale)
+    kinds = {head: HEADS[head] for head in maps if HEADS[head].scale}
+    known = sorted((spec.scale, spec.inverse, head) for head, spec in kinds.items())
     if not known:
         raise PointError(f"The prediction holds {', '.join(maps)}, and points need depth or inverse depth.")
-    return known[0][1]
+    return known[0][-1]
 
 
 def map_points(
@@ -172,7 +173,7 @@ def map_points(
     step = math.ceil((height * width / most) ** 0.5)
     camera = camera_for((height, width), intrinsics, field_of_view) / torch.tensor([[step], [step], [1.0]])
     depth = maps[head][:, ::step, ::step]
-    if HEADS[head].scale == "relative":
+    if HEADS[head].inverse:
         depth = relative_to_depth(depth, near, far)
     return depth_points(depth, resize_image(image[None], tuple(depth.shape[-2:]))[0], camera, edge)
 

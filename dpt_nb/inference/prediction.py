@@ -6,6 +6,7 @@
 __all__ = ['Prediction', 'map_to_numpy', 'PredictionError', 'all_finite', 'check_finite']
 
 # %% ../../nbs/inference/prediction.ipynb #4baf01e4
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,8 @@ class Prediction:
     maps: dict  # head → `(C, H, W)`, such as `depth` `(1, H, W)` metres; of classes `(H, W)`
     name: str = "image"  # what files are named after
     classes: tuple = ()  # names of the labels, where known
-    note: str = ""  # what a reader should know of how it came about, one sentence
+    note: str = ""  # what a reader should know of how it came about, a sentence or two
+    focal: float | None = None  # by which its metres were made, pixels at the maps' size; None: by none
 
     def __repr__(self) -> str:
         height, width = next(iter(self.maps.values())).shape[-2:]
@@ -121,6 +123,9 @@ def point_cloud(
 ) -> int:  # how many points
     "Write the points as a PLY. Raises `PointError`, and `PredictionError` for NaN or infinite values."
     check_finite(self.maps, self.name)
+    if self.focal is not None and not {"intrinsics", "field_of_view"} & set(camera):
+        size = tuple(next(iter(self.maps.values())).shape[-2:])
+        camera["field_of_view"] = math.degrees(2 * math.atan(max(size) / 2 / self.focal))
     points, colors = map_points(self.image, self.maps, **camera)
     write_ply(path, points, colors)
     return len(points)
@@ -132,7 +137,7 @@ def save(
     folder: str | Path,  # made when it does not exist
     outputs: tuple[str, ...] = ("png", "color"),  # of `OUTPUTS`
     replace: bool = False,  # whatever is in the way
-    field_of_view: float = 60.0,  # of points: degrees across the image's longer side
+    field_of_view: float | None = None,  # of points: degrees across the longer side; None: that of `focal`, else 60
 ) -> dict:  # what was written: for each head file, scale, smallest and largest value, figures
     """Write every map as numbers, figures and points, all of them or none. Raises `OutputError` for an output that
     does not exist and for a file in the way that was not made here, `ImageError` for values that no file can hold and
@@ -146,16 +151,18 @@ def save(
         written = {head: self.save_map(head, Path(folder), outputs) for head in self.maps}
         if "ply" in outputs:
             file = f"{self.name}.ply"
-            count = self.point_cloud(Path(folder, file), field_of_view=field_of_view)
+            camera = {} if field_of_view is None else dict(field_of_view=field_of_view)
+            count = self.point_cloud(Path(folder, file), **camera)
             written["points"] = dict(file=file, count=count)
     return self.about() | {name: entry for name, entry in written.items() if entry}
 
 
 @patch
-def about(self: Prediction) -> dict:  # `source`, `height`, `width`, and `note` where there is one
+def about(self: Prediction) -> dict:  # `source`, `height`, `width`, and `note` and `focal` where there are some
     "What a list of predictions says of the image."
     height, width = next(iter(self.maps.values())).shape[-2:]
-    return dict(source=self.name, height=height, width=width) | (dict(note=self.note) if self.note else {})
+    said = {} if self.focal is None else dict(focal=self.focal)
+    return dict(source=self.name, height=height, width=width) | (dict(note=self.note) if self.note else {}) | said
 
 
 @patch

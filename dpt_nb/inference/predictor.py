@@ -23,6 +23,15 @@ from PIL import Image
 
 from ..images.files import ImageError
 from ..images.images import find_images, load_pil, open_undecoded, read_image, to_image, transpose_by_exif
+from dpt_nb.inference.focal import (
+    Focal,
+    assumed_note,
+    canonical_heads,
+    check_focal,
+    exif_focal,
+    find_focal,
+    seen_focal,
+)
 from .memory import free_memory
 from .prediction import Prediction, PredictionError, all_finite, check_finite
 from .prompted import predict_prompted
@@ -36,6 +45,7 @@ from dpt_nb.inference.resizing import (
     resized_label,
     to_multiple,
 )
+from .sky import fill_sky
 from .smoothing import TemporalSmoother
 from .tiled import LargeImage, MapStore, map_kinds, predict_tiles, tile_grid
 from .video import FilmFrame, FilmReader, VideoError, frame_maps
@@ -127,6 +137,8 @@ class Predictor:
         depth_range: tuple[float, float] | None = None,  # metres: a view's depth is clamped to it before the average
         max_memory: float | None = None,  # bytes for one image, else it is seen in tiles; None: half of what is free
         max_pixels: int | None = None,  # of a file, the most that is unpacked; None: twice pillow's `MAX_IMAGE_PIXELS`
+        focal: float | None = None,  # of the camera, in pixels of its images, for networks that need it
+        field_of_view: float | None = None,  # or degrees across the longer side; neither: EXIF, else 60
     ):
         config, patch = model.config, model.backbone.patch
         if len(config.mean) != 3:
@@ -146,12 +158,34 @@ class Predictor:
         self.network = self.model.to(memory_format=self.memory_format) if channels_last else self.model
         self.network = torch.compile(self.network) if compile else self.network
         self.network = PromptWanted(self.network) if config.prompt else self.network
+        check_focal(focal, field_of_view)
+        self.focal, self.field_of_view, self.canonical = focal, field_of_view, canonical_heads(config.heads)
         self.max_pixels = max_pixels
         self.max_memory = free_memory(self.device) / 2 if max_memory is None else max_memory
 
     @property
     def batch_size(self) -> int:  # images that pass together where nobody says how many
         return 1 if self.device.type == "cpu" else 8  # on a CPU a batch gains nothing
+
+# %% ../../nbs/inference/13_predictor.ipynb #a93a44fd
+@patch
+def exif_of(
+    self: Predictor,
+    image,  # anything that it takes
+) -> float | None:  # focal length over the image's diagonal; None where it is not known, or not needed
+    "What a photograph says about its lens, for a network that has to know."
+    told = self.focal is not None or self.field_of_view is not None
+    return None if told or not self.canonical else exif_focal(image)
+
+
+@patch
+def image_focal(
+    self: Predictor,
+    size: tuple[int, int],  # height and width of the image, pixels
+    exif: float | None = None,  # of `exif_of`
+) -> Focal | None:  # None: this network needs none
+    "How long the lens of an image is: as it was told, else as the photograph says, else assumed."
+    return find_focal(size, self.focal, self.field_of_view, exif) if self.canonical else None
 
 # %% ../../nbs/inference/13_predictor.ipynb #e2fdd6db
 @patch
@@ -200,14 +234,17 @@ def clamp_depth(
 def pass_through(
     self: Predictor,
     seen: torch.Tensor,  # `(B, 3, h, w)` in [0, 1]
+    focal: torch.Tensor | None = None,  # `(B, 1, 1, 1)` pixels of `seen`, for a network that needs it
 ) -> dict[str, torch.Tensor]:  # head → `(B, C, h, w)` float32
-    "One call of the network, padding and numbers beyond the range taken off."
+    "One call of the network; metres made, padding and numbers beyond the range taken off."
     half, size = PRECISIONS[self.precision], tuple(seen.shape[-2:])
     fed = self.padded(seen)
     if self.memory_format == torch.channels_last:
         fed = fed.contiguous(memory_format=self.memory_format)
     with torch.autocast(self.device.type, half) if half else nullcontext():
         maps = self.network(fed) if fed.shape == seen.shape else self.network(fed, size)
+    if focal is not None:
+        maps |= {head: maps[head].float() * (focal.to(seen) / native) for head, native in self.canonical.items()}
     maps = self.clamp_depth(maps)
     return {head: resize_prediction(values.float(), size, head, self.resizing) for head, values in maps.items()}
 
@@ -216,12 +253,13 @@ def pass_through(
 def view(
     self: Predictor,
     seen: torch.Tensor,  # `(B, 3, h, w)` in [0, 1], at the network's size
+    focal: torch.Tensor | None = None,  # as of `pass_through`
 ) -> dict[str, torch.Tensor]:  # head → `(B, C, h, w)` float32
     "The network's maps, averaged with the mirror image's where asked."
-    maps = self.pass_through(seen)
+    maps = self.pass_through(seen, focal)
     if not self.flip:
         return maps
-    mirrored = self.pass_through(seen.flip(-1))
+    mirrored = self.pass_through(seen.flip(-1), focal)
     back = {head: HEADS[head].mirror(values.flip(-1)) for head, values in mirrored.items()}
     return {head: HEADS[head].settle((values + back[head]) / 2) for head, values in maps.items()}
 
@@ -231,14 +269,20 @@ def views(
     self: Predictor,
     seen_at: Callable[[tuple[int, int]], torch.Tensor],  # size → `(B, 3, *size)`: the images at a size
     size: tuple[int, int],  # height and width of an image
+    focals: list[Focal] | None = None,  # of each image, for a network that needs them
 ) -> dict[str, torch.Tensor]:  # head → `(B, C, h, w)` at the network's size
     "The mean over the scales."
-    first = self.view(seen_at(self.input_size(*size, self.scales[0])))
+
+    def view_at(scale):
+        seen = seen_at(self.input_size(*size, scale))
+        return self.view(seen, seen_focal(focals, size, tuple(seen.shape[-2:])) if self.canonical else None)
+
+    first = view_at(self.scales[0])
     if len(self.scales) == 1:
         return first
     total = dict(first)
     for scale in self.scales[1:]:
-        for head, values in self.view(seen_at(self.input_size(*size, scale))).items():
+        for head, values in view_at(scale).items():
             total[head] = total[head] + self.brought_to(first[head], values, head)
     return {head: HEADS[head].settle(values / len(self.scales)) for head, values in total.items()}
 
@@ -257,17 +301,42 @@ def brought_to(
 
 @patch
 @torch.no_grad()
-def predict(
+def predict_unfilled(
     self: Predictor,
     image: torch.Tensor,  # `(B, 3, H, W)` in [0, 1], on any device
+    focals: list[Focal] | None = None,  # of each image, for a network that needs them; None: as the predictor was told
 ) -> dict[str, torch.Tensor]:  # head → `(B, C, H, W)` numbers, directions or logits, on the model's device
-    "The maps of a batch at its own size. Raises `PredictionError` for NaN or infinite values in image or maps."
+    "As `predict`, with whatever depth was said of the sky."
     image, size = image.to(self.device), tuple(image.shape[-2:])
     if not all_finite(image):
         raise PredictionError("The image holds NaN or infinite values, and numbers in [0, 1] were expected.")
-    maps = self.views(lambda seen: resize_image(image, seen, self.resizing), size)
+    focals = focals or [self.image_focal(size)] * len(image)
+    maps = self.views(lambda seen: resize_image(image, seen, self.resizing), size, focals)
     check_finite(maps, "the image" if len(image) == 1 else f"one of {len(image)} images")
     return {head: resize_prediction(values, size, head, self.resizing) for head, values in maps.items()}
+
+
+@patch
+def predict(
+    self: Predictor,
+    image: torch.Tensor,  # `(B, 3, H, W)` in [0, 1], on any device
+    focals: list[Focal] | None = None,  # as of `predict_unfilled`
+) -> dict[str, torch.Tensor]:  # head → `(B, C, H, W)` numbers, directions or logits, on the model's device
+    "The maps of a batch at its own size. Raises `PredictionError` for NaN or infinite values in image or maps."
+    maps = self.predict_unfilled(image, focals)
+    if "sky" in maps:
+        for place in range(len(image)):
+            self.fill({head: values[place] for head, values in maps.items()})
+    return maps
+
+
+@patch
+def fill(
+    self: Predictor,
+    maps: dict[str, torch.Tensor],  # head → `(C, H, W)` of one image, not of classes; its depths are changed
+) -> dict[str, torch.Tensor]:  # the same
+    "Depth where a network with a sky head sees the sky."
+    return fill_sky(maps, self.model.heads["sky"].threshold) if "sky" in maps else maps
 
 # %% ../../nbs/inference/13_predictor.ipynb #fe811e92
 VALUES_AT_ONCE = 2**25  # numbers at the image's size that exist for a moment while labels are made
@@ -310,17 +379,35 @@ def predict_tiled(
     progress: bool = True,  # show a bar with rate and time left
     name: str | None = None,  # what files are named after; None: the file's name
     max_pixels: int | None = None,  # of an image file, the most that is unpacked; None: the predictor's
+    exif: float | None = None,  # of `exif_of`, for an image that was read already
 ) -> Prediction:  # its image at most 1600 pixels high or wide, its maps mapped from files where there is `out`
     "Predict a large image window by window. Raises `ImageError`, `WindowError` and `PredictionError`."
     max_pixels = max_pixels or self.max_pixels
+    exif = self.exif_of(image) if exif is None else exif
     large = LargeImage(decoded(image, max_pixels), max_pixels)
-    grid = tile_grid(large.size, window or self.policy.window, overlap)
+    grid, focal = tile_grid(large.size, window or self.policy.window, overlap), self.image_focal(large.size, exif)
     guide_size = self.input_size(*large.size) if align else None
-    small = min(1.0, 1600 / max(large.size))
-    with MapStore(map_kinds(self.model.config.heads), large.size, out, name or default_name(image)) as store:
-        predict_tiles(self.predict, large, grid, store, guide_size, batch or self.batch_size, progress)
+    small, name = min(1.0, 1600 / max(large.size)), name or default_name(image)
+    predict = partial(self.predict_part, focal=focal, whole=large.size, guide_size=guide_size)
+    with MapStore(map_kinds(self.model.config.heads), large.size, out, name) as store:
+        predict_tiles(predict, large, grid, store, guide_size, batch or self.batch_size, progress)
+        self.fill(store.maps)
         shown = large.shrunk(tuple(max(1, round(side * small)) for side in large.size))[0]
-    return Prediction(shown, store.maps, store.name, self.classes)
+    return self.with_focal(Prediction(shown, store.maps, store.name, self.classes), focal)
+
+
+@patch
+def predict_part(
+    self: Predictor,
+    image: torch.Tensor,  # `(B, 3, h, w)` in [0, 1]: windows, or the whole made small
+    focal: Focal | None,  # of the whole
+    whole: tuple[int, int],  # height and width of the whole, pixels
+    guide_size: tuple[int, int] | None,  # at which it is small
+) -> dict[str, torch.Tensor]:  # head → `(B, C, h, w)`
+    "What the network says of a part: a window has the focal length of the whole, and a smaller copy a smaller one."
+    if focal is not None and tuple(image.shape[-2:]) == guide_size:
+        focal = Focal(focal.across * guide_size[1] / whole[1], focal.down * guide_size[0] / whole[0])
+    return self.predict_unfilled(image, None if focal is None else [focal] * len(image))
 
 
 @patch
@@ -328,12 +415,14 @@ def predict_in_tiles(
     self: Predictor,
     image: torch.Tensor,  # `(3, H, W)` uint8, or float in [0, 1]
     name: str,  # what files are named after
+    exif: float | None = None,  # of `exif_of`
 ) -> Prediction:  # maps at the image's size, the image at most 1600 pixels high or wide
     "An image that as a whole would take more than `max_memory`; the note says so."
     size = tuple(image.shape[-2:])
-    found = self.predict_tiled(image, progress=False, name=name)
+    found = self.predict_tiled(image, progress=False, name=name, exif=exif)
     needed, (height, width) = self.memory_needed(*size), tile_grid(size, self.policy.window).window
-    found.note = (
+    found.note = found.note and f"{found.note} "
+    found.note += (
         f"{name} is {size[0]}×{size[1]} and as a whole would take about {needed / 2**30:.1f} GiB, more than the "
         f"{self.max_memory / 2**30:.1f} GiB of max_memory (--max-memory of a command): "
         f"it was seen in tiles of {height}×{width}."
@@ -349,17 +438,18 @@ def predict_list(
     names: list[str],  # one an image
     batch: int = 8,  # how many pass through the network together
     keep_errors: bool = False,  # an image without a usable prediction is a `PredictionError` in the list
+    exifs: list[float | None] | None = None,  # of `exif_of`, one an image; None: nothing is known
 ) -> list[Prediction]:  # in the order of the images
     """Predict images in batches of equal network size, and in tiles those that need more than `max_memory`. Raises
     `PredictionError` for one without a usable prediction."""
-    groups, found = defaultdict(list), {}
+    groups, found, exifs = defaultdict(list), {}, exifs or [None] * len(images)
     for index, image in enumerate(images):
         if self.memory_needed(*image.shape[-2:]) > self.max_memory:
-            found[index] = attempt(partial(self.predict_in_tiles, image, names[index]), keep_errors)
+            found[index] = attempt(partial(self.predict_in_tiles, image, names[index], exifs[index]), keep_errors)
         else:
             groups[self.input_size(*image.shape[-2:])].append(index)
     for chosen in (part for members in groups.values() for part in chunked(members, batch)):
-        together = [images[index] for index in chosen], [names[index] for index in chosen]
+        together = [[each[index] for index in chosen] for each in (images, names, exifs)]
         found |= zip(chosen, self.predict_batch(*together, keep_errors))
     return [found[index] for index in range(len(images))]
 
@@ -369,6 +459,7 @@ def predict_batch(
     self: Predictor,
     images: list[torch.Tensor],  # `(3, H, W)` in [0, 1] or uint8 each, which the network sees at one size
     names: list[str],  # one an image
+    exifs: list[float | None],  # of `exif_of`, one an image
     keep_errors: bool,  # as of `predict_list`
 ) -> list[Prediction]:
     "Images that go through the network together, each brought back to its own size, or the error that names it."
@@ -377,10 +468,11 @@ def predict_batch(
         floats = (as_floats(image.to(self.device))[None] for image in images)
         return torch.cat([resize_image(image, size, self.resizing) for image in floats])
 
-    maps, found = self.views(seen_at, tuple(images[0].shape[-2:])), []
+    focals = [self.image_focal(tuple(image.shape[-2:]), exif) for image, exif in zip(images, exifs)]
+    maps, found = self.views(seen_at, tuple(images[0].shape[-2:]), focals), []
     for place, (image, name) in enumerate(zip(images, names)):
         own = {head: values[place : place + 1] for head, values in maps.items()}
-        found.append(attempt(partial(self.finish, image.cpu(), own, name), keep_errors))
+        found.append(attempt(partial(self.finish, image.cpu(), own, name, focals[place]), keep_errors))
     return found
 
 
@@ -413,6 +505,7 @@ def finish(
     image: torch.Tensor,  # `(3, H, W)` in [0, 1], or uint8
     maps: dict[str, torch.Tensor],  # head → `(1, C, h, w)` at the network's size
     name: str,  # what files are named after
+    focal: Focal | None = None,  # by which its metres were made
 ) -> Prediction:
     "One image's maps at its own size. Raises `PredictionError` for maps that cannot be used."
     check_finite(maps, name)
@@ -423,7 +516,22 @@ def finish(
         else:
             own[head] = resize_prediction(values, size, head, self.resizing)[0].cpu()
     # Floats last: labels take more memory while they are made than when they are there
-    return self.prediction(as_floats(image), own, name)
+    return self.with_focal(self.prediction(as_floats(image), self.fill(own), name), focal)
+
+
+@patch
+def with_focal(
+    self: Predictor,
+    found: Prediction,
+    focal: Focal | None,  # by which its metres were made; None: none was needed
+) -> Prediction:  # the same
+    "What is known of the camera goes with the prediction, and a note where nothing is."
+    if focal is None:
+        return found
+    found.focal = focal.pixels
+    if not focal.known:
+        found.note = f"{found.note} {assumed_note(found.name)}".strip()
+    return found
 
 
 @patch
@@ -503,11 +611,13 @@ def __call__(
         image = find_images(image)
     batch = isinstance(image, torch.Tensor) and image.ndim == 4 and len(image) != 1
     if not batch and not isinstance(image, (list, tuple)):
-        return self.predict_list([self.read(image)], [name or default_name(image)])[0]
+        exif = self.exif_of(image)
+        return self.predict_list([self.read(image)], [name or default_name(image)], exifs=[exif])[0]
     names = several_names(image, name)
     if len(image) and all(map(is_path, image)):
         return LazyPredictions(self, list(map(Path, image)), names)
-    return self.predict_list([self.read(one) for one in image], names)
+    exifs = [self.exif_of(one) for one in image]
+    return self.predict_list([self.read(one) for one in image], names, exifs=exifs)
 
 
 def several_names(
@@ -546,15 +656,18 @@ class LazyPredictions(Sequence):
     def __getitem__(self, index: int | slice) -> "Prediction | LazyPredictions":
         if isinstance(index, slice):
             return LazyPredictions(self.predictor, self.files[index], self.names[index], self.batch)
-        return self.predictor.predict_list([self.predictor.read(self.files[index])], [self.names[index]])[0]
+        return self.predictor(self.files[index], self.names[index])
 
     def __iter__(self) -> Iterator[Prediction]:
         images = (self.try_to_read(file) for file in self.files)
-        for group in group_images(self.predictor, zip(self.names, images), self.batch):
-            names, members = zip(*group)
+        for group in group_images(self.predictor, enumerate(images), self.batch):
+            places, members = zip(*group)
             if isinstance(members[0], ImageError):
                 raise members[0]
-            yield from self.predictor.predict_list(members, names, self.batch)
+            names, files = ([each[place] for place in places] for each in (self.names, self.files))
+            yield from self.predictor.predict_list(
+                members, names, self.batch, exifs=list(map(self.predictor.exif_of, files))
+            )
 
     def try_to_read(self, file: Path) -> torch.Tensor | ImageError:
         "An image, or why it cannot be had: those before it have their predictions first."
@@ -622,8 +735,9 @@ def predict_film(
         check_frame(film, frame, maps)
         with torch.no_grad():
             maps = smoother(frame.image[None].to(self.device), maps)
-        own = {head: values[0].cpu() for head, values in maps.items()}
-        yield frame, self.prediction(frame.image, own, f"{name}-{frame.number:06d}")
+        own, size = {head: values[0].cpu() for head, values in maps.items()}, tuple(frame.image.shape[-2:])
+        found = self.prediction(frame.image, own, f"{name}-{frame.number:06d}")
+        yield frame, self.with_focal(found, self.image_focal(size))
 
 
 def check_frame(

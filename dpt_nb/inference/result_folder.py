@@ -222,6 +222,7 @@ def fingerprint(
     said = json.dumps([asdict(predictor.model.config), settings], sort_keys=True, default=str)
     digest = hashlib.sha256(said.encode())
     chosen = attrgetter("flip", "size", "scales", "precision", "classes", "policy", "resizing")(predictor)
+    chosen += (predictor.focal, predictor.field_of_view) if predictor.canonical else ()
     digest.update(repr(chosen).encode())
     for name, tensor in predictor.model.state_dict().items():
         digest.update(tensor_words(name, tensor).encode())

@@ -166,11 +166,12 @@ def open_vit(
 def set_norm_eps(
     vit: nn.Module,
     eps: float,  # of the blocks' layer norms and the final one
+    final: float | None = None,  # of the final one; None: as the blocks'
 ) -> None:
     "Another epsilon for the norms: implementations differ in it."
     for name, module in vit.named_modules():
         if isinstance(module, nn.LayerNorm) and ("blocks." in name or name == "norm"):
-            module.eps = eps
+            module.eps = final if final is not None and name == "norm" else eps
 
 # %% ../../nbs/network/03_backbone.ipynb #589f1c9c
 @register_backbone
@@ -188,13 +189,14 @@ class ViTBackbone(Backbone):
         pos_embed_mode: str = "bilinear",  # how positions are resampled, see `resize_places`
         normed: bool = False,  # read the taps through the final norm (Depth Anything)
         layer_norm_eps: float | None = None,  # of the blocks' norms; None is timm's
+        final_norm_eps: float | None = None,  # of the final norm; None: as the blocks'
         **arguments,  # passed on to timm
     ):
         super().__init__()
         self.pos_embed_mode, self.normed = pos_embed_mode, normed
         self.vit = self.open_network(name, pretrained, normed=normed, **arguments)
-        if layer_norm_eps is not None:
-            set_norm_eps(self.vit, layer_norm_eps)
+        if layer_norm_eps is not None or final_norm_eps is not None:
+            set_norm_eps(self.vit, layer_norm_eps or self.vit.blocks[0].norm1.eps, final_norm_eps)
         self.dim, self.patch = self.vit.embed_dim, self.stride()
         self.choose_taps(name, taps)
 
@@ -204,10 +206,12 @@ class ViTBackbone(Backbone):
 
     @classmethod
     def settings(cls, config) -> dict:
-        eps = config.layer_norm_eps
-        size = tuple(config.image_size)
         return dict(
-            img_size=size, pos_embed_mode=config.pos_embed_mode, normed=config.norm_intermediates, layer_norm_eps=eps
+            img_size=tuple(config.image_size),
+            pos_embed_mode=config.pos_embed_mode,
+            normed=config.norm_intermediates,
+            layer_norm_eps=config.layer_norm_eps,
+            final_norm_eps=config.final_norm_eps,
         )
 
     @classmethod

@@ -25,13 +25,14 @@ from dpt_nb.network.schema import (
     violation,
     whole,
 )
+from .sky import SkyHead  # noqa: F401  a kind of prediction registers itself
 
 # %% ../../nbs/network/config.ipynb #4e6322c9
 class ConfigError(ValueError):
     "A model that cannot be described or opened so: the message says what was found, what is needed and what to do."
 
 
-INPUT_METHODS = ("minimal", "lower_bound", "exact", "short_side", "original")
+INPUT_METHODS = ("minimal", "lower_bound", "upper_bound", "exact", "short_side", "original")
 
 
 def num_classes(heads: dict) -> int:  # heads: of a config; 0 where there is no label head
@@ -124,6 +125,7 @@ CONFIG_FIELDS = dict(
     pos_embed_mode=choice("bilinear", "bicubic", "dinov2"),
     norm_intermediates=YES_NO,
     layer_norm_eps=either(real(0, 1, above=True), none="timm's"),
+    final_norm_eps=either(real(0, 1, above=True), none="as layer_norm_eps"),
     standardised_eps=either(real(0, 1, above=True), none="timm's"),
     residual_bias=either(YES_NO, none="a bias where no batch norm follows"),
     fusion_doubles=YES_NO,
@@ -251,6 +253,7 @@ class DPTConfig:
     pos_embed_mode: str = "bilinear"  # how they are resampled: "bilinear", "bicubic" or "dinov2"
     norm_intermediates: bool = False  # taps are read through the backbone's final norm: Depth Anything
     layer_norm_eps: float | None = None  # of the backbone's blocks; None is timm's
+    final_norm_eps: float | None = None  # of the norm that taps are read through; None: as the blocks'
     standardised_eps: float | None = None  # of the hybrid's ResNet, see `DeviationConv`; None is timm's
     residual_bias: bool | None = None  # of the residual conv units; None: exactly where no batch norm follows
     fusion_doubles: bool = False  # fusion steps double odd grids too: mmsegmentation, transformers' DPT

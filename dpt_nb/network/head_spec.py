@@ -104,7 +104,8 @@ class HeadSpec:
     channels: int = 1  # values a pixel; 0: one logit for each class, and the largest wins
     missing: float = 0  # the ground truth of a pixel of which nothing is known
     target: str = ""  # entry of a sample that evaluation compares with; empty: the one of the head's name
-    scale: str = ""  # of depth: "metric", or "relative" where larger is nearer and scale and shift are open
+    scale: str = ""  # of depth: "metric", or "relative" where scale and shift are open
+    far_is_large: bool = False  # of relative depth: larger is farther; False: larger is nearer
     cmap: str = "viridis"  # matplotlib's, of one channel
     color: Callable | None = None  # of several channels: `(C, H, W)` → `(3, H, W)` in [0, 1]
     mirror: Callable = unchanged  # values `(…, C, H, W)`, their pixels mirrored → what they are then
@@ -139,6 +140,11 @@ class HeadSpec:
     def categorical(self) -> bool:
         "Whether it predicts classes: logits, of which the largest wins."
         return self.channels == 0
+
+    @property
+    def inverse(self) -> bool:
+        "Whether it predicts depth of which larger is nearer."
+        return self.scale == "relative" and not self.far_is_large
 
     def form(
         self,

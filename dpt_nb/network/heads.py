@@ -24,7 +24,7 @@ from dpt_nb.network.head_spec import (
     turn_directions,
     unit_length,
 )
-from .schema import YES_NO, choice, real, whole
+from .schema import YES_NO, choice, either, real, whole
 from ..registry import Registry, calling_module
 
 # %% ../../nbs/network/06_heads.ipynb #aa8b54cc
@@ -59,11 +59,12 @@ class DepthHead(nn.Module):
         hidden: int = 32,  # channels at full size
         output: str = "relu",  # how the last number becomes a depth, see `to_depth`
         projection: bool = False,  # one 3×3 convolution and ReLU more in front, as the Toolbox's models have
+        canonical_focal: float | None = None,  # its metres are those of a camera of so many pixels; None: of any
         **constants,  # `min_depth`, `max_depth`, `scale`, `shift` of `to_depth`
     ):
         super().__init__()
         to_depth(torch.zeros(1), output, **constants)
-        self.output, self.constants = output, constants
+        self.output, self.constants, self.canonical_focal = output, constants, canonical_focal
         self.projection = nn.Conv2d(features, features, kernel_size=3, padding=1) if projection else None
         self.convolution1 = nn.Conv2d(features, features // 2, kernel_size=3, padding=1)
         self.convolution2 = nn.Conv2d(features // 2, hidden, kernel_size=3, padding=1)
@@ -159,6 +160,7 @@ DEPTH_ARGUMENTS = dict(
     hidden=whole(1, 4096, " channels"),
     output=choice("relu", "relu_above", "invert", "sigmoid", "exp"),
     projection=YES_NO,
+    canonical_focal=either(real(0, 1e6, above=True), none="any camera"),
 )
 LABEL_ARGUMENTS = dict(
     classes=whole(1, 4096), dropout=real(0, 0.99), step=whole(-4, -1), align_corners=YES_NO, auxiliary=YES_NO
@@ -177,6 +179,16 @@ HEADS = Registry(
             target="depth",
             scale="relative",
             cmap="Spectral_r",
+            arguments=DEPTH_ARGUMENTS,
+        ),
+        "relative_depth": HeadSpec(
+            DepthHead,
+            "depth (relative)",
+            "relative, larger is farther",
+            target="depth",
+            scale="relative",
+            far_is_large=True,
+            cmap="Spectral",
             arguments=DEPTH_ARGUMENTS,
         ),
         "label": HeadSpec(
@@ -207,14 +219,27 @@ HEADS = Registry(
 
 # %% ../../nbs/network/06_heads.ipynb #37d4632f
 TAKEN = ("image", "intrinsics", "meta", "valid", "path")  # other entries of a sample
-TAKEN += ("source", "width", "height", "frames", "points", "note", "damage", "name", "file")  # of `predictions.json`
+TAKEN += (
+    "source",
+    "width",
+    "height",
+    "frames",
+    "points",
+    "note",
+    "damage",
+    "name",
+    "file",
+    "focal",
+)  # of `predictions.json`
 
 
 def taught_by(
     head: str,  # of `HEADS`
 ) -> str:  # entry of a sample
-    "The ground truth that a head's loss is given: its own, or that of the kind whose errors it states."
-    return HEADS[head].about or head
+    """The ground truth that a head's loss is given: its own, or that of the kind whose errors it states; relative depth
+    learns from metres, whose scale its loss leaves open."""
+    spec = HEADS[head]
+    return spec.about or (spec.target if spec.far_is_large else head)
 
 
 def truth_spec(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEST_PIPELINES', 'INPUT_SIZES', 'NAMED', 'ADE20K_CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'SATELLITE_MEAN',
-           'SATELLITE_STD', 'BINS', 'DEPTHER_HEAD', 'CHMV2_HEAD', 'PROMPT_HEAD', 'PROMPTED', 'PUBLISHED', 'Published']
+           'SATELLITE_STD', 'BINS', 'DEPTHER_HEAD', 'CHMV2_HEAD', 'PROMPT_HEAD', 'PROMPTED', 'PUBLISHED',
+           'depth_anything_3', 'Published']
 
 # %% ../../nbs/network/named.ipynb #7ad81820
 import json
@@ -21,6 +22,7 @@ TEST_PIPELINES = {  # project → fields of a config: how its test script or tes
     "depth-anything": dict(input_method="lower_bound", resizing="depth-anything"),
     "depth-anything-v1": dict(input_method="lower_bound", resizing="depth-anything-v1"),
     "prompt-depth-anything": dict(input_size=[756, 756], input_method="minimal", resizing="transformers"),
+    "depth-anything-3": dict(input_size=[504, 504], input_method="upper_bound", resizing="depth-anything-3"),
     "dinov3": dict(
         input_size=[1024, 1024], input_method="exact", resizing="transformers-bilinear", fusion_doubles=True
     ),
@@ -162,6 +164,21 @@ NAMED |= {
     f"depth_anything_v2_{place}_{size}": depth_anything(size, 2, {"depth": dict(output="sigmoid", max_depth=farthest)})
     for place, farthest in [("indoor", 20.0), ("outdoor", 80.0)]
     for size in DEPTH_ANYTHING_SIZES
+}
+
+# %% ../../nbs/network/named.ipynb #5d2d992c
+def depth_anything_3(
+    depth: str,  # head of `HEADS` for depth
+    **arguments,  # of that head
+) -> dict:  # fields of `DPTConfig`
+    "The structure of Depth Anything 3 for a single view (`depth_anything_3/model/da3.py`, `model/dpt.py`)."
+    heads = {depth: dict(output="exp", **arguments), "sky": {}}
+    return depth_anything("large", 2, heads) | dict(final_norm_eps=1e-5) | TEST_PIPELINES["depth-anything-3"]
+
+
+NAMED |= {
+    "depth_anything_3_mono_large": depth_anything_3("relative_depth"),
+    "depth_anything_3_metric_large": depth_anything_3("depth", canonical_focal=300.0),
 }
 
 # %% ../../nbs/network/named.ipynb #12b174c8
@@ -371,6 +388,8 @@ PUBLISHED = {
         {},
         ["depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf"],
     ),
+    "depth_anything_3_mono_large": Published("depth-anything/DA3MONO-LARGE", "Apache-2.0", {}),
+    "depth_anything_3_metric_large": Published("depth-anything/DA3METRIC-LARGE", "Apache-2.0", {}),
     "dinov3_depther_7b": Published(
         "https://dl.fbaipublicfiles.com/dinov3/dinov3_vit7b16/dinov3_vit7b16_synthmix_dpt_head-02040be1.pth",
         "DINOv3 License",

@@ -31,6 +31,7 @@ from ..evaluation.evaluate import panel, write_report
 from ..evaluation.gallery import main_metric
 from ..evaluation.head_metrics import target_specs
 from ..images.files import atomic_write
+from ..inference.focal import canonical_heads, to_canonical
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
 from ..network.heads import HEADS, taught_by
@@ -102,6 +103,9 @@ def to_device(
     device = state.accelerator.device
     names = dict.fromkeys(["image", *map(taught_by, state.losses)])
     inputs = {name: batch[name].to(device, non_blocking=True) for name in names}
+    for head, focal in canonical_heads(state.network.config.heads).items():
+        if head in inputs:  # metres, as a camera of that focal length would have them
+            inputs[head] = to_canonical(inputs[head], batch["intrinsics"].to(device), focal)
     if state.recipe.loop.channels_last:
         inputs["image"] = inputs["image"].contiguous(memory_format=torch.channels_last)
     if state.network.config.prompt:

@@ -34,7 +34,7 @@ def target_map(
     spec = HEADS[head]
     if spec.about:
         return None
-    if spec.scale == "relative" and head not in sample and spec.target in sample:
+    if spec.inverse and head not in sample and spec.target in sample:
         depth = sample[spec.target]
         return torch.where(depth > 0, 1 / depth.clamp(min=1e-6), 0.0)
     return sample.get(head, sample.get(spec.target))
@@ -52,9 +52,10 @@ def range_and_words(
     head: str,  # of `HEADS`, not one of classes
     known: list,  # maps
 ) -> tuple[tuple, tuple, str]:  # ends for each map, ends of the color bar, and what the colors mean
-    "Relative maps have a range each, from far to near; all others have one together."
+    "Relative maps have a range each; all others have one together."
     if HEADS[head].scale == "relative":
-        return (None, None), (0, 1), f"{head.replace('_', ' ')}, far (0) to near (1)"
+        ends = "far (0) to near (1)" if HEADS[head].inverse else "near (0) to far (1)"
+        return (None, None), (0, 1), f"{head.replace('_', ' ')}, {ends}"
     ends = joint_range(head, known)
     return ends, ends, HEADS[head].words
 

@@ -21,6 +21,7 @@ from ..network.heads import HEADS
 from ..objective.absolute import AbsoluteLoss
 from ..objective.losses import DepthLoss, DepthRegressionLoss, SegmentationLoss, SILogLoss, SSILoss
 from ..objective.normals import AngularLoss
+from ..objective.sky import SkyLoss
 from ..objective.uncertainty import ConfidenceLoss
 from ..registry import OWN, Registry, calling_module
 from .paper_recipes import PAPER_RECIPES
@@ -238,6 +239,10 @@ LOSSES = {  # head → its losses by name
     "inverse_depth": loss_table("inverse_depth", scale_and_shift_invariant=SSILoss),
     "label": loss_table("label", cross_entropy=SegmentationLoss),
     "normal": loss_table("normal", angular=AngularLoss),
+    "relative_depth": loss_table(
+        "relative_depth", scale_invariant=partial(SILogLoss, variance_focus=1.0), scale_and_shift_invariant=SSILoss
+    ),
+    "sky": loss_table("sky", squared=SkyLoss),
     "confidence": loss_table("confidence", error_times_confidence=ConfidenceLoss),
 }
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['conv_modules', 'kaiming_decoder', 'open_weights', 'new_model', 'build_model', 'freeze_untrained',
            'network_without_effect', 'TrainState', 'replicated', 'sharded', 'network_for', 'prepare', 'open_data',
-           'total_steps', 'check_class_count', 'name_classes', 'check_samples', 'open_run', 'get_protocol']
+           'total_steps', 'check_class_count', 'name_classes', 'check_cameras', 'check_samples', 'open_run',
+           'get_protocol']
 
 # %% ../../nbs/training/train_state.ipynb #23702474
 import copy
@@ -24,6 +25,7 @@ from ..data.registry import open_dataset
 from ..data.sampling import sample_names
 from ..data.splits import check_splits, shared_options
 from ..evaluation.protocols import PROTOCOLS, Protocol, protocol_for
+from ..inference.focal import canonical_heads
 from ..network.dpt import DPT
 from ..network.heads import HEADS, taught_by
 from ..network.named import NAMED
@@ -258,7 +260,7 @@ def open_data(
         raise RecipeError(
             f"The recipe has a loss for {', '.join(missing)}, and the samples of {recipe.data.name} hold "
             f"{', '.join(train.targets)}. Every head needs its truth. "
-            "Rooms and streets give normals with data.train.normals=true."
+            "Rooms and streets give normals with data.train.normals=true, and the sky with data.train.sky=true."
         )
     return train, held_out
 
@@ -307,6 +309,18 @@ def name_classes(
             model.config.class_names = names
 
 # %% ../../nbs/training/train_state.ipynb #541b5058
+def check_cameras(state: TrainState) -> None:
+    "Raises `RecipeError` for a head that needs to know each image's camera, and data that do not say it."
+    needs = sorted(set(canonical_heads(state.network.config.heads)) & set(state.losses))
+    if needs and "intrinsics" not in state.train.targets:
+        raise RecipeError(
+            f"The head {needs[0]!r} counts metres for a camera of one focal length, so every image's camera has to be "
+            f"known, and the samples of {state.recipe.data.name} hold {', '.join(state.train.targets)}. Train on "
+            "data with intrinsics, or give the head anew without canonical_focal (model.changes.heads), to learn plain "
+            "metres."
+        )
+
+
 def check_samples(state: TrainState) -> None:
     "Raises `TrainingError` for training samples that the losses cannot use."
     recipe, configured = state.recipe, state.network.config.heads
@@ -332,6 +346,7 @@ def open_run(
     state.steps = total_steps(recipe, len(state.train))
     state.schedule = build_schedule(recipe, state.optimizer.optimizer, state.steps)
     open_loader(state, 0, state.steps, 0)
+    check_cameras(state)
     check_samples(state)
     return state
 

@@ -29,36 +29,17 @@ from dpt_nb.network.named import (
 )
 from dpt_nb.network.schema import SHORT, YES_NO, Schema, choice, either, listed, real, violation, whole
 from dpt_nb.network.zoo import config_for
+from dpt_nb.weights.depth_anything_3 import depth_anything_3_by_name
 from dpt_nb.weights.dinov3 import check_dinov3, chmv2_head, depther_fields
 from dpt_nb.weights.hub import Source, json_beside
 from dpt_nb.weights.key_maps import CHECKPOINT_FORMATS, DEPTH_ANYTHINGS, LABEL_HEAD, transformers_family
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning
-
-# %% ../../nbs/weights/infer_config.ipynb #0cf43261
-NOT_OPENED = {  # a pattern of a name that only this model has → what it is
-    r"pretrained\.model\..*attention_biases": "MiDaS 3.1's LeViT (dpt_levit_224)",
-    r"pretrained\.model\.features\.0\..*": "MiDaS 3.1's Next-ViT (dpt_next_vit_large_384)",
-    r"pretrained\.layer1\.0\..*": "MiDaS 2 (midas_v21, on a convolutional network)",
-    r"pretrained\.blocks\.0\.mlp\.w12\.weight": "Depth Anything V2 Giant (vitg)",
-    r"core\.core\.pretrained\..*": "ZoeDepth",
-    r"(depth_)?head\.(scratch\.)?sky_output_conv2\..*|.*\.sky_output_conv2\..*": "Depth Anything 3",
-    r".*\.motion_modules\..*": "Video Depth Anything",
-}
-
-
-def not_opened(
-    state: dict,  # name → tensor
-) -> str:  # what it is; empty when it is none of these
-    "A model of a family that is known here, for which there is no network."
-    for pattern, model in NOT_OPENED.items():
-        if any(re.fullmatch(pattern, key) for key in state):
-            return model
-    return ""
+from dpt_nb.weights.refused import check_not_refused
 
 # %% ../../nbs/weights/infer_config.ipynb #ced9eac9
 KNOWN = (
-    "isl-org/DPT and MiDaS, Depth Anything, DINOv3's depthers, transformers, mmsegmentation and the Toolbox, timm's "
-    "vision transformers, and dpt_nb"
+    "isl-org/DPT and MiDaS, Depth Anything (of its third version what sees one image), DINOv3's depthers, "
+    "transformers, mmsegmentation and the Toolbox, timm's vision transformers, and dpt_nb"
 )
 
 
@@ -99,9 +80,7 @@ def recognize_format(
     "Raises `CheckpointError` for names of no project known here, or of two."
     if config is not None and "taps" in config:
         return "dpt_nb"
-    if model := not_opened(state):
-        reason = "which is not opened here: it is whole, but there is no network for it"
-        raise CheckpointError(f"{source} is {model}, {reason}. Known are {KNOWN}.")
+    check_not_refused(state, config, source)
     found = formats_of(state)
     if not found:
         raise CheckpointError(unknown_project(state, source))
@@ -498,6 +477,8 @@ def variants(
     if format_name == "depth-anything" and PROMPTED not in state:
         size = depth_anything_size(state)
         return [f"depth_anything_{version}{size}" for version in ("v2_", "", "v2_indoor_", "v2_outdoor_")]
+    if format_name == "depth-anything-3":
+        return ["depth_anything_3_mono_large", "depth_anything_3_metric_large"]
     if format_name == "isl-org" and backbone_family(state) == "hybrid" and not predicts_labels(state):
         return ["dpt_hybrid", "dpt_hybrid_kitti", "dpt_hybrid_nyu"]
     return []
@@ -550,6 +531,8 @@ def find_variant(
     if named := variant or published_as(source):
         return named
     if format_name == "depth-anything" and (named := depth_anything_by_name(source, state)):
+        return named
+    if format_name == "depth-anything-3" and (named := depth_anything_3_by_name(source)):
         return named
     if family := variants(format_name, state):
         others = " or ".join(f"variant={name!r}" for name in family[1:])

@@ -205,6 +205,19 @@ def depth_anything_rules(head: str) -> list[KeyRule]:
         *part_rules(f"heads.{head}.", "depth_head.scratch.", head_parts),
     ]
 
+# %% ../../nbs/weights/key_maps.ipynb #b1249a07
+def depth_anything_3_rules(head: str) -> list[KeyRule]:
+    "Depth Anything 3 `model/da3.py`, `model/dpt.py`; `model.` before every name has been taken off."
+    head_parts = {"convolution1": "output_conv1", "convolution2": "output_conv2.0", "convolution3": "output_conv2.2"}
+    sky_parts = {"convolution2": "sky_output_conv2.0", "convolution3": "sky_output_conv2.2"}
+    return [
+        KeyRule("backbone.vit.{rest}", "backbone.pretrained.{rest}"),
+        *part_rules("reassemble.{level}.", "head.", LEVEL_LISTS),
+        *scratch_rules("head.scratch."),
+        *part_rules(f"heads.{head}.", "head.scratch.", head_parts),
+        *part_rules("heads.sky.", "head.scratch.", sky_parts),
+    ]
+
 # %% ../../nbs/weights/key_maps.ipynb #2341a0d4
 def mmseg_vit_rules(
     ours: str,  # what stands before a backbone's names here
@@ -509,6 +522,11 @@ CHECKPOINT_FORMATS = {
             unused=(r"_mean|_std", r"pretrained\.mask_token", r"depth_head\.scratch\.refinenet4\.resConfUnit1\..*"),
         ),
         CheckpointFormat(
+            "depth-anything-3",
+            signs=("backbone.pretrained.", "head.scratch."),
+            rules=lambda head, config: depth_anything_3_rules(head),
+        ),
+        CheckpointFormat(
             "transformers",
             signs=("neck.", "head."),
             or_signs=("backbone.", "head.reassemble_stage."),
@@ -582,11 +600,13 @@ def find_head(
     format_name: str,  # of `CHECKPOINT_FORMATS`
     state: dict,  # their name → tensor
     config: dict | None,  # of config.json
-) -> str:  # "label", "depth" or "inverse_depth"
+) -> str:  # "label", "depth", "inverse_depth" or "relative_depth"
     "The head that a file has, by the places of its last layers."
     if format_name == "isl-org":
         label = "scratch.output_conv.4.weight" in state and "scratch.output_conv.2.weight" not in state
         return LABEL_HEAD if label else "inverse_depth"
+    if format_name == "depth-anything-3":
+        return "relative_depth"
     if format_name == "mmseg":
         return "depth" if MMSEG_DEPTH_HEAD in state else LABEL_HEAD
     if format_name == "dinov3" or (format_name == "transformers" and config.get("model_type") == "chmv2"):

@@ -22,6 +22,7 @@ from dpt_nb.network.named import NAMED, changed_config
 from dpt_nb.network.patch_embed import resample_positions, resize_places
 from dpt_nb.network.saved import config_from, fill, not_finite, state_dict_mismatch
 from dpt_nb.network.zoo import config_for, create_model
+from dpt_nb.weights.depth_anything_3 import depth_anything_3_fields
 from dpt_nb.weights.dinov3 import check_dinov3, is_decoder_alone, plain_tensors, with_trunk_beside
 from dpt_nb.weights.hub import Source, locate
 from dpt_nb.weights.infer_config import (
@@ -32,6 +33,7 @@ from dpt_nb.weights.infer_config import (
     backbone_family,
     backbone_part,
     check_transformers,
+    count_parts,
     find_variant,
     grid_size,
     infer_backbone_config,
@@ -233,7 +235,7 @@ def head_as_variant(
 
 def rename_head(name: str, head: str) -> str:
     "Our name with the one depth head called `head`."
-    return re.sub(r"^heads\.(depth|inverse_depth)\.", f"heads.{head}.", name)
+    return re.sub(r"^heads\.(depth|inverse_depth|relative_depth)\.", f"heads.{head}.", name)
 
 # %% ../../nbs/weights/load.ipynb #c28deeba
 def infer_fields(
@@ -247,6 +249,8 @@ def infer_fields(
     if format_name == "mmseg":  # has no variants, and notes that count
         return found | source_defaults(format_name, state, variant) | opened.notes
     known = find_variant(format_name, state, opened.source, variant)
+    if format_name == "depth-anything-3":
+        return found | depth_anything_3_fields(opened.source, count_parts(state, "backbone.vit.blocks."), known)
     if format_name != "transformers":
         return found | source_defaults(format_name, state, known)
     found |= folder_fields(opened, found)

@@ -83,7 +83,7 @@ def distance_head(
     "What a network predicts of distance, in metres if it can. Raises `ValueError` when that is nothing."
     for scale in ("metric", "relative"):
         for head in maps:
-            if HEADS[head].scale == scale:
+            if HEADS[head].scale == scale and not HEADS[head].far_is_large:
                 return head
     found = f"{name} predicts {' and '.join(maps)} and no depth"
     raise ValueError(f"{found}, and this page compares depth: choose one with a head called depth or inverse_depth.")

@@ -228,7 +228,8 @@ def predicted_metres(
     truth: torch.Tensor,  # `(1, 1, H, W)` metres, 0 = not measured
 ) -> tuple[torch.Tensor, str]:  # `(1, 1, H, W)` metres, and words for the sentence
     "Depth that can be evaluated. Raises `ValueError` for a network that predicts none."
-    scales = {HEADS[head].scale: head for head in reversed(maps)}  # of several of one kind, the first
+    usable = [head for head in maps if HEADS[head].scale == "metric" or HEADS[head].inverse]
+    scales = {HEADS[head].scale: head for head in reversed(usable)}  # of several of one kind, the first
     if "metric" in scales:
         return maps[scales["metric"]], ""
     if "relative" in scales:
