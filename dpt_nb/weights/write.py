@@ -630,7 +630,12 @@ def readout_setting(format_name: str, plan: Blueprint) -> str:
 def unit_setting(format_name: str, plan: Blueprint) -> str:
     metric = format_name == "mmseg" or (format_name == "transformers" and (plan.chmv2 or plan.output == "sigmoid"))
     scale = HEADS[plan.head].scale
-    if plan.labels or plan.config.prompt or scale == ("metric" if metric else "relative") and not HEADS[plan.head].far_is_large:
+    if (
+        plan.labels
+        or plan.config.prompt
+        or scale == ("metric" if metric else "relative")
+        and not HEADS[plan.head].far_is_large
+    ):
         return ""
     return f"its number is {'a depth in metres' if scale == 'metric' else HEADS[plan.head].words}"
 
