@@ -40,6 +40,7 @@ from ..images.files import atomic_write
 from ..inference.focal import matrix_focal
 from ..inference.prediction import PredictionError
 from ..inference.predictor import Predictor
+from ..inference.prompted import prompted_by_truth
 from ..network.heads import HEADS
 from ..objective.metrics import DEPTH_METRICS
 from ..objective.normals import THRESHOLDS
@@ -185,6 +186,7 @@ def predicted(
     batch: list[dict],  # B samples as `to_evaluated` gives them
 ) -> dict[str, torch.Tensor]:  # head → `(B, C, H, W)`; labels also as numbers of classes, `(B, H, W)`
     "What a predictor gives for a batch."
+    predictor = prompted_by_truth(predictor, batch)
     if hasattr(predictor, "predict_samples"):
         return predictor.predict_samples(batch)
     predict = partial(predictor.predict, **sample_focals(predictor, batch))

@@ -34,6 +34,7 @@ from dpt_nb.inference.focal import (
 )
 from .memory import free_memory
 from .prediction import Prediction, PredictionError, all_finite, check_finite
+from .prompted import predict_prompted
 from dpt_nb.inference.resizing import (
     PADDED,
     RESIZINGS,
@@ -50,6 +51,7 @@ from .tiled import LargeImage, MapStore, map_kinds, predict_tiles, tile_grid
 from .video import FilmFrame, FilmReader, VideoError, frame_maps
 from ..network.dpt import DPT
 from ..network.heads import HEADS
+from ..network.prompt import PromptWanted
 from ..objective.alignment import align_scale_shift
 
 # %% ../../nbs/inference/13_predictor.ipynb #6a472961
@@ -155,6 +157,7 @@ class Predictor:
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.network = self.model.to(memory_format=self.memory_format) if channels_last else self.model
         self.network = torch.compile(self.network) if compile else self.network
+        self.network = PromptWanted(self.network) if config.prompt else self.network
         check_focal(focal, field_of_view)
         self.focal, self.field_of_view, self.canonical = focal, field_of_view, canonical_heads(config.heads)
         self.max_pixels = max_pixels
@@ -599,8 +602,11 @@ def __call__(
     self: Predictor,
     image,  # path, file object, bytes, PIL image, array, tensor `(3, H, W)`; or folder, list, tensor `(B, 3, H, W)`
     name: str | None = None,  # what its files are named after; None: the file's name
+    prompt=None,  # for a network that takes one: coarse depth as `read_prompt` takes it, for a list of images a list
 ) -> Prediction | Sequence:  # for several a list; for a folder or files `LazyPredictions`, to loop over or to index
     "The maps of one image, or of several. Raises `ImageError` for one that cannot be read."
+    if prompt is not None:
+        return predict_prompted(self, image, prompt, name)
     if is_path(image) and Path(image).is_dir():
         image = find_images(image)
     batch = isinstance(image, torch.Tensor) and image.ndim == 4 and len(image) != 1

@@ -218,6 +218,7 @@ def fingerprint(
     **settings,  # whatever else changes what is written
 ) -> str:  # 16 characters
     "Says whether two runs would write the same."
+    settings |= dict(prompts=told) if (told := getattr(predictor, "told", None)) else {}
     said = json.dumps([asdict(predictor.model.config), settings], sort_keys=True, default=str)
     digest = hashlib.sha256(said.encode())
     chosen = attrgetter("flip", "size", "scales", "precision", "classes", "policy", "resizing")(predictor)

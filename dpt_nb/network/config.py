@@ -129,6 +129,7 @@ CONFIG_FIELDS = dict(
     standardised_eps=either(real(0, 1, above=True), none="timm's"),
     residual_bias=either(YES_NO, none="a bias where no batch norm follows"),
     fusion_doubles=YES_NO,
+    prompt=YES_NO,
     input_size=either(SIDES, none="image_size"),
     input_multiple=either(whole(1, 8192, " pixels"), none="the patch"),
     input_method=choice(*INPUT_METHODS),
@@ -191,6 +192,15 @@ def map_bytes(size: list, features: int, heads: dict) -> int:  # size: height an
     return 4 * math.prod(size) * (features + sum(channels))
 
 
+def check_prompt(found: dict) -> None:  # found: fields of `DPTConfig`
+    "Raises `ConfigError` for a prompt where there is nothing to prompt."
+    if found.get("prompt") and ("depth" not in found["heads"] or found.get("fusion_doubles")):
+        raise ConfigError(
+            f"prompt is true, which needs a head called depth and fusion_doubles=False, and the heads are "
+            f"{', '.join(found['heads'])} with fusion_doubles={bool(found.get('fusion_doubles'))}."
+        )
+
+
 def check_pixels(name: str, size: list | None) -> None:  # name: of a field; size: height and width
     "Raises `ConfigError` for a size of more pixels than one image may have."
     if size and math.prod(size) > MOST_INPUT_PIXELS:
@@ -219,6 +229,7 @@ def check_config(
     check_heads(found["heads"], found.get("class_names") or [])
     seen = (found.get("backbone_arguments") or {}).get("in_chans", 3)
     check_channels(found.get("mean", [0.0] * seen), found.get("std", [1.0] * seen), seen)
+    check_prompt(found)
     for name in ("image_size", "input_size"):
         check_pixels(name, found.get(name))
     check_map_memory(found)
@@ -246,6 +257,7 @@ class DPTConfig:
     standardised_eps: float | None = None  # of the hybrid's ResNet, see `DeviationConv`; None is timm's
     residual_bias: bool | None = None  # of the residual conv units; None: exactly where no batch norm follows
     fusion_doubles: bool = False  # fusion steps double odd grids too: mmsegmentation, transformers' DPT
+    prompt: bool = False  # a coarse depth comes along with each image, see `network.prompt`
     input_size: list | None = None  # height and width at which images are fed, pixels; None: `image_size`
     input_multiple: int | None = None  # both sides of what is fed are multiples of this, pixels; None: the patch
     input_method: str = "minimal"  # how an image comes to that size, one of `INPUT_METHODS`

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEST_PIPELINES', 'INPUT_SIZES', 'NAMED', 'ADE20K_CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'SATELLITE_MEAN',
-           'SATELLITE_STD', 'BINS', 'DEPTHER_HEAD', 'CHMV2_HEAD', 'PUBLISHED', 'depth_anything_3', 'Published']
+           'SATELLITE_STD', 'BINS', 'DEPTHER_HEAD', 'CHMV2_HEAD', 'PROMPT_HEAD', 'PROMPTED', 'PUBLISHED',
+           'depth_anything_3', 'Published']
 
 # %% ../../nbs/network/named.ipynb #7ad81820
 import json
@@ -20,6 +21,7 @@ TEST_PIPELINES = {  # project → fields of a config: how its test script or tes
     "isl-org": dict(input_multiple=32, resizing="isl-org"),
     "depth-anything": dict(input_method="lower_bound", resizing="depth-anything"),
     "depth-anything-v1": dict(input_method="lower_bound", resizing="depth-anything-v1"),
+    "prompt-depth-anything": dict(input_size=[756, 756], input_method="minimal", resizing="transformers"),
     "depth-anything-3": dict(input_size=[504, 504], input_method="upper_bound", resizing="depth-anything-3"),
     "dinov3": dict(
         input_size=[1024, 1024], input_method="exact", resizing="transformers-bilinear", fusion_doubles=True
@@ -216,6 +218,12 @@ NAMED |= {
     ),
 }
 
+# %% ../../nbs/network/named.ipynb #77fa1125
+PROMPT_HEAD = dict(output="sigmoid", max_depth=1.0)  # shares of a prompt's range
+PROMPTED = dict(heads={"depth": PROMPT_HEAD}, prompt=True, **TEST_PIPELINES["prompt-depth-anything"])
+NAMED |= {f"prompt_depth_anything_{size}": depth_anything(size, 2) | PROMPTED for size in ("small", "large")}
+NAMED["prompt_depth_anything_small_transparent"] = NAMED["prompt_depth_anything_small"]
+
 # %% ../../nbs/network/named.ipynb #ff942563
 DPT_FILES = "https://github.com/intel-isl/DPT/releases/download/1_0/"
 MIDAS_FILES = "https://github.com/isl-org/MiDaS/releases/download/v3_1/"
@@ -390,6 +398,17 @@ PUBLISHED = {
     "chmv2_large": Published(
         "facebook/dinov3-vitl16-chmv2-dpt-head", "DINOv3 License", {}, ["dinov3_vitl16_chmv2_dpt_head-3703d643.pth"]
     ),
+}
+
+# %% ../../nbs/network/named.ipynb #893165da
+PUBLISHED |= {
+    f"prompt_depth_anything_{name}": Published(
+        f"depth-anything/prompt-depth-anything-{theirs}",
+        "Apache-2.0",
+        {},
+        [f"depth-anything/prompt-depth-anything-{theirs}-hf"],
+    )
+    for name, theirs in [("small", "vits"), ("small_transparent", "vits-transparent"), ("large", "vitl")]
 }
 
 # %% ../../nbs/network/named.ipynb #d47d8360

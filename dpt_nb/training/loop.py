@@ -35,6 +35,7 @@ from ..inference.focal import canonical_heads, to_canonical
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
 from ..network.heads import HEADS, taught_by
+from ..network.prompt import simulated_prompt
 from ..network.zoo import count_parameters
 from ..registry import IMPORT_HELP, import_modules, named_modules
 from .batch_loss import batch_fractions, batch_loss
@@ -107,6 +108,8 @@ def to_device(
             inputs[head] = to_canonical(inputs[head], batch["intrinsics"].to(device), focal)
     if state.recipe.loop.channels_last:
         inputs["image"] = inputs["image"].contiguous(memory_format=torch.channels_last)
+    if state.network.config.prompt:
+        inputs["prompt_depth"] = simulated_prompt(inputs["depth"])
     return inputs
 
 
@@ -118,7 +121,8 @@ def part_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # of `batch_loss`: the loss to go back from, and the one to show
     "Forward, in the recipe's precision."
     with state.accelerator.autocast():
-        predictions = state.model(inputs["image"])
+        prompt = {name: inputs[name] for name in ("prompt_depth",) if name in inputs}
+        predictions = state.model(inputs["image"], **prompt)
     return batch_loss(predictions, inputs, state.losses, step - 1, state.weights, fractions)
 
 

@@ -22,6 +22,7 @@ from ..images.colors import color_depth, color_label, color_values, depth_range,
 from ..images.files import atomic_write
 from ..images.images import label_palette
 from ..inference.predictor import Predictor
+from ..inference.prompted import prompted_by_truth
 from ..network.heads import HEADS
 
 # %% ../../nbs/training/plots.ipynb #be14a798
@@ -194,7 +195,7 @@ def draw_samples(
     "Some samples of a data set, evenly spread, and what a network predicts for them."
     indices = spread_indices(dataset, min(count, len(dataset)))
     samples = [dataset[index] for index in indices]
-    predictions = [predictor(sample["image"]) for sample in samples]
+    predictions = [prompted_by_truth(predictor, [sample])(sample["image"]) for sample in samples]
     return validation_figure(samples, predictions, tuple(getattr(dataset, "classes", ())))
 
 

@@ -21,6 +21,7 @@ from dpt_nb.network.named import (
     FEEDING,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    PROMPT_HEAD,
     PUBLISHED,
     SATELLITE_MEAN,
     SATELLITE_STD,
@@ -31,7 +32,7 @@ from dpt_nb.network.zoo import config_for
 from dpt_nb.weights.depth_anything_3 import depth_anything_3_by_name
 from dpt_nb.weights.dinov3 import check_dinov3, chmv2_head, depther_fields
 from dpt_nb.weights.hub import Source, json_beside
-from dpt_nb.weights.key_maps import CHECKPOINT_FORMATS, LABEL_HEAD, transformers_family
+from dpt_nb.weights.key_maps import CHECKPOINT_FORMATS, DEPTH_ANYTHINGS, LABEL_HEAD, transformers_family
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning
 from dpt_nb.weights.refused import check_not_refused
 
@@ -438,6 +439,9 @@ def infer_head(state: dict, name: str) -> dict:  # arguments of `build_head`
     return found if hidden == 32 else found | dict(hidden=hidden)
 
 
+PROMPTED = "decoder.steps.0.prompt.convolution1.weight"  # a tensor of a network that takes prompts
+
+
 def infer_config(
     state: dict,  # our name → tensor
     tables: dict = {},  # what the file held besides
@@ -451,13 +455,17 @@ def infer_config(
         raise KeyError("heads.inverse_depth.convolution1.weight")
     normed = "decoder.steps.0.unit.norm1.weight" in state
     biased = "decoder.steps.0.unit.convolution1.bias" in state
-    return infer_backbone_config(backbone_part(state), tables, wanted) | dict(
-        channels=[side(state, f"reassemble.{level}.widen.weight", 1) for level in range(4)],
-        features=side(state, "reassemble.0.widen.weight", 0),
-        readout="project" if "reassemble.3.read.project.weight" in state else "ignore",
-        heads=heads,
-        batch_norm=normed,
-        residual_bias=None if biased != normed else biased,
+    return (
+        infer_backbone_config(backbone_part(state), tables, wanted)
+        | dict(
+            channels=[side(state, f"reassemble.{level}.widen.weight", 1) for level in range(4)],
+            features=side(state, "reassemble.0.widen.weight", 0),
+            readout="project" if "reassemble.3.read.project.weight" in state else "ignore",
+            heads=heads,
+            batch_norm=normed,
+            residual_bias=None if biased != normed else biased,
+        )
+        | (dict(prompt=True) if PROMPTED in state else {})
     )
 
 # %% ../../nbs/weights/infer_config.ipynb #7bde7b11
@@ -466,7 +474,7 @@ def variants(
     state: dict,  # our name → tensor
 ) -> list[str]:  # names of `list_models()`, the one to assume first; empty when the shapes tell
     "The published models that share these names and shapes."
-    if format_name == "depth-anything":
+    if format_name == "depth-anything" and PROMPTED not in state:
         size = depth_anything_size(state)
         return [f"depth_anything_{version}{size}" for version in ("v2_", "", "v2_indoor_", "v2_outdoor_")]
     if format_name == "depth-anything-3":
@@ -491,7 +499,7 @@ def depth_anything_by_name(
     "Which of Depth Anything's models a file is, by the words in its name and its folder's."
     words = f"{source.path.parent.name}/{source.path.name}/{source.name}".lower().replace("-", "_")
     size = depth_anything_size(state)
-    if "depth_anything" not in words and "depthanything" not in words:
+    if PROMPTED in state or ("depth_anything" not in words and "depthanything" not in words):
         return None
     for place, marks in METRIC_WORDS.items():
         if any(mark in words for mark in marks):
@@ -629,6 +637,9 @@ def mmseg_defaults(state: dict) -> dict:
     return dict(pos_embed_mode="bicubic", layer_norm_eps=1e-5, heads=head) | normalization | TEST_PIPELINES[pipeline]
 
 # %% ../../nbs/weights/infer_config.ipynb #f1055ec6
+PROMPT_DEFAULTS = dict(heads={"depth": PROMPT_HEAD}, **TEST_PIPELINES["prompt-depth-anything"])
+
+
 def source_defaults(
     format_name: str,  # of `CHECKPOINT_FORMATS`
     state: dict,  # our name → tensor
@@ -641,7 +652,7 @@ def source_defaults(
     if format_name == "isl-org":
         return isl_org_defaults(state)
     if format_name == "depth-anything":
-        return depth_anything_defaults(state)
+        return depth_anything_defaults(state) | (PROMPT_DEFAULTS if PROMPTED in state else {})
     if format_name == "dinov3":
         return depther_fields(state, count_parts(state, "backbone.vit.blocks."))
     return mmseg_defaults(state) if format_name == "mmseg" else {}
@@ -815,6 +826,9 @@ def transformers_heads(config: dict, heads: dict) -> dict:
         return {name: chmv2_head(config)}
     if HEADS[name].categorical:
         return {name: heads[name] | dict(dropout=config.get("semantic_classifier_dropout", 0.1))}
+    if config.get("model_type") == "prompt_depth_anything":
+        shares = PROMPT_HEAD if config.get("depth_estimation_type") == "metric" else {}
+        return {name: heads[name] | shares}
     if config.get("depth_estimation_type") == "metric":
         return {name: heads[name] | dict(output="sigmoid", max_depth=float(config.get("max_depth") or 1))}
     return heads
@@ -868,7 +882,7 @@ def transformers_fields(
     backbone = config if own else NOT_WRITTEN[family] | config["backbone_config"]
     if family == "eva":
         check_dinov3(backbone)
-    depth_anything = config["model_type"] == "depth_anything"
+    depth_anything = config["model_type"] in DEPTH_ANYTHINGS
     fields = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD) if family == "dinov2" else {}
     if config["model_type"] == "chmv2":
         fields, preprocessor = dict(mean=SATELLITE_MEAN, std=SATELLITE_STD), dict(do_resize=False) | preprocessor

@@ -152,6 +152,10 @@ LABEL_PLACES = {"convolution": "0", "norm": "1", "classify": "4"}
 DEPTH_PLACES = {"convolution1": "0", "convolution2": "2", "convolution3": "4"}
 
 # %% ../../nbs/weights/key_maps.ipynb #75d3c20c
+# PromptDA's three convolutions in a step of the decoder → their places in an `nn.Sequential`
+PROMPT_PARTS = {f"prompt.convolution{number}": f"resConfUnit_depth.{2 * number - 2}" for number in (1, 2, 3)}
+
+
 def scratch_rules(prefix: str) -> list[KeyRule]:
     "The decoder of isl-org/DPT `blocks.py`, kept by Depth Anything."
     step_parts = {"mix": "out_conv"} | residual_unit_parts("resConfUnit{number}", "conv{place}", "bn{place}")
@@ -159,7 +163,7 @@ def scratch_rules(prefix: str) -> list[KeyRule]:
     for level in range(4):
         rules += part_rules(f"reassemble.{level}.", prefix, {"widen": f"layer{level + 1}_rn"})
     for step in range(4):
-        rules += part_rules(f"decoder.steps.{step}.", f"{prefix}refinenet{4 - step}.", step_parts)
+        rules += part_rules(f"decoder.steps.{step}.", f"{prefix}refinenet{4 - step}.", step_parts | PROMPT_PARTS)
     return rules
 
 
@@ -264,13 +268,16 @@ def mmseg_rules(head: str) -> list[KeyRule]:
     return mmseg_vit_rules("backbone.vit.", "backbone.") + mmseg_decoder_rules(head, "decode_head.")
 
 # %% ../../nbs/weights/key_maps.ipynb #6cb19cfe
+DEPTH_ANYTHINGS = ("depth_anything", "prompt_depth_anything")  # types of transformers whose heads are called alike
+
+
 def transformers_family(config: dict) -> str:  # config: of config.json
     """The backbone's family: "vit", "hybrid", "beit", "dinov2", "swinv2" or, of DINOv3, "eva". Raises `CheckpointError`
     for another."""
-    if config.get("model_type") not in ("dpt", "depth_anything", "chmv2"):
+    if config.get("model_type") not in ("dpt", "chmv2", *DEPTH_ANYTHINGS):
         raise CheckpointError(
             f"This folder holds a transformers model of type {config.get('model_type')!r}, and a DPT is of type 'dpt', "
-            f"'depth_anything' or 'chmv2'."
+            f"'chmv2' or {' or '.join(map(repr, DEPTH_ANYTHINGS))}."
         )
     if config.get("is_hybrid"):
         return "hybrid"
@@ -433,6 +440,7 @@ def transformers_decoder_rules(
     return [
         *part_rules("reassemble.{level}.", neck, level_parts),
         *part_rules("decoder.steps.{step}.", step, {"mix": "projection"} | unit_parts),
+        *part_rules("decoder.steps.{step}.", step, {"prompt": "prompt_depth_layer"}),
     ]
 
 
@@ -453,7 +461,7 @@ def folder_rules(head: str, config: dict) -> list[KeyRule]:  # config: of config
     family = transformers_family(config)
     if config["model_type"] == "chmv2":
         return chmv2_rules(head, config)
-    return transformers_rules(head, family, config["model_type"] == "depth_anything")
+    return transformers_rules(head, family, config["model_type"] in DEPTH_ANYTHINGS)
 
 
 def transformers_rules(head: str, family: str, depth_anything: bool = False) -> list[KeyRule]:
@@ -511,7 +519,7 @@ CHECKPOINT_FORMATS = {
             "depth-anything",
             signs=("pretrained.blocks.", "depth_head."),
             rules=lambda head, config: depth_anything_rules(head),
-            unused=(r"pretrained\.mask_token", r"depth_head\.scratch\.refinenet4\.resConfUnit1\..*"),
+            unused=(r"_mean|_std", r"pretrained\.mask_token", r"depth_head\.scratch\.refinenet4\.resConfUnit1\..*"),
         ),
         CheckpointFormat(
             "depth-anything-3",
@@ -578,6 +586,16 @@ CHECKPOINT_FORMATS = {
 MMSEG_DEPTH_HEAD = "decode_head.conv_depth.head.0.weight"
 
 
+PROMPT_NAMES = (
+    r"(depth_head\.scratch\.refinenet1\.resConfUnit_depth|neck\.fusion_stage\.layers\.0\.prompt_depth_layer)\..*"
+)
+
+
+def takes_prompt(state: dict) -> bool:  # state: their name → tensor
+    "Whether it is a Prompt Depth Anything, in its own names or in those of transformers."
+    return any(re.fullmatch(PROMPT_NAMES, key) for key in state)
+
+
 def find_head(
     format_name: str,  # of `CHECKPOINT_FORMATS`
     state: dict,  # their name → tensor
@@ -596,7 +614,7 @@ def find_head(
     if format_name == "transformers" and "head.head.1.weight" in state:
         return LABEL_HEAD
     metric = format_name == "transformers" and config.get("depth_estimation_type") == "metric"
-    return "depth" if metric else "inverse_depth"
+    return "depth" if metric or takes_prompt(state) else "inverse_depth"
 
 
 def key_rules(

@@ -438,6 +438,7 @@ PREFIXES = (  # of DistributedDataParallel, torch.compile, Lightning and habits
     "model.",
     "network.",
     "net.",
+    "pipeline.",
 )
 
 

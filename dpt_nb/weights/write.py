@@ -269,6 +269,23 @@ def export_state_dict(
     return theirs, FILLINGS[format_name](plan)
 
 # %% ../../nbs/weights/write.ipynb #83943323
+def prompts(format_name: str, plan: Blueprint) -> str:
+    if not plan.config.prompt:
+        return ""
+    if format_name not in ("transformers", "depth-anything") or not plan.depth_anything:
+        return (
+            f"it takes prompts, and of {format_name} only a Prompt Depth Anything does, in its own names or those of "
+            "transformers: on a DINOv2 read through its final norm without class token"
+        )
+    shares = plan.output == "sigmoid" and plan.arguments.get("max_depth") == 1
+    if shares or (format_name == "transformers" and plan.output == "relu"):
+        return ""
+    return (
+        "its last number is no share of the prompt's range, which it is of a depth head with output='sigmoid' and "
+        "max_depth=1.0"
+    )
+
+
 def several_heads(format_name: str, plan: Blueprint) -> str:
     heads = plan.config.heads
     if len(heads) == 1:
@@ -487,6 +504,7 @@ def not_mmseg(format_name: str, plan: Blueprint) -> str:
 # %% ../../nbs/weights/write.ipynb #185be604
 REASONS = (  # of every format
     several_heads,
+    prompts,
     other_prediction,
     unpublished_parts,
     other_tokens,
@@ -612,7 +630,12 @@ def readout_setting(format_name: str, plan: Blueprint) -> str:
 def unit_setting(format_name: str, plan: Blueprint) -> str:
     metric = format_name == "mmseg" or (format_name == "transformers" and (plan.chmv2 or plan.output == "sigmoid"))
     scale = HEADS[plan.head].scale
-    if plan.labels or scale == ("metric" if metric else "relative") and not HEADS[plan.head].far_is_large:
+    if (
+        plan.labels
+        or plan.config.prompt
+        or scale == ("metric" if metric else "relative")
+        and not HEADS[plan.head].far_is_large
+    ):
         return ""
     return f"its number is {'a depth in metres' if scale == 'metric' else HEADS[plan.head].words}"
 
@@ -628,7 +651,7 @@ def corners_setting(format_name: str, plan: Blueprint) -> str:
 
 
 def output_setting(format_name: str, plan: Blueprint) -> str:
-    if plan.labels or plan.output == "relu" or format_name == "transformers":
+    if plan.labels or plan.output == "relu" or plan.config.prompt or format_name == "transformers":
         return ""
     constants = {name: plan.arguments[name] for name in plan.arguments if name in OUTPUT_CONSTANTS}
     given = ", ".join(f"{name}={value}" for name, value in constants.items())
@@ -788,8 +811,8 @@ def depth_anything_config(plan: Blueprint) -> dict:
     "The fields of a DepthAnything."
     metric = plan.output == "sigmoid"
     return dict(
-        model_type="depth_anything",
-        architectures=["DepthAnythingForDepthEstimation"],
+        model_type="prompt_depth_anything" if plan.config.prompt else "depth_anything",
+        architectures=[f"{'Prompt' if plan.config.prompt else ''}DepthAnythingForDepthEstimation"],
         reassemble_hidden_size=plan.model.backbone.dim,
         patch_size=14,
         depth_estimation_type="metric" if metric else "relative",
@@ -857,9 +880,10 @@ def preprocessor_config(config: DPTConfig) -> dict:
     "`preprocessor_config.json` of a transformers folder."
     height, width = config.input_size or config.image_size
     chmv2, original = blueprint(config).chmv2, config.input_method == "original"
+    kind = "CHMv2" if chmv2 else "PromptDepthAnything" if config.prompt else "DPT"
     padding = dict(do_pad=True, size_divisor=blueprint(config).patch) if chmv2 else {}
     return padding | dict(
-        image_processor_type="CHMv2ImageProcessor" if chmv2 else "DPTImageProcessor",
+        image_processor_type=f"{kind}ImageProcessor",
         do_resize=not (chmv2 and original),
         do_rescale=True,
         do_normalize=True,
