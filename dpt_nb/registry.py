@@ -193,6 +193,7 @@ def module_folders(
     names: Iterable[str],  # of imported modules
 ) -> list[str]:
     "Where the modules lie, apart from where Python and the current folder keep theirs."
-    usual = {sysconfig.get_path(kind) for kind in ("stdlib", "platlib", "purelib")} | {getusersitepackages()}
+    usual = [sysconfig.get_path(kind) for kind in ("stdlib", "platlib", "purelib")]
+    usual = {str(Path(folder).resolve()) for folder in (os.getcwd(), getusersitepackages(), *usual)}
     found = dict.fromkeys(map(module_folder, names))
-    return [folder for folder in found if folder and folder not in {os.getcwd(), *usual}]
+    return [folder for folder in found if folder and folder not in usual]

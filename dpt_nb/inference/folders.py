@@ -300,7 +300,7 @@ def predicted_group(
     if not isinstance(group[0], torch.Tensor):
         return group
     try:
-        return predictor.predict_list(group, names, len(group), keep_errors=True, exifs=exifs)
+        return predictor.predict_list(group, names, batch=len(group), keep_errors=True, exifs=exifs)
     except Exception as error:
         if len(group) == 1:
             return [error]
