@@ -322,14 +322,8 @@ def test_predicted_whole_and_in_tiles(kind, opened, tmp_path):
     assert tiled.shape == whole.shape and tiled.isfinite().all()
 
 
-QUICKLY = ("CHMv2", "vit_small_patch16_rope_mixed_224")
-
-
-@pytest.mark.parametrize(
-    "kind, form",
-    [("CHMv2", "onnx")]
-    + [pytest.param(k, "torch_export", marks=[] if k in QUICKLY else pytest.mark.slow) for k in KINDS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, form", [("CHMv2", "onnx"), *((kind, "torch_export") for kind in KINDS)])
 def test_exported_for_any_size(kind, form, opened, tmp_path):
     if form == "onnx":
         pytest.importorskip("onnxruntime")
@@ -341,7 +335,16 @@ def test_exported_for_any_size(kind, form, opened, tmp_path):
     assert check_export(model, path, sizes=sizes, batches=(2,)).worst <= 1e-4
 
 
-@pytest.mark.parametrize("kind", ["CHMv2", "depther", "eva02_tiny_patch14_224", "vit_small_patch16_rope_mixed_224"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "CHMv2",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("depther", "eva02_tiny_patch14_224", "vit_small_patch16_rope_mixed_224")
+        ),
+    ],
+)
 def test_three_steps_of_training_move_every_weight(kind, opened, tmp_path):
     recipe = change_recipe(
         get_recipe("rooms_tiny"),

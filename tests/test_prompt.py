@@ -253,6 +253,7 @@ def test_the_command_takes_prompts(small, tmp_path):
     assert ended.returncode != 0 and "There is no prompt nowhere" in ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "torch_export"])
 def test_an_exported_file_takes_prompts_of_any_size(form, small, tmp_path):
     path = export(small, tmp_path / ("depth.onnx" if form == "onnx" else "depth.pt2"), form)
