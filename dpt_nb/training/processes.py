@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEETING', 'HERE_ONLY', 'HANDLED', 'LAUNCHER', 'GRACE', 'SIGNAL_MEANS', 'plain', 'same_recipe', 'changed_words',
-           'recipe_words', 'try_a_step', 'forks_are_excluded', 'can_fork', 'how_it_ended', 'leave_end', 'run_job',
-           'exit_code', 'worker_main', 'forked_worker_main', 'Placement', 'meet_here', 'left_as_it_was',
+           'recipe_words', 'try_a_step', 'forks_are_excluded', 'can_fork', 'end_without', 'how_it_ended', 'leave_end',
+           'run_job', 'exit_code', 'worker_main', 'forked_worker_main', 'Placement', 'meet_here', 'left_as_it_was',
            'meeting_options', 'fork_workers', 'children_of', 'started_by', 'end_all', 'launcher_words',
            'worker_environment', 'spawn_workers', 'killed_by', 'first_killed', 'killed_launcher', 'last_words',
            'read_ends', 'raise_if_stopped', 'raise_failure', 'raise_worker_error']
@@ -22,6 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -130,6 +131,24 @@ def can_fork(
         attempt.join()
     return attempt.exitcode == 0
 
+# %% ../../nbs/training/processes.ipynb #881819e9
+def end_without(
+    kernel: int,  # number of a process
+    grace: float = 120,  # seconds
+) -> None:
+    "End this process by force, `grace` seconds after another one is gone."
+
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            other = psutil.Process(kernel)
+            # what has ended stays a zombie until somebody asks after it, and a number may be given out again
+            while other.is_running() and other.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(min(1, grace))
+        time.sleep(grace)
+        psutil.Process().kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+
 # %% ../../nbs/training/processes.ipynb #1f6a0a59
 def how_it_ended(error: BaseException) -> dict:
     "What a training process leaves for whoever started it."
@@ -181,6 +200,8 @@ def worker_main(
     try:
         job = json.loads((Path(folder) / "job.json").read_text(encoding="utf-8"))
         kernel = job.get("kernel")
+        if kernel:
+            end_without(kernel)
         run_job(job)
     except BaseException as error:
         end = how_it_ended(error)
