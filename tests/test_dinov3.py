@@ -441,10 +441,10 @@ def test_timms_other_eva_networks_are_filled_by_name(tmp_path):
 def test_other_channels_patches_and_registers(name, arguments, tmp_path):
     seen, patch = arguments.get("in_chans", 3), arguments.get("patch_size", 14 if "14" in name else 16)
     extra = {} if name == "resnet18" else dict(taps=[0, 1, 2, 3], channels=[16, 24, 32, 40])
-    colours = dict(mean=[0.4 + 0.01 * index for index in range(seen)], std=[0.2] * seen) if seen != 3 else {}
+    colors = dict(mean=[0.4 + 0.01 * index for index in range(seen)], std=[0.2] * seen) if seen != 3 else {}
     torch.manual_seed(0)
     side = 32 if name == "resnet18" else patch
-    extra |= dict(heads={"depth": dict(output="exp")}) | colours
+    extra |= dict(heads={"depth": dict(output="exp")}) | colors
     model = create_model(
         name, backbone_arguments=arguments, features=16, image_size=[6 * side, 6 * side], **extra
     ).eval()
