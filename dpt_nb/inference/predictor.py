@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'VALUES_AT_ONCE', 'STRANGE_ASPECT', 'DeviceError', 'usable_device', 'PredictorError', 'check_settings',
-           'check_input_size', 'Predictor', 'bytes_a_pixel', 'attempt', 'as_floats', 'is_path', 'decoded',
-           'default_name', 'several_names', 'LazyPredictions', 'group_images', 'check_frame']
+           'check_input_size', 'both_sides', 'check_channels', 'Predictor', 'count_classes', 'network_bytes',
+           'bytes_a_pixel', 'small_copy', 'attempt', 'as_floats', 'is_path', 'decoded', 'open_content', 'default_name',
+           'several_names', 'LazyPredictions', 'group_images', 'size_and_need', 'check_frame']
 
 # %% ../../nbs/inference/13_predictor.ipynb #7eed6914
 import io
@@ -49,6 +50,7 @@ from .sky import fill_sky
 from .smoothing import TemporalSmoother
 from .tiled import LargeImage, MapStore, map_kinds, predict_tiles, tile_grid
 from .video import FilmFrame, FilmReader, VideoError, frame_maps
+from ..network.config import DPTConfig
 from ..network.dpt import DPT
 from ..network.heads import HEADS
 from ..network.prompt import PromptWanted
@@ -106,17 +108,33 @@ def check_input_size(
     "Raises `PredictorError` for a size at which the network can see nothing."
     if size is None:
         return None
+    sides = both_sides(size)
+    if any(side % patch for side in sides):
+        nearest = "×".join(str(to_multiple(side, patch)) for side in sides)
+        found = f"The size is {sides[0]}×{sides[1]}, and both sides have to be multiples of the patch, {patch} pixels"
+        raise PredictorError(f"{found}. The nearest is {nearest}.")
+    return tuple(map(int, sides))
+
+
+def both_sides(size: int | tuple[int, int]) -> tuple[int, int]:  # height and width
+    "Raises `PredictorError` for what is not a height and a width."
     whole = (int, np.integer)
     sides = (size, size) if isinstance(size, whole) else size
     pair = isinstance(sides, (tuple, list)) and len(sides) == 2
     if not pair or not all(isinstance(side, whole) and side > 0 for side in sides):
         expected = "height and width in pixels, such as (384, 512), or one number for both"
         raise PredictorError(f"The size is {size!r}; expected {expected}.")
-    if any(side % patch for side in sides):
-        nearest = "×".join(str(to_multiple(side, patch)) for side in sides)
-        found = f"The size is {sides[0]}×{sides[1]}, and both sides have to be multiples of the patch, {patch} pixels"
-        raise PredictorError(f"{found}. The nearest is {nearest}.")
-    return tuple(map(int, sides))
+    return sides
+
+
+def check_channels(model: DPT) -> None:
+    "Raises `PredictorError` for a network that sees something else than colors."
+    channels, patch = len(model.config.mean), model.backbone.patch
+    if channels != 3:
+        raise PredictorError(
+            f"This network sees {channels} channels, and a Predictor reads pictures of red, green and "
+            f"blue: call the network itself with (B, {channels}, H, W) floats, sides multiples of {patch}."
+        )
 
 # %% ../../nbs/inference/13_predictor.ipynb #72e7a8a2
 class Predictor:
@@ -140,28 +158,31 @@ class Predictor:
         focal: float | None = None,  # of the camera, in pixels of its images, for networks that need it
         field_of_view: float | None = None,  # or degrees across the longer side; neither: EXIF, else 60
     ):
-        config, patch = model.config, model.backbone.patch
-        if len(config.mean) != 3:
-            raise PredictorError(
-                f"This network sees {len(config.mean)} channels, and a Predictor reads pictures of red, green and "
-                f"blue: call the network itself with (B, {len(config.mean)}, H, W) floats, sides multiples of {patch}."
-            )
-        self.resizing = resizing or config.resizing
+        check_channels(model)
+        self.resizing = resizing or model.config.resizing
         check_settings(precision, scales, self.resizing, max_memory, max_pixels)
-        self.flip, self.precision, self.depth_range = flip, precision, depth_range
-        self.classes = tuple(config.class_names if classes is None else classes)
+        self.flip, self.precision, self.depth_range, self.max_pixels = flip, precision, depth_range, max_pixels
+        self.classes = tuple(model.config.class_names if classes is None else classes)
         self.scales = tuple(sorted(scales, key=lambda scale: abs(1 - scale)))  # the first is what others are aligned to
-        self.policy, self.size = resize_policy(config, patch), check_input_size(size, patch)
-        self.device = usable_device(device)
-        self.model = model.to(self.device).eval()
-        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
-        self.network = self.model.to(memory_format=self.memory_format) if channels_last else self.model
-        self.network = torch.compile(self.network) if compile else self.network
-        self.network = PromptWanted(self.network) if config.prompt else self.network
-        check_focal(focal, field_of_view)
-        self.focal, self.field_of_view, self.canonical = focal, field_of_view, canonical_heads(config.heads)
-        self.max_pixels = max_pixels
+        self.policy = resize_policy(model.config, model.backbone.patch)
+        self.size = check_input_size(size, model.backbone.patch)
+        self.take_model(model, usable_device(device), channels_last, compile)
+        self.take_lens(focal, field_of_view)
         self.max_memory = free_memory(self.device) / 2 if max_memory is None else max_memory
+
+    def take_model(self, model: DPT, device: torch.device, channels_last: bool, compile: bool) -> None:
+        "The model on its device, and the network that is asked: laid out in memory, compiled, given its prompt."
+        self.device, self.model = device, model.to(device).eval()
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        network = self.model.to(memory_format=self.memory_format) if channels_last else self.model
+        network = torch.compile(network) if compile else network
+        self.network = PromptWanted(network) if model.config.prompt else network
+
+    def take_lens(self, focal: float | None, field_of_view: float | None) -> None:
+        "What is known of the camera, and the heads that need it. Raises `FocalError`."
+        check_focal(focal, field_of_view)
+        self.focal, self.field_of_view = focal, field_of_view
+        self.canonical = canonical_heads(self.model.config.heads)
 
     @property
     def batch_size(self) -> int:  # images that pass together where nobody says how many
@@ -237,16 +258,21 @@ def pass_through(
     focal: torch.Tensor | None = None,  # `(B, 1, 1, 1)` pixels of `seen`, for a network that needs it
 ) -> dict[str, torch.Tensor]:  # head → `(B, C, h, w)` float32
     "One call of the network; metres made, padding and numbers beyond the range taken off."
-    half, size = PRECISIONS[self.precision], tuple(seen.shape[-2:])
-    fed = self.padded(seen)
-    if self.memory_format == torch.channels_last:
-        fed = fed.contiguous(memory_format=self.memory_format)
-    with torch.autocast(self.device.type, half) if half else nullcontext():
-        maps = self.network(fed) if fed.shape == seen.shape else self.network(fed, size)
+    size, maps = tuple(seen.shape[-2:]), self.run_network(seen)
     if focal is not None:
         maps |= {head: maps[head].float() * (focal.to(seen) / native) for head, native in self.canonical.items()}
     maps = self.clamp_depth(maps)
     return {head: resize_prediction(values.float(), size, head, self.resizing) for head, values in maps.items()}
+
+
+@patch
+def run_network(self: Predictor, seen: torch.Tensor) -> dict[str, torch.Tensor]:
+    "The network itself, at the precision and with the layout that were chosen."
+    half, fed = PRECISIONS[self.precision], self.padded(seen)
+    if self.memory_format == torch.channels_last:
+        fed = fed.contiguous(memory_format=self.memory_format)
+    with torch.autocast(self.device.type, half) if half else nullcontext():
+        return self.network(fed) if fed.shape == seen.shape else self.network(fed, tuple(seen.shape[-2:]))
 
 
 @patch
@@ -272,11 +298,7 @@ def views(
     focals: list[Focal] | None = None,  # of each image, for a network that needs them
 ) -> dict[str, torch.Tensor]:  # head → `(B, C, h, w)` at the network's size
     "The mean over the scales."
-
-    def view_at(scale):
-        seen = seen_at(self.input_size(*size, scale))
-        return self.view(seen, seen_focal(focals, size, tuple(seen.shape[-2:])) if self.canonical else None)
-
+    view_at = partial(self.view_at_scale, seen_at, size, focals)
     first = view_at(self.scales[0])
     if len(self.scales) == 1:
         return first
@@ -285,6 +307,19 @@ def views(
         for head, values in view_at(scale).items():
             total[head] = total[head] + self.brought_to(first[head], values, head)
     return {head: HEADS[head].settle(values / len(self.scales)) for head, values in total.items()}
+
+
+@patch
+def view_at_scale(
+    self: Predictor,
+    seen_at: Callable[[tuple[int, int]], torch.Tensor],  # as of `views`
+    size: tuple[int, int],  # height and width of an image
+    focals: list[Focal] | None,  # of each image, for a network that needs them
+    scale: float,  # of `scales`
+) -> dict[str, torch.Tensor]:  # head → `(B, C, h, w)`
+    "A lens gets shorter as its image does."
+    seen = seen_at(self.input_size(*size, scale))
+    return self.view(seen, seen_focal(focals, size, tuple(seen.shape[-2:])) if self.canonical else None)
 
 
 @patch
@@ -349,15 +384,23 @@ def memory_needed(
     width: int,  # of the image, pixels
 ) -> int:  # bytes
     "About how much it takes to predict an image as a whole."
-    pixels, config = height * width, self.model.config
-    classes = sum(HEADS[head].class_count(arguments) for head, arguments in config.heads.items())
-    seen = max(np.prod(self.input_size(height, width, scale)) for scale in self.scales)
+    pixels, classes = height * width, count_classes(self.model.config)
     image = (3 + 12) * pixels  # bytes, and floats
-    maps = pixels * sum(bytes_a_pixel(head) for head in config.heads)
+    maps = pixels * sum(map(bytes_a_pixel, self.model.config.heads))
     moment = 12 * pixels + 4 * min(VALUES_AT_ONCE, classes * pixels) if classes else 4 * pixels
+    seen = max(np.prod(self.input_size(height, width, scale)) for scale in self.scales)
+    return int(image + maps + moment + seen * network_bytes(self.model.config))
+
+
+def count_classes(config: DPTConfig) -> int:
+    "Of all heads of labels together."
+    return sum(HEADS[head].class_count(arguments) for head, arguments in config.heads.items())
+
+
+def network_bytes(config: DPTConfig) -> float:
+    "What the network itself takes for each pixel that it sees."
     bins = sum(arguments.get("bins", 0) for arguments in config.heads.values())
-    network = 4 * seen * (8 * config.features / 4 + 3 * (classes + bins))
-    return int(image + maps + moment + network)
+    return 4 * (8 * config.features / 4 + 3 * (count_classes(config) + bins))
 
 
 def bytes_a_pixel(
@@ -387,13 +430,18 @@ def predict_tiled(
     large = LargeImage(decoded(image, max_pixels), max_pixels)
     grid, focal = tile_grid(large.size, window or self.policy.window, overlap), self.image_focal(large.size, exif)
     guide_size = self.input_size(*large.size) if align else None
-    small, name = min(1.0, 1600 / max(large.size)), name or default_name(image)
     predict = partial(self.predict_part, focal=focal, whole=large.size, guide_size=guide_size)
-    with MapStore(map_kinds(self.model.config.heads), large.size, out, name) as store:
+    with MapStore(map_kinds(self.model.config.heads), large.size, out, name or default_name(image)) as store:
         predict_tiles(predict, large, grid, store, guide_size, batch or self.batch_size, progress)
         self.fill(store.maps)
-        shown = large.shrunk(tuple(max(1, round(side * small)) for side in large.size))[0]
+        shown = small_copy(large)
     return self.with_focal(Prediction(shown, store.maps, store.name, self.classes), focal)
+
+
+def small_copy(large: LargeImage, most: int = 1600) -> torch.Tensor:  # `(3, h, w)` in [0, 1]
+    "The image at most so many pixels high or wide, to be shown beside maps that may lie in files."
+    factor = min(1.0, most / max(large.size))
+    return large.shrunk(tuple(max(1, round(side * factor)) for side in large.size))[0]
 
 
 @patch
@@ -418,16 +466,20 @@ def predict_in_tiles(
     exif: float | None = None,  # of `exif_of`
 ) -> Prediction:  # maps at the image's size, the image at most 1600 pixels high or wide
     "An image that as a whole would take more than `max_memory`; the note says so."
-    size = tuple(image.shape[-2:])
     found = self.predict_tiled(image, progress=False, name=name, exif=exif)
+    found.note = f"{found.note} {self.tiles_note(tuple(image.shape[-2:]), name)}".strip()
+    return found
+
+
+@patch
+def tiles_note(self: Predictor, size: tuple[int, int], name: str) -> str:
+    "Why an image was seen in tiles."
     needed, (height, width) = self.memory_needed(*size), tile_grid(size, self.policy.window).window
-    found.note = found.note and f"{found.note} "
-    found.note += (
+    return (
         f"{name} is {size[0]}×{size[1]} and as a whole would take about {needed / 2**30:.1f} GiB, more than the "
         f"{self.max_memory / 2**30:.1f} GiB of max_memory (--max-memory of a command): "
         f"it was seen in tiles of {height}×{width}."
     )
-    return found
 
 # %% ../../nbs/inference/13_predictor.ipynb #4b6def60
 @patch
@@ -442,16 +494,27 @@ def predict_list(
 ) -> list[Prediction]:  # in the order of the images
     """Predict images in batches of equal network size, and in tiles those that need more than `max_memory`. Raises
     `PredictionError` for one without a usable prediction."""
-    groups, found, exifs = defaultdict(list), {}, exifs or [None] * len(images)
-    for index, image in enumerate(images):
-        if self.memory_needed(*image.shape[-2:]) > self.max_memory:
-            found[index] = attempt(partial(self.predict_in_tiles, image, names[index], exifs[index]), keep_errors)
-        else:
-            groups[self.input_size(*image.shape[-2:])].append(index)
-    for chosen in (part for members in groups.values() for part in chunked(members, batch)):
+    found, exifs = {}, exifs or [None] * len(images)
+    large, groups = self.sort_by_size(images, batch)
+    for index in large:
+        predict = partial(self.predict_in_tiles, images[index], names[index], exifs[index])
+        found[index] = attempt(predict, keep_errors)
+    for chosen in groups:
         together = [[each[index] for index in chosen] for each in (images, names, exifs)]
         found |= zip(chosen, self.predict_batch(*together, keep_errors))
     return [found[index] for index in range(len(images))]
+
+
+@patch
+def sort_by_size(self: Predictor, images: list[torch.Tensor], batch: int) -> tuple[list[int], list[list[int]]]:
+    "Images that the network sees at one size go through it together."
+    large, groups = [], defaultdict(list)
+    for index, image in enumerate(images):
+        if self.memory_needed(*image.shape[-2:]) > self.max_memory:
+            large.append(index)
+        else:
+            groups[self.input_size(*image.shape[-2:])].append(index)
+    return large, [part for members in groups.values() for part in chunked(members, batch)]
 
 
 @patch
@@ -463,17 +526,20 @@ def predict_batch(
     keep_errors: bool,  # as of `predict_list`
 ) -> list[Prediction]:
     "Images that go through the network together, each brought back to its own size, or the error that names it."
-
-    def seen_at(size):
-        floats = (as_floats(image.to(self.device))[None] for image in images)
-        return torch.cat([resize_image(image, size, self.resizing) for image in floats])
-
     focals = [self.image_focal(tuple(image.shape[-2:]), exif) for image, exif in zip(images, exifs)]
-    maps, found = self.views(seen_at, tuple(images[0].shape[-2:]), focals), []
+    maps = self.views(partial(self.seen_together, images), tuple(images[0].shape[-2:]), focals)
+    found = []
     for place, (image, name) in enumerate(zip(images, names)):
         own = {head: values[place : place + 1] for head, values in maps.items()}
         found.append(attempt(partial(self.finish, image.cpu(), own, name, focals[place]), keep_errors))
     return found
+
+
+@patch
+def seen_together(self: Predictor, images: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    "Images at one size; as floats only one after the other."
+    floats = (as_floats(image.to(self.device))[None] for image in images)
+    return torch.cat([resize_image(image, size, self.resizing) for image in floats])
 
 
 def attempt(
@@ -509,14 +575,17 @@ def finish(
 ) -> Prediction:
     "One image's maps at its own size. Raises `PredictionError` for maps that cannot be used."
     check_finite(maps, name)
-    size, own = tuple(image.shape[-2:]), {}
-    for head, values in maps.items():
-        if HEADS[head].categorical:
-            own[head] = resized_label(values[0], size, self.resizing, VALUES_AT_ONCE).cpu()
-        else:
-            own[head] = resize_prediction(values, size, head, self.resizing)[0].cpu()
+    own = {head: self.own_size(head, values, tuple(image.shape[-2:])) for head, values in maps.items()}
     # Floats last: labels take more memory while they are made than when they are there
     return self.with_focal(self.prediction(as_floats(image), self.fill(own), name), focal)
+
+
+@patch
+def own_size(self: Predictor, head: str, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    "A map brought back to the image's size."
+    if HEADS[head].categorical:
+        return resized_label(values[0], size, self.resizing, VALUES_AT_ONCE).cpu()
+    return resize_prediction(values, size, head, self.resizing)[0].cpu()
 
 
 @patch
@@ -544,14 +613,19 @@ def prediction(
     "Put together what belongs to an image; logits become labels."
     logits = {head: values for head, values in maps.items() if HEADS[head].categorical and values.ndim == 3}
     maps = maps | {head: values.argmax(0) for head, values in logits.items()}
-    (height, width), note = image.shape[-2:], ""
-    if max(height, width) >= STRANGE_ASPECT * min(height, width) and max(height, width) > 1:
-        seen = "×".join(map(str, self.input_size(height, width)))
-        note = (
-            f"{name} is {height}×{width}, and the network saw it at {seen}: "
-            "at such an aspect ratio expect little of the result."
-        )
-    return Prediction(image, maps, name, self.classes, note)
+    return Prediction(image, maps, name, self.classes, self.aspect_note(*image.shape[-2:], name))
+
+
+@patch
+def aspect_note(self: Predictor, height: int, width: int, name: str) -> str:  # empty for the usual shapes
+    "What a reader should know of an image that is a mere strip."
+    if max(height, width) < STRANGE_ASPECT * min(height, width) or max(height, width) == 1:
+        return ""
+    seen = "×".join(map(str, self.input_size(height, width)))
+    return (
+        f"{name} is {height}×{width}, and the network saw it at {seen}: "
+        "at such an aspect ratio expect little of the result."
+    )
 
 # %% ../../nbs/inference/13_predictor.ipynb #fe71f5cd
 def is_path(image) -> bool:
@@ -570,14 +644,18 @@ def decoded(
     name = getattr(image, "name", "the image in memory")
     if not isinstance(content, (bytes, bytearray)) or not content:
         raise ImageError(f"{name} gives no bytes: open the file in binary mode, at its beginning.")
+    return transpose_by_exif(load_pil(open_content(content, str(name), max_pixels)))
+
+
+def open_content(content: bytes, name: str, max_pixels: int | None) -> Image.Image:  # not decoded yet
+    "Raises `ImageError` for bytes that are not an image."
     try:
-        opened = open_undecoded(io.BytesIO(content), str(name), max_pixels)
+        return open_undecoded(io.BytesIO(content), name, max_pixels)
     except (ImageError, Image.DecompressionBombError):
         raise
     except Exception as error:  # pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         words = str(error) or type(error).__name__
         raise ImageError(f"{name} is not an image in a format that is read here ({words}).") from None
-    return transpose_by_exif(load_pil(opened))
 
 
 def default_name(image) -> str:
@@ -611,13 +689,18 @@ def __call__(
         image = find_images(image)
     batch = isinstance(image, torch.Tensor) and image.ndim == 4 and len(image) != 1
     if not batch and not isinstance(image, (list, tuple)):
-        exif = self.exif_of(image)
-        return self.predict_list([self.read(image)], [name or default_name(image)], exifs=[exif])[0]
+        return self.predict_given([image], [name or default_name(image)])[0]
     names = several_names(image, name)
     if len(image) and all(map(is_path, image)):
         return LazyPredictions(self, list(map(Path, image)), names)
-    exifs = [self.exif_of(one) for one in image]
-    return self.predict_list([self.read(one) for one in image], names, exifs=exifs)
+    return self.predict_given(image, names)
+
+
+@patch
+def predict_given(self: Predictor, images: Sequence, names: list[str]) -> list[Prediction]:
+    "Images with what each says about its lens."
+    exifs = [self.exif_of(one) for one in images]
+    return self.predict_list([self.read(one) for one in images], names, exifs=exifs)
 
 
 def several_names(
@@ -628,10 +711,10 @@ def several_names(
     if name:
         return [f"{name}-{index}" for index in range(len(images))]
     stems = [default_name(one) if is_path(one) else f"image-{index}" for index, one in enumerate(images)]
-    counts = Counter(stem.casefold() for stem in stems)  # some disks do not tell A from a
-    names = [stem if counts[stem.casefold()] == 1 else f"{stem}-{index}" for index, stem in enumerate(stems)]
-    distinct = len({one.casefold() for one in names}) == len(names)
-    return names if distinct else [f"{stem}-{index}" for index, stem in enumerate(stems)]
+    numbered = [f"{stem}-{index}" for index, stem in enumerate(stems)]
+    counts = Counter(map(str.casefold, stems))  # some disks do not tell A from a
+    names = [stem if counts[stem.casefold()] == 1 else other for stem, other in zip(stems, numbered)]
+    return names if len(set(map(str.casefold, names))) == len(names) else numbered
 
 # %% ../../nbs/inference/13_predictor.ipynb #7b7b3f27
 class LazyPredictions(Sequence):
@@ -685,18 +768,23 @@ def group_images(
     "Group neighbors that fit into one pass, by size and by `max_memory`."
     group, group_size, taken = [], None, 0
     for key, image in images:
-        whole = isinstance(image, torch.Tensor)
-        size = predictor.input_size(*image.shape[-2:]) if whole else None
-        needed = predictor.memory_needed(*image.shape[-2:]) if whole else 0
+        size, needed = size_and_need(predictor, image)
         if group and (size is None or size != group_size or taken + needed > predictor.max_memory):
             yield group
             group, taken = [], 0
         group, group_size, taken = [*group, (key, image)], size, taken + needed
-        if len(group) == batch or not whole:  # without waiting for the next image, which is one more in memory
+        if len(group) == batch or size is None:  # without waiting for the next image, which is one more in memory
             yield group
             group, taken = [], 0
     if group:
         yield group
+
+
+def size_and_need(predictor: Predictor, image: torch.Tensor | Exception) -> tuple[tuple[int, int] | None, int]:
+    "What decides which images go together."
+    if not isinstance(image, torch.Tensor):
+        return None, 0
+    return predictor.input_size(*image.shape[-2:]), predictor.memory_needed(*image.shape[-2:])
 
 # %% ../../nbs/inference/13_predictor.ipynb #62ec8719
 @patch
@@ -726,7 +814,7 @@ def predict_film(
     batch: int | None = None,  # frames that pass through the network together
 ) -> Iterator[tuple[FilmFrame, Prediction]]:
     "Frames and what is predicted for them, steadied. Raises `VideoError` for a prediction that is not finite."
-    smoother, name = TemporalSmoother(smooth), Path(film.path).stem
+    smoother = TemporalSmoother(smooth)
     if window is None:
         maps_of_frames = frame_maps(self.predict, film, batch or self.batch_size)
     else:
@@ -735,9 +823,14 @@ def predict_film(
         check_frame(film, frame, maps)
         with torch.no_grad():
             maps = smoother(frame.image[None].to(self.device), maps)
-        own, size = {head: values[0].cpu() for head, values in maps.items()}, tuple(frame.image.shape[-2:])
-        found = self.prediction(frame.image, own, f"{name}-{frame.number:06d}")
-        yield frame, self.with_focal(found, self.image_focal(size))
+        yield frame, self.frame_prediction(frame, maps, f"{Path(film.path).stem}-{frame.number:06d}")
+
+
+@patch
+def frame_prediction(self: Predictor, frame: FilmFrame, maps: dict[str, torch.Tensor], name: str) -> Prediction:
+    "What is predicted for one frame, with the focal length by which its metres were made."
+    own = {head: values[0].cpu() for head, values in maps.items()}
+    return self.with_focal(self.prediction(frame.image, own, name), self.image_focal(tuple(frame.image.shape[-2:])))
 
 
 def check_frame(
