@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'FILM', 'EARLIER', 'LARGE', 'RunOptions', 'Listing', 'results_in', 'is_film', 'sort_place',
-           'left_sentence', 'look_into', 'list_files', 'list_new', 'stem_in', 'prefetch', 'is_large', 'image_size',
-           'through_window', 'predictions', 'predicted_group', 'keep', 'predict_todo', 'LeftOut', 'report_left_out',
-           'describe_files', 'predict_files']
+           'sort_all', 'results_among', 'left_sentence', 'look_into', 'list_files', 'list_place', 'list_new', 'stem_in',
+           'prefetch', 'is_large', 'image_size', 'through_window', 'predictions', 'decode_ahead', 'predicted_group',
+           'keep', 'predict_todo', 'wait_for', 'LeftOut', 'report_left_out', 'describe_files', 'predict_files',
+           'image_bar', 'plan_run']
 
 # %% ../../nbs/inference/folders.ipynb #23e6e93a
 import os
@@ -117,22 +118,33 @@ def sort_place(
     recursive: bool,  # also folders inside it
 ) -> tuple[list[Path], list[Path], dict[str, list[Path]]]:  # images, films, and reason → what is not used
     "Tell photographs from films, from results and from all else. Raises `ImageError` for a folder that cannot be read."
+    found, unused = sort_all(folder, recursive)
+    own = results_among([*chain(found, *unused.values())])
+    films, left = [], defaultdict(list)
+    for reason, path in [(reason, path) for reason, paths in unused.items() for path in paths]:
+        if reason == NO_IMAGE and is_film(path) and path not in own:
+            films.append(path)
+        else:
+            left[EARLIER if path in own else reason].append(path)
+    if earlier := [path for path in found if path in own]:
+        left[EARLIER] += earlier
+    return [path for path in found if path not in own], films, dict(left)
+
+
+def sort_all(folder: Path, recursive: bool) -> tuple[list[Path], dict[str, list[Path]]]:  # as `sort_folder`
+    "Raises `ImageError` for a folder that cannot be read, or not to its end."
     try:
-        found, unused = sort_folder(folder, recursive)
+        return sort_folder(folder, recursive)
     except RecursionError:
         raise ImageError(
             f"The folder {folder} holds folders inside folders too deep to be read: name the inner ones."
         ) from None
-    results = {parent: results_in(parent) for parent in {path.parent for path in chain(found, *unused.values())}}
-    own = lambda path: path.name in results[path.parent]
-    images, films, left = [path for path in found if not own(path)], [], defaultdict(list)
-    others = [(reason, path) for reason, paths in unused.items() for path in paths]
-    for reason, path in others + [(EARLIER, path) for path in found if own(path)]:
-        if reason == NO_IMAGE and is_film(path) and not own(path):
-            films.append(path)
-        else:
-            left[EARLIER if own(path) else reason].append(path)
-    return images, films, dict(left)
+
+
+def results_among(paths: list[Path]) -> set[Path]:
+    "Those that a run has put where they are."
+    results = {parent: results_in(parent) for parent in {path.parent for path in paths}}
+    return {path for path in paths if path.name in results[path.parent]}
 
 
 def left_sentence(
@@ -167,17 +179,29 @@ def list_files(
     listing, seen = Listing([], [], [], [], [], []), set()
     for place in map(Path, images):
         try:
-            found, films, unused = look_into(place, recursive)
+            found = look_into(place, recursive)
         except (ImageError, OSError) as error:
             listing.bad.append(in_words(place, error))
-            continue
-        listing.left.extend(left_sentence(place, reason, paths) for reason, paths in unused.items())
-        if not found and not films:
-            reason = " (what it holds is listed apart)" if unused else ": it is empty"
-            listing.bad.append(printable_name(f"The folder {place} holds no images{reason}."))
-        list_new(found, place, seen, listing.files, listing.stems)
-        list_new(films, place, seen, listing.films, listing.film_stems)
+        else:
+            list_place(listing, place, seen, *found)
     return listing
+
+
+def list_place(
+    listing: Listing,  # becomes longer
+    place: Path,  # a file or a folder
+    seen: set[str],  # of `file_path`, gets more
+    found: list[Path],  # images
+    films: list[Path],
+    unused: dict[str, list[Path]],  # reason → what is not used
+) -> None:
+    "What there is at one place, and a sentence for what is not used."
+    listing.left.extend(left_sentence(place, reason, paths) for reason, paths in unused.items())
+    if not found and not films:
+        reason = " (what it holds is listed apart)" if unused else ": it is empty"
+        listing.bad.append(printable_name(f"The folder {place} holds no images{reason}."))
+    list_new(found, place, seen, listing.files, listing.stems)
+    list_new(films, place, seen, listing.films, listing.film_stems)
 
 
 def list_new(
@@ -281,13 +305,17 @@ def predictions(
     if options.window is not None:
         yield from through_window(predictor, files, names, options, scratch)
         return
-    decode = partial(read_image, max_pixels=predictor.max_pixels, keep_bytes=True)
-    futures = prefetch(decode, files, alone=is_large)
-    decoded = ((place, future.exception() or future.result()) for place, future in enumerate(futures))
+    decoded = decode_ahead(files, predictor.max_pixels)
     for group in group_images(predictor, decoded, options.batch or predictor.batch_size):
         places, images = zip(*group)
         exifs = [predictor.exif_of(files[place]) for place in places]
         yield from zip(places, predicted_group(predictor, images, [names[place] for place in places], exifs))
+
+
+def decode_ahead(files: list[Path], max_pixels: int | None) -> Iterator[tuple[int, torch.Tensor | Exception]]:
+    "Place and image, or why there is none, of files that are decoded before they are asked for."
+    futures = prefetch(partial(read_image, max_pixels=max_pixels, keep_bytes=True), files, alone=is_large)
+    return ((place, future.exception() or future.result()) for place, future in enumerate(futures))
 
 
 def predicted_group(
@@ -339,21 +367,29 @@ def predict_todo(
     bar: tqdm,  # is updated
 ) -> tuple[list[dict], list[str]]:  # entries, and a sentence for each image without one
     "Predict and save; what is finished is listed, whatever ends the run."
-    record, bad = Record(folder), []
+    record = Record(folder)
     files, names = [Path(each["source"]) for each in todo], [each["name"] for each in todo]
     found = predictions(predictor, files, names, options, folder.work)
     keep_one = lambda pair: keep(pair[1], folder, record, options, todo[pair[0]])
     saved = prefetch(keep_one, found, waiting=3, finish=True, alone=lambda pair: is_large(pair[1]))
+    try:
+        bad = wait_for(saved, bar)
+    finally:
+        saved.close()  # what was predicted is written first
+        record.put_down()
+    return record.all, bad + record.missing()
+
+
+def wait_for(saved: Iterator[Future], bar: tqdm) -> list[str]:  # a sentence for each image that was not saved
+    "Raises `FolderError`, which says as well what came to nothing before it."
+    bad = []
     try:
         for future in saved:
             bad += [sentence] if (sentence := future.result()) else []
             bar.update()
     except FolderError as error:
         raise FolderError("\n".join([str(error), *bad])) if bad else error
-    finally:
-        saved.close()  # what was predicted is written first
-        record.put_down()
-    return record.all, bad + record.missing()
+    return bad
 
 # %% ../../nbs/inference/folders.ipynb #6c88984d
 class LeftOut(UserWarning):
@@ -388,8 +424,7 @@ def describe_files(
         except OSError as error:
             listing.bad.append(in_words(file, error))
     wanted = name_apart([Path(about["source"]) for about in abouts], stems)
-    names = folder.choose_names(abouts, wanted, files_for)
-    return [about | dict(name=name) for about, name in zip(abouts, names)]
+    return [about | dict(name=name) for about, name in zip(abouts, folder.choose_names(abouts, wanted, files_for))]
 
 
 def predict_files(
@@ -409,15 +444,30 @@ def predict_files(
     report_left_out(listing, left)
     if not listing.files:
         return [], listing.bad
-    made_by, heads = options.fingerprint(predictor), list(predictor.model.config.heads)
-    files_for = partial(output_names, heads=heads, outputs=options.outputs)
+    made_by = options.fingerprint(predictor)
+    files_for = partial(output_names, heads=list(predictor.model.config.heads), outputs=options.outputs)
     with ResultFolder(out) as folder:
         abouts = describe_files(listing, folder, files_for, made_by=made_by)
-        entries = {about["path"]: None if options.again else folder.earlier_result(about) for about in abouts}
-        todo = [about for about in abouts if not entries[about["path"]]]
-        folder.plan(todo, files_for)
-        earlier, quiet = len(abouts) - len(todo), not progress or len(abouts) < 2
-        with tqdm(total=len(abouts), initial=earlier, unit="image", disable=quiet) as bar:
+        entries, todo = plan_run(folder, abouts, options.again, files_for)
+        with image_bar(len(abouts), len(todo), progress) as bar:
             new, bad = predict_todo(predictor, folder, todo, options, bar)
     entries |= {entry["path"]: entry for entry in new}
     return [entry for entry in entries.values() if entry], listing.bad + bad
+
+
+def image_bar(total: int, left: int, progress: bool) -> tqdm:
+    "What shows how far a run is, unless it is of a single image."
+    return tqdm(total=total, initial=total - left, unit="image", disable=not progress or total < 2)
+
+
+def plan_run(
+    folder: ResultFolder,
+    abouts: list[dict],  # of `describe_files`
+    again: bool,  # predict also what is there already
+    files_for: Callable[[str], set[str]],  # name → names of files
+) -> tuple[dict[str, dict | None], list[dict]]:  # path → entry of an earlier run; what is left to do
+    "What is there already, and what is announced to the folder."
+    entries = {about["path"]: None if again else folder.earlier_result(about) for about in abouts}
+    todo = [about for about in abouts if not entries[about["path"]]]
+    folder.plan(todo, files_for)
+    return entries, todo

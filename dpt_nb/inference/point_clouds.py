@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['POINT', 'PLY_HEADER', 'PointError', 'camera_for', 'relative_to_depth', 'on_edges', 'depth_points', 'write_ply',
-           'ply_count', 'read_ply', 'depth_head', 'map_points', 'turned', 'dot_offsets', 'projected', 'last_of_pixels',
-           'view_points', 'turntable']
+           'point_table', 'ply_count', 'words_after', 'read_ply', 'table_columns', 'depth_head', 'map_points', 'turned',
+           'rotation', 'dot_offsets', 'projected', 'last_of_pixels', 'view_points', 'is_inside', 'paint_pixels',
+           'turntable']
 
 # %% ../../nbs/inference/point_clouds.ipynb #941590b0
 import math
@@ -109,13 +110,19 @@ def write_ply(
     "Write points as binary PLY, whole or not at all. Raises `PointError` for another suffix."
     if Path(path).suffix.lower() != ".ply":
         raise PointError(f"{path} does not end in .ply, and that is what is written.")
-    table = np.empty(len(points), POINT)
-    for name, column in zip(POINT.names, (*points.T, *colors.T)):
-        table[name] = column.cpu().numpy()
+    table = point_table(points, colors)
     with whole_output(path) as temporary, open(temporary, "wb") as file:
         file.write(PLY_HEADER.format(count=len(table)).encode())
         for start in range(0, len(table), 2**20):  # Python's own writing says why it failed, numpy's does not
             file.write(table[start : start + 2**20].tobytes())
+
+
+def point_table(points: torch.Tensor, colors: torch.Tensor) -> np.ndarray:  # `(N,)` of `POINT`
+    "Points `(N, 3)` and their colors as the file has them."
+    table = np.empty(len(points), POINT)
+    for name, column in zip(POINT.names, (*points.T, *colors.T)):
+        table[name] = column.cpu().numpy()
+    return table
 
 # %% ../../nbs/inference/point_clouds.ipynb #892671c1
 def ply_count(
@@ -123,10 +130,15 @@ def ply_count(
 ) -> int | None:  # points; None: another header than that of `write_ply`
     "How many points a header announces."
     words = header.split()
-    counts = [words[place + 1 : place + 2] for place, word in enumerate(words) if word == "vertex"]
-    names = [words[place + 2 : place + 3] for place, word in enumerate(words) if word == "property"]
-    ours = "binary_little_endian" in words and names == [[name] for name in POINT.names] and len(counts) == 1
-    return int(counts[0][0]) if ours and "".join(counts[0]).isdecimal() else None
+    counts, names = words_after(words, "vertex", 1), words_after(words, "property", 2)
+    ours = "binary_little_endian" in words and names == list(POINT.names) and len(counts) == 1
+    return int(counts[0]) if ours and counts[0].isdecimal() else None
+
+
+def words_after(words: list[str], word: str, distance: int) -> list[str]:
+    "What stands so many words after each occurrence of one; nothing, beyond the end."
+    places = [place + distance for place, each in enumerate(words) if each == word]
+    return ["".join(words[place : place + 1]) for place in places]
 
 
 def read_ply(
@@ -142,8 +154,12 @@ def read_ply(
     if found != count:
         raise PointError(f"{path} announces {count} points and holds {found:g}: copy or write it again.")
     table = np.frombuffer(content, POINT)
-    column = lambda names: torch.from_numpy(np.stack([table[name] for name in names], 1))
-    return column(POINT.names[:3]), column(POINT.names[3:])
+    return table_columns(table, POINT.names[:3]), table_columns(table, POINT.names[3:])
+
+
+def table_columns(table: np.ndarray, names: tuple[str, ...]) -> torch.Tensor:  # `(N, names)`
+    "Some fields of a table, side by side."
+    return torch.from_numpy(np.stack([table[name] for name in names], 1))
 
 # %% ../../nbs/inference/point_clouds.ipynb #f3d5731c
 def depth_head(
@@ -169,9 +185,9 @@ def map_points(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # points `(N, 3)`, colors `(N, 3)` uint8
     "The points of what a network says about an image. Raises `PointError` for maps without depth."
     head = depth_head(maps)
-    height, width = maps[head].shape[-2:]
-    step = math.ceil((height * width / most) ** 0.5)
-    camera = camera_for((height, width), intrinsics, field_of_view) / torch.tensor([[step], [step], [1.0]])
+    size = tuple(maps[head].shape[-2:])
+    step = math.ceil((math.prod(size) / most) ** 0.5)
+    camera = camera_for(size, intrinsics, field_of_view) / torch.tensor([[step], [step], [1.0]])
     depth = maps[head][:, ::step, ::step]
     if HEADS[head].inverse:
         depth = relative_to_depth(depth, near, far)
@@ -185,10 +201,15 @@ def turned(
 ) -> torch.Tensor:  # `(N, 3)`
     "The points as a camera has them before it that goes around their median."
     middle = points[:: len(points) // 10**6 + 1].quantile(0.5, dim=0)
+    return (points - middle) @ rotation(yaw, pitch).to(points).T + middle
+
+
+def rotation(yaw: float, pitch: float) -> torch.Tensor:  # `(3, 3)`
+    "About the vertical axis, then about the one to the right; radians."
     cos_yaw, sin_yaw, cos_pitch, sin_pitch = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
     about_y = torch.tensor([[cos_yaw, 0, sin_yaw], [0, 1, 0], [-sin_yaw, 0, cos_yaw]])
     about_x = torch.tensor([[1, 0, 0], [0, cos_pitch, -sin_pitch], [0, sin_pitch, cos_pitch]])
-    return (points - middle) @ (about_x @ about_y).to(points).T + middle
+    return about_x @ about_y
 
 
 def dot_offsets(
@@ -206,8 +227,8 @@ def projected(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # rows and columns, `(N, dot²)` each
     "The pixels that each point covers, also beyond the image."
     x, y, z = points.T
-    focal = max(size) / 2 / math.tan(math.radians(field_of_view) / 2)
-    middle = torch.stack((focal * y / z + (size[0] - 1) / 2, focal * x / z + (size[1] - 1) / 2))
+    camera = pinhole(size, field_of_view)
+    middle = torch.stack((camera.fx * y / z + camera.cy, camera.fx * x / z + camera.cx))
     corner = middle - (dot - 1) / 2
     rows, columns = (corner[:, :, None] + dot_offsets(dot).to(points.device)[:, None]).round().long()
     return rows, columns
@@ -235,12 +256,25 @@ def view_points(
     points = turned(points, yaw, pitch)
     order = points[:, 2].argsort(descending=True, stable=True)  # the nearest are drawn last
     rows, columns = projected(points[order], size, field_of_view, dot)
-    shown = (points[order, 2:] > 0.05) & (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+    shown = (points[order, 2:] > 0.05) & is_inside(rows, size[0]) & is_inside(columns, size[1])
     rank = torch.arange(len(points), device=points.device)[:, None].expand_as(rows)
     last = last_of_pixels((rows * size[1] + columns)[shown], rank[shown], size[0] * size[1])
-    image = torch.ones(len(last), 3, device=points.device)
-    image[last >= 0] = colors[order[last[last >= 0]]].float() / 255
-    return image.T.reshape(3, *size)
+    return paint_pixels(last, colors[order]).T.reshape(3, *size)
+
+
+def is_inside(places: torch.Tensor, length: int) -> torch.Tensor:  # bool, of the same shape
+    "Which rows, or columns, an image has."
+    return (places >= 0) & (places < length)
+
+
+def paint_pixels(
+    last: torch.Tensor,  # `(pixels,)` of `last_of_pixels`
+    colors: torch.Tensor,  # `(N, 3)` uint8, by rank
+) -> torch.Tensor:  # `(pixels, 3)` in [0, 1]
+    "The color of what covers each pixel last, white where nothing does."
+    image = torch.ones(len(last), 3, device=last.device)
+    image[last >= 0] = colors[last[last >= 0]].float() / 255
+    return image
 
 # %% ../../nbs/inference/point_clouds.ipynb #c89223c5
 def turntable(

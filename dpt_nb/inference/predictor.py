@@ -781,7 +781,7 @@ def group_images(
 
 
 def size_and_need(predictor: Predictor, image: torch.Tensor | Exception) -> tuple[tuple[int, int] | None, int]:
-    "What decides which images go together."
+    "The size that the network sees, and bytes: what decides which images go together. None and 0 of an error."
     if not isinstance(image, torch.Tensor):
         return None, 0
     return predictor.input_size(*image.shape[-2:]), predictor.memory_needed(*image.shape[-2:])

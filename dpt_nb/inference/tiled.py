@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WindowError', 'window_starts', 'TileGrid', 'check_window', 'tile_grid', 'window_weights', 'Blender', 'final_size',
-           'blend', 'LargeImage', 'open_array', 'release_pages', 'new_array', 'guide_for', 'align_window', 'map_kinds',
-           'MapStore', 'predict_places', 'window_maps', 'guide_maps', 'predict_tiles']
+           'blend', 'LargeImage', 'has_parts', 'open_array', 'release_pages', 'new_array', 'guide_for', 'cell_middles',
+           'align_window', 'log_mean', 'map_kinds', 'MapStore', 'as_stored', 'as_map', 'predict_places', 'window_maps',
+           'guide_maps', 'predict_tiles']
 
 # %% ../../nbs/inference/tiled.ipynb #baf5e87d
 import math
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from fastcore.basics import chunked, patch
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -127,17 +128,23 @@ class Blender:
         values: torch.Tensor,  # `(C, h, w)`, what the network says of the window
     ) -> torch.Tensor:  # `(C, a, b)`, final, from the window's top left corner on
         "Add a window."
-        (height, width), left = final_size(self.grid, row, column), self.grid.columns[column]
+        height, width = final_size(self.grid, row, column)
         if column == 0:
             self.begin_row(values[:, height:])
-        piece = values * (self.down[row][:, None] * self.across[column]).to(values.device)
-        if self.beside is not None:
-            piece[..., : self.beside.shape[-1]] += self.beside
-        self.beside, piece = piece[..., width:], piece[..., :width]
-        if self.above is not None:
-            piece[:, : self.above.shape[1]] += self.above[..., left : left + width]
+        weighted = values * (self.down[row][:, None] * self.across[column]).to(values.device)
+        left = self.grid.columns[column]
+        piece = self.with_neighbors(weighted, slice(left, left + width), width)
         self.below[..., left : left + width] = piece[:, height:]
         return piece[:, :height]
+
+    def with_neighbors(self, weighted: torch.Tensor, columns: slice, width: int) -> torch.Tensor:  # `(C, h, width)`
+        "What the windows to the left and above gave to these columns is added; what lies beyond them is kept."
+        if self.beside is not None:
+            weighted[..., : self.beside.shape[-1]] += self.beside
+        self.beside, piece = weighted[..., width:], weighted[..., :width]
+        if self.above is not None:
+            piece[:, : self.above.shape[1]] += self.above[..., columns]
+        return piece
 
 
 def final_size(
@@ -177,9 +184,7 @@ class LargeImage:
             image = open_array(image) if mapped else open_image(image, exif_transpose=True, max_pixels=max_pixels)
         if isinstance(image, torch.Tensor) and image.ndim == 4 and len(image) == 1:
             image = image[0]
-        arrays = isinstance(image, (np.ndarray, torch.Tensor))
-        usable = image.ndim in (2, 3) and 0 not in image.shape if arrays else isinstance(image, Image.Image)
-        if not usable:
+        if not has_parts(image):
             to_image(image)  # says what is wrong with it
         self.pixels = image
 
@@ -212,6 +217,13 @@ class LargeImage:
         for top in range(0, height, rows):
             yield top, self.crop(top, 0, min(rows, height - top), width)
             release_pages(self.pixels)
+
+
+def has_parts(image) -> bool:
+    "Whether something is an image, or an array of the right axes, of which none is empty."
+    if isinstance(image, (np.ndarray, torch.Tensor)):
+        return image.ndim in (2, 3) and 0 not in image.shape
+    return isinstance(image, Image.Image)
 
 
 def open_array(
@@ -275,12 +287,23 @@ def shrunk(
     "The whole image at a small size, without ever holding it as floats."
     height, width = self.size
     factor = max(1, min(height // (2 * size[0]), width // (2 * size[1])))
+    return resize_image(self.mean_pixels(factor, max(1, strip // factor) * factor), size)
+
+
+@patch
+def mean_pixels(
+    self: LargeImage,
+    factor: int,  # rows and columns of pixels that become one
+    strip: int,  # rows read at once, a multiple of it
+) -> torch.Tensor:  # `(1, 3, H / factor, W / factor)`, rounded up
+    "The image made smaller by a whole number."
+    height, width = self.size
     # Made first, so that the strips' memory can be given back in one piece
     small = torch.empty(1, 3, -(-height // factor), -(-width // factor))
-    for top, part in self.strips(max(1, strip // factor) * factor):
+    for top, part in self.strips(strip):
         mean = F.avg_pool2d(part[None], factor, ceil_mode=True, count_include_pad=False)
         small[:, :, top // factor : top // factor + mean.shape[2]] = mean
-    return resize_image(small, size)
+    return small
 
 # %% ../../nbs/inference/tiled.ipynb #59a5eda5
 def guide_for(
@@ -290,14 +313,16 @@ def guide_for(
     points: tuple[int, int],  # rows and columns
 ) -> torch.Tensor:  # `(1, 1, *points)`
     "What the guide says at the middle of each cell of a grid laid over a window."
-
-    def middles(begin, length, count, side):  # of the cells along one side, from -1 to 1 across the image
-        return 2 * (begin + (torch.arange(count, device=guide.device) + 0.5) * length / count) / side - 1
-
-    y = middles(place[0], place[2], points[0], size[0])
-    x = middles(place[1], place[3], points[1], size[1])
+    down, across = (torch.arange(count, device=guide.device) for count in points)
+    y = cell_middles(down, place[0], place[2], size[0])
+    x = cell_middles(across, place[1], place[3], size[1])
     grid = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1).to(guide.dtype)
     return F.grid_sample(guide, grid[None], align_corners=False, padding_mode="border")
+
+
+def cell_middles(cells: torch.Tensor, begin: int, length: int, side: int) -> torch.Tensor:  # `(cells,)`
+    "Of cells along a part of an image's side, from -1 to 1 across the image."
+    return 2 * (begin + (cells + 0.5) * length / len(cells)) / side - 1
 
 
 def align_window(
@@ -310,11 +335,15 @@ def align_window(
         return values
     cells = F.adaptive_avg_pool2d(values[None], guide.shape[-2:])
     if HEADS[head].scale == "metric":
-        log_mean = lambda metres: metres.clamp(min=1e-6).log().mean()
         return values * (log_mean(guide) - log_mean(cells)).exp()
     cells, guide = cells.double(), guide.double()
     scale, shift = positive_scale_shift(*fit_scale_shift(cells, guide), cells)
     return (values * scale[0] + shift[0]).float().clamp(min=0)
+
+
+def log_mean(metres: torch.Tensor) -> torch.Tensor:  # one number
+    "The logarithm of the geometric mean."
+    return metres.clamp(min=1e-6).log().mean()
 
 # %% ../../nbs/inference/tiled.ipynb #4ff31a67
 def map_kinds(
@@ -356,12 +385,13 @@ class MapStore:
         for head, kind in self.kinds.items():
             channels = HEADS[head].channels
             shape = (*self.size, channels) if channels > 1 else self.size
-            if self.out is None:
-                self.arrays[head] = np.zeros(shape, kind)
-            else:
-                path = Path(self.out) / f"{self.name}-{head}.npy"
-                whole = self.files.enter_context(atomic_write(path, durable=False))
-                self.arrays[head] = new_array(whole, kind, shape, path)
+            self.arrays[head] = np.zeros(shape, kind) if self.out is None else self.new_file(head, kind, shape)
+
+    def new_file(self, head: str, kind: type, shape: tuple[int, ...]) -> np.ndarray:  # mapped
+        "A head's map in a file, which is whole when the block ends."
+        path = Path(self.out) / f"{self.name}-{head}.npy"
+        whole = self.files.enter_context(atomic_write(path, durable=False))
+        return new_array(whole, kind, shape, path)
 
     def put(
         self,
@@ -371,11 +401,9 @@ class MapStore:
         block: torch.Tensor,  # `(C, a, b)`: a map's values, or logits of labels
     ) -> None:
         "Write a block to its place."
-        spec = HEADS[head]
-        values = block.argmax(0) if spec.categorical else spec.settle(block).movedim(0, -1)
-        values = values[..., 0] if spec.channels == 1 else values
-        self.arrays[head][top : top + block.shape[1], left : left + block.shape[2]] = values.cpu().numpy()
-        if left + block.shape[2] == self.size[1]:
+        bottom, right = top + block.shape[1], left + block.shape[2]
+        self.arrays[head][top:bottom, left:right] = as_stored(head, block).cpu().numpy()
+        if right == self.size[1]:
             release_pages(self.arrays[head])
 
     def working_folder(self) -> Path | None:  # None: everything is in memory
@@ -387,10 +415,22 @@ class MapStore:
 
     @property
     def maps(self) -> dict[str, torch.Tensor]:  # head → `(C, H, W)`, labels `(H, W)`
-        tensors = {head: torch.from_numpy(values) for head, values in self.arrays.items()}
-        channels = {head: HEADS[head].channels for head in tensors}
-        whole = {head: values.movedim(-1, 0) if channels[head] > 1 else values for head, values in tensors.items()}
-        return {head: values[None] if channels[head] == 1 else values for head, values in whole.items()}
+        return {head: as_map(head, torch.from_numpy(values)) for head, values in self.arrays.items()}
+
+
+def as_stored(head: str, block: torch.Tensor) -> torch.Tensor:  # `(a, b)`, or `(a, b, C)` of several values a pixel
+    "A block of a map, or of logits, as the arrays hold it."
+    spec = HEADS[head]
+    values = block.argmax(0) if spec.categorical else spec.settle(block).movedim(0, -1)
+    return values[..., 0] if spec.channels == 1 else values
+
+
+def as_map(head: str, stored: torch.Tensor) -> torch.Tensor:  # `(C, H, W)`, labels `(H, W)`
+    "What the arrays hold, as everybody else has it."
+    channels = HEADS[head].channels
+    if channels > 1:
+        return stored.movedim(-1, 0)
+    return stored[None] if channels == 1 else stored
 
 # %% ../../nbs/inference/tiled.ipynb #ec9ea27d
 def predict_places(
@@ -418,8 +458,7 @@ def window_maps(
 ) -> Iterator[dict[str, torch.Tensor]]:  # head → `(C, h, w)` of one window after the other, aligned
     "What the network says of each window."
     points = min(32, grid.window[0]), min(32, grid.window[1])
-    for start in range(0, len(grid.places), batch):
-        places = grid.places[start : start + batch]
+    for places in chunked(grid.places, batch):
         maps = predict_places(predict, image, places, name)
         for index, place in enumerate(places):
             guide = {head: guide_for(whole, grid.size, place, points) for head, whole in guides.items()}
@@ -452,10 +491,9 @@ def predict_tiles(
     guides = guide_maps(predict, image, guide_size if several else None)
     windows = window_maps(predict, image, grid, guides, batch, store.name)
     store.make_room()
-    first = next(iter(store.kinds))
     with tqdm(total=len(grid.places), unit="window", disable=not progress or not several) as bar:
         for head, top, left, block in blend(windows, grid):
             store.put(head, top, left, block)
-            bar.update(head == first)
+            bar.update(head == next(iter(store.kinds)))
             if left == grid.columns[-1]:
                 release_pages(image.pixels)
