@@ -104,7 +104,32 @@ def test_two_processes_that_share_their_batch_norms_follow_one(tmp_path):
     follow(tmp_path)
 
 
-UNEQUAL = """
+ALONE = """    expected.backward()
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.grad is not None]
+    by_hand = {name: parameter.grad.clone() for name, parameter in trained}
+    model.zero_grad()
+"""  # of the whole batch, in the first process
+TOGETHER = """backward, shown = batch_loss(predictions, own[0], losses, fractions=batch_fractions(own, losses)[0])
+backward.backward()
+if rank == 0:
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    largest = max(value.abs().max() for value in by_hand.values())
+    apart = max((found[name] - by_hand[name]).abs().max() for name in by_hand)
+    same = found.keys() == by_hand.keys()
+    torch.save(dict(loss=expected.item(), shown=shown.item(), apart=(apart / largest).item(), same=same), out)
+dist.destroy_process_group()
+"""  # each process with its half, and how far its gradients are from those
+
+
+def check_two_processes(script, folder):
+    "Two processes have the loss and the gradients that the script has worked out alone."
+    end_together(forked_ranks(2, sys.executable, "-c", script, folder / "found.pt", folder=folder))
+    found = torch.load(folder / "found.pt", weights_only=True)
+    assert found["same"] and found["shown"] == pytest.approx(found["loss"], rel=1e-6) and found["apart"] <= 1e-6, found
+
+
+UNEQUAL = (
+    """
 import sys, torch, torch.distributed as dist
 from dpt_nb.network.zoo import create_model
 from dpt_nb.training.recipes import build_losses, get_recipe
@@ -126,34 +151,24 @@ if rank == 0:  # alone, by the formula
     resized = torch.nn.functional.interpolate(predictions["label_auxiliary"], (96, 128), mode="bilinear")
     cross_entropy = lambda logits: torch.nn.functional.cross_entropy(logits, labels, weight, ignore_index=255)
     expected = cross_entropy(predictions["label"]) + 0.4 * cross_entropy(resized)
-    expected.backward()
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.grad is not None]
-    by_hand = {name: parameter.grad.clone() for name, parameter in trained}
-    model.zero_grad()
-halves = torch.nn.parallel.DistributedDataParallel(convert_sync_batchnorm(model, torch.device("cpu")))
+"""
+    + ALONE
+    + """halves = torch.nn.parallel.DistributedDataParallel(convert_sync_batchnorm(model, torch.device("cpu")))
 own = [{"label": labels[2 * rank : 2 * rank + 2]}]
 predictions = {name: logits.double() for name, logits in halves(images[2 * rank : 2 * rank + 2]).items()}
-backward, shown = batch_loss(predictions, own[0], losses, fractions=batch_fractions(own, losses)[0])
-backward.backward()
-if rank == 0:
-    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    largest = max(value.abs().max() for value in by_hand.values())
-    apart = max((found[name] - by_hand[name]).abs().max() for name in by_hand)
-    same = found.keys() == by_hand.keys()
-    torch.save(dict(loss=expected.item(), shown=shown.item(), apart=(apart / largest).item(), same=same), out)
-dist.destroy_process_group()
 """
+    + TOGETHER
+)
 
 
 def test_two_processes_with_unequal_labels_have_the_gradient_of_one(tmp_path):
     """In double precision, with the auxiliary head and shared batch norms, beside PyTorch's cross-entropy of the whole
     batch."""
-    end_together(forked_ranks(2, sys.executable, "-c", UNEQUAL, tmp_path / "found.pt", folder=tmp_path))
-    found = torch.load(tmp_path / "found.pt", weights_only=True)
-    assert found["same"] and found["shown"] == pytest.approx(found["loss"], rel=1e-6) and found["apart"] <= 1e-6, found
+    check_two_processes(UNEQUAL, tmp_path)
 
 
-SURE = """
+SURE = (
+    """
 import sys, torch, torch.distributed as dist
 from dpt_nb.network.zoo import create_model
 from dpt_nb.training.recipes import build_losses, get_recipe
@@ -170,30 +185,19 @@ if rank == 0:  # alone, by the formula
     predictions, known = model(images), depth > 0
     error, sure = (predictions["depth"] - depth).abs()[known], predictions["confidence"][known]
     expected = error.mean() + (sure * error - 0.2 * sure.log()).mean()
-    expected.backward()
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.grad is not None]
-    by_hand = {name: parameter.grad.clone() for name, parameter in trained}
-    model.zero_grad()
-halves = torch.nn.parallel.DistributedDataParallel(model)
+"""
+    + ALONE
+    + """halves = torch.nn.parallel.DistributedDataParallel(model)
 own = [{"depth": depth[2 * rank : 2 * rank + 2]}]
 predictions = halves(images[2 * rank : 2 * rank + 2])
-backward, shown = batch_loss(predictions, own[0], losses, fractions=batch_fractions(own, losses)[0])
-backward.backward()
-if rank == 0:
-    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    largest = max(value.abs().max() for value in by_hand.values())
-    apart = max((found[name] - by_hand[name]).abs().max() for name in by_hand)
-    same = found.keys() == by_hand.keys()
-    torch.save(dict(loss=expected.item(), shown=shown.item(), apart=(apart / largest).item(), same=same), out)
-dist.destroy_process_group()
 """
+    + TOGETHER
+)
 
 
 def test_a_confidence_in_two_processes_has_the_gradient_of_one(tmp_path):
     "Its loss sees the depth that the other process predicted, and counts the pixels that both have measured."
-    end_together(forked_ranks(2, sys.executable, "-c", SURE, tmp_path / "found.pt", folder=tmp_path))
-    found = torch.load(tmp_path / "found.pt", weights_only=True)
-    assert found["same"] and found["shown"] == pytest.approx(found["loss"], rel=1e-6) and found["apart"] <= 1e-6, found
+    check_two_processes(SURE, tmp_path)
 
 
 @pytest.mark.slow

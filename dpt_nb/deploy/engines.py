@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['other_size', 'check_prompted', 'check_input', 'open_onnx', 'open_export', 'Parity', 'ParityTable', 'sizes_to_check',
-           'share_of_range', 'check_export']
+           'native_grid', 'share_of_range', 'check_export', 'example_input']
 
 # %% ../../nbs/deploy/engines.ipynb #da006aec
 import io
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import ZIP_STORED, ZipFile
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import torch
 
@@ -46,14 +46,20 @@ def check_program(
     "Raises `ExportError` for an archive that holds more than a program, its weights and examples of what it takes."
     with ZipFile(path) as archive:
         for member in archive.infolist():
-            name = member.filename.split("/", 1)[-1]
-            stored = member.compress_type == ZIP_STORED and member.file_size <= path.stat().st_size
-            if not stored or not re.fullmatch(PROGRAM_MEMBERS, name):
-                raise refused(path, f"it holds {name[:60]!r}")
+            name = check_member(path, member)
             if name.endswith(".json"):
                 check_graph(path, archive.read(member))
             elif name.endswith(".pt"):
                 check_examples(archive.read(member))
+
+
+def check_member(path: Path, member: ZipInfo) -> str:  # its name in the archive
+    "Raises `ExportError` for what no program has, and for what unpacks to more than the archive."
+    name = member.filename.split("/", 1)[-1]
+    stored = member.compress_type == ZIP_STORED and member.file_size <= path.stat().st_size
+    if not stored or not re.fullmatch(PROGRAM_MEMBERS, name):
+        raise refused(path, f"it holds {name[:60]!r}")
+    return name
 
 
 def check_graph(
@@ -210,12 +216,17 @@ def sizes_to_check(
     "The one size there is; or the native one, a wide one, a tall one, and one of nearly four times the area."
     if facts["sizes"] != "any":
         return [tuple(facts["sizes"])]
-    patch, native = facts["multiple"], facts["sizing"]["native"]
-    native = [min(native)] * 2 if facts["sizing"]["method"] == "short_side" else native
-    rows, columns = (max(LEAST_PATCHES, side // patch) for side in native)
+    patch, (rows, columns) = facts["multiple"], native_grid(facts)
     wide, tall = (rows, 2 * columns + 1), (rows + 3, max(LEAST_PATCHES, columns // 2))
     grids = [(rows, columns), wide, tall, (2 * rows - 1, 2 * columns)]
     return [(height * patch, width * patch) for height, width in grids]
+
+
+def native_grid(facts: dict) -> list[int]:  # rows and columns of patches
+    "The size that the network was trained at; of one that is fed by the shorter side, a square."
+    native = facts["sizing"]["native"]
+    sides = [min(native)] * 2 if facts["sizing"]["method"] == "short_side" else native
+    return [max(LEAST_PATCHES, side // facts["multiple"]) for side in sides]
 
 
 def share_of_range(
@@ -239,12 +250,16 @@ def check_export(
     batches = batches if facts["batch"] == "any" else (facts["batch"],)
     model = model.eval()
     for size, batch in product(sizes or sizes_to_check(facts), batches):
-        channels = model.mean.shape[1]
-        image = torch.rand(batch, channels, *size, generator=torch.Generator().manual_seed(sum(size) + batch))
-        prompt = dict(prompt_depth=1 + image[:, :1, ::9, ::7]) if model.config.prompt else {}
+        image, prompt = example_input(model, batch, tuple(size))
         found = run(image, **prompt)
         given = {name: values.to(model.mean) for name, values in prompt.items()}
         for head, wanted in model(image.to(model.mean), **given).items():
-            difference = share_of_range(found[head], wanted)
-            rows.append(Parity(Path(path).name, head, tuple(size), batch, difference))
+            rows.append(Parity(Path(path).name, head, tuple(size), batch, share_of_range(found[head], wanted)))
     return rows
+
+
+def example_input(model: DPT, batch: int, size: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    "Images of noise, and `prompt_depth` for a network that takes one; the same ones each time."
+    generator = torch.Generator().manual_seed(sum(size) + batch)
+    image = torch.rand(batch, model.mean.shape[1], *size, generator=generator)
+    return image, dict(prompt_depth=1 + image[:, :1, ::9, ::7]) if model.config.prompt else {}

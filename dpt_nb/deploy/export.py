@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAST_PATCHES', 'MOST_PATCHES', 'HEAD_UNITS', 'EXPORT_FORMS', 'FACTS', 'ExportError', 'quiet_exporters',
-           'example_prompt', 'trace', 'constant_padding', 'plain_convolution', 'plain_pooling', 'fold_constants',
-           'describe_head', 'describe_export', 'need_onnx', 'name_open_sides', 'write_onnx', 'facts_path', 'export',
-           'check_request', 'check_any_size', 'check_one_size', 'export_facts', 'onnx_facts']
+           'example_prompt', 'trace', 'open_axes', 'constant_padding', 'plain_convolution', 'standardized_weight',
+           'plain_pooling', 'fold_constants', 'describe_head', 'describe_labels', 'describe_export', 'describe_input',
+           'describe_sizing', 'need_onnx', 'name_open_sides', 'check_weight_size', 'write_onnx', 'facts_path', 'export',
+           'check_request', 'check_form', 'check_any_size', 'check_one_size', 'export_facts', 'onnx_facts']
 
 # %% ../../nbs/deploy/export.ipynb #c117036c
 import copy
@@ -30,7 +31,7 @@ from torch.export import Dim, ExportedProgram
 from .. import __version__
 from ..images.files import atomic_write, disk_full_reason, write_failure
 from ..inference.resizing import resize_policy
-from ..network.config import SIDES, ConfigError
+from ..network.config import SIDES, ConfigError, DPTConfig
 from ..network.dpt import DPT
 from ..network.heads import HEADS, head_modules
 from ..network.hybrid import DeviationConv
@@ -79,17 +80,22 @@ def trace(
     batch: int | None = None,  # images at a time; None: any number
 ) -> ExportedProgram:
     "Every operation of the network, with open sides as symbols (torch.export)."
-    patch, symbols = network.backbone.patch, {}
-    if batch is None:
-        symbols[0] = Dim("batch", min=1)
+    patch = network.backbone.patch
+    symbols = open_axes(patch, sizes == "any", batch is None)
     height, width = sizes if sizes != "any" else (5 * patch, 7 * patch)
-    if sizes == "any":
-        symbols[2] = patch * Dim("rows", min=LEAST_PATCHES, max=MOST_PATCHES)
-        symbols[3] = patch * Dim("columns", min=LEAST_PATCHES, max=MOST_PATCHES)
     image = torch.rand(batch or 2, network.mean.shape[1], height, width, device=network.mean.device)
     prompt, shapes = example_prompt(network, symbols, len(image))
     with torch.no_grad(), quiet_exporters():
         return torch.export.export(network, (image,), prompt, dynamic_shapes={"image": symbols} | shapes, strict=False)
+
+
+def open_axes(patch: int, any_size: bool, any_number: bool) -> dict:  # axis of the image → what torch calls it
+    "The axes whose lengths are not fixed."
+    symbols = {0: Dim("batch", min=1)} if any_number else {}
+    if any_size:
+        symbols[2] = patch * Dim("rows", min=LEAST_PATCHES, max=MOST_PATCHES)
+        symbols[3] = patch * Dim("columns", min=LEAST_PATCHES, max=MOST_PATCHES)
+    return symbols
 
 # %% ../../nbs/deploy/export.ipynb #d78de92d
 def constant_padding(
@@ -108,14 +114,18 @@ def plain_convolution(
     layer: StdConv2dSame,  # a convolution that standardizes its weights; `DeviationConv` is one
 ) -> nn.Module:
     "The same convolution with its weights standardized once and for all."
-    std, mean = torch.std_mean(layer.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-    std = std + layer.eps if isinstance(layer, DeviationConv) else (std.square() + layer.eps).sqrt()
     options = dict(stride=layer.stride, dilation=layer.dilation, groups=layer.groups, bias=layer.bias is not None)
     padding = 0 if layer.same_pad else layer.padding
     plain = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, padding=padding, **options)
-    plain.weight = nn.Parameter((layer.weight - mean) / std)
-    plain.bias = layer.bias
+    plain.weight, plain.bias = nn.Parameter(standardized_weight(layer)), layer.bias
     return nn.Sequential(constant_padding(layer, 0.0), plain) if layer.same_pad else plain
+
+
+def standardized_weight(layer: StdConv2dSame) -> torch.Tensor:  # of the shape of its weight
+    "Mean 0 and deviation 1 in each channel, as the layer itself has it."
+    std, mean = torch.std_mean(layer.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+    std = std + layer.eps if isinstance(layer, DeviationConv) else (std.square() + layer.eps).sqrt()
+    return (layer.weight - mean) / std
 
 
 def plain_pooling(
@@ -156,10 +166,14 @@ def describe_head(
     if focal := settings.get("canonical_focal"):
         unit = f"{unit}, once multiplied by the focal length in pixels of this input and divided by {focal:g}"
     fact = dict(shape=f"B,{spec.channels},H,W", unit=unit[:300])
-    if spec.categorical:
-        known = dict(classes=classes) if (classes := spec.class_count(settings)) else {}
-        fact = dict(shape=f"B,{classes or 'C'},H,W", unit="logits: the largest along axis 1 is the class") | known
+    fact = describe_labels(spec.class_count(settings)) if spec.categorical else fact
     return fact | {"module": module for module in head_modules({name: settings}) if module != HERE}
+
+
+def describe_labels(classes: int) -> dict:  # classes: 0 where it is not known
+    "Of a head of classes."
+    fact = dict(shape=f"B,{classes or 'C'},H,W", unit="logits: the largest along axis 1 is the class")
+    return fact | (dict(classes=classes) if classes else {})
 
 
 def describe_export(
@@ -170,25 +184,34 @@ def describe_export(
 ) -> dict:  # what JSON can say
     "What to feed and what comes out."
     config, patch = model.config, model.backbone.patch
-    policy = resize_policy(config, patch)
-    channels = len(config.mean)
-    what = "RGB" if channels == 3 else f"{channels} channels"
-    values = f"{what} in [0, 1] as stored in the file; mean and std are inside"
-    prompt = dict(prompt_depth="B,1,h,w metres, known everywhere, of any size") if config.prompt else {}
-    sizing = dict(native=list(policy.size), multiple=policy.multiple, method=policy.method, resizing=config.resizing)
     return dict(
         made_by=f"dpt_nb {__version__}",
         backbone=config.backbone,
         form=form,
         torch=torch.__version__.split("+")[0],
-        input=dict(name="image", shape=f"B,{channels},H,W", type="float32", values=values) | prompt,
+        input=describe_input(config),
         multiple=patch,
         smallest=LEAST_PATCHES * patch if sizes == "any" else min(sizes),
         sizes=sizes if sizes == "any" else list(sizes),
         batch=batch or "any",
-        sizing=sizing,
+        sizing=describe_sizing(config, patch),
         heads={name: describe_head(name, settings) for name, settings in config.heads.items()},
     )
+
+
+def describe_input(config: DPTConfig) -> dict:
+    "What to feed."
+    channels = len(config.mean)
+    what = "RGB" if channels == 3 else f"{channels} channels"
+    values = f"{what} in [0, 1] as stored in the file; mean and std are inside"
+    prompt = dict(prompt_depth="B,1,h,w metres, known everywhere, of any size") if config.prompt else {}
+    return dict(name="image", shape=f"B,{channels},H,W", type="float32", values=values) | prompt
+
+
+def describe_sizing(config: DPTConfig, patch: int) -> dict:
+    "How its authors bring an image to the network's size."
+    policy = resize_policy(config, patch)
+    return dict(native=list(policy.size), multiple=policy.multiple, method=policy.method, resizing=config.resizing)
 
 # %% ../../nbs/deploy/export.ipynb #6536d4d0
 def need_onnx() -> None:
@@ -211,16 +234,21 @@ def name_open_sides(
                 value.shape[axis] = name
 
 
+def check_weight_size(program: ExportedProgram) -> None:
+    "Raises `ExportError` for a network too large for one file."
+    gigabytes = sum(tensor.nbytes for tensor in program.state_dict.values()) / 1e9
+    if gigabytes > 1.9:
+        advice = 'an ONNX file can hold 2: choose form="torch_export"'
+        raise ExportError(f"The weights are {gigabytes:.1f} GB, and {advice}.")
+
+
 def write_onnx(
     program: ExportedProgram,  # of `trace`
     facts: dict,  # of `describe_export`
     path: Path,
 ) -> None:
     "Graph, weights and facts in one file. Raises `ExportError` for a network too large for one file."
-    gigabytes = sum(tensor.nbytes for tensor in program.state_dict.values()) / 1e9
-    if gigabytes > 1.9:
-        advice = 'an ONNX file can hold 2: choose form="torch_export"'
-        raise ExportError(f"The weights are {gigabytes:.1f} GB, and {advice}.")
+    check_weight_size(program)
     given = ["image", *(["prompt_depth"] if "prompt_depth" in facts["input"] else [])]
     names = dict(input_names=given, output_names=list(facts["heads"]))
     with quiet_exporters():
@@ -341,11 +369,7 @@ def check_request(
     batch: int | None,
 ) -> None:
     "Raises `ExportError` for a form, a name, a size or a number that cannot be, and for what is not installed."
-    if form not in EXPORT_FORMS:
-        raise ExportError(f"There is no form {form!r}. Choose {', '.join(EXPORT_FORMS)}.")
-    if path.suffix != EXPORT_FORMS[form]:
-        expected = f"a file whose name ends in {EXPORT_FORMS[form]}"
-        raise ExportError(f"The form {form} is {expected}, and {path.name} was given.")
+    check_form(form, path)
     if sizes == "any":
         check_any_size(model)
     else:
@@ -356,6 +380,15 @@ def check_request(
         need_onnx()
     elif form == "compiled":
         need_compiler()
+
+
+def check_form(form: str, path: Path) -> None:
+    "Raises `ExportError` for a form that does not exist, and for a name that belongs to another."
+    if form not in EXPORT_FORMS:
+        raise ExportError(f"There is no form {form!r}. Choose {', '.join(EXPORT_FORMS)}.")
+    if path.suffix != EXPORT_FORMS[form]:
+        expected = f"a file whose name ends in {EXPORT_FORMS[form]}"
+        raise ExportError(f"The form {form} is {expected}, and {path.name} was given.")
 
 
 def check_any_size(

@@ -124,11 +124,17 @@ def point_cloud(
     "Write the points as a PLY. Raises `PointError`, and `PredictionError` for NaN or infinite values."
     check_finite(self.maps, self.name)
     if self.focal is not None and not {"intrinsics", "field_of_view"} & set(camera):
-        size = tuple(next(iter(self.maps.values())).shape[-2:])
-        camera["field_of_view"] = math.degrees(2 * math.atan(max(size) / 2 / self.focal))
+        camera["field_of_view"] = self.known_view()
     points, colors = map_points(self.image, self.maps, **camera)
     write_ply(path, points, colors)
     return len(points)
+
+
+@patch
+def known_view(self: Prediction) -> float:  # degrees across the longer side
+    "The field of view of a camera whose focal length is known."
+    longer = max(next(iter(self.maps.values())).shape[-2:])
+    return math.degrees(2 * math.atan(longer / 2 / self.focal))
 
 # %% ../../nbs/inference/prediction.ipynb #0499a8f3
 @patch
@@ -150,11 +156,15 @@ def save(
     with all_or_none(targets):
         written = {head: self.save_map(head, Path(folder), outputs) for head in self.maps}
         if "ply" in outputs:
-            file = f"{self.name}.ply"
-            camera = {} if field_of_view is None else dict(field_of_view=field_of_view)
-            count = self.point_cloud(Path(folder, file), **camera)
-            written["points"] = dict(file=file, count=count)
+            written["points"] = self.save_points(Path(folder, f"{self.name}.ply"), field_of_view)
     return self.about() | {name: entry for name, entry in written.items() if entry}
+
+
+@patch
+def save_points(self: Prediction, path: Path, field_of_view: float | None) -> dict:  # of `predictions.json`
+    "The points of depth or inverse depth."
+    camera = {} if field_of_view is None else dict(field_of_view=field_of_view)
+    return dict(file=path.name, count=self.point_cloud(path, **camera))
 
 
 @patch

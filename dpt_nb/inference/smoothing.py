@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['flow_ends', 'sample_at', 'box_mean', 'resized_flow', 'slopes', 'flow_step', 'shrunk_size', 'estimate_motion',
-           'local_contrast', 'centre_and_spread', 'fit_deviations', 'TemporalSmoother', 'same_scene', 'stays_inside',
-           'comparable', 'mean_spread', 'past_weight', 'Lines', 'same_places', 'seen_before', 'in_own_unit']
+           'refined_flow', 'local_contrast', 'centre_and_spread', 'fit_deviations', 'without_outliers',
+           'TemporalSmoother', 'same_scene', 'stays_inside', 'comparable', 'mean_spread', 'past_weight', 'Lines',
+           'same_places', 'shown_lines', 'seen_before', 'in_own_unit']
 
 # %% ../../nbs/inference/smoothing.ipynb #796bdb82
 import math
@@ -105,10 +106,15 @@ def estimate_motion(
     for halving in range(halvings, -1, -1):
         small = shrunk_size(size, longest, halving)
         before, now = local_contrast(previous, small), local_contrast(present, small)
-        flow = resized_flow(flow, small)
-        for _ in range(3):
-            flow = box_mean(flow + flow_step(sample_at(before, flow), now), 3)
+        flow = refined_flow(resized_flow(flow, small), before, now)
     return resized_flow(flow, size)
+
+
+def refined_flow(flow: torch.Tensor, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:  # `(1, 2, h, w)`
+    "Three steps at one size, each smoothed."
+    for _ in range(3):
+        flow = box_mean(flow + flow_step(sample_at(before, flow), now), 3)
+    return flow
 
 
 def local_contrast(
@@ -142,9 +148,13 @@ def fit_deviations(
         if spread <= 1e-4 * centre.abs() or wanted <= 1e-4 * target.abs():
             return None, centre.item(), target.item()
         scale = wanted / spread
-        off = (scale * (values - centre) + target - reference).abs()
-        kept = off <= 3 * off.median() + 1e-12
+        kept = without_outliers((scale * (values - centre) + target - reference).abs())
     return scale.item(), centre.item(), target.item()
+
+
+def without_outliers(off: torch.Tensor) -> torch.Tensor:  # `(N,)` bool
+    "What is not 3 times as far off as usual."
+    return off <= 3 * off.median() + 1e-12
 
 # %% ../../nbs/inference/smoothing.ipynb #e08c7883
 class TemporalSmoother:
@@ -297,8 +307,17 @@ def scales(
         return None
     scale, centre, target = fit_deviations(*pairs)
     scale = past.scale if scale is None else scale
-    shift, middle = target - scale * centre, present[known].median().item()
     speed = flow.square().sum(1).sqrt().mean().item() / present.shape[-1]
+    return shown_lines(scale, target - scale * centre, present[known].median().item(), speed)
+
+
+def shown_lines(
+    scale: float,  # onto the past
+    shift: float,
+    middle: float,  # the median of what is predicted
+    speed: float,  # of the motion, widths of the image a frame
+) -> Lines:
+    "What is shown is on the past's scale, and goes over to the network's own, the faster the more moves."
     own = min(0.3, 0.03 + 40 * speed)  # weight of the network's own scale
     shown = scale ** (1 - own)
     shown_middle = (1 - own) * (scale * middle + shift) + own * middle
@@ -322,12 +341,24 @@ def steady(
     if lines is None:  # the film begins here
         self.remember(head, present, present, known, 1.0)
         return values
-    onto_past = lines.onto_past(present)
-    weight = self.strength * same * past_weight(head, onto_past, moved, known)
-    mean = onto_past + weight * (moved - onto_past)
+    mean, weight = self.mean_with_past(head, lines.onto_past(present), moved, same, known)
     mean = HEADS[head].settle(lines.past_as_shown(mean) if relative else mean)
     self.remember(head, lines.as_shown(present), torch.where(known, mean, 0), known, lines.shown_scale)
     return in_own_unit(head, mean, values, known, weight)
+
+
+@patch
+def mean_with_past(
+    self: TemporalSmoother,
+    head: str,  # of `HEADS`
+    present: torch.Tensor,  # `(1, C, H, W)`, in the scale of the past
+    moved: torch.Tensor,  # `(1, C, H, W)`, the past in its place
+    same: torch.Tensor,  # `(1, 1, H, W)`, where both show the same surface
+    known: torch.Tensor,  # `(1, 1, H, W)`, where the present is known
+) -> tuple[torch.Tensor, torch.Tensor]:  # `(1, C, H, W)`; weight of the past, `(1, 1, H, W)`
+    "The past counts by the strength of the smoothing, and where both agree."
+    weight = self.strength * same * past_weight(head, present, moved, known)
+    return present + weight * (moved - present), weight
 
 
 def seen_before(

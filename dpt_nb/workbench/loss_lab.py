@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEPTH_LOSSES', 'ERROR_NAMES', 'NEAREST', 'FARTHEST', 'evaluate_losses', 'disturb', 'scale_and_shift', 'BarPanels',
-           'loss_pull', 'loss_controls', 'LossLab', 'clamp_sentence']
+           'loss_pull', 'loss_controls', 'change_sliders', 'LossLab', 'before_and_guess', 'clamp_sentence']
 
 # %% ../../nbs/workbench/loss_lab.ipynb #2ef4513d
 import math
@@ -75,9 +75,8 @@ def disturb(
         depth = gaussian_blur(depth, 2 * math.ceil(3 * blur) + 1, blur)
     generator = torch.Generator().manual_seed(0)
     depth = depth * torch.exp(noise * torch.randn(depth.shape, generator=generator))
-    off = torch.rand(depth.shape, generator=generator) < outliers
-    factor = torch.where(torch.rand(depth.shape, generator=generator) < 0.5, 3.0, 1 / 3)
-    return torch.where(off, depth * factor, depth)
+    off, farther = (torch.rand(depth.shape, generator=generator) for _ in range(2))
+    return torch.where(off < outliers, depth * torch.where(farther < 0.5, 3.0, 1 / 3), depth)
 
 # %% ../../nbs/workbench/loss_lab.ipynb #fae3456f
 def scale_and_shift(
@@ -123,7 +122,11 @@ class BarPanels(Panels):
         self.bars = axis.barh(places, zeros, color=colors, height=0.7)
         (self.ticks,) = axis.plot(zeros, places, "|", color="black", markersize=9, markeredgewidth=1.5)
         self.numbers = [axis.text(self.longest * 1.02, place, "0.000", fontsize=8, va="center") for place in places]
-        axis.set(yticks=places, xlim=(0, self.longest), ylim=(len(names) - 0.5, -0.5))
+        self.name_bars(axis, names)
+
+    def name_bars(self, axis, names: list[str]) -> None:
+        "What stands beside the bars, and the line at 1."
+        axis.set(yticks=range(len(names)), xlim=(0, self.longest), ylim=(len(names) - 0.5, -0.5))
         axis.set_yticklabels(names, fontsize=8)
         axis.tick_params(axis="x", labelsize=8)
         axis.axvline(1, color="grey", linewidth=0.8)
@@ -168,11 +171,18 @@ def loss_controls() -> dict[str, widgets.Widget]:  # by name
         number=widgets.IntSlider(3, 0, 999, description="room", tooltip="which validation room", **style),
         quantity=menu(["depth", "inverse depth"], "scale and shift", tooltip=which),
         scale=widgets.FloatLogSlider(1.2, **scale, **style),
+        **change_sliders(),
+        loss=menu(list(DEPTH_LOSSES), "loss that pulls", value="SILog, λ 0.85"),
+    )
+
+
+def change_sliders() -> dict[str, widgets.Widget]:  # by name
+    "What is done to a prediction, beside its scale."
+    return dict(
         shift=plain_slider("shift, medians", 0, -0.5, 1, 0.05),
         blur=plain_slider("blur, pixels", 0, 0, 8, 0.5),
         noise=plain_slider("noise, of the log", 0, 0, 0.5, 0.02),
         outliers=plain_slider("outliers, fraction", 0, 0, 0.3, 0.01, "pixels three times too far or too near"),
-        loss=menu(list(DEPTH_LOSSES), "loss that pulls", value="SILog, λ 0.85"),
     )
 
 # %% ../../nbs/workbench/loss_lab.ipynb #20c6f408
@@ -210,10 +220,15 @@ def starting_point(
         depth = truth = scene["depth"][None]
         if start != "ground truth":
             depth = predicted_metres(predict_maps(self.model, scene["image"]), truth)[0].clamp(NEAREST, FARTHEST)
-        guess = torch.full_like(truth, truth.median().item())
-        values, yardstick = (evaluate_losses(scale_and_shift(each)[0], truth) for each in (depth, guess))
-        self.seen[number, start] = dict(truth=truth, depth=depth, values=values, yardstick=yardstick)
+        self.seen[number, start] = dict(truth=truth, depth=depth) | before_and_guess(depth, truth)
     return self.seen[number, start]
+
+
+def before_and_guess(depth: torch.Tensor, truth: torch.Tensor) -> dict[str, dict]:  # `values` and `yardstick`
+    "Losses and errors before any change, and those of the median everywhere."
+    guess = torch.full_like(truth, truth.median().item())
+    values, yardstick = (evaluate_losses(scale_and_shift(each)[0], truth) for each in (depth, guess))
+    return dict(values=values, yardstick=yardstick)
 
 # %% ../../nbs/workbench/loss_lab.ipynb #f9aef3a1
 def clamp_sentence(
@@ -272,11 +287,17 @@ def show(
     self.panels.fill(0, truth, "Spectral", limits)
     self.panels.fill(1, depth, "Spectral", limits)
     self.panels.fill(3, (depth - truth) / truth, "RdBu", (-0.5, 0.5))
+    self.show_pull()
+    in_order = lambda values: [values[name] for name in self.values]
+    self.panels.fill_bars(in_order(self.values), in_order(begin["values"]), in_order(begin["yardstick"]))
+
+
+@patch
+def show_pull(self: LossLab) -> None:
+    "All but the strongest fiftieth between the ends of the colors."
     strength = self.pull.abs()
     strongest = strength.flatten().quantile(0.98).item() or strength.max().item() or 1.0
     self.panels.fill(4, self.pull[0], "RdBu", (-strongest, strongest))
-    in_order = lambda values: [values[name] for name in self.values]
-    self.panels.fill_bars(in_order(self.values), in_order(begin["values"]), in_order(begin["yardstick"]))
 
 # %% ../../nbs/workbench/loss_lab.ipynb #747fc9a7
 @patch

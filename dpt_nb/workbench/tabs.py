@@ -68,9 +68,7 @@ def clear(
     self.pages = {} if training is None else {len(PAGES) - 1: training}
     self.tabs.children = [widgets.VBox([self.pages.get(number, widgets.HTML(BUSY))]) for number in range(len(PAGES))]
     self.tabs.titles = list(PAGES)
-    for old in before:
-        if training not in old.children:  # the new tab holds it already
-            close_page(old)
+    close_page(*(old for old in before if training not in old.children))  # the new tab holds that one already
     if self.tabs.selected_index == page:
         self.show(page)
     else:
@@ -101,13 +99,12 @@ def take(
     "Another network behind all pages; one that cannot be opened changes nothing."
     self.said.value = BUSY
     try:
-        model, note = open_network(path) if path.strip() else (shipped_model(), "")
+        self.model, note = open_network(path) if path.strip() else (shipped_model(), "")
     except Exception as error:
         self.said.value = alert(error)
         return
     name = path.strip() or "dpt_tiny_scenes"
-    self.model = model
-    self.said.value = html.escape(f"{name}: {count_parameters(model):,} parameters. {note}")
+    self.said.value = html.escape(f"{name}: {count_parameters(self.model):,} parameters. {note}")
     self.clear(self.tabs.selected_index or 0, self.pages.get(len(PAGES) - 1))
 
 # %% ../../nbs/workbench/tabs.ipynb #ae6af674
