@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['EXPONENTS', 'COMMANDS', 'OptionError', 'check_number', 'parse_amount', 'dpt_predict', 'parse_limits', 'with_prompts',
-           'Feeding', 'is_video', 'Inputs', 'not_of_videos', 'sort_arguments', 'parse_numbers', 'check_videos',
-           'predict_videos', 'named_once', 'depth_facts', 'prediction_line', 'report_predictions', 'report_run',
-           'dpt_train', 'need_recipe', 'changed_recipe', 'list_recipes', 'print_dry_run', 'report_launch',
-           'report_training', 'check_processes', 'refuse_foreign', 'is_our_report', 'is_our_script', 'dpt_eval',
-           'check_subject', 'check_without_model', 'check_eval_numbers', 'choose_protocol', 'check_eval_files',
-           'DataSource', 'open_validation', 'scene_targets', 'refuse_training_images', 'evaluate_files',
-           'evaluate_model', 'submit', 'report_evaluation', 'row_name', 'write_galleries', 'write_panel',
-           'write_signed_figure', 'dpt_data', 'parse_assignments', 'parse_value', 'check_data_options', 'make_data',
-           'check_data', 'show_data', 'dpt_convert', 'dpt_export', 'report_parity', 'parse_size', 'dpt_demo',
-           'report_demo', 'how_to_parse', 'add_parameter', 'help_text', 'build_parser', 'OutputClosed',
-           'printable_output', 'present_output', 'flush_output', 'reader_is_gone', 'drop_output', 'print_error', 'main',
-           'run_command', 'say_error', 'short_warnings', 'is_expected', 'is_out_of_memory', 'error_sentence',
-           'system_sentence']
+           'Feeding', 'is_video', 'Inputs', 'not_of_videos', 'sort_arguments', 'split_numbers', 'parse_numbers',
+           'check_videos', 'predict_videos', 'named_once', 'depth_facts', 'extent', 'prediction_line',
+           'report_predictions', 'report_run', 'dpt_train', 'need_recipe', 'changed_recipe', 'list_recipes',
+           'print_dry_run', 'report_launch', 'report_training', 'check_processes', 'refuse_foreign', 'is_our_report',
+           'is_our_script', 'dpt_eval', 'check_subject', 'check_subject_data', 'check_without_model',
+           'check_eval_numbers', 'choose_protocol', 'check_eval_files', 'DataSource', 'open_validation',
+           'scene_targets', 'refuse_training_images', 'evaluate_files', 'evaluate_model', 'submit', 'report_evaluation',
+           'row_name', 'write_galleries', 'write_panel', 'write_signed_figure', 'dpt_data', 'parse_assignments',
+           'parse_value', 'check_data_options', 'make_data', 'check_data', 'show_data', 'dpt_convert', 'dpt_export',
+           'report_parity', 'parse_size', 'dpt_demo', 'print_next_steps', 'report_demo', 'how_to_parse',
+           'add_parameter', 'help_text', 'build_parser', 'OutputClosed', 'printable_output', 'present_output',
+           'flush_output', 'reader_is_gone', 'drop_output', 'print_error', 'main', 'run_command', 'say_error',
+           'short_warnings', 'is_expected', 'is_out_of_memory', 'error_sentence', 'system_sentence']
 
 # %% ../nbs/commands.ipynb #b3c01205
 import argparse
@@ -203,13 +203,21 @@ def sort_arguments(
 
     videos = [path for path in paths if is_video(path) and not os.path.isdir(path)]
     images = [path for path in paths if path not in videos]
-    stems = [Path(path).stem for path in videos]
-    listing = list_files(images, recursive)
-    impossible = not_of_videos(outputs)
-    if not impossible or not listing.films or videos:
-        return Inputs(images, videos + list(map(str, listing.films)), stems + listing.film_stems, listing.left)
-    reason = f"videos, of which {', '.join(impossible)} cannot be written"
-    return Inputs(images, videos, stems, listing.left + [left_sentence(Path(), reason, listing.films)])
+    listing, impossible = list_files(images, recursive), not_of_videos(outputs)
+    if impossible and listing.films and not videos:
+        reason = f"videos, of which {', '.join(impossible)} cannot be written"
+        return Inputs(images, [], [], listing.left + [left_sentence(Path(), reason, listing.films)])
+    stems = [Path(path).stem for path in videos] + listing.film_stems
+    return Inputs(images, videos + list(map(str, listing.films)), stems, listing.left)
+
+
+def split_numbers(text: str, option: str) -> tuple[float, ...]:
+    "Raises `OptionError` for what is not numbers with commas between."
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        expected = "numbers with commas between, such as 0.75,1,1.25, were expected"
+        raise OptionError(f"Found {option} {text}, and {expected}.") from None
 
 
 def parse_numbers(
@@ -218,11 +226,7 @@ def parse_numbers(
     most: float = 16.0,  # larger ones nobody means
 ) -> tuple[float, ...]:
     "Raises `OptionError` for what is not a list of numbers."
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        expected = "numbers with commas between, such as 0.75,1,1.25, were expected"
-        raise OptionError(f"Found {option} {text}, and {expected}.") from None
+    found = split_numbers(text, option)
     if not all(value <= most for value in found):
         raise OptionError(f"Found {option} {text}, and numbers up to {most:g} were expected.")
     return found
@@ -289,6 +293,11 @@ def depth_facts(
     return facts + ([f"{result['smallest']:.2f} to {result['largest']:.2f} m"] if "largest" in result else [])
 
 
+def extent(entry: dict) -> str:  # of an image or a film
+    "How large an image is, or how long a film."
+    return f"{entry['width']}×{entry['height']}" if "width" in entry else f"{entry['frames']} frames"
+
+
 def prediction_line(
     entry: dict,  # of `predict_files` or `predict_video`
     head: str,  # what was predicted
@@ -299,8 +308,7 @@ def prediction_line(
     from dpt_nb.network.heads import HEADS
 
     result = entry[head]
-    facts = [f"{entry['width']}×{entry['height']}" if "width" in entry else f"{entry['frames']} frames"]
-    facts += depth_facts(result) if HEADS[head].unit == "metre" else []
+    facts = [extent(entry), *(depth_facts(result) if HEADS[head].unit == "metre" else [])]
     return f"{printable_name(entry['source'])} → {out}/{result['file']} ({', '.join(facts)})"
 
 
@@ -332,9 +340,8 @@ def report_run(
     if len(new) < len(written):
         print(f"{len(written) - len(new)} of {len(written)} were there already.")
     report_predictions(new, out)
-    print(*left, sep="\n", end="\n" * bool(left), file=sys.stderr)
-    if bad:
-        print(f"{len(bad)} could not be used:", *bad, sep="\n", file=sys.stderr)
+    told = left + ([f"{len(bad)} could not be used:", *bad] if bad else [])
+    print(*told, sep="\n", end="\n" * bool(told), file=sys.stderr)
     return 1 if bad else 0
 
 # %% ../nbs/commands.ipynb #88a2fc5c
@@ -552,6 +559,11 @@ def check_subject(
     if model and scale is not None:
         reason = "says how depth is stored in --predictions, and a model predicts metres"
         raise OptionError(f"--scale {reason}: leave it out.")
+    check_subject_data(predictions, data, submission)
+
+
+def check_subject_data(predictions: str | None, data: str, submission: str | None) -> None:
+    "Raises `OptionError` for data that does not go with what is evaluated."
     if predictions and data in ("rooms", "streets"):
         reason = f"{data} are rendered here, and no other program has predicted them"
         raise OptionError(f"{reason}: say which --data the predictions belong to, such as kitti or nyu.")
@@ -980,6 +992,11 @@ def dpt_demo(
     recipe = change_recipe(get_recipe("rooms_tiny", seed=seed), set or [])
     report = train(recipe, out, data_root, resume=resume, replace=replace, cpu=cpu)
     report_demo(report, f"{recipe.model.name}, {recipe.loop.steps} steps")
+    print_next_steps(out)
+
+
+def print_next_steps(out: str) -> None:  # out: folder of the run
+    "What to do with a first model."
     print(f"Look at {out}/panel.png. The model is in {out}/model; try it on a photograph of your own:")
     print(f"  {Path(sys.argv[0]).with_name('dpt_predict')} PHOTO --model {out}/model --out photos")
     print("Read how it works: make lab, and start with nbs/index.ipynb.")

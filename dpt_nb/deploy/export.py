@@ -7,7 +7,8 @@ __all__ = ['LEAST_PATCHES', 'MOST_PATCHES', 'HEAD_UNITS', 'EXPORT_FORMS', 'FACTS
            'example_prompt', 'trace', 'open_axes', 'constant_padding', 'plain_convolution', 'standardized_weight',
            'plain_pooling', 'fold_constants', 'describe_head', 'describe_labels', 'describe_export', 'describe_input',
            'describe_sizing', 'need_onnx', 'name_open_sides', 'check_weight_size', 'write_onnx', 'facts_path', 'export',
-           'check_request', 'check_form', 'check_any_size', 'check_one_size', 'export_facts', 'onnx_facts']
+           'write_program', 'check_request', 'check_form', 'check_any_size', 'check_sides', 'check_one_size',
+           'export_facts', 'written_facts', 'onnx_facts']
 
 # %% ../../nbs/deploy/export.ipynb #c117036c
 import copy
@@ -276,14 +277,18 @@ def compile_program(program: ExportedProgram) -> bytes:
     return buffer.getvalue()
 
 
+def no_room(reason: str) -> ExportError:
+    "What to do about a full disk."
+    advice = "make room in the temporary folder, or name another in TORCHINDUCTOR_CACHE_DIR"
+    return ExportError(f"The compiler has no room for its work ({reason}): {advice}.")
+
+
 def compiler_error(error: Exception) -> ExportError:
     "What stopped the compiler: a full disk, or something of its own."
     words = str(error).strip()
     full = disk_full_reason(error) or re.search("No space left on device|File too large|Disk quota exceeded", words)
     if full:
-        reason = full if isinstance(full, str) else full[0]
-        advice = "make room in the temporary folder, or name another in TORCHINDUCTOR_CACHE_DIR"
-        return ExportError(f"The compiler has no room for its work ({reason}): {advice}.")
+        return no_room(full if isinstance(full, str) else full[0])
     reason = (words or type(error).__name__).splitlines()[0]
     advice = "choose onnx or torch_export, which need no compiler"
     return ExportError(f"The network could not be compiled ({reason}): {advice}.")
@@ -330,18 +335,30 @@ def export(
     facts = describe_export(model, form, sizes, batch)
     program = trace(fold_constants(model), sizes, batch)
     try:
-        with atomic_write(path) as temporary:
-            if form == "onnx":
-                write_onnx(program, facts, temporary)
-            else:
-                write_pt2(program, facts, temporary)
-                with atomic_write(facts_path(path)) as beside:
-                    beside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_program(program, facts, path)
     except OSError as error:
         raise ExportError(write_failure(path, error)) from error
     return path
 
+
+def write_program(program: ExportedProgram, facts: dict, path: Path) -> None:
+    "In its form, whole or not at all; a .pt2 has its facts beside it."
+    with atomic_write(path) as temporary:
+        if facts["form"] == "onnx":
+            write_onnx(program, facts, temporary)
+        else:
+            write_pt2(program, facts, temporary)
+            with atomic_write(facts_path(path)) as beside:
+                beside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
 # %% ../../nbs/deploy/export.ipynb #2a4f89cf
+def need_file_place(place: Path) -> None:
+    "Raises `ExportError` where something is that is no regular file."
+    if place.exists() and not place.is_file():
+        found = "a folder" if place.is_dir() else "not a regular file"
+        raise ExportError(f"{place} is {found}, and a file was to be written there: choose another name.")
+
+
 def check_target(
     path: Path,
     form: str,
@@ -349,9 +366,7 @@ def check_target(
     "Raises `ExportError` where something stands that is not to be replaced: a folder, a device, somebody's own JSON."
     beside = facts_path(path)
     for place in [path] if form == "onnx" else [path, beside]:
-        if place.exists() and not place.is_file():
-            found = "a folder" if place.is_dir() else "not a regular file"
-            raise ExportError(f"{place} is {found}, and a file was to be written there: choose another name.")
+        need_file_place(place)
     if form == "onnx" or not beside.exists():
         return
     try:
@@ -402,14 +417,19 @@ def check_any_size(
         raise ExportError(f"{model.config.backbone} {reason}. {advice}")
 
 
+def check_sides(sizes) -> None:
+    "Raises `ExportError` unless it is a height and a width."
+    two = isinstance(sizes, (tuple, list)) and len(sizes) == 2
+    if not two or not all(isinstance(side, int) and side > 0 for side in sizes):
+        raise ExportError(f'sizes is {sizes!r}; expected (height, width) in pixels, or "any".')
+
+
 def check_one_size(
     sizes: tuple[int, int],
     patch: int,  # pixels
 ) -> None:
     "Raises `ExportError` unless it is a height and a width, both multiples of the patch."
-    two = isinstance(sizes, (tuple, list)) and len(sizes) == 2
-    if not two or not all(isinstance(side, int) and side > 0 for side in sizes):
-        raise ExportError(f'sizes is {sizes!r}; expected (height, width) in pixels, or "any".')
+    check_sides(sizes)
     if any(side % patch for side in sizes):
         fitting = "×".join(str(max(1, round(side / patch)) * patch) for side in sizes)
         reason = f"sizes is {sizes[0]}×{sizes[1]}, and both sides have to be multiples of the patch size {patch}"
@@ -483,6 +503,12 @@ def export_facts(
     raise ExportError(f"{path} says nothing about what to feed it; expected a file written by export{beside}.")
 
 
+def written_facts(properties) -> bytes:  # properties: of an ONNX file; JSON
+    "Each of our facts as it was written."
+    written = [f"{json.dumps(each.key)}: {each.value}" for each in properties if each.key in FACTS]
+    return f"{{{', '.join(written)}}}".encode()
+
+
 def onnx_facts(
     path: Path,
 ) -> dict:  # empty for a file of another program
@@ -491,8 +517,6 @@ def onnx_facts(
     import onnx
 
     try:
-        properties = onnx.load(path, load_external_data=False).metadata_props
-        written = [f"{json.dumps(each.key)}: {each.value}" for each in properties if each.key in FACTS]
-        return parse_json(f"{{{', '.join(written)}}}".encode(), path)
+        return parse_json(written_facts(onnx.load(path, load_external_data=False).metadata_props), path)
     except Exception as error:
         raise ExportError(f"{path} cannot be read as ONNX ({type(error).__name__}): write it again.") from None

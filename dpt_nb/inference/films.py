@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['FILM_OUTPUTS', 'FrameRenderer', 'FrameFolder', 'check_frame_folder', 'check_film_outputs', 'FilmOptions',
-           'film_files', 'head_files', 'film_is_whole', 'FilmWriter', 'predict_video', 'whole_result', 'film_names',
-           'make_film', 'film_entry', 'film_notes', 'head_entry']
+           'film_files', 'head_files', 'film_is_whole', 'has_its_frames', 'FilmWriter', 'wider_ends', 'predict_video',
+           'describe_film', 'whole_result', 'film_names', 'make_film', 'write_frames', 'film_entry', 'film_notes',
+           'head_entry']
 
 # %% ../../nbs/inference/films.ipynb #e72940f7
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -97,9 +98,14 @@ class FrameRenderer:
         "The map alone."
         if HEADS[self.head].categorical:
             return head_colors(self.head, palette=label_palette(255))(values)
-        if not self.fixed and (now := color_ends(self.head, values)):
-            self.ends = tuple(old + self.follow * (new - old) for old, new in zip(self.ends or now, now))
+        if not self.fixed:
+            self.follow_ends(color_ends(self.head, values))
         return head_colors(self.head, self.ends)(values)
+
+    def follow_ends(self, now: tuple[float, float] | None) -> None:  # now: of `color_ends`
+        "A step of the ends towards those of a frame."
+        if now:
+            self.ends = tuple(old + self.follow * (new - old) for old, new in zip(self.ends or now, now))
 
 # %% ../../nbs/inference/films.ipynb #28079163
 class FrameFolder:
@@ -131,11 +137,14 @@ class FrameFolder:
 
     def write_list(self) -> None:
         "`frames.json`: what the files hold."
+        text = json.dumps(self.contents(), indent=1, ensure_ascii=False)
+        (self.temporary / "frames.json").write_bytes(text.encode("utf-8", "backslashreplace"))  # names need no UTF-8
+
+    def contents(self) -> dict:
+        "What `frames.json` says."
         scale = dict(scale=self.scale) if self.scale else {}
         said = self.about | dict(quantity=self.head) | scale | dict(frames=self.frames)
-        said |= {} if HEADS[self.head].categorical else dict(unit=HEADS[self.head].unit)
-        text = json.dumps(said, indent=1, ensure_ascii=False)
-        (self.temporary / "frames.json").write_bytes(text.encode("utf-8", "backslashreplace"))  # names need no UTF-8
+        return said | ({} if HEADS[self.head].categorical else dict(unit=HEADS[self.head].unit))
 
     def take_place(self) -> None:
         "Move the whole folder to where it belongs."
@@ -266,11 +275,15 @@ def film_is_whole(
     "Whether the folders of numbers hold what they say."
     folders = [out / name for name in all_files(entry) if (out / name).is_dir()]
     try:
-        lists = [json.loads((folder / "frames.json").read_text(encoding="utf-8"))["frames"] for folder in folders]
-        names = [{file.stem for file in folder.iterdir()} for folder in folders]
-        return all({f"{frame['number']:06d}" for frame in frames} <= there for frames, there in zip(lists, names))
+        return all(map(has_its_frames, folders))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a list of another shape is not one of ours
         return False
+
+
+def has_its_frames(folder: Path) -> bool:
+    "Whether a folder of numbers holds what its list says. Raises many kinds of errors for a list of another shape."
+    frames = json.loads((folder / "frames.json").read_text(encoding="utf-8"))["frames"]
+    return {f"{frame['number']:06d}" for frame in frames} <= {file.stem for file in folder.iterdir()}
 
 # %% ../../nbs/inference/films.ipynb #e44c39b8
 class FilmWriter:
@@ -338,10 +351,13 @@ class FilmWriter:
         if HEADS[head].categorical:
             fact["classes"] = list(prediction.class_names(head))
         elif head in self.folders:
-            low, high = (float(each) for each in torch.aminmax(prediction[head]))
-            fact["smallest"] = min(low, fact.get("smallest", low))
-            fact["largest"] = max(high, fact.get("largest", high))
-            fact["scale"] = self.folders[head].scale
+            fact |= wider_ends(fact, prediction[head]) | dict(scale=self.folders[head].scale)
+
+
+def wider_ends(fact: dict, values: torch.Tensor) -> dict[str, float]:  # `smallest` and `largest`
+    "The ends so far, and those of one more map."
+    low, high = (float(each) for each in torch.aminmax(values))
+    return dict(smallest=min(low, fact.get("smallest", low)), largest=max(high, fact.get("largest", high)))
 
 # %% ../../nbs/inference/films.ipynb #ed71bbb5
 def predict_video(
@@ -360,8 +376,7 @@ def predict_video(
     made_by, heads = options.fingerprint(predictor), list(predictor.model.config.heads)
     files_for = partial(film_names, heads, options.outputs)
     with ResultFolder(out) as folder:
-        about = origin(Path(path)) | dict(made_by=made_by)
-        (about["name"],) = folder.choose_names([about], [plain_name(name or Path(path).stem)], files_for)
+        about = describe_film(folder, Path(path), name, made_by, files_for)
         if not options.again and (done := whole_result(folder, about)):
             return done
         for head in heads:
@@ -370,6 +385,13 @@ def predict_video(
         entry = make_film(predictor, film, folder, about, options, progress)
         note_predictions(folder.path, [entry])
     return entry
+
+
+def describe_film(folder: ResultFolder, path: Path, name: str | None, made_by: str, files_for: Callable) -> dict:
+    "As of `origin`, with `made_by` and `name`: one under which nothing is written over but the film's own."
+    about = origin(path) | dict(made_by=made_by)
+    (chosen,) = folder.choose_names([about], [plain_name(name or path.stem)], files_for)
+    return about | dict(name=chosen)
 
 
 def whole_result(folder: ResultFolder, about: dict) -> dict | None:
@@ -401,10 +423,7 @@ def make_film(
         with folder.making(about) as made:
             files = film_files(predictor.model.config.heads, made / about["name"], options.outputs)
             with FilmWriter(film, files, options) as writer:
-                found = predictor.predict_film(film, options.smooth, options.window, options.overlap, options.batch)
-                for frame, prediction in tqdm(found, total=film.total, unit="frame", disable=not progress):
-                    folder.check()  # ends the run where it is gone
-                    writer.add(frame, prediction)
+                write_frames(predictor, film, folder, writer, progress)
         return film_entry(about, film, files, writer.facts, predictor.image_focal(tuple(writer.about["size"])))
     except FolderError:
         raise
@@ -413,6 +432,17 @@ def make_film(
         if is_full(error):
             raise FolderError(write_failure(folder.path, error)) from error
         raise VideoError(folder.outside(in_words(about["source"], error))) from error
+
+
+def write_frames(
+    predictor: Predictor, film: FilmReader, folder: ResultFolder, writer: FilmWriter, progress: bool
+) -> None:
+    "Predict and write, frame by frame. Raises `FolderError` where the folder is gone."
+    options = writer.options
+    found = predictor.predict_film(film, options.smooth, options.window, options.overlap, options.batch)
+    for frame, prediction in tqdm(found, total=film.total, unit="frame", disable=not progress):
+        folder.check()
+        writer.add(frame, prediction)
 
 
 def film_entry(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EXIF_DETAILS', 'IN_35_MM', 'LENGTH', 'DENSITY_X', 'DENSITY_Y', 'DENSITY_UNIT', 'PIXELS_X', 'PIXELS_Y', 'FILM',
            'UNITS', 'ASSUMED_VIEW', 'part_of_diagonal', 'exif_focal', 'FocalError', 'Focal', 'check_focal',
-           'find_focal', 'assumed_note', 'matrix_focal', 'canonical_heads', 'seen_focal', 'to_canonical']
+           'find_focal', 'assumed_note', 'check_intrinsics', 'matrix_focal', 'canonical_heads', 'seen_focal',
+           'to_canonical']
 
 # %% ../../nbs/inference/focal.ipynb #356b2422
 import io
@@ -120,15 +121,18 @@ def assumed_note(
     )
 
 
+def check_intrinsics(intrinsics: torch.Tensor, error: type[Exception]) -> None:
+    "Raises the error for what is no camera's matrix."
+    if tuple(intrinsics.shape) != (3, 3) or not (intrinsics[0, 0] > 0 and intrinsics[1, 1] > 0):
+        found = f"The intrinsics have shape {tuple(intrinsics.shape)}"
+        raise error(f"{found}, and a 3×3 matrix with positive focal lengths was expected.")
+
+
 def matrix_focal(
     intrinsics: torch.Tensor,  # `(3, 3)`, of the image at its size
 ) -> Focal:
     "Of a calibrated camera. Raises `FocalError` for a matrix of another shape, or focal lengths that are not above 0."
-    if tuple(intrinsics.shape) != (3, 3) or not (intrinsics[0, 0] > 0 and intrinsics[1, 1] > 0):
-        raise FocalError(
-            f"The intrinsics have shape {tuple(intrinsics.shape)}, and a 3×3 matrix with positive focal lengths was "
-            "expected."
-        )
+    check_intrinsics(intrinsics, FocalError)
     return Focal(float(intrinsics[0, 0]), float(intrinsics[1, 1]))
 
 # %% ../../nbs/inference/focal.ipynb #ecacb71e

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'FILM', 'EARLIER', 'LARGE', 'RunOptions', 'Listing', 'results_in', 'is_film', 'sort_place',
            'sort_all', 'results_among', 'left_sentence', 'look_into', 'list_files', 'list_place', 'list_new', 'stem_in',
-           'prefetch', 'is_large', 'image_size', 'through_window', 'predictions', 'decode_ahead', 'predicted_group',
-           'keep', 'predict_todo', 'wait_for', 'LeftOut', 'report_left_out', 'describe_files', 'predict_files',
-           'image_bar', 'plan_run']
+           'prefetch', 'is_large', 'image_size', 'through_window', 'working_folder', 'predictions', 'decode_ahead',
+           'predicted_group', 'keep', 'check_room', 'predict_todo', 'wait_for', 'LeftOut', 'report_left_out',
+           'known_origins', 'describe_files', 'predict_files', 'image_bar', 'plan_run']
 
 # %% ../../nbs/inference/folders.ipynb #23e6e93a
 import os
@@ -284,14 +284,19 @@ def through_window(
     "Predict large images one after the other."
     if scratch is not None:
         scratch.mkdir(exist_ok=True)
+    window = options.window, options.overlap
     for place, (file, name) in enumerate(zip(files, names)):
-        try:  # the maps live on without their folder until nobody looks at them
-            with tempfile.TemporaryDirectory(dir=scratch, prefix=".windows-") if scratch else nullcontext() as folder:
-                window = options.window, options.overlap
+        try:
+            with working_folder(scratch) as folder:
                 found = predictor.predict_tiled(file, folder, *window, progress=False, name=name)
         except Exception as error:  # whatever is wrong with this one, the others are still wanted
             found = error
         yield place, found
+
+
+def working_folder(scratch: Path | None):  # a context that gives its path, or None
+    "For the maps of one image, which live on without it until nobody looks at them."
+    return tempfile.TemporaryDirectory(dir=scratch, prefix=".windows-") if scratch else nullcontext()
 
 
 def predictions(
@@ -352,11 +357,16 @@ def keep(
     except FolderError:
         raise
     except Exception as error:
-        folder.check()
-        if is_full(error):
-            goes_on = "What is finished is listed in its predictions.json, and the same call goes on there."
-            raise FolderError(f"{write_failure(folder.path, error)} {goes_on}") from error
+        check_room(folder, error)
         return folder.outside(in_words(about["source"], error))
+
+
+def check_room(folder: ResultFolder, error: Exception) -> None:
+    "Raises `FolderError` where an error says that the folder is full, or gone."
+    folder.check()
+    if is_full(error):
+        goes_on = "What is finished is listed in its predictions.json, and the same call goes on there."
+        raise FolderError(f"{write_failure(folder.path, error)} {goes_on}") from error
 
 
 def predict_todo(
@@ -409,6 +419,18 @@ def report_left_out(
         warnings.warn(sentence, LeftOut, stacklevel=3)
 
 
+def known_origins(listing: Listing) -> list[dict | None]:  # of `origin`; None: the image is gone
+    "What tells each image from others; `bad` gets a sentence for each that is gone."
+    abouts = []
+    for file in listing.files:
+        try:
+            abouts.append(origin(file))
+        except OSError as error:
+            listing.bad.append(in_words(file, error))
+            abouts.append(None)
+    return abouts
+
+
 def describe_files(
     listing: Listing,  # `bad` becomes longer
     folder: ResultFolder,
@@ -416,13 +438,8 @@ def describe_files(
     **said,  # what entries say as well
 ) -> list[dict]:  # of `origin`, with `name`
     "What is known of each image before it is predicted. An image may be gone since its folder was listed."
-    abouts, stems = [], []
-    for file, stem in zip(listing.files, listing.stems):
-        try:
-            abouts.append(origin(file) | said)
-            stems.append(stem)
-        except OSError as error:
-            listing.bad.append(in_words(file, error))
+    found = [(about | said, stem) for about, stem in zip(known_origins(listing), listing.stems) if about]
+    abouts, stems = [about for about, _ in found], [stem for _, stem in found]
     wanted = name_apart([Path(about["source"]) for about in abouts], stems)
     return [about | dict(name=name) for about, name in zip(abouts, folder.choose_names(abouts, wanted, files_for))]
 

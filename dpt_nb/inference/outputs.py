@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'NUMBERS', 'FIGURES', 'WRITERS', 'row_strips', 'map_scale', 'as_16_bits', 'stored_units', 'png_chunk',
-           'png_head', 'row_bytes', 'filtered_rows', 'write_png', 'write_scaled', 'read_scaled', 'stated_number',
-           'spread_over_16_bits', 'write_with_offset', 'stated_scale', 'write_directions', 'read_directions',
-           'write_npy', 'write_pfm', 'parse_pfm', 'read_pfm', 'thinned', 'palette_for', 'color_ends', 'head_colors',
-           'color_strips', 'draw_map', 'draw_labels', 'map_figure', 'overlay_figure', 'put_under', 'write_figure',
-           'nearest_pixels', 'side_by_side', 'OutputError', 'check_outputs', 'write_map', 'write_16_bits',
-           'write_numbers', 'map_ends', 'write_figures', 'write_one_figure', 'MapWriter', 'register_output',
-           'check_ending', 'write_registered', 'output_names', 'refuse_foreign_files', 'all_or_none', 'read_map',
-           'check_map_shape', 'read_npy']
+           'png_head', 'row_bytes', 'filtered_rows', 'write_png', 'file_words', 'write_scaled', 'check_gray',
+           'read_scaled', 'stated_number', 'as_number', 'spread_over_16_bits', 'write_with_offset', 'stated_scale',
+           'write_directions', 'read_directions', 'write_npy', 'write_pfm', 'parse_pfm', 'read_pfm', 'thinned',
+           'palette_for', 'color_ends', 'head_colors', 'color_strips', 'map_painter', 'draw_map', 'draw_numbers',
+           'draw_labels', 'map_figure', 'overlay_figure', 'put_under', 'write_figure', 'nearest_pixels', 'side_by_side',
+           'OutputError', 'check_outputs', 'write_map', 'write_16_bits', 'write_numbers', 'map_ends', 'write_figures',
+           'write_one_figure', 'MapWriter', 'register_output', 'check_ending', 'write_registered', 'output_names',
+           'file_endings', 'refuse_foreign_files', 'all_or_none', 'read_map', 'read_png', 'check_map_shape',
+           'load_array', 'read_npy']
 
 # %% ../../nbs/inference/outputs.ipynb #0ea01f14
 import math
@@ -148,6 +149,11 @@ def write_png(
         file.write(png_chunk(b"IDAT", packer.flush()) + png_chunk(b"IEND", b""))
 
 # %% ../../nbs/inference/outputs.ipynb #61b4befa
+def file_words(head: str, scale: str, sentence: str, **more: str) -> dict[str, str]:
+    "What a file says of its numbers."
+    return dict(quantity=head, unit=HEADS[head].unit, scale=scale, **more, Description=sentence)
+
+
 def write_scaled(
     path: str | Path,  # ends in .png
     head: str,  # of `HEADS`, with one value a pixel
@@ -156,12 +162,18 @@ def write_scaled(
 ) -> float:  # the scale used
     "Write a 16-bit PNG that says its scale, whole or not at all. Raises `ImageError` for values that it cannot hold."
     scale = scale or map_scale(head, float(values.max()))
-    sentence = f"{head} = value / {scale!r}; 0 = nothing"
-    words = dict(quantity=head, unit=HEADS[head].unit, scale=repr(scale), Description=sentence)
+    words = file_words(head, repr(scale), f"{head} = value / {scale!r}; 0 = nothing")
     # A cubic on the way back overshoots: relative inverse depth dips below 0, which is the farthest there is
     strips = as_16_bits(values, scale, path, below_zero=HEADS[head].scale == "relative")
     write_png(path, tuple(values.shape[-2:]), strips, words)
     return scale
+
+
+def check_gray(path: str | Path, image: Image.Image) -> None:
+    "Raises `ImageError` for what is not a 16-bit gray PNG."
+    if image.format != "PNG" or not image.mode.startswith("I"):
+        found = f"{image.format} file with {image.mode} pixels"
+        raise ImageError(f"{path} is a {found}, and a 16-bit gray PNG was expected.")
 
 
 def read_scaled(
@@ -170,9 +182,7 @@ def read_scaled(
 ) -> tuple[torch.Tensor, str]:  # `(1, H, W)` float32, and the name of the head
     "Read a 16-bit PNG by the scale it states. Raises `ImageError` for another kind of file, or no known scale."
     image = open_image(path)
-    if image.format != "PNG" or not image.mode.startswith("I"):
-        found = f"{image.format} file with {image.mode} pixels"
-        raise ImageError(f"{path} is a {found}, and a 16-bit gray PNG was expected.")
+    check_gray(path, image)
     units = stated_scale(path, scale or image.info.get("scale"))
     values = torch.tensor(np.asarray(image).astype(np.float32))[None] / units
     offset = image.info.get("offset")
@@ -186,13 +196,18 @@ def stated_number(
     what: str,  # which of its words, for the error
 ) -> float:
     "Raises `ImageError` where it is not a finite number."
-    try:
-        number = float(said)
-    except ValueError:
-        number = math.nan
+    number = as_number(said)
     if not math.isfinite(number):
         raise ImageError(f"{path} says that its {what} is {said[:40]!r}, and a number was expected.")
     return number
+
+
+def as_number(said) -> float:  # NaN where it is none
+    "What a file says, as a number."
+    try:
+        return float(said)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def spread_over_16_bits(
@@ -217,8 +232,7 @@ def write_with_offset(
     if not math.isfinite(high - low):
         raise ImageError(f"The {head} for {path} has NaN or infinite values, and finite ones were expected.")
     scale = 65535 / max(high - low, 1e-12)
-    sentence = f"{head} = value / {scale!r} + {low!r}"
-    words = dict(quantity=head, unit=HEADS[head].unit, scale=repr(scale), offset=repr(low), Description=sentence)
+    words = file_words(head, repr(scale), f"{head} = value / {scale!r} + {low!r}", offset=repr(low))
     write_png(path, tuple(values.shape[-2:]), spread_over_16_bits(values, low, scale), words)
     return scale
 
@@ -231,11 +245,8 @@ def stated_scale(
     give = "give it (scale=256 for KITTI, 1000 for NYUv2)."
     if said is None:
         raise ImageError(f"{path} does not say its scale: {give}")
-    try:
-        units = float(said)
-    except (TypeError, ValueError):
-        units = 0.0
-    if not 0 < units < float("inf"):
+    units = as_number(said)
+    if not 0 < units < math.inf:
         raise ImageError(
             f"{path} says that its scale is {str(said)[:40]!r}, and a positive number of units was expected: {give}"
         )
@@ -251,7 +262,7 @@ def write_directions(
     if not bool((values.abs() <= 1 + 1e-4).all()):  # NaN is refused too
         raise ImageError(f"The {head} for {path} has values beyond -1 and 1, or NaN: write npy to keep them.")
     sentence = f"{head} = (value - {ZERO_LEVEL}) / {LEVELS}; {ZERO_LEVEL} three times = nothing"
-    words = dict(quantity=head, unit=HEADS[head].unit, scale=str(LEVELS), Description=sentence)
+    words = file_words(head, str(LEVELS), sentence)
     pixels = values.detach().cpu().movedim(0, -1)
     strips = (directions_to_bytes(pixels[rows]).numpy() for rows in row_strips(len(pixels)))
     write_png(path, tuple(values.shape[-2:]), strips, words)
@@ -370,11 +381,17 @@ def color_strips(
     class_names: tuple = (),  # of the labels
 ) -> Iterator[np.ndarray]:  # `(rows, W, 3)` uint8, strip by strip
     "A map in colors, a few rows at a time."
-    values, categorical = torch.as_tensor(values).detach().cpu(), HEADS[head].categorical
-    palette = palette_for(values, class_names) if categorical else None
-    paint = head_colors(head, None if categorical else color_ends(head, values), palette)
+    values = torch.as_tensor(values).detach().cpu()
+    paint = map_painter(head, values, class_names)
     for rows in row_strips(values.shape[-2]):
         yield (paint(values[..., rows, :]) * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def map_painter(head: str, values: torch.Tensor, class_names: tuple) -> Callable:  # as `head_colors` gives
+    "Colors that suit a whole map."
+    if HEADS[head].categorical:
+        return head_colors(head, palette=palette_for(values, class_names))
+    return head_colors(head, color_ends(head, values))
 
 # %% ../../nbs/inference/outputs.ipynb #107194f9
 def draw_map(
@@ -391,8 +408,12 @@ def draw_map(
     elif spec.color is not None:
         axis.imshow(spec.color(values).permute(1, 2, 0))
     else:
-        drawn = axis.imshow(values[0], cmap=spec.cmap)
-        axis.figure.colorbar(drawn, ax=axis, label=spec.words, shrink=0.8)
+        draw_numbers(axis, values[0], spec.cmap, spec.words)
+
+
+def draw_numbers(axis: plt.Axes, values: torch.Tensor, cmap: str, words: str) -> None:  # values: `(H, W)`
+    "Numbers with their color bar."
+    axis.figure.colorbar(axis.imshow(values, cmap=cmap), ax=axis, label=words, shrink=0.8)
 
 
 def draw_labels(
@@ -401,7 +422,7 @@ def draw_labels(
     class_names: tuple = (),
 ) -> None:
     "Classes with a legend of those that are there."
-    present = [int(index) for index in label.unique()]
+    present = label.unique().tolist()
     names = class_names or tuple(f"class {index}" for index in range(max(present) + 1))
     palette = label_palette(len(names))
     axis.imshow(color_label(label, palette).permute(1, 2, 0))
@@ -659,10 +680,14 @@ def output_names(
     outputs: tuple[str, ...],  # of `OUTPUTS`
 ) -> set[str]:  # names of all files that may be written
     "Where results go."
-    ends = [f".{kind}" for kind in NUMBERS if kind in outputs] + [f"-{kind}.png" for kind in FIGURES if kind in outputs]
-    ends += [WRITERS[kind].ending for kind in outputs if kind in WRITERS]
-    files = {f"{name}-{head}{end}" for head in heads for end in ends}
+    files = {f"{name}-{head}{end}" for head in heads for end in file_endings(outputs)}
     return files | ({f"{name}.ply"} if "ply" in outputs else set())
+
+
+def file_endings(outputs: tuple[str, ...]) -> list[str]:
+    "What follows the name of a head."
+    ends = [f".{kind}" for kind in NUMBERS if kind in outputs] + [f"-{kind}.png" for kind in FIGURES if kind in outputs]
+    return ends + [WRITERS[kind].ending for kind in outputs if kind in WRITERS]
 
 
 def refuse_foreign_files(
@@ -708,6 +733,11 @@ def read_map(
         return read_npy(path)
     if suffix != ".png":
         raise ImageError(f"{path} ends in {suffix or 'no suffix'}, and maps are .png, .npy or .pfm files.")
+    return read_png(path)
+
+
+def read_png(path: str | Path) -> torch.Tensor:  # as of `read_map`
+    "What a map's PNG holds, by its pixels: directions in colors, numbers in 16 bits, labels in a palette."
     mode = open_image(path).mode
     if mode == "RGB":
         return read_directions(path)
@@ -724,15 +754,20 @@ def check_map_shape(
         raise ImageError(f"{path} is an array of {found}, and a map of height, width and up to 4 values was expected.")
 
 
+def load_array(path: str | Path) -> torch.Tensor:  # of the file's own shape
+    "Raises `ImageError` for a file that is cut short, or of a kind that torch does not have."
+    try:
+        return torch.tensor(np.load(path))
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise ImageError(f"{path} cannot be read as an array ({str(error).splitlines()[0]}).") from None
+
+
 def read_npy(
     path: str | Path,
 ) -> torch.Tensor:  # `(C, H, W)` float32, or `(H, W)` int64 labels
     "Raises `ImageError` for an array that is not a map."
     check_map_shape(path)
-    try:
-        plane = torch.tensor(np.load(path))
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise ImageError(f"{path} cannot be read as an array ({str(error).splitlines()[0]}).") from None
+    plane = load_array(path)
     if plane.ndim == 3:
         return plane.movedim(-1, 0).float()
     return plane[None].float() if plane.is_floating_point() else plane.long()

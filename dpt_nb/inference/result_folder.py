@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENTRY_KINDS', 'LOCK', 'WORK', 'PLANS', 'FolderError', 'folded', 'is_strange', 'plain_name', 'name_apart',
-           'entry_files', 'all_files', 'own_files', 'is_file_name', 'is_entry', 'named_in', 'are_file_names',
-           'parse_list', 'read_predictions', 'write_list', 'note_predictions', 'note_earlier', 'tensor_words',
-           'fingerprint', 'settings_of', 'file_path', 'origin', 'origins', 'finished', 'only_frames', 'open_folder',
-           'ResultFolder', 'clear_away', 'read_plans', 'is_plan', 'check_place', 'Record', 'is_full', 'no_memory',
-           'in_words']
+           'entry_files', 'all_files', 'own_files', 'is_file_name', 'has_known_kinds', 'is_entry', 'named_in',
+           'are_file_names', 'parse_list', 'read_predictions', 'write_list', 'note_predictions', 'note_earlier',
+           'tensor_words', 'fingerprint', 'settings_of', 'file_path', 'origin', 'origins', 'finished', 'only_frames',
+           'open_folder', 'closed_sentence', 'ResultFolder', 'clear_away', 'read_plans', 'is_plan', 'check_place',
+           'Record', 'is_full', 'no_memory', 'in_words', 'reason_of']
 
 # %% ../../nbs/inference/result_folder.ipynb #5fdd56b8
 import errno
@@ -119,13 +119,16 @@ ENTRY_KINDS = dict(
 )
 
 
+def has_known_kinds(entry: dict) -> bool:
+    "Whether what it says is of the kinds that a run writes."
+    return all(isinstance(entry[key], (kind, type(None))) for key, kind in ENTRY_KINDS.items() if key in entry)
+
+
 def is_entry(
     entry,  # anything that JSON holds
 ) -> bool:
     "Whether something is what a run notes of an image, and names files of its own folder only."
-    if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
-        return False
-    if any(not isinstance(entry[key], (kind, type(None))) for key, kind in ENTRY_KINDS.items() if key in entry):
+    if not isinstance(entry, dict) or not isinstance(entry.get("source"), str) or not has_known_kinds(entry):
         return False
     parts = [part for part in entry.values() if isinstance(part, dict) and "file" in part]
     return bool(parts) and are_file_names(named_in(entry, parts))
@@ -306,11 +309,15 @@ def open_folder(
             file.write(bytes(4096))
             file.flush()
     except (OSError, ValueError) as error:  # ValueError: a zero in the name
-        full = "make room, or choose another one"
-        what = full if disk_full_reason(error) else "choose another one with out, or change its permissions"
-        reason = getattr(error, "strerror", None) or error
-        raise FolderError(f"Nothing can be written into the folder {out} ({reason}): {what}.") from None
+        raise FolderError(closed_sentence(out, error)) from None
     return out
+
+
+def closed_sentence(out: Path, error: Exception) -> str:
+    "Why nothing can be written into a folder, and what to do."
+    full = "make room, or choose another one"
+    what = full if disk_full_reason(error) else "choose another one with out, or change its permissions"
+    return f"Nothing can be written into the folder {out} ({getattr(error, 'strerror', None) or error}): {what}."
 
 # %% ../../nbs/inference/result_folder.ipynb #18abdeb2
 LOCK, WORK, PLANS = ".predictions.lock", ".predictions.work", "plans.json"
@@ -329,10 +336,7 @@ class ResultFolder:
     def __enter__(self):
         open_folder(self.path)
         with ExitStack() as stack:
-            try:
-                stack.enter_context(writer_lock(self.path / LOCK, self.path))
-            except OSError as error:
-                raise FolderError(write_failure(self.path / LOCK, error)) from error
+            self.lock(stack)
             stack.callback(self.leave)
             status = os.stat(self.path)
             self.number = status.st_dev, status.st_ino
@@ -340,6 +344,13 @@ class ResultFolder:
             self.look_around()
             self.stack = stack.pop_all()
         return self
+
+    def lock(self, stack: ExitStack) -> None:  # stack: opens it again
+        "Keep other runs out. Raises `InUse` and `FolderError`."
+        try:
+            stack.enter_context(writer_lock(self.path / LOCK, self.path))
+        except OSError as error:
+            raise FolderError(write_failure(self.path / LOCK, error)) from error
 
     def look_around(self) -> None:
         "What is there, and what of it belongs to which image."
@@ -434,14 +445,19 @@ def leave(self: ResultFolder) -> None:
             self.path.rmdir()
         return
     try:
+        self.keep_plans()
+    finally:
+        (self.path / LOCK).unlink(missing_ok=True)  # while it is held: a run that waits for it tries again
+
+
+@patch
+def keep_plans(self: ResultFolder) -> None:
+    "Those that are still needed; without any the hidden folder goes."
+    with suppress(FolderError):  # the plans that were written at the start say more than is needed, and nothing wrong
         if left := self.unlisted_plans():
             write_list(self.work / PLANS, left)
         else:
             shutil.rmtree(self.work, ignore_errors=True)
-    except FolderError:
-        pass  # the plans that were written at the start say more than is needed, and nothing wrong
-    finally:
-        (self.path / LOCK).unlink(missing_ok=True)  # while it is held: a run that waits for it tries again
 
 
 @patch
@@ -643,6 +659,10 @@ def in_words(
         return printable_name(
             f"{file} needs more memory than there is: look at it through --window, or let --max-memory say when to."
         )
+    return printable_name(f"{file} could not be predicted ({reason_of(error)}).")
+
+
+def reason_of(error: BaseException) -> str:
+    "What the system says, or an error's kind and the first line of its words."
     said = (getattr(error, "strerror", None) or str(error) or "no reason given").split("\n")[0]
-    kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-    return printable_name(f"{file} could not be predicted ({kind}{said}).")
+    return said if isinstance(error, OSError) else f"{type(error).__name__}: {said}"

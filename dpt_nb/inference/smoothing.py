@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['flow_ends', 'sample_at', 'box_mean', 'resized_flow', 'slopes', 'flow_step', 'shrunk_size', 'estimate_motion',
            'refined_flow', 'local_contrast', 'centre_and_spread', 'fit_deviations', 'without_outliers',
-           'TemporalSmoother', 'same_scene', 'stays_inside', 'comparable', 'mean_spread', 'past_weight', 'Lines',
-           'same_places', 'shown_lines', 'seen_before', 'in_own_unit']
+           'TemporalSmoother', 'fading', 'same_scene', 'stays_inside', 'comparable', 'mean_spread', 'past_weight',
+           'distance', 'Lines', 'same_places', 'shown_lines', 'seen_before', 'in_own_unit']
 
 # %% ../../nbs/inference/smoothing.ipynb #796bdb82
 import math
@@ -197,8 +197,12 @@ def compare(
     difference = (moved - image).abs().mean(1, keepdim=True)
     if difference.mean() > self.cut or not same_scene(moved, image):
         return None
-    same = (1 - (box_mean(difference, 1) / 0.15) ** 2).clamp(min=0)
-    return flow, same * stays_inside(flow)
+    return flow, fading(box_mean(difference, 1) / 0.15) * stays_inside(flow)
+
+
+def fading(ratio: torch.Tensor) -> torch.Tensor:  # the same shape, in [0, 1]
+    "1 at 0, and less and less up to 1, from where on it is 0."
+    return (1 - ratio**2).clamp(min=0)
 
 
 def same_scene(
@@ -254,8 +258,12 @@ def past_weight(
         return torch.ones_like(known, dtype=present.dtype)
     metric = spec.scale == "metric"
     allowed = 0.5 * torch.maximum(past, present) if metric else 0.6 * mean_spread(present, known)
-    difference = (past - present).square().sum(1, keepdim=True).sqrt()
-    return (1 - (difference / allowed.clamp(min=1e-12)) ** 2).clamp(min=0)
+    return fading(distance(past, present) / allowed.clamp(min=1e-12))
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:  # `(1, 1, H, W)`
+    "Between two maps, `(1, C, H, W)`, at each pixel."
+    return (one - other).square().sum(1, keepdim=True).sqrt()
 
 # %% ../../nbs/inference/smoothing.ipynb #af8b3a7d
 class Lines(NamedTuple):
@@ -288,8 +296,8 @@ def same_places(
     if seen.float().mean() < 0.05:
         return None
     # Both are moved halfway, so that neither is blurred more than the other
-    now, before = sample_at(present, -flow / 2), sample_at(past, flow / 2)
-    return now[..., ::step, ::step][seen], before[..., ::step, ::step][seen]
+    halfway = sample_at(present, -flow / 2), sample_at(past, flow / 2)
+    return tuple(each[..., ::step, ::step][seen] for each in halfway)
 
 
 @patch
@@ -333,18 +341,26 @@ def steady(
 ) -> torch.Tensor:  # `(1, C, H, W)`
     "One map, steadied and remembered."
     present, known = comparable(head, values)
-    past, lines, relative = self.past.get(head), None, HEADS[head].scale == "relative"
-    if past is not None:
-        flow, same = motion
-        moved, same = seen_before(past, flow, same * known)
-        lines = self.scales(past, present, known, flow, same) if relative else Lines()
+    moved, same, lines = self.meet_past(head, present, known, motion)
     if lines is None:  # the film begins here
         self.remember(head, present, present, known, 1.0)
         return values
     mean, weight = self.mean_with_past(head, lines.onto_past(present), moved, same, known)
-    mean = HEADS[head].settle(lines.past_as_shown(mean) if relative else mean)
+    mean = HEADS[head].settle(lines.past_as_shown(mean) if HEADS[head].scale == "relative" else mean)
     self.remember(head, lines.as_shown(present), torch.where(known, mean, 0), known, lines.shown_scale)
     return in_own_unit(head, mean, values, known, weight)
+
+
+@patch
+def meet_past(self: TemporalSmoother, head: str, present: torch.Tensor, known: torch.Tensor, motion: tuple | None):
+    "What was shown, moved into its place; where it shows the same; `Lines`, or None where there is no past."
+    past = self.past.get(head)
+    if past is None:
+        return None, None, None
+    flow, same = motion
+    moved, same = seen_before(past, flow, same * known)
+    relative = HEADS[head].scale == "relative"
+    return moved, same, self.scales(past, present, known, flow, same) if relative else Lines()
 
 
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['WindowError', 'window_starts', 'TileGrid', 'check_window', 'tile_grid', 'window_weights', 'Blender', 'final_size',
            'blend', 'LargeImage', 'has_parts', 'open_array', 'release_pages', 'new_array', 'guide_for', 'cell_middles',
            'align_window', 'log_mean', 'map_kinds', 'MapStore', 'as_stored', 'as_map', 'predict_places', 'window_maps',
-           'guide_maps', 'predict_tiles']
+           'guide_maps', 'predict_tiles', 'put_blocks']
 
 # %% ../../nbs/inference/tiled.ipynb #baf5e87d
 import math
@@ -492,8 +492,13 @@ def predict_tiles(
     windows = window_maps(predict, image, grid, guides, batch, store.name)
     store.make_room()
     with tqdm(total=len(grid.places), unit="window", disable=not progress or not several) as bar:
-        for head, top, left, block in blend(windows, grid):
-            store.put(head, top, left, block)
-            bar.update(head == next(iter(store.kinds)))
-            if left == grid.columns[-1]:
-                release_pages(image.pixels)
+        put_blocks(windows, image, grid, store, bar)
+
+
+def put_blocks(windows: Iterator[dict], image: LargeImage, grid: TileGrid, store: MapStore, bar: tqdm) -> None:
+    "Windows as `blend` takes them; of the image, what a row of them has seen is let go."
+    for head, top, left, block in blend(windows, grid):
+        store.put(head, top, left, block)
+        bar.update(head == next(iter(store.kinds)))
+        if left == grid.columns[-1]:
+            release_pages(image.pixels)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ATTACHED_PICTURE', 'CONTAINERS', 'MOST_FRAME_PIXELS', 'VideoError', 'pyav', 'open_video', 'check_video_file',
-           'open_container', 'first_stream', 'check_frame_size', 'too_large', 'apply_display_matrix', 'frame_image',
-           'FrameClock', 'FilmFrame', 'FilmReader', 'promised_length', 'read_video', 'VideoWriter', 'frame_maps']
+           'open_container', 'first_stream', 'stream_kinds', 'check_frame_size', 'too_large', 'apply_display_matrix',
+           'frame_image', 'display_matrix', 'FrameClock', 'FilmFrame', 'FilmReader', 'promised_length', 'read_video',
+           'VideoWriter', 'frame_maps']
 
 # %% ../../nbs/inference/video.ipynb #faabd7ce
 from collections.abc import Callable, Iterable, Iterator
@@ -93,8 +94,12 @@ def first_stream(
     for stream in container.streams.video:
         if not flags(stream) & ATTACHED_PICTURE:
             return stream
-    kinds = [stream.type if stream.type != "video" else "a cover picture" for stream in container.streams]
-    raise VideoError(f"{path} holds no video, only {', '.join(kinds) or 'nothing'}.")
+    raise VideoError(f"{path} holds no video, only {stream_kinds(container) or 'nothing'}.")
+
+
+def stream_kinds(container) -> str:
+    "What a file without a video holds."
+    return ", ".join("a cover picture" if stream.type == "video" else stream.type for stream in container.streams)
 
 
 def check_frame_size(stream, path: Path, most: int) -> None:  # stream: PyAV's; most: pixels
@@ -139,10 +144,15 @@ def frame_image(
     pixel_aspect: Fraction,  # width of a pixel by its height
 ) -> torch.Tensor:  # `(3, H, W)` in [0, 1], upright, with square pixels
     "A decoded frame as it is meant to be seen."
-    matrix = frame.side_data.get("DISPLAYMATRIX")
     square = frame.reformat(width=max(1, round(frame.width * pixel_aspect)), height=frame.height, format="rgb24")
-    colors = apply_display_matrix(square.to_ndarray(), None if matrix is None else np.frombuffer(bytes(matrix), "<i4"))
+    colors = apply_display_matrix(square.to_ndarray(), display_matrix(frame))
     return torch.tensor(colors.transpose(2, 0, 1)) / 255
+
+
+def display_matrix(frame) -> np.ndarray | None:  # `(9,)`; None: it is shown as stored
+    "How a frame is to be turned."
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return None if matrix is None else np.frombuffer(bytes(matrix), "<i4")
 
 # %% ../../nbs/inference/video.ipynb #462bc5e3
 class FrameClock:
@@ -165,11 +175,15 @@ class FrameClock:
             self.first, self.last = stated or Fraction(0), Fraction(0)
             self.mended += stated is None
             return self.last
-        time = None if stated is None else stated - self.first
-        if time is None or time <= self.last:
-            time, self.mended = self.last + self.interval, self.mended + 1
-        self.last = time
-        return time
+        self.last = self.after_last(None if stated is None else stated - self.first)
+        return self.last
+
+    def after_last(self, time: Fraction | None) -> Fraction:
+        "A frame's own time or, where it says none or an earlier one, one interval after the frame before."
+        if time is not None and time > self.last:
+            return time
+        self.mended += 1
+        return self.last + self.interval
 
 # %% ../../nbs/inference/video.ipynb #1e016899
 class FilmFrame(NamedTuple):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'explained_variance', 'MapExplorer', 'map_titles', 'tap_name', 'variance_sentence', 'prediction_image',
-           'change_sentence', 'moved_by', 'ReadoutExplorer', 'readout_controls', 'readout_sentence', 'PositionExplorer',
-           'grid_controls', 'same_place', 'next_to']
+           'change_sentence', 'moved_by', 'ReadoutExplorer', 'readout_controls', 'basis_of_both', 'readout_sentence',
+           'PositionExplorer', 'grid_controls', 'same_place', 'next_to']
 
 # %% ../../nbs/workbench/maps.ipynb #274cd43e
 from functools import lru_cache
@@ -259,7 +259,7 @@ def draw(
     features = self.computed(kind, number)
     read = readouts(self.model, features["taps"], level)
     own, changes = self.model.predictions(features["fused"], self.size)[head], {}
-    together = color_basis([read[name][0] for name in ("ignore", "add") if name in read]) if shared else None
+    together = basis_of_both(read) if shared else None
     for panel, name in enumerate(READOUTS):
         if name not in read:
             self.clear_readout(panel, name)
@@ -269,6 +269,11 @@ def draw(
         self.draw_readout(panel, level, colors, prediction_image(prediction, own, head))
         changes[name] = change_sentence(prediction, own, head)
     return readout_sentence(self.model.config.readout, level, changes)
+
+
+def basis_of_both(read: dict[str, torch.Tensor]) -> ColorBasis:
+    "One set of colors for ignore and add, as far as the network has them."
+    return color_basis([read[name][0] for name in ("ignore", "add") if name in read])
 
 
 def readout_sentence(learned: str, level: int, changes: dict[str, str]) -> str:

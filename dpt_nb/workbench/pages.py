@@ -166,8 +166,8 @@ def encoded(self: Panels) -> bytes:  # a PNG
     for artist in self.moving:
         if artist.axes.get_visible() and artist.get_visible():
             artist.axes.draw_artist(artist)
-    pixels, file = np.asarray(self.canvas.buffer_rgba())[..., :3], io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)  # a slider waits for it: speed before size
+    file = io.BytesIO()  # a slider waits for it: speed before size
+    Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3]).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
@@ -207,10 +207,16 @@ def pixel_at(
     y = self.canvas.get_width_height()[1] - y
     for panel, axis in enumerate(self.axes):
         if axis.get_visible() and axis.bbox.contains(x, y):
-            column, row = (math.floor(value + 0.5) for value in axis.transData.inverted().transform((x, y)))
-            rows, columns = self.drawn[panel].get_array().shape[:2]
-            return (panel, row, column) if 0 <= row < rows and 0 <= column < columns else None
+            return self.pixel_in(panel, (x, y))
     return None
+
+
+@patch
+def pixel_in(self: Panels, panel: int, point: tuple[float, float]) -> tuple[int, int, int] | None:
+    "Panel, row and column of the pixel that a panel shows at a point of the canvas; None at its edge."
+    column, row = (math.floor(value + 0.5) for value in self.axes[panel].transData.inverted().transform(point))
+    rows, columns = self.drawn[panel].get_array().shape[:2]
+    return (panel, row, column) if 0 <= row < rows and 0 <= column < columns else None
 
 # %% ../../nbs/workbench/pages.ipynb #80b4128f
 @patch
@@ -308,6 +314,10 @@ class Explorer(widgets.VBox):
 
     def draw(self, **values) -> str:  # values: of the controls, by name; returns the sentence
         raise NotImplementedError(f"{type(self).__name__} does not say what it draws.")
+
+    def name_of(self, control: widgets.Widget) -> str:
+        "What one of the controls is called."
+        return next(name for name in self.controls if self.controls[name] is control)
 
     def control_values(self) -> dict:
         "What the controls say, by name."

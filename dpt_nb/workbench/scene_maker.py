@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['group_objects', 'connected_parts', 'keep_objects', 'push_walls', 'resize_light', 'resize_world', 'resize_tables',
-           'aim_camera', 'light_scene', 'turn', 'scene_settings', 'camera_view', 'make_scene', 'usual_ranges',
-           'range_words', 'unusual_settings', 'predict_maps', 'predicted_metres', 'plain_slider', 'camera_controls',
-           'light_controls', 'scene_controls', 'SceneMaker', 'seen_sentence', 'whole_metres']
+           'aim_camera', 'light_scene', 'turn_about_origin', 'scene_settings', 'camera_view', 'make_scene',
+           'usual_ranges', 'wider_range', 'range_words', 'unusual_settings', 'predict_maps', 'predicted_metres',
+           'plain_slider', 'roomy', 'menu', 'whole_slider', 'camera_controls', 'light_controls', 'scene_controls',
+           'SceneMaker', 'seen_sentence', 'whole_metres']
 
 # %% ../../nbs/workbench/scene_maker.ipynb #d07a76dc
 import math
@@ -146,11 +147,11 @@ def light_scene(
     if is_lamp:
         x += 0.4 * lamp * (scene.shell[1, 0] - scene.shell[0, 0]).item()
     else:
-        x, y = turn(x, y, math.pi * lamp)
+        x, y = turn_about_origin(x, y, math.pi * lamp)
     return replace(scene, brightness=brightness, ambient=ambient, light=torch.tensor([x, y, z, is_lamp]))
 
 
-def turn(x: float, y: float, angle: float) -> tuple[float, float]:  # angle: radians, anticlockwise
+def turn_about_origin(x: float, y: float, angle: float) -> tuple[float, float]:  # angle: radians, anticlockwise
     "A point, turned about the origin."
     cos, sin = math.cos(angle), math.sin(angle)
     return cos * x - sin * y, sin * x + cos * y
@@ -196,7 +197,8 @@ def make_scene(
 ) -> Scene:
     "A scene by its sliders. Raises `ValueError` as `aim_camera`."
     scene = aim_camera(keep_objects(scene, objects), height, yaw, pitch, field_of_view)
-    scene = push_walls(scene, walls) if scene.kind == "rooms" else scene
+    if scene.kind == "rooms":
+        scene = push_walls(scene, walls)
     return resize_world(light_scene(scene, brightness, ambient, lamp), world)
 
 # %% ../../nbs/workbench/scene_maker.ipynb #9e211eaf
@@ -209,10 +211,14 @@ def usual_ranges(
     seen = [scene_settings(random_scene(kind, SPLITS["train"] + number)) for number in range(count)]
     ranges = {}
     for name in ("height", "pitch", "field_of_view", "objects", "brightness", "ambient", "lamp"):
-        values = [settings[name] for settings in seen]
-        margin = 0.05 * (max(values) - min(values))
-        ranges[name] = min(values) - margin, max(values) + margin
+        ranges[name] = wider_range([settings[name] for settings in seen])
     return ranges
+
+
+def wider_range(values: list[float]) -> tuple[float, float]:
+    "From the least to the greatest, and a twentieth of that at both ends."
+    margin = 0.05 * (max(values) - min(values))
+    return min(values) - margin, max(values) + margin
 
 
 def range_words(name: str, value: float, least: float, greatest: float) -> str:
@@ -271,17 +277,23 @@ def plain_slider(
     tip: str = "",  # shown when the pointer rests on it
 ) -> widgets.FloatSlider:
     "A slider whose description has room."
-    return widgets.FloatSlider(
-        value=value,
-        min=least,
-        max=greatest,
-        step=step,
-        description=words,
-        tooltip=tip,
-        readout_format=".2f",
-        style={"description_width": "110px"},
-        layout=widgets.Layout(width="310px"),
-    )
+    ends = dict(min=least, max=greatest, step=step, readout_format=".2f")
+    return widgets.FloatSlider(value=value, description=words, tooltip=tip, **ends, **roomy())
+
+
+def roomy() -> dict:  # of a widget
+    "Room for a control's description."
+    return dict(style={"description_width": "110px"}, layout=widgets.Layout(width="310px"))
+
+
+def menu(options: list[str], words: str, **more) -> widgets.Dropdown:  # more: of the widget
+    "One of several, the first where no value is given."
+    return widgets.Dropdown(options=options, description=words, **more, **roomy())
+
+
+def whole_slider(words: str, value: int, most: int, tip: str) -> widgets.IntSlider:
+    "A slider of whole numbers from 0 on."
+    return widgets.IntSlider(value, 0, most, description=words, tooltip=tip, **roomy())
 
 # %% ../../nbs/workbench/scene_maker.ipynb #bb9b0591
 def camera_controls() -> dict[str, widgets.Widget]:  # by name
@@ -306,16 +318,15 @@ def light_controls() -> dict[str, widgets.Widget]:  # by name
 
 def scene_controls() -> dict[str, widgets.Widget]:  # by name
     "The controls of the scene maker; their values are set by the first scene."
-    style = dict(style={"description_width": "110px"}, layout=widgets.Layout(width="310px"))
-    whole = lambda words, value, most, tip: widgets.IntSlider(value, 0, most, description=words, tooltip=tip, **style)
     larger = "how many times as large everything is, the camera's height too"
+    which = "which validation scene; the other sliders go to where it was generated"
     return dict(
-        kind=widgets.Dropdown(options=["rooms", "streets"], description="kind", **style),
-        number=whole("number", 3, 999, "which validation scene; the other sliders go to where it was generated"),
+        kind=menu(["rooms", "streets"], "kind"),
+        number=whole_slider("number", 3, 999, which),
         **camera_controls(),
         walls=plain_slider("walls, times", 1, 1, 3, 0.05, "how many times as far away the walls of a room are"),
         world=plain_slider("everything, times", 1, 0.5, 2, 0.05, larger),
-        objects=whole("objects", 0, 100, "how many are kept"),
+        objects=whole_slider("objects", 0, 100, "how many are kept"),
         **light_controls(),
         as_drawn=widgets.Button(description="as generated", tooltip="all sliders back to where this scene had them"),
     )
@@ -385,7 +396,7 @@ def changed(self: SceneMaker, change: dict) -> None:  # change: what ipywidgets 
     "A control was moved; with the kind or the number, all are."
     if self.quiet:
         return
-    moved = next(name for name in self.controls if self.controls[name] is change["owner"])
+    moved = self.name_of(change["owner"])
     if moved in ("kind", "number"):
         self.set_controls(**{moved: change["new"]})
     else:

@@ -83,12 +83,19 @@ def show(
     "Make a page when it is first looked at."
     if number is None or number in self.pages:
         return
-    kind, tab = list(PAGES.values())[number], self.tabs.children[number]
+    tab = self.tabs.children[number]
     try:
-        self.pages[number] = kind() if kind is TrainingRoom else kind(self.model)
+        self.pages[number] = self.make_page(number)
         tab.children = [self.pages[number]]
     except Exception as error:
         tab.children = [widgets.HTML(alert(error))]
+
+
+@patch
+def make_page(self: Workbench, number: int) -> widgets.Widget:
+    "A page around the network; training has its own."
+    kind = list(PAGES.values())[number]
+    return kind() if kind is TrainingRoom else kind(self.model)
 
 # %% ../../nbs/workbench/tabs.ipynb #c903788c
 @patch
