@@ -17,11 +17,9 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/run_notebooks.py --workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --ignore tests/test_repository.py -n 2 --dist loadfile --no-loadscope-reorder
 
-# The stories, which train for minutes, and the cells that export for minutes, get the machine to themselves.
+# The stories and the cells flagged slow, which train or export for minutes, get the machine to themselves.
 test-all: test
-	$(BIN)/nbdev_test --n_workers 0 --path nbs/stories --timing
-	$(BIN)/nbdev_test --n_workers 0 --path nbs/deploy --flags slow --timing
-	$(BIN)/nbdev_test --n_workers 0 --path nbs/workbench --flags slow --timing
+	$(BIN)/python tests/run_notebooks.py --slow --workers 1
 	$(BIN)/python -m pytest -q tests --slow
 
 # make lab at=workbench/workbench opens there instead; make workbench is short for that.

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import urllib.error
@@ -22,9 +23,11 @@ import matplotlib.cbook
 import numpy as np
 import psutil
 import pytest
+from drawn_once import draw_views_once
 from forked import quick_figures
 from PIL import Image
 
+VIEWS = "DPT_NB_VIEWS"
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHORT = [
     "loop.steps=6",
@@ -60,6 +63,10 @@ def pytest_configure(config):
     gc.disable()  # importing makes objects that stay: looking for others among them takes a sixth of its time
     hear_signals()
     config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
+    if VIEWS not in os.environ:  # several test processes use the folder of the one that started them
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        os.environ[VIEWS] = folder.name
 
 
 LONGEST = ["distributed", "training", "launch", "export", "run_folder", "browser", "commands", "files_of_users"]
@@ -75,6 +82,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
+    if "dpt_nb.data.scene_sets" in sys.modules:
+        draw_views_once(os.environ[VIEWS])
     gc.freeze(), gc.enable()
 
 

@@ -69,10 +69,8 @@ def weights(out):
 def pair(tmp_path_factory):
     "One process and two on the same recipe, for depth alone."
     folder = tmp_path_factory.mktemp("distributed")
-    run(1, "rooms_tiny", folder / "with1", folder / "data")
-    torchrun = typed(2, *words("rooms_tiny", folder / "with2", folder / "data"))
-    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=300, env=QUIET)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for processes in (1, 2):
+        run(processes, "rooms_tiny", folder / f"with{processes}", folder / "data")
     return folder
 
 
@@ -88,6 +86,18 @@ def follow(folder):
 
 def test_two_processes_follow_one(pair):
     follow(pair)
+
+
+@pytest.mark.slow
+def test_two_processes_begun_by_torchrun_are_the_same(pair, tmp_path):
+    torchrun = typed(2, *words("rooms_tiny", tmp_path / "typed", pair / "data"))
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=300, env=QUIET)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for one, other in zip(rows(pair / "with2"), rows(tmp_path / "typed"), strict=True):
+        assert (one["step"], one["loss"]) == (other["step"], other["loss"])
+    assert weights(pair / "with2").keys() == weights(tmp_path / "typed").keys()
+    for name, tensor in weights(pair / "with2").items():
+        assert torch.equal(tensor, weights(tmp_path / "typed")[name]), name
 
 
 @pytest.mark.slow

@@ -99,8 +99,8 @@ def check(model, path, parity_rows, name, **options):
     return rows
 
 
-# One whose trunk ends in a convolutional network's maps, and one whose taps are normed; the others take longer.
-QUICK = ("DPT-Hybrid", "Depth Anything")
+# One whose taps are normed; the others take longer.
+QUICK = ("Depth Anything",)
 
 
 @pytest.mark.parametrize(

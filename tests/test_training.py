@@ -61,12 +61,13 @@ def straight(no_figures, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # the quick tests kill a run, and stop one in the lesson of the loop
 @pytest.mark.parametrize(
     "how, workers",
     [
-        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
+        (signal.SIGTERM, 0),
         (signal.SIGINT, 1),
-        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow),
+        (signal.SIGKILL, 0),
     ],
     ids=["terminated", "interrupted", "killed"],
 )
