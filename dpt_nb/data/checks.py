@@ -41,6 +41,7 @@ from ..images.images import label_palette
 from ..network.config import num_classes
 from ..network.head_spec import HeadSpec, turn_directions
 from ..network.heads import truth_spec
+from ..objective.absolute import known_values
 from ..scenes.camera import pixel_rays
 
 # %% ../../nbs/data/checks.ipynb #7e349e94
@@ -170,8 +171,9 @@ def known_pixels(
     "Where a map has ground truth."
     if spec.scale:
         return value > 0
-    known = value != spec.missing
-    return known.any(-3) if spec.channels > 1 else known
+    if spec.channels > 1:
+        return known_values(value, spec.missing).squeeze(-3)
+    return value != spec.missing
 
 
 def faces_away(
