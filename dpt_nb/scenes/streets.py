@@ -24,14 +24,20 @@ class Widths(NamedTuple):
     pavement: float  # metres, one pavement
 
 
+def daylight(generator: random.Random) -> Material:
+    "A sky: the color of its zenith, and that of its horizon as the second."
+    zenith = random_color(generator, (0.56, 0.61), (0.4, 0.85), (0.4, 0.9))
+    horizon = random_color(generator, (0.52, 0.62), (0.05, 0.3), (0.7, 0.95))
+    return material(zenith, horizon, glow=1.0)
+
+
 def bare_ground(
     generator: random.Random,
 ) -> Builder:
     "Grass below the sky, without end."
-    zenith = random_color(generator, (0.56, 0.61), (0.4, 0.85), (0.4, 0.9))
-    horizon = random_color(generator, (0.52, 0.62), (0.05, 0.3), (0.7, 0.95))
+    sky = daylight(generator)
     green = random_color(generator, (0.2, 0.33), (0.4, 0.7), (0.2, 0.45))
-    sky, grass = material(zenith, horizon, glow=1.0), material(green, tile=(0.4, 0.4, ENDLESS), vary=0.4)
+    grass = material(green, tile=(0.4, 0.4, ENDLESS), vary=0.4)
     surfaces = [("sky", sky)] * 4 + [("grass", grass), ("sky", sky)]
     return Builder("streets", [[-math.inf, -math.inf, 0.0], [math.inf] * 3], surfaces)
 
@@ -61,6 +67,18 @@ def lay_pavements(
         builder.decal("pavement", slabs, (side * middle, 0, 0), (widths.pavement, FOREVER, 0.02))
 
 
+def street_camera(
+    generator: random.Random,
+    size: tuple[int, int],  # rows, columns
+    widths: Widths,
+) -> Camera:
+    "A camera in a car or on the right-hand pavement, that looks north."
+    x = generator.choice(((widths.half - 2.2) / 2, widths.half + 0.6 * widths.pavement))
+    field_of_view, height = generator.uniform(60, 85), generator.uniform(1.3, 2.0)
+    yaw, pitch = generator.uniform(-0.12, 0.15), generator.uniform(-0.03, 0.1)
+    return pinhole(size, field_of_view, (x, 0.0, height), yaw, pitch)
+
+
 def street(
     generator: random.Random,
     size: tuple[int, int],  # rows, columns
@@ -70,12 +88,21 @@ def street(
     builder = bare_ground(generator)
     lay_road(generator, builder, widths)
     lay_pavements(generator, builder, widths)
-    x = generator.choice(((widths.half - 2.2) / 2, widths.half + 0.6 * widths.pavement))
-    field_of_view, height = generator.uniform(60, 85), generator.uniform(1.3, 2.0)
-    yaw, pitch = generator.uniform(-0.12, 0.15), generator.uniform(-0.03, 0.1)
-    return builder, pinhole(size, field_of_view, (x, 0.0, height), yaw, pitch), widths
+    return builder, street_camera(generator, size, widths), widths
 
 # %% ../../nbs/scenes/streets.ipynb #068db983
+def window_grid(
+    generator: random.Random,
+    wide: float,  # metres from one window to the next
+) -> tuple[Material, float]:  # and metres from one floor to the next
+    "What the walls of a building look like."
+    wall = random_color(generator, (-0.04, 0.14), (0.1, 0.65), (0.3, 0.8))
+    glass = random_color(generator, (0.5, 0.65), (0.1, 0.5), (0.08, 0.45))
+    high = generator.uniform(2.8, 3.4)
+    between = generator.uniform(0.35, 0.6) * min(wide, high)
+    return material(glass, wall, (wide, wide, high), between, vary=0.4), high
+
+
 def building(
     generator: random.Random,
     along: float,  # metres beside the street
@@ -83,11 +110,7 @@ def building(
     "A building with a grid of windows."
     floors = generator.choice((1, 3, 3, 5, 7))
     columns = 2 * round(along / 6) + 1  # both odd: the pattern's cells are centred on the box
-    wall = random_color(generator, (-0.04, 0.14), (0.1, 0.65), (0.3, 0.8))
-    glass = random_color(generator, (0.5, 0.65), (0.1, 0.5), (0.08, 0.45))
-    wide, high = along / columns, generator.uniform(2.8, 3.4)
-    between = generator.uniform(0.35, 0.6) * min(wide, high)
-    windows = material(glass, wall, (wide, wide, high), between, vary=0.4)
+    windows, high = window_grid(generator, along / columns)
     return [Part("building", 0, 0, 0, (generator.uniform(8, 14), along, floors * high), windows)]
 
 # %% ../../nbs/scenes/streets.ipynb #9154bd5e
@@ -101,19 +124,28 @@ def wheels(
     return [Part("car", *place, 0, (0.64,) * 3, tyre, ball=True) for place in places]
 
 
+def cabin(
+    width: float,  # of the car, metres
+    long: float,  # of the car, metres
+    bottom: float,  # metres above the ground
+    paint: Material,
+) -> list[Part]:
+    "Windows all round, and a roof."
+    glass = material((0.05, 0.07, 0.09))
+    return [
+        Part("car", 0, -0.25, bottom, (width - 0.2, long * 0.5, 0.45), glass),
+        Part("car", 0, -0.25, bottom + 0.45, (width - 0.18, long * 0.48, 0.06), paint),
+    ]
+
+
 def car(
     generator: random.Random,
 ) -> list[Part]:  # metres, standing on z = 0
     "A car, its nose to the north: a body, a cabin of glass, four wheels."
     width, long, body = generator.uniform(1.65, 1.85), generator.uniform(3.8, 4.6), generator.uniform(0.55, 0.75)
     paint = material(random_color(generator, saturation=(0, 0.9), value=(0.15, 0.9)))
-    glass, top = material((0.05, 0.07, 0.09)), 0.25 + body
-    return [
-        Part("car", 0, 0, 0.25, (width, long, body), paint),
-        Part("car", 0, -0.25, top, (width - 0.2, long * 0.5, 0.45), glass),
-        Part("car", 0, -0.25, top + 0.45, (width - 0.18, long * 0.48, 0.06), paint),
-        *wheels(width, long),
-    ]
+    below = Part("car", 0, 0, 0.25, (width, long, body), paint)
+    return [below, *cabin(width, long, 0.25 + body, paint), *wheels(width, long)]
 
 # %% ../../nbs/scenes/streets.ipynb #ed3a1810
 def leaf_balls(
@@ -188,6 +220,11 @@ def person(
     ]
 
 # %% ../../nbs/scenes/streets.ipynb #7911c892
+def behind_garden(generator: random.Random, widths: Widths, house: Part) -> float:  # metres
+    "How far the middle of a building is from the middle of the road."
+    return widths.half + widths.pavement + generator.uniform(0.3, 4) + house.size[0] / 2
+
+
 def add_buildings(
     generator: random.Random,
     builder: Builder,
@@ -200,8 +237,7 @@ def add_buildings(
         along = generator.uniform(8, 18)
         parts = building(generator, along)
         if generator.random() < 0.8:
-            garden = generator.uniform(0.3, 4)
-            x = widths.half + widths.pavement + garden + parts[0].size[0] / 2
+            x = behind_garden(generator, widths, parts[0])
             builder.place(parts, side * x, y + along / 2)
         y += along + generator.choice((0.0, 0.5, 4.0))
 
