@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRIC_TABLES', 'check_cut', 'window_mask', 'to_evaluated', 'measured_pixels', 'check_target_sizes', 'ErrorsKept',
            'read_share', 'in_batches', 'sample_focals', 'predicted', 'metrics_of_each', 'check_evaluation',
-           'process_count', 'class_names', 'predict_share', 'evaluate', 'check_one_size', 'median_depth',
+           'check_share', 'process_count', 'class_names', 'predict_share', 'evaluate', 'check_one_size', 'median_depth',
            'ConstantPredictor', 'check_class_numbers', 'class_shares', 'class_frequencies', 'FrequencyPredictor',
            'mean_normal', 'metric_cell', 'metric_table', 'depth_table', 'label_table', 'normal_table', 'other_metrics',
            'report_tables', 'panel', 'write_report']
@@ -77,16 +77,14 @@ def to_evaluated(
     """A sample cut as the protocol says. Raises `EvaluationError`, naming it, for targets of another size than the
     image's, and for an image too small for the cut."""
     truths = {target: spec for target, spec in target_specs().items() if target in sample}
-    parts = {name: sample[name] for name in ("image", *truths)}
     path = sample.get("meta", {}).get("path", "an image")
-    height, width = parts["image"].shape[-2:]
-    check_target_sizes(parts, path)
-    parts |= dict(intrinsics=sample["intrinsics"]) if "intrinsics" in sample else {}
+    check_target_sizes({name: sample[name] for name in ("image", *truths)}, path)
+    parts = {name: sample[name] for name in ("image", *truths, "intrinsics") if name in sample}
     if protocol.kb_crop:
         check_cut(parts["image"], path)
         parts = KBCrop()(parts)
     if protocol.crop and any(spec.scale for spec in truths.values()):
-        window = evaluated_window(protocol, height, width)
+        window = evaluated_window(protocol, *sample["image"].shape[-2:])
         parts["valid"] = window_mask(parts["image"].shape[-2:], window)
     return parts | dict(path=path)
 
@@ -225,7 +223,11 @@ def check_evaluation(
         raise EvaluationError("The data set is empty, so there is nothing to evaluate.")
     if batch_size < 1:
         raise EvaluationError(f"The batch size is {batch_size}, and has to be at least 1.")
-    rank, processes = share
+    check_share(*share)
+
+
+def check_share(rank: int, processes: int) -> None:
+    "Raises `EvaluationError` for a share that does not exist."
     if not 0 <= rank < processes:
         raise EvaluationError(
             f"The share is {rank} of {processes} processes, and they are numbered from 0 to {processes - 1}."

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MAIN_METRICS', 'CAPTION_FIGURES', 'ERROR_MAPS', 'main_metric', 'leading_metric', 'from_best_to_worst', 'middle',
            'chosen_images', 'image_name', 'caption', 'compared_head', 'aligned_depth', 'enlarge_points', 'depth_row',
-           'depth_rows', 'Sheet', 'draw_picture', 'draw_error', 'depth_gallery', 'class_legend', 'wrong_pixels',
-           'class_numbers', 'label_gallery', 'angle_map', 'difference_map', 'error_map', 'value_row', 'value_rows',
-           'known_numbers', 'draw_values', 'value_gallery', 'gallery']
+           'depth_rows', 'tile_width', 'Sheet', 'draw_picture', 'draw_error', 'depth_gallery', 'class_legend',
+           'wrong_pixels', 'class_numbers', 'draw_tiles', 'label_gallery', 'angle_map', 'difference_map', 'error_map',
+           'value_row', 'value_rows', 'known_numbers', 'draw_values', 'value_gallery', 'gallery']
 
 # %% ../../nbs/evaluation/gallery.ipynb #1bfd2dcd
 import math
@@ -192,6 +192,12 @@ def depth_rows(
     return [depth_row(sample, own, protocol) for sample, own in zip(samples, maps)]
 
 # %% ../../nbs/evaluation/gallery.ipynb #c9f9deeb
+def tile_width(images: list[torch.Tensor]) -> float:  # inches
+    "More where one of the images is very wide, as KITTI's are."
+    widest = min(image.shape[-2] / image.shape[-1] for image in images)
+    return TILE_WIDTH * (1.5 if widest < 0.4 else 1)
+
+
 class Sheet:
     "Rows of images with a line of text above each, and room for a legend below; all measures are inches."
 
@@ -202,8 +208,7 @@ class Sheet:
         titles: tuple[str, ...],  # above the columns
         foot: float,  # left free below
     ):
-        widest = min(image.shape[-2] / image.shape[-1] for image in images)
-        self.tile, self.gap, self.line = TILE_WIDTH * (1.5 if widest < 0.4 else 1), 0.08, 0.26
+        self.tile, self.gap, self.line = tile_width(images), 0.08, 0.26
         heights = [self.tile * tile_height(image) / TILE_WIDTH for image in images]
         self.width = (self.tile + self.gap) * len(titles) + self.gap
         self.height = 0.2 + sum(heights) + self.line * len(heights) + foot
@@ -327,6 +332,12 @@ def class_numbers(
     return prediction.argmax(0) if prediction.ndim == 3 else prediction
 
 
+def draw_tiles(axes: list[plt.Axes], *tiles: torch.Tensor) -> None:  # `(3, H, W)` each
+    "One row, each pixel as it is."
+    for axis, tile in zip(axes, tiles):
+        draw_picture(axis, tile, interpolation="nearest")
+
+
 def label_gallery(
     samples: list[dict],  # as `to_evaluated` gives them
     maps: list[dict],  # of each, as `predicted` gives them
@@ -345,9 +356,7 @@ def label_gallery(
     )
     for axes, sample, truth, label in zip(page.rows, samples, truths, labels):
         wrong = wrong_pixels(sample["image"].clamp(0, 1), truth, label, missing)
-        tiles = sample["image"], color_label(truth, palette), color_label(label, palette), wrong
-        for axis, tile in zip(axes, tiles):
-            draw_picture(axis, tile, interpolation="nearest")
+        draw_tiles(axes, sample["image"], color_label(truth, palette), color_label(label, palette), wrong)
     page.legend(patches, foot)
     return page.figure
 
