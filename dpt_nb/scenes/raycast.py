@@ -79,16 +79,26 @@ def dot(
     return sum(mine * other for mine, other in zip(first, second))
 
 
+def to_centre(
+    origin: torch.Tensor,  # `(3, ...)` metres
+    direction: torch.Tensor,  # `(3, ...)` metres per unit of t
+    sphere: torch.Tensor,  # `(4, ...)`: centre (3), radius
+    square: torch.Tensor,  # `(...)` 1 / the direction's squared length
+) -> tuple[torch.Tensor, list[torch.Tensor]]:  # t where the ray is nearest to the centre, and x, y, z from there to it
+    "The way from rays to the centres of spheres."
+    offset = [centre - start for centre, start in zip(sphere[:3], origin)]
+    along = dot(offset, direction) * square
+    return along, [centre - along * ahead for centre, ahead in zip(offset, direction)]
+
+
 def hit_sphere(
     origin: torch.Tensor,  # `(3, ...)` metres
     direction: torch.Tensor,  # `(3, ...)` metres per unit of t
     sphere: torch.Tensor,  # `(4, ...)`: centre (3), radius
 ) -> torch.Tensor:  # `(...)` t where the ray enters, inf where it misses
     "Where rays enter spheres; shapes broadcast. A ray that starts inside counts as a miss."
-    offset = [centre - start for centre, start in zip(sphere[:3], origin)]
     square = 1 / dot(direction, direction)
-    along = dot(offset, direction) * square
-    across = [centre - along * ahead for centre, ahead in zip(offset, direction)]  # from the ray to the centre
+    along, across = to_centre(origin, direction, sphere, square)
     chord = sphere[3] ** 2 - dot(across, across)
     t = along - torch.sqrt(chord.clamp(min=0) * square)
     return torch.where((chord >= 0) & (t > 0), t, math.inf)
@@ -414,6 +424,11 @@ def pair_distances(
     return torch.cat((to_boxes, hit_sphere(origin[:, end:], direction[:, end:], sphere)))
 
 
+def least_of_each(values: torch.Tensor, ray: torch.Tensor, rays: int, none: float) -> torch.Tensor:
+    "The least value of each of so many rays; `none` for a ray without."
+    return values.new_full((rays,), none).scatter_reduce_(0, ray, values, "amin")
+
+
 def first_of_pairs(
     t: torch.Tensor,  # `(P,)` of each pair of a primitive and a ray
     primitive: torch.Tensor,  # `(P,)`
@@ -421,10 +436,9 @@ def first_of_pairs(
     rays: int,  # how many there are
 ) -> tuple[torch.Tensor, torch.Tensor]:  # as `nearest_simple`
     "What each ray meets first; of two primitives at the same distance, the first."
-    best = t.new_full((rays,), math.inf).scatter_reduce_(0, ray, t, "amin")
+    best = least_of_each(t, ray, rays, math.inf)
     won = ((t == best[ray]) & (t < math.inf)).nonzero()[:, 0]
-    none = torch.iinfo(torch.long).max
-    which = ray.new_full((rays,), none).scatter_reduce_(0, ray[won], primitive[won], "amin")
+    which = least_of_each(primitive[won], ray[won], rays, torch.iinfo(torch.long).max)
     return best, torch.where(best < math.inf, which, -1)
 
 
@@ -707,7 +721,7 @@ def through_air(
     rise: torch.Tensor,  # `(N,)` sine of the angle at which a ray rises
 ) -> torch.Tensor:  # `(3, N)` linear RGB
     "Haze that grows with distance, and the sky from the horizon to the zenith."
-    zenith, horizon = scene.materials[:3, 5:6], scene.materials[3:6, 5:6]  # the two colors of the sky's material
+    zenith, horizon = scene.materials[:6, 5:6].split(3)  # the two colors of the sky's material
     hazy = torch.lerp(horizon, color, torch.exp(-scene.haze * t.clamp(max=1e3)))
     return torch.where(t == math.inf, torch.lerp(horizon, zenith, (2 * rise).clamp(0, 1)), hazy)
 
@@ -857,6 +871,11 @@ def shots(
     return row, column.expand_as(row)
 
 
+def in_image(row: torch.Tensor, column: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:  # bool
+    "Which places are pixels."
+    return (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+
+
 def scanned_pixels(
     size: tuple[int, int],  # rows, columns
     intrinsics: torch.Tensor,  # `(3, 3)`
@@ -865,7 +884,7 @@ def scanned_pixels(
 ) -> torch.Tensor:  # `(H, W)` bool
     "The pixels of an image that a scanner's lines pass through."
     row, column = shots(intrinsics, elevations, step)
-    inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+    inside = in_image(row, column, size)
     scanned = torch.zeros(size, dtype=torch.bool)
     scanned[row[inside], column[inside]] = True
     return scanned

@@ -64,10 +64,14 @@ def cabinet(
 ) -> list[Part]:  # metres, standing on z = 0
     "A cabinet of drawers, its back to the north."
     width, depth, height = generator.uniform(0.6, 1.4), generator.uniform(0.35, 0.5), generator.uniform(0.7, 2.0)
+    return [Part("cabinet", 0, 0, 0, (width, depth, height), drawer_fronts(generator, width, height))]
+
+
+def drawer_fronts(generator: random.Random, width: float, height: float) -> Material:  # metres
+    "Drawers, one above the other, of wood or painted."
     drawers = generator.randint(2, 5)
     color = wood(generator) if generator.random() < 0.6 else random_color(generator, value=(0.4, 0.9))
-    front = material(color, darker(color, 0.35), (width, ENDLESS, height / drawers), 0.02)
-    return [Part("cabinet", 0, 0, 0, (width, depth, height), front)]
+    return material(color, darker(color, 0.35), (width, ENDLESS, height / drawers), 0.02)
 
 
 def carton(
@@ -76,10 +80,8 @@ def carton(
 ) -> list[Part]:  # metres, standing on z = 0
     "A box, cardboard or colored, with or without a band."
     size = tuple(generator.uniform(0.15, largest) for _ in range(3))
-    if generator.random() < 0.5:
-        color = random_color(generator, (0.07, 0.1), (0.3, 0.6), (0.3, 0.6))
-    else:
-        color = random_color(generator)
+    cardboard = ((0.07, 0.1), (0.3, 0.6), (0.3, 0.6)) if generator.random() < 0.5 else ()
+    color = random_color(generator, *cardboard)
     band, width = random_color(generator), generator.choice((0.0, 0.05))
     return [Part("box", 0, 0, 0, size, material(color, band, (size[0] / 2, ENDLESS, ENDLESS), width))]
 
@@ -127,10 +129,18 @@ def flooring(
     generator: random.Random,
 ) -> Material:
     "Planks or tiles."
-    if generator.random() < 0.5:
-        color = wood(generator)
-        width, long = generator.uniform(0.12, 0.25), generator.uniform(0.9, 2.0)
-        return material(color, darker(color, 0.4), (width, long, ENDLESS), 0.01, vary=0.5)
+    return (planks if generator.random() < 0.5 else tiles)(generator)
+
+
+def planks(generator: random.Random) -> Material:
+    "Boards of one wood, no two of them alike."
+    color = wood(generator)
+    width, long = generator.uniform(0.12, 0.25), generator.uniform(0.9, 2.0)
+    return material(color, darker(color, 0.4), (width, long, ENDLESS), 0.01, vary=0.5)
+
+
+def tiles(generator: random.Random) -> Material:
+    "Squares of one color, or of two."
     side, check = generator.uniform(0.25, 0.5), generator.choice((0.0, 0.8))
     color = random_color(generator, saturation=(0.05, 0.4))
     return material(color, darker(color, 0.5), (side, side, ENDLESS), 0.015, check, 0.15)
@@ -146,6 +156,11 @@ def eye_place(
     return x, y, generator.uniform(1.1, 1.7)
 
 
+def nine_places(width: float, depth: float) -> list[tuple[float, float]]:  # of a room, metres
+    "A grid of places on the floor."
+    return [(column * width, row * depth) for column in (0.2, 0.5, 0.8) for row in (0.2, 0.5, 0.8)]
+
+
 def far_target(
     generator: random.Random,
     x: float,  # of the camera, metres
@@ -153,8 +168,7 @@ def far_target(
     room: tuple[float, float],  # its width and depth, metres
 ) -> tuple[float, float]:  # dx and dy from the camera, metres
     "One of nine places of a room, mostly a far one."
-    places = [(column * room[0], row * room[1]) for column in (0.2, 0.5, 0.8) for row in (0.2, 0.5, 0.8)]
-    offsets = [(place[0] - x, place[1] - y) for place in places]
+    offsets = [(place[0] - x, place[1] - y) for place in nine_places(*room)]
     return max(offsets, key=lambda offset: math.hypot(*offset) * generator.uniform(0.7, 1.3))
 
 
@@ -173,6 +187,11 @@ def room_camera(
     return pinhole(size, field_of_view, (x, y, z), yaw, max(-0.1, min(0.55, pitch)))
 
 
+def plaster(generator: random.Random) -> Material:
+    "A ceiling, nearly white."
+    return material(random_color(generator, saturation=(0, 0.08), value=(0.75, 0.95)))
+
+
 def room(
     generator: random.Random,
     size: tuple[int, int],  # rows, columns
@@ -180,8 +199,7 @@ def room(
     "A room of 2.5 to 9 m a side with floor, walls and ceiling, and a camera that looks into it."
     width, depth, height = generator.uniform(2.5, 7.5), generator.uniform(2.8, 9), generator.uniform(2.3, 3.1)
     walls, floor = wallpaper(generator), flooring(generator)
-    ceiling = material(random_color(generator, saturation=(0, 0.08), value=(0.75, 0.95)))
-    surfaces = [("wall", walls)] * 4 + [("floor", floor), ("ceiling", ceiling)]
+    surfaces = [("wall", walls)] * 4 + [("floor", floor), ("ceiling", plaster(generator))]
     camera = room_camera(generator, size, width, depth)
     return Builder("rooms", [[0.0, 0, 0], [width, depth, height]], surfaces), camera
 
@@ -232,8 +250,11 @@ def wall_slots(
     depth: float,  # of the room along y, metres
 ) -> list[tuple[int, int, float]]:  # the wall's axis (0: across x), its side (0 or 1), and metres along it
     "The stretches of all four walls."
-    counts = int(depth // STRETCH), int(width // STRETCH)
-    return [(axis, side, (i + 0.5) * STRETCH) for axis in (0, 1) for side in (0, 1) for i in range(counts[axis])]
+    slots = []
+    for axis, length in enumerate((depth, width)):
+        places = [(number + 0.5) * STRETCH for number in range(int(length // STRETCH))]
+        slots += [(axis, side, along) for side in (0, 1) for along in places]
+    return slots
 
 
 def hang_on_wall(
@@ -244,12 +265,12 @@ def hang_on_wall(
     along: float,  # metres
 ):
     "Paint a door, a window or a picture on a wall."
-    width, depth, _ = builder.shell[1]
+    across = side * builder.shell[1][axis]
     middle = thing.bottom + thing.height / 2
     if axis == 0:
-        place, size = (side * width, along, middle), (0.02, thing.width, thing.height)
+        place, size = (across, along, middle), (0.02, thing.width, thing.height)
     else:
-        place, size = (along, side * depth, middle), (thing.width, 0.02, thing.height)
+        place, size = (along, across, middle), (thing.width, 0.02, thing.height)
     builder.decal(thing.label, thing.material, place, size)
 
 
@@ -259,18 +280,23 @@ def hanging_makers(generator: random.Random) -> list[Callable]:  # of `Hanging`s
     return [make for make, limits in numbers.items() for _ in range(generator.randint(*limits))]
 
 
+def add_ceiling_lamp(generator: random.Random, builder: Builder):
+    "A bright square in the middle of the ceiling."
+    width, depth, height = builder.shell[1]
+    side = generator.uniform(0.3, 0.6)
+    builder.decal("lamp", material((1.0, 0.97, 0.88), glow=1.0), (width / 2, depth / 2, height), (side, side, 0.02))
+
+
 def hang(
     generator: random.Random,
     builder: Builder,  # an empty room, which gets the decals
 ):
     "Doors, windows and pictures on the walls of a room, and a lamp on its ceiling."
-    width, depth, height = builder.shell[1]
-    slots = wall_slots(width, depth)
+    slots = wall_slots(*builder.shell[1][:2])
     generator.shuffle(slots)
     for make, slot in zip(hanging_makers(generator), slots):
         hang_on_wall(builder, make(generator), *slot)
-    side = generator.uniform(0.3, 0.6)
-    builder.decal("lamp", material((1.0, 0.97, 0.88), glow=1.0), (width / 2, depth / 2, height), (side, side, 0.02))
+    add_ceiling_lamp(generator, builder)
 
 # %% ../../nbs/scenes/rooms.ipynb #27d13801
 def wall_places(
@@ -309,6 +335,11 @@ def circle_reach(
     return max(math.hypot(abs(part.x) + part.size[0] / 2, abs(part.y) + part.size[1] / 2) for part in parts)
 
 
+def place_ahead(camera: Camera, angle: float, far: float) -> tuple[float, float]:  # radians, metres → x, y
+    "The place on the floor in a direction."
+    return camera.position[0] - far * math.sin(angle), camera.position[1] + far * math.cos(angle)
+
+
 def guess_place(
     generator: random.Random,
     camera: Camera,
@@ -316,8 +347,7 @@ def guess_place(
     "A place in the camera's view, 1 to 6 m away."
     spread = math.atan(camera.width / 2 / camera.fx)
     angle, far = camera.yaw + generator.uniform(-spread, spread), generator.uniform(1.0, 6.0)
-    x, y = camera.position[0] - far * math.sin(angle), camera.position[1] + far * math.cos(angle)
-    return x, y, generator.uniform(0, 2 * math.pi)
+    return *place_ahead(camera, angle, far), generator.uniform(0, 2 * math.pi)
 
 
 def is_inside(x: float, y: float, room: tuple[float, float], margin: float) -> bool:  # all metres

@@ -57,8 +57,8 @@ def random_street(
     "A street below the sun, measured to 80 m."
     builder, camera, widths = street(generator, size)
     line_street(generator, builder, widths)
-    light = dict(light=sun_direction(generator), **light_strengths(generator))
-    return builder, camera, light | dict(haze=generator.uniform(0.0, 0.004), far=80.0)
+    sun, strengths = sun_direction(generator), light_strengths(generator)
+    return builder, camera, dict(light=sun, **strengths, haze=generator.uniform(0.0, 0.004), far=80.0)
 
 
 def random_scene(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from .camera import Camera, pinhole
 from .raycast import ENDLESS, Builder, Material, Part, material, random_color, wood
+from .rooms import corners
 
 # %% ../../nbs/scenes/streets.ipynb #e16bc80e
 FOREVER = 1e3  # metres: longer than anybody sees
@@ -54,14 +55,19 @@ def lay_road(
     builder.decal("road", white_line, (0, 0, 0), (0.15, FOREVER, 0.02))
 
 
+def paving(generator: random.Random) -> Material:
+    "Slabs of stone."
+    stone, slab = generator.uniform(0.3, 0.5), generator.uniform(0.4, 0.8)
+    return material((stone,) * 3, (0.5 * stone,) * 3, (slab, slab, ENDLESS), 0.03, vary=0.2)
+
+
 def lay_pavements(
     generator: random.Random,
     builder: Builder,  # bare ground, which gets the decals
     widths: Widths,
 ):
     "A pavement of slabs on each side of the road."
-    stone, slab = generator.uniform(0.3, 0.5), generator.uniform(0.4, 0.8)
-    slabs = material((stone,) * 3, (0.5 * stone,) * 3, (slab, slab, ENDLESS), 0.03, vary=0.2)
+    slabs = paving(generator)
     middle = widths.half + widths.pavement / 2
     for side in (-1, 1):
         builder.decal("pavement", slabs, (side * middle, 0, 0), (widths.pavement, FOREVER, 0.02))
@@ -120,8 +126,7 @@ def wheels(
 ) -> list[Part]:
     "Four black balls."
     x, y, tyre = width / 2 - 0.2, long * 0.3, material((0.02,) * 3)
-    places = [(-x, -y), (-x, y), (x, -y), (x, y)]
-    return [Part("car", *place, 0, (0.64,) * 3, tyre, ball=True) for place in places]
+    return [Part("car", *place, 0, (0.64,) * 3, tyre, ball=True) for place in corners(x, y)]
 
 
 def cabin(
@@ -155,11 +160,14 @@ def leaf_balls(
 ) -> list[Part]:
     "The crown of a tree: three or four balls, one above the other."
     leaves = material(random_color(generator, (0.2, 0.36), (0.5, 0.8), (0.2, 0.5)), tile=(0.3,) * 3, vary=0.9)
-    balls = []
-    for number in range(generator.randint(3, 4)):
-        x, y = generator.uniform(-0.6, 0.6) * radius, generator.uniform(-0.6, 0.6) * radius
-        balls.append(Part("tree", x, y, bottom + 0.5 * number * radius, (2 * radius,) * 3, leaves, ball=True))
-    return balls
+    heights = [bottom + 0.5 * number * radius for number in range(generator.randint(3, 4))]
+    return [leaf_ball(generator, height, radius, leaves) for height in heights]
+
+
+def leaf_ball(generator: random.Random, bottom: float, radius: float, leaves: Material) -> Part:  # metres
+    "A ball of leaves, not quite above the trunk."
+    x, y = generator.uniform(-0.6, 0.6) * radius, generator.uniform(-0.6, 0.6) * radius
+    return Part("tree", x, y, bottom, (2 * radius,) * 3, leaves, ball=True)
 
 
 def tree(
@@ -187,7 +195,15 @@ def pole(
     metal = material((generator.uniform(0.1, 0.4),) * 3)
     if generator.random() < 0.4:
         return road_sign(generator, metal)
-    high, glass = generator.uniform(5, 7), material((0.9, 0.9, 0.8), glow=0.5)
+    return street_lamp(generator.uniform(5, 7), metal)
+
+
+def street_lamp(
+    high: float,  # metres
+    metal: Material,
+) -> list[Part]:  # metres, standing on z = 0
+    "A lamp at the end of an arm."
+    glass = material((0.9, 0.9, 0.8), glow=0.5)
     return [
         Part("pole", 0, 0, 0, (0.14, 0.14, high), metal),
         Part("pole", -0.6, 0, high, (1.4, 0.12, 0.1), metal),
@@ -212,12 +228,13 @@ def person(
     "A person, 1.5 to 1.9 m tall: two legs, a torso, a head."
     tall, skin = generator.uniform(1.5, 1.9), material(random_color(generator, (0.04, 0.08), (0.35, 0.6), (0.25, 0.8)))
     trousers, coat = material(random_color(generator, value=(0.08, 0.4))), material(random_color(generator))
-    torso, head = (0.44, 0.25, 0.38 * tall), (0.14 * tall,) * 3
-    return [
-        *legs(generator, tall, trousers),
-        Part("person", 0, 0, 0.48 * tall, torso, coat),
-        Part("person", 0, 0, 0.86 * tall, head, skin, ball=True),
-    ]
+    return [*legs(generator, tall, trousers), *torso_and_head(tall, coat, skin)]
+
+
+def torso_and_head(tall: float, coat: Material, skin: Material) -> list[Part]:  # tall: the person, metres
+    "What stands on the legs."
+    torso = Part("person", 0, 0, 0.48 * tall, (0.44, 0.25, 0.38 * tall), coat)
+    return [torso, Part("person", 0, 0, 0.86 * tall, (0.14 * tall,) * 3, skin, ball=True)]
 
 # %% ../../nbs/scenes/streets.ipynb #7911c892
 def behind_garden(generator: random.Random, widths: Widths, house: Part) -> float:  # metres
