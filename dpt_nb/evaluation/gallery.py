@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MAIN_METRICS', 'CAPTION_FIGURES', 'ERROR_MAPS', 'main_metric', 'leading_metric', 'from_best_to_worst', 'middle',
            'chosen_images', 'image_name', 'caption', 'compared_head', 'aligned_depth', 'enlarge_points', 'depth_row',
-           'depth_rows', 'tile_width', 'Sheet', 'draw_picture', 'draw_error', 'depth_gallery', 'class_legend',
-           'wrong_pixels', 'class_numbers', 'draw_tiles', 'label_gallery', 'angle_map', 'difference_map', 'error_map',
-           'value_row', 'value_rows', 'known_numbers', 'draw_values', 'value_gallery', 'gallery']
+           'depth_rows', 'tile_width', 'Sheet', 'draw_picture', 'draw_error', 'depth_gallery', 'by_size',
+           'class_legend', 'wrong_pixels', 'class_numbers', 'draw_tiles', 'label_gallery', 'angle_map',
+           'difference_map', 'error_map', 'error_title', 'value_row', 'value_rows', 'known_numbers', 'draw_values',
+           'value_gallery', 'gallery']
 
 # %% ../../nbs/evaluation/gallery.ipynb #1bfd2dcd
 import math
@@ -298,6 +299,13 @@ def depth_gallery(
     return page.figure
 
 # %% ../../nbs/evaluation/gallery.ipynb #7162de4b
+def by_size(labels: list[torch.Tensor], missing: int) -> torch.Tensor:
+    "The classes that occur, the largest first."
+    present, sizes = torch.cat([label.flatten() for label in labels]).unique(return_counts=True)
+    known = present != missing
+    return present[known][sizes[known].argsort(descending=True)]
+
+
 def class_legend(
     labels: list[torch.Tensor],  # `(H, W)` each
     classes: tuple,  # names; empty: numbers
@@ -305,11 +313,9 @@ def class_legend(
     missing: int = 255,  # what a label is where nothing is known
 ) -> tuple[torch.Tensor, list]:  # palette, and the patches of a legend
     "Colors for the classes that occur."
-    present, sizes = torch.cat([label.flatten() for label in labels]).unique(return_counts=True)
-    known = present != missing
-    largest = present[known][sizes[known].argsort(descending=True)][:named].tolist()
-    palette = label_palette(max(len(classes), int(present[known].max()) + 1))
-    return palette, label_patches(list(classes) or None, palette, sorted(largest))
+    present = by_size(labels, missing)
+    palette = label_palette(max(len(classes), int(present.max()) + 1))
+    return palette, label_patches(list(classes) or None, palette, sorted(present[:named].tolist()))
 
 
 def wrong_pixels(
@@ -387,6 +393,12 @@ def error_map(
     return ERROR_MAPS.get(head, (difference_map, "absolute error", HEADS[head].unit))
 
 
+def error_title(head: str) -> str:  # of `HEADS`, not one of classes
+    "What a map of errors shows, and its unit."
+    _, what, unit = error_map(head)
+    return f"{what} ({unit})" if unit else what
+
+
 def value_row(
     truth: torch.Tensor,  # `(C, H, W)`
     prediction: torch.Tensor,  # `(C, H, W)`
@@ -446,8 +458,7 @@ def value_gallery(
         draw_values(axes[1], truth, spec, known)
         shown = draw_values(axes[2], prediction, spec, known)
         errors = draw_error(axes[3], error.numpy(), worst)
-    _, what, unit = error_map(head)
-    page.color_bar(3, 1, errors, f"{what} ({unit})" if unit else what, "max")
+    page.color_bar(3, 1, errors, error_title(head), "max")
     if not spec.color:
         page.color_bar(1, 2, shown, spec.words, "max")
     return page.figure

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FARTHEST_RATIO', 'prediction_name', 'prediction_names', 'png_names', 'strange_names', 'check_names', 'naming_fault',
-           'has_truth_file', 'StoredTruth', 'read_truth', 'StoredPredictor', 'check_prediction_size', 'check_ratio',
-           'evaluate_predictions', 'submission_png', 'check_submission', 'check_declared', 'read_member',
+           'has_truth_file', 'StoredTruth', 'read_truth', 'StoredPredictor', 'check_prediction_size', 'likely_scale',
+           'check_ratio', 'evaluate_predictions', 'submission_png', 'check_submission', 'check_declared', 'read_member',
            'check_member', 'check_test_images', 'write_predictions', 'write_submission', 'metric_depth']
 
 # %% ../../nbs/evaluation/prediction_files.ipynb #58b3a563
@@ -195,12 +195,12 @@ class StoredPredictor:
     ) -> dict[str, torch.Tensor]:  # head → `(B, 1, H, W)` metres, or `(B, H, W)` numbers of classes
         "Raises `EvaluationError` or `ImageError`, naming the file, for one that cannot be this image's prediction."
         if "depth" in batch[0]:
-            return {self.head: torch.stack([self.read_map(sample) for sample in batch])}
+            return {self.head: torch.stack([self.read_depth_map(sample) for sample in batch])}
         return {"label": torch.stack([self.read_labels(sample) for sample in batch])}
 
 # %% ../../nbs/evaluation/prediction_files.ipynb #83c51f0e
 @patch
-def read_map(self: StoredPredictor, sample: dict) -> torch.Tensor:  # `(1, H, W)` metres, or inverse depth
+def read_depth_map(self: StoredPredictor, sample: dict) -> torch.Tensor:  # `(1, H, W)` metres, or inverse depth
     "Depth, or inverse depth."
     depth = check_prediction_size(read_depth(sample["path"], self.scale), sample, self.protocol)
     if not depth.any():
@@ -246,6 +246,12 @@ def check_prediction_size(
 FARTHEST_RATIO = 3.0  # of a prediction's median to the ground truth's, in the median image; 256 for 1000 makes 3.9
 
 
+def likely_scale(found: float) -> str:  # units a metre, about
+    "With what predictions may have been written, of the scales that are common."
+    fitting = [scale for scale in (1000, 256, 100, 1) if 0.67 < found / scale < 1.5]
+    return f", as if they were written with {fitting[0]}" if fitting else ""
+
+
 def check_ratio(
     ratios: list[float],  # of each image, median of the prediction / median of the ground truth
     scale: float,  # at which the files were read
@@ -254,12 +260,10 @@ def check_ratio(
     typical = float(np.median(ratios)) if ratios else 1.0
     if 1 / FARTHEST_RATIO <= typical <= FARTHEST_RATIO:
         return
-    fitting = [other for other in (1000, 256, 100, 1) if 0.67 < typical * scale / other < 1.5]
-    likely = f", as if they were written with {fitting[0]}" if fitting else ""
     raise EvaluationError(
         f"Read with {scale:g} units a metre, the predictions are {typical:.3g} times the ground truth in the median "
-        f"image{likely}. Say with how many they were written (--scale), or --scale {scale:g} to have them evaluated "
-        "as they are."
+        f"image{likely_scale(typical * scale)}. Say with how many they were written (--scale), or --scale {scale:g} to "
+        "have them evaluated as they are."
     )
 
 # %% ../../nbs/evaluation/prediction_files.ipynb #af8a94dd
