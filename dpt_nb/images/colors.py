@@ -6,8 +6,8 @@
 __all__ = ['TILE_WIDTH', 'DEPTH_COLORS', 'ERROR_COLORS', 'figure_text', 'tile_height', 'draw_image', 'image_grid', 'check_titles',
            'show_images', 'measured_values', 'usual_ends', 'apart', 'depth_range', 'color_known', 'color_depth',
            'value_range', 'color_values', 'check_directions', 'color_normal', 'color_label', 'class_titles',
-           'label_patches', 'label_legend', 'overlay_label', 'beside_legend', 'show_label', 'PanelRow', 'check_counts',
-           'panel_rows', 'draw_depth', 'draw_row', 'panel_axes', 'draw_panel', 'depth_panel']
+           'label_patches', 'label_legend', 'overlay_label', 'beside_legend', 'show_label', 'PanelRow',
+           'check_panel_counts', 'panel_rows', 'draw_depth', 'draw_row', 'panel_axes', 'draw_panel', 'depth_panel']
 
 # %% ../../nbs/images/colors.ipynb #7fdd2daf
 from dataclasses import dataclass
@@ -299,7 +299,7 @@ class PanelRow:
         return np.where(self.target > 0, np.abs(self.prediction - self.target), np.nan)
 
 
-def check_counts(*counts: int) -> None:  # of images, targets, predictions and names
+def check_panel_counts(*counts: int) -> None:  # of images, targets, predictions and names
     "Raises `ImageError` for none, and where they differ."
     if not counts[0] or len(set(counts)) > 1:
         found = "There are {} images, {} targets, {} predictions and {} names".format(*counts)
@@ -314,7 +314,7 @@ def panel_rows(
 ) -> list[PanelRow]:
     "Check that a panel's rows belong together. Raises `ImageError` when the counts or sizes differ."
     names = [""] * len(images) if names is None else list(names)
-    check_counts(len(images), len(targets), len(predictions), len(names))
+    check_panel_counts(len(images), len(targets), len(predictions), len(names))
     return [PanelRow(*parts) for parts in zip(images, targets, predictions, names)]
 
 # %% ../../nbs/images/colors.ipynb #67e79cfb
