@@ -162,6 +162,13 @@ def command_here(*words, folder, check=None):
     return done
 
 
+def image_of(*size, batch=2):
+    "A random batch, the same for each size."
+    import torch
+
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
+
+
 @pytest.fixture(scope="module")
 def no_figures():
     "Runs in this process, and in forks of it, write figures without drawing them."

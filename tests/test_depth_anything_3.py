@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import command_here
+from conftest import command_here, image_of
 from official_names import depth_anything_3, random_tensors
 from PIL import Image
 from safetensors.torch import save_file
@@ -40,10 +40,6 @@ from dpt_nb.weights.read import CheckpointError, CheckpointWarning
 TINY = dict(dim=128, depth=4, grid=5, channels=(16, 32, 64, 128), features=32)
 NAMES = {"da3mono-large": "relative_depth", "da3metric-large": "depth"}
 NET = dict(name="vitl", out_layers=[0, 1, 2, 3], alt_start=-1, qknorm_start=-1, rope_start=-1, cat_token=False)
-
-
-def image_of(*size, batch=2):
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
 
 
 def shaken(seed=0, **shape):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers
-from conftest import SHORT
+from conftest import SHORT, image_of
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CHMv2Config, CHMv2ForDepthEstimation, DINOv3ViTConfig, DINOv3ViTModel
@@ -82,10 +82,6 @@ FOLDERS = {  # of transformers
     "CHMv2, even bins": dict(bins_strategy="linear", norm_strategy="linear", max_depth=50.0, readout_type="add"),
     "CHMv2, one number": dict(number_output_channels=1, key_bias=False),
 }
-
-
-def image_of(*size, batch=2):
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
 
 
 def compare(theirs, ours, image):

@@ -14,6 +14,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 import transformers
+from conftest import image_of
 from official_names import isl_org_hybrid, isl_org_vit, random_tensors
 from safetensors.torch import load_file
 from torch import nn
@@ -134,10 +135,6 @@ PEERS = {  # what to build, and sizes: its native one first
         [(70, 70), (70, 126)],
     ),
 }
-
-
-def image_of(*size, batch=2):
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import SHORT, command_here
+from conftest import SHORT, command_here, image_of
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -60,10 +60,6 @@ def prompted_peer(kind="metric", **changes):
     )
     torch.manual_seed(0)
     return stirred(PromptDepthAnythingForDepthEstimation(config))
-
-
-def image_of(*size, batch=2):
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
 
 
 def prompt_of(*size, batch=2):

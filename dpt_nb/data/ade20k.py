@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADE20K_IN_FULL', 'ADE20K_TREE', 'ADE20K_FILES', 'ADE20K_RELEASES', 'TO_ADE20K', 'CATEGORIES', 'decode_full_mask',
-           'full_to_benchmark', 'Release', 'ADE20K', 'object_info', 'make_ade20k']
+           'full_to_benchmark', 'Release', 'ADE20K', 'count_having', 'object_info', 'write_pair', 'make_ade20k']
 
 # %% ../../nbs/data/ade20k.ipynb #01e03d82
 from pathlib import Path
@@ -110,9 +110,16 @@ class ADE20K(FileDataset):
             raise DatasetError(f"{self.title}: there is no split {split!r}. Choose from {', '.join(ADE20K_FILES)}.")
         found, folder = self.find_release(Path(root), release)
         self.release, self.expected = found.name, found.expected
-        part = self.need(folder / found.images / ADE20K_FILES[split][0])
-        entries = self.benchmark_entries(folder, part) if found.name == "challenge" else self.full_entries(part)
-        super().__init__(folder, split, entries)
+        super().__init__(folder, split, self.release_entries(folder, folder / found.images / ADE20K_FILES[split][0]))
+
+    def release_entries(
+        self,
+        folder: Path,  # of the release
+        part: Path,  # images of a split
+    ) -> list[Entry]:
+        "As the release has them. Raises `DatasetError` for folders that are missing."
+        part = self.need(part)
+        return self.benchmark_entries(folder, part) if self.release == "challenge" else self.full_entries(part)
 
     def read_classes(self, path: Path) -> torch.Tensor:  # `(H, W)` int64, 0 … 149, 255 = ignore
         "A label map of either release."
@@ -122,18 +129,24 @@ class ADE20K(FileDataset):
 
 # %% ../../nbs/data/ade20k.ipynb #0d186df4
 @patch
-def find_release(
-    self: ADE20K,
-    root: Path,  # what the user gave
-    wanted: str | None,  # "challenge", "full" or None
-) -> tuple[Release, Path]:  # the release found, and its folder
-    "Recognize a release by its folders. Raises `DatasetError` when the one asked for is not there."
+def check_release(self: ADE20K, wanted: str | None) -> None:
+    "Raises `DatasetError` for one that is not known."
     known = dict.fromkeys(release.name for release in ADE20K_RELEASES)
     if wanted not in (None, *known):
         raise DatasetError(
             f"{self.title}: there is no release {wanted!r}. Choose from {', '.join(known)}, "
             "or None for whichever is there."
         )
+
+
+@patch
+def find_release(
+    self: ADE20K,
+    root: Path,  # what the user gave
+    wanted: str | None,  # "challenge", "full" or None
+) -> tuple[Release, Path]:  # the release found, and its folder
+    "Recognize a release by its folders. Raises `DatasetError` when the one asked for is not there."
+    self.check_release(wanted)
     self.need(root)
     for release in ADE20K_RELEASES:
         folder = find_folder(root, release.folder, release.mark)
@@ -172,6 +185,11 @@ TO_ADE20K = {name: name for name in (*scene_classes("rooms"), *scene_classes("st
 )
 
 # %% ../../nbs/data/ade20k.ipynb #bfe039ce
+def count_having(labels: list[torch.Tensor], number: int) -> int:
+    "In how many label maps a number stands."
+    return sum((label == number).any().item() for label in labels)
+
+
 def object_info(
     train: list[torch.Tensor],  # `(H, W)` as stored
     held_out: list[torch.Tensor],  # likewise
@@ -181,12 +199,21 @@ def object_info(
     ratios = pixels / pixels.sum()
     lines = ["Idx\tRatio\tTrain\tVal\tName"]
     for number, name in enumerate(ADE20K_CLASSES, 1):
-        of_train, of_held_out = (sum((label == number).any().item() for label in split) for split in (train, held_out))
+        of_train, of_held_out = count_having(train, number), count_having(held_out, number)
         lines.append(f"{number}\t{ratios[number]:.4f}\t{of_train}\t{of_held_out}\t{name}")
     return "\n".join(lines) + "\n"
 
 # %% ../../nbs/data/ade20k.ipynb #7c718c2e
 CATEGORIES = dict(rooms="living_room", streets="street")  # of the miniature's scenes
+
+
+def write_pair(folder: Path, split: str, number: int, image: torch.Tensor, label: torch.Tensor) -> str:
+    "An image and its label map, under a name that is returned."
+    part, beginning = ADE20K_FILES[split]
+    name = f"{beginning}{number:08d}"
+    write_image(folder / "images" / part / f"{name}.jpg", image)
+    write_label(folder / "annotations" / part / f"{name}.png", label)
+    return name
 
 
 def make_ade20k(
@@ -199,11 +226,8 @@ def make_ade20k(
     folder = Path(root) / "ADEChallengeData2016"
     written, categories = {split: [] for split in ADE20K_FILES}, ""
     for split, kind, image, label in label_miniature(folder, count, size, seed, TO_ADE20K, ADE20K_CLASSES):
-        part, beginning = ADE20K_FILES[split]
         written[split].append(label)
-        name = f"{beginning}{len(written[split]):08d}"
-        write_image(folder / "images" / part / f"{name}.jpg", image)
-        write_label(folder / "annotations" / part / f"{name}.png", label)
+        name = write_pair(folder, split, len(written[split]), image, label)
         categories += f"{name} {CATEGORIES[kind]}\n"
     write_text(folder / "objectInfo150.txt", object_info(**written))
     write_text(folder / "sceneCategories.txt", categories)

@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['KINDS', 'PLAUSIBLE', 'DEPTH_UNITS', 'FAULT_CURES', 'Transform', 'Problem', 'likely_scales', 'implausible_depth',
            'mask_of_255', 'depth_warning', 'label_warning', 'batch_warnings', 'and_list', 'known_pixels', 'faces_away',
-           'value_problem', 'looked_at', 'rows_and_columns', 'size_fault', 'shape_faults', 'map_faults', 'label_faults',
-           'truth_faults', 'sample_faults', 'teaches_nothing', 'try_sample', 'try_samples', 'class_count_fault',
-           'fault_sentences', 'check_before_training', 'Fingerprint', 'image_fingerprint', 'fine_detail', 'same_detail',
-           'sample_files', 'has_truth', 'Examined', 'examine', 'depth_summary', 'label_counts', 'label_problem',
-           'other_problem', 'examine_values', 'Check', 'and_more', 'published_count', 'ExaminedDataset', 'empty_check',
-           'check_dataset', 'all_thumbnails', 'log_proportions', 'thumbnail_distances', 'alike', 'near_duplicates',
-           'same_samples', 'unseen_classes', 'compare_checks', 'check_datasets', 'spread', 'lay_depth', 'lay_colors',
-           'largest_labels', 'colors_over_gray', 'lay_label', 'lay_truth', 'empty_rows', 'show_samples']
+           'value_problem', 'looked_at', 'rows_and_columns', 'size_fault', 'wanted_shape', 'shape_faults', 'map_faults',
+           'label_faults', 'truth_faults', 'sample_faults', 'teaches_nothing', 'try_sample', 'try_samples',
+           'class_count_fault', 'fault_sentences', 'check_before_training', 'Fingerprint', 'image_fingerprint',
+           'pixel_digest', 'fine_detail', 'same_detail', 'sample_files', 'has_truth', 'Examined', 'examine',
+           'depth_summary', 'label_counts', 'label_problem', 'other_problem', 'truths_there', 'examine_values', 'Check',
+           'and_more', 'published_count', 'first_three', 'strange_medians', 'ExaminedDataset', 'empty_check',
+           'check_dataset', 'all_thumbnails', 'log_proportions', 'thumbnail_distances', 'alike', 'same_detail_of',
+           'near_duplicates', 'same_samples', 'unseen_classes', 'compare_checks', 'check_datasets', 'spread',
+           'reciprocal', 'visible_values', 'lay_depth', 'gray_image', 'lay_colors', 'largest_labels',
+           'colors_over_gray', 'lay_label', 'name_labels', 'lay_truth', 'empty_rows', 'show_sample_image',
+           'show_samples']
 
 # %% ../../nbs/data/checks.ipynb #db8291fe
 import hashlib
@@ -41,6 +44,7 @@ from ..images.images import label_palette
 from ..network.config import num_classes
 from ..network.head_spec import HeadSpec, turn_directions
 from ..network.heads import truth_spec
+from ..objective.absolute import known_values
 from ..scenes.camera import pixel_rays
 
 # %% ../../nbs/data/checks.ipynb #7e349e94
@@ -170,8 +174,9 @@ def known_pixels(
     "Where a map has ground truth."
     if spec.scale:
         return value > 0
-    known = value != spec.missing
-    return known.any(-3) if spec.channels > 1 else known
+    if spec.channels > 1:
+        return known_values(value, spec.missing).squeeze(-3)
+    return value != spec.missing
 
 
 def faces_away(
@@ -231,6 +236,12 @@ def size_fault(
     return f"is {rows_and_columns(image)} and {sizes} (rows x columns), and one size was expected"
 
 
+def wanted_shape(image: torch.Tensor, name: str) -> tuple[int, ...]:  # name: of a head
+    "The shape that ground truth for an image has."
+    channels, size = truth_spec(name).channels, tuple(image.shape[-2:])
+    return (channels, *size) if channels else size
+
+
 def shape_faults(
     image: torch.Tensor,  # `(3, H, W)`
     maps: dict[str, torch.Tensor],  # of heads
@@ -239,8 +250,7 @@ def shape_faults(
     unlike = {name: value for name, value in maps.items() if rows_and_columns(value) != rows_and_columns(image)}
     found = {"size": size_fault(image, unlike)} if unlike else {}
     for name in maps.keys() - unlike.keys():
-        channels = truth_spec(name).channels
-        wanted = (channels, *image.shape[-2:]) if channels else tuple(image.shape[-2:])
+        wanted = wanted_shape(image, name)
         if maps[name].shape != wanted:
             found["shape"] = f"has {and_list([name])} of shape {tuple(maps[name].shape)}, and {wanted} was expected"
     return found
@@ -379,10 +389,8 @@ def class_count_fault(
     outputs, names = num_classes(heads), getattr(dataset, "classes", ())
     if not outputs or not names or len(names) == outputs:
         return []
-    sentence = (
-        f"The data has {len(names)} classes and the head has {outputs} outputs, and there has to be one for each."
-    )
-    return [sentence]
+    counts = f"{len(names)} classes and the head has {outputs} outputs"
+    return [f"The data has {counts}, and there has to be one for each."]
 
 
 def fault_sentences(
@@ -431,12 +439,17 @@ def image_fingerprint(
     path: str,  # of the image
 ) -> Fingerprint:
     "Of one image."
-    pixels = image.contiguous().mul(255).add_(0.5).to(torch.uint8)  # rounded; in place, for this is done to every image
     small = F.adaptive_avg_pool2d(image[None], 16)[0].mul_(255).round_().byte()
     height, width = image.shape[-2:]
+    return Fingerprint(path, pixel_digest(image), small.numpy().tobytes(), height, width)
+
+
+def pixel_digest(image: torch.Tensor) -> str:  # `(3, H, W)` in [0, 1]; hexadecimal digits
+    "The same for the same pixels at the same size."
+    pixels = image.contiguous().mul(255).add_(0.5).to(torch.uint8)  # rounded; in place, for this is done to every image
     digest = hashlib.sha256(pixels.numpy())
-    digest.update(f"{height}×{width}".encode())
-    return Fingerprint(path, digest.hexdigest(), small.numpy().tobytes(), height, width)
+    digest.update(f"{image.shape[-2]}×{image.shape[-1]}".encode())
+    return digest.hexdigest()
 
 
 def fine_detail(
@@ -563,6 +576,12 @@ def other_problem(
         return "impossible values", f"{path} {problem}."
 
 
+def truths_there(dataset: Dataset, index: int, sample: dict) -> list[str]:  # names of heads
+    "Which ground truth a sample has."
+    kinds = {name: "depth" if truth_spec(name).scale else name for name in truth_names() if name in sample}
+    return [name for name, kind in kinds.items() if has_truth(dataset, index, kind)]
+
+
 def examine_values(
     dataset: Dataset,  # of samples
     index: int,  # 0 … len - 1
@@ -570,13 +589,9 @@ def examine_values(
 ) -> Examined:
     "What the numbers say."
     path, found = sample["meta"]["path"], []
-    depths, labels, truth = None, {}, False
-    for name in truth_names():
-        spec = truth_spec(name)
-        if name not in sample or not has_truth(dataset, index, "depth" if spec.scale else name):
-            continue
-        truth = True
-        if spec.scale:
+    depths, labels, truths = None, {}, truths_there(dataset, index, sample)
+    for name in truths:
+        if truth_spec(name).scale:
             depths = depth_summary(sample[name])
             found.append(None if depths else ("no depth", f"The depth map of {path} has no measured pixel."))
         elif name == "label":
@@ -585,7 +600,7 @@ def examine_values(
         else:
             found.append(other_problem(sample[name], name, path, sample.get("intrinsics")))
     problems = [Problem(index, *each) for each in found if each]
-    return Examined(problems, image_fingerprint(sample["image"], path), truth, depths, labels)
+    return Examined(problems, image_fingerprint(sample["image"], path), bool(truths), depths, labels)
 
 # %% ../../nbs/data/checks.ipynb #75eaacdb
 @dataclass
@@ -627,9 +642,13 @@ class Check:
         if sample.fingerprint:
             self.fingerprints[index] = sample.fingerprint
         if sample.depths:
-            nearest, self.medians[index], farthest = sample.depths
-            self.nearest = min(self.nearest or nearest, nearest)
-            self.farthest = max(self.farthest or farthest, farthest)
+            self.add_depths(index, *sample.depths)
+
+    def add_depths(self, index: int, nearest: float, median: float, farthest: float) -> None:
+        "Of one map."
+        self.medians[index] = median
+        self.nearest = min(self.nearest or nearest, nearest)
+        self.farthest = max(self.farthest or farthest, farthest)
 
 # %% ../../nbs/data/checks.ipynb #4c85ba33
 def and_more(
@@ -685,11 +704,13 @@ def class_table(
     "Number, name, part of the labelled pixels, and in how many samples."
     names = {label: self.class_name(label) for label in shown}
     width, total = max(map(len, names.values()), default=0), self.labelled.total()
-    lines = []
-    for label, name in names.items():
-        part = self.labels[label] / total
-        lines.append(f"  {label:3} {name:{width}} {part:8.3%} in {self.having[label]} of {self.samples} samples")
-    return lines
+    return [f"  {label:3} {name:{width}} {self.frequency(label, total)}" for label, name in names.items()]
+
+
+@patch
+def frequency(self: Check, label: int, total: int) -> str:  # total: labelled pixels
+    "How often a label is, in pixels and in samples."
+    return f"{self.labels[label] / total:8.3%} in {self.having[label]} of {self.samples} samples"
 
 
 def published_count(
@@ -703,12 +724,16 @@ def published_count(
 def problem_lines(self: Check) -> list[str]:
     "Each kind with its number, and three problems of it."
     lines = []
-    for kind, count in Counter(problem.kind for problem in self.problems).items():
-        some = [problem.sentence for problem in self.problems if problem.kind == kind][:3]
-        lines += [f"  {kind}: {count}", *(f"    {sentence}" for sentence in some)]
-        if count > 3:
-            lines.append(f"    … and {count - 3} more")
+    for kind in dict.fromkeys(problem.kind for problem in self.problems):
+        sentences = [problem.sentence for problem in self.problems if problem.kind == kind]
+        lines += [f"  {kind}: {len(sentences)}", *first_three(sentences)]
     return lines
+
+
+def first_three(sentences: list[str]) -> list[str]:  # a line each
+    "The first, and how many there are besides."
+    more = [f"    … and {len(sentences) - 3} more"] if len(sentences) > 3 else []
+    return [f"    {sentence}" for sentence in sentences[:3]] + more
 
 
 @patch
@@ -733,6 +758,18 @@ def __str__(self: Check) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # a file's name may be of bytes that are no characters
 
 # %% ../../nbs/data/checks.ipynb #a1c2f81c
+def strange_medians(medians: list[float]) -> list[str]:  # metres, of each map → a sentence, or none
+    "Whether some maps are in another unit than the rest."
+    low, high = PLAUSIBLE
+    strange = [median for median in medians if not low / 3 <= median <= high * 3]
+    if not strange:
+        return []
+    ends = f"from {min(strange):.3g} to {max(strange):.3g} m"
+    return [
+        f"{len(strange)} of {len(medians)} depth maps have a median {ends}: are they in another unit than the rest?"
+    ]
+
+
 @patch
 def check_unit(
     self: Check,
@@ -744,13 +781,8 @@ def check_unit(
     middle = sorted(self.medians, key=self.medians.get)[len(self.medians) // 2]
     if sentence := implausible_depth(self.medians[middle], scale):
         self.problems.append(Problem(middle, "implausible depth", sentence))
-        return
-    low, high = PLAUSIBLE
-    if strange := [median for median in self.medians.values() if not low / 3 <= median <= high * 3]:
-        self.notes.append(
-            f"{len(strange)} of {len(self.medians)} depth maps have a median from {min(strange):.3g} to "
-            f"{max(strange):.3g} m: are they in another unit than the rest?"
-        )
+    else:
+        self.notes += strange_medians(list(self.medians.values()))
 
 
 @patch
@@ -877,6 +909,11 @@ def alike(
             yield index, [names[column] for distance, column in zip(distances, columns) if distance <= tolerance]
 
 
+def same_detail_of(pair: tuple[Dataset, Dataset], index: int, twin: int) -> bool:
+    "`same_detail` of a validation image and a training image, read again."
+    return same_detail(pair[1][index]["image"], pair[0][twin]["image"])
+
+
 def near_duplicates(
     train: Check,  # of the training split
     held_out: Check,  # of the validation split
@@ -888,10 +925,9 @@ def near_duplicates(
         return []
     found = []
     for index, candidates in alike(train, held_out, tolerance):
-        for twin in candidates:
-            if same_detail(pair[1][index]["image"], pair[0][twin]["image"]):
-                found.append((index, held_out.fingerprints[index].path, train.fingerprints[twin].path))
-                break
+        twin = next((each for each in candidates if same_detail_of(pair, index, each)), None)
+        if twin is not None:
+            found.append((index, held_out.fingerprints[index].path, train.fingerprints[twin].path))
     return found
 
 # %% ../../nbs/data/checks.ipynb #9fb4837a
@@ -928,10 +964,11 @@ def compare_checks(
     "What the two splits of a set have in common and should not, or do not have in common and should."
     same = same_samples(train, held_out, pair)
     held_out.problems += [Problem(index, "in both splits", sentence) for index, sentence in same.items()]
-    for index, name, twin in near_duplicates(train, held_out, pair):
-        if index not in same:
-            sentence = f"{name} looks like the training image {twin}, compressed or resized."
-            held_out.problems.append(Problem(index, "near duplicate", sentence))
+    held_out.problems += [
+        Problem(index, "near duplicate", f"{name} looks like the training image {twin}, compressed or resized.")
+        for index, name, twin in near_duplicates(train, held_out, pair)
+        if index not in same
+    ]
     if names := unseen_classes(train, held_out):
         held_out.notes.append(f"in no training sample: {and_more(names, 8)}")
 
@@ -953,11 +990,21 @@ def spread(
     radius: int,  # pixels
 ) -> torch.Tensor:  # `(1, H, W)`
     "Sparse depth with each measured pixel enlarged; where two meet, the nearer is in front."
-    near = torch.where(depth > 0, 1 / depth.clamp(min=1e-6), 0.0)
-    grown = F.max_pool2d(near[None], 2 * radius + 1, stride=1, padding=radius)[0]
-    return torch.where(depth > 0, depth, torch.where(grown > 0, 1 / grown.clamp(min=1e-6), 0.0))
+    grown = F.max_pool2d(reciprocal(depth)[None], 2 * radius + 1, stride=1, padding=radius)[0]
+    return torch.where(depth > 0, depth, reciprocal(grown))
+
+
+def reciprocal(values: torch.Tensor) -> torch.Tensor:
+    "1 / what is above 0, else 0."
+    return torch.where(values > 0, 1 / values.clamp(min=1e-6), 0.0)
 
 # %% ../../nbs/data/checks.ipynb #bc3b22d2
+def visible_values(value: torch.Tensor, spec: HeadSpec, sparse: bool) -> torch.Tensor:  # `(1, H, W)` → `(H, W)`
+    "What is known of a map, points enlarged where they are few; NaN elsewhere."
+    shown = spread(value, max(1, value.shape[-1] // 400)) if sparse and spec.scale else value
+    return torch.where(known_pixels(shown, spec), shown, torch.nan)[0]
+
+
 def lay_depth(
     axis: plt.Axes,  # drawn on
     sample: dict,  # with image and map
@@ -967,15 +1014,18 @@ def lay_depth(
     "Measured depth over the gray image, with a color bar."
     value, spec = sample[name], truth_spec(name)
     measured = known_pixels(value, spec).float().mean()
-    sparse = measured < 0.5
-    shown = spread(value, max(1, value.shape[-1] // 400)) if sparse and spec.scale else value
-    shown = torch.where(known_pixels(shown, spec), shown, torch.nan)[0]
+    sparse = bool(measured < 0.5)
     low, high = depth_range(value)
     colors = dict(cmap=spec.cmap, vmin=low, vmax=high, alpha=1.0 if sparse else 0.8)
     axis.imshow(sample["image"].mean(0), cmap="gray", vmin=0, vmax=1)
-    layer = axis.imshow(shown, interpolation="nearest", **colors)
+    layer = axis.imshow(visible_values(value, spec, sparse), interpolation="nearest", **colors)
     axis.set_title(f"{and_list([name])}, {measured:.0%} measured", fontsize=9)
     axis.figure.colorbar(layer, ax=axis, shrink=0.8, label=spec.words, extend="both")
+
+
+def gray_image(sample: dict) -> torch.Tensor:  # `(3, H, W)`
+    "The image without its colors."
+    return sample["image"].mean(0, keepdim=True).expand(3, -1, -1)
 
 
 def lay_colors(
@@ -985,7 +1035,7 @@ def lay_colors(
     classes: tuple = (),  # not used; the same call as `lay_label`
 ) -> None:
     "A map in its own colors over the gray image, which is left bare where nothing was measured."
-    spec, gray = truth_spec(name), sample["image"].mean(0, keepdim=True).expand(3, -1, -1)
+    spec, gray = truth_spec(name), gray_image(sample)
     known = known_pixels(sample[name], spec)
     axis.imshow(torch.where(known, torch.lerp(gray, spec.color(sample[name]), 0.8), gray).permute(1, 2, 0).clamp(0, 1))
     axis.set_title(f"{and_list([name])}, {known.float().mean():.0%} measured", fontsize=9)
@@ -1018,13 +1068,17 @@ def lay_label(
     classes: tuple = (),  # names of the labels
 ) -> None:
     "Labels over the gray image, with the names of the largest eight."
-    label, gray = sample[name], sample["image"].mean(0, keepdim=True).expand(3, -1, -1)
+    label, gray = sample[name], gray_image(sample)
     largest = largest_labels(label, 8)
     palette = label_palette(min(255, max([len(classes), *(index + 1 for index in largest)])))
     axis.imshow(colors_over_gray(gray, label, palette))
     axis.set_title(f"label, {(label != 255).float().mean():.0%} labelled", fontsize=9)
-    named = [index for index in largest if index < len(palette)]
-    handles = label_patches(list(classes) or None, palette, named)
+    name_labels(axis, [index for index in largest if index < len(palette)], palette, classes)
+
+
+def name_labels(axis: plt.Axes, labels: list[int], palette: torch.Tensor, classes: tuple) -> None:
+    "A legend beside a map."
+    handles = label_patches(list(classes) or None, palette, labels)
     axis.legend(handles=handles, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
@@ -1053,6 +1107,12 @@ def empty_rows(
     return figure, axes
 
 
+def show_sample_image(axis: plt.Axes, sample: dict, index: int) -> None:
+    "An image under its number and name."
+    axis.imshow(sample["image"].permute(1, 2, 0).clamp(0, 1))
+    axis.set_title(figure_text(f"{index}: {Path(sample['meta']['path']).name}"), fontsize=9)
+
+
 def show_samples(
     dataset: Dataset,  # of samples
     indices: list[int],  # which ones, a row each
@@ -1063,10 +1123,8 @@ def show_samples(
     maps = [name for name in truth_names() if name in samples[0]]
     figure, axes = empty_rows(samples, 1 + len(maps))
     for row, index, sample in zip(axes, indices, samples):
-        row[0].imshow(sample["image"].permute(1, 2, 0).clamp(0, 1))
-        row[0].set_title(figure_text(f"{index}: {Path(sample['meta']['path']).name}"), fontsize=9)
+        show_sample_image(row[0], sample, index)
         for axis, name in zip(row[1:], maps):
             lay_truth(axis, sample, name, getattr(dataset, "classes", ()))
-        for axis in row:
-            axis.set(xticks=[], yticks=[])
+        plt.setp(row, xticks=[], yticks=[])
     return figure

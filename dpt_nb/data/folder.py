@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TRUTH_SUFFIXES', 'COLUMNS', 'FOLDER_TREE', 'held_out_by_name', 'holds_floats', 'usual_scale', 'is_class_number',
            'label_lookup', 'map_labels', 'unlisted', 'check_link', 'walk_files', 'files_below', 'paired',
-           'check_columns', 'read_list', 'row_camera', 'row_entry', 'row_split', 'list_entries', 'is_number_between',
-           'check_folder_options', 'Folder', 'check_own_files', 'take_away', 'write_rooms', 'make_folder']
+           'check_columns', 'read_fields', 'check_row_lengths', 'read_list', 'row_camera', 'row_entry', 'row_split',
+           'list_entries', 'is_number_between', 'check_folder_options', 'Folder', 'held_out_by_place', 'strange_files',
+           'check_own_files', 'take_away', 'write_rooms', 'make_folder']
 
 # %% ../../nbs/data/folder.ipynb #f6d1f2e1
 import csv
@@ -190,10 +191,9 @@ def check_columns(
     "Raises `DatasetError` for columns that are not known, are there twice, or have nothing below them."
     named = ", ".join(header)[:200]
     if "image" not in header or not rows:
-        found = f"the columns {named}" if header else "no rows"
         raise DatasetError(
-            f"{path} has {found}, and a first line such as image,depth,label,split was expected, "
-            "with one row an image below."
+            f"{path} has {f'the columns {named}' if header else 'no rows'}, and a first line such as "
+            "image,depth,label,split was expected, with one row an image below."
         )
     if unknown := [name for name in header if name not in COLUMNS]:
         raise DatasetError(
@@ -203,21 +203,31 @@ def check_columns(
         raise DatasetError(f"{path} has the columns {named}, and each can be there only once. Take one of them out.")
 
 
-def read_list(
-    path: Path,  # of a CSV file with a header
-) -> list[dict[str, str]]:  # column → text, for each row
-    "The rows of a list, without the blanks around words. Raises `DatasetError` for columns that are not known."
+def read_fields(path: Path) -> list[list[str]]:
+    "The fields of each line of a CSV file. Raises `DatasetError` for another file."
     try:
-        header, *rows = list(csv.reader(text_lines(path))) or [[]]
+        return list(csv.reader(text_lines(path)))
     except csv.Error as error:
         raise DatasetError(
             f"{path} is not a list of values separated by commas ({error}). Is a quotation mark not closed?"
         ) from None
+
+
+def check_row_lengths(path: Path, rows: list[list[str]], columns: int) -> None:
+    "Raises `DatasetError` for a row of another length; empty ones are passed over."
+    for number, row in enumerate(rows, 2):
+        if row and len(row) != columns:
+            raise DatasetError(f"{path}, line {number}: there are {len(row)} fields, and {columns} columns.")
+
+
+def read_list(
+    path: Path,  # of a CSV file with a header
+) -> list[dict[str, str]]:  # column → text, for each row
+    "The rows of a list, without the blanks around words. Raises `DatasetError` for columns that are not known."
+    header, *rows = read_fields(path) or [[]]
     header = [name.strip() for name in header]
     check_columns(path, header, len(rows))
-    for number, row in enumerate(rows, 2):
-        if row and len(row) != len(header):
-            raise DatasetError(f"{path}, line {number}: there are {len(row)} fields, and {len(header)} columns.")
+    check_row_lengths(path, rows, len(header))
     return [dict(zip(header, map(str.strip, row))) for row in rows if row]
 
 # %% ../../nbs/data/folder.ipynb #5ca6f7ae
@@ -352,8 +362,12 @@ def find_entries(
         self.need(root / split / "rgb")
         return paired(root / split)
     images, held_out = self.need(root / "rgb"), split == "held_out"
-    entries = [(entry, entry.image.relative_to(images).with_suffix("").as_posix()) for entry in paired(root)]
-    return [entry for entry, name in entries if held_out_by_name(name, fraction) == held_out]
+    return [entry for entry in paired(root) if held_out_by_place(entry.image, images, fraction) == held_out]
+
+
+def held_out_by_place(image: Path, folder: Path, fraction: float) -> bool:
+    "`held_out_by_name` of an image's path in a folder, without its suffix."
+    return held_out_by_name(image.relative_to(folder).with_suffix("").as_posix(), fraction)
 
 
 @patch
@@ -370,16 +384,29 @@ def find_targets(
     "What the samples hold besides the image. Raises `DatasetError` where that is nothing, or differs from row to row."
     named = {depth: "depth", "label": "label", "normal": "normal", "intrinsics": "intrinsics"}
     targets = tuple(name for name, part in named.items() if any(getattr(entry, part) for entry in self.entries))
+    self.check_targets(targets)
+    return targets
+
+
+@patch
+def check_targets(self: Folder, targets: tuple[str, ...]) -> None:
+    "Raises `DatasetError` where there is no ground truth, or not a camera for all images or for none."
     if not set(targets) - {"intrinsics"}:
         raise DatasetError(
             f"folder: the images in {self.root} have neither depth nor labels nor normals. {self.help()}"
         )
-    if "intrinsics" in targets and not all(entry.intrinsics for entry in self.entries):
+    if "intrinsics" in targets:
+        self.check_all_cameras()
+
+
+@patch
+def check_all_cameras(self: Folder) -> None:
+    "Raises `DatasetError` where some images have a camera and others have none."
+    if not all(entry.intrinsics for entry in self.entries):
         raise DatasetError(
             f"{self.root / 'files.csv'}: some rows of the split {self.split!r} have fx, fy, cx, cy and others not. "
             "All of them or none."
         )
-    return targets
 
 # %% ../../nbs/data/folder.ipynb #16d05f30
 @patch
@@ -398,16 +425,21 @@ def left_out(self: Folder) -> list[str]:  # sentences; empty where every image i
     return not_used([path for path in images if os.path.abspath(path) not in used], why)
 
 # %% ../../nbs/data/folder.ipynb #6addd92c
+def strange_files(root: Path, wanted: list[Path], names: str) -> list[Path]:  # as in `check_own_files`
+    "Those that would be overwritten, and are not of the miniature."
+    strange = [path for path in wanted if os.path.lexists(path) and png_size(path) is None]
+    list_file = root / "classes.txt"
+    same = not os.path.lexists(list_file) or read_text(list_file) == names
+    return strange if same else [*strange, list_file]
+
+
 def check_own_files(
     root: Path,
     wanted: list[Path],  # images and maps to be written
     names: str,  # what `classes.txt` will hold
 ) -> None:
     "Raises `DatasetError` for files that are there and are not of the miniature."
-    strange = [path for path in wanted if os.path.lexists(path) and png_size(path) is None]
-    list_file = root / "classes.txt"
-    if os.path.lexists(list_file) and read_text(list_file) != names:
-        strange.append(list_file)
+    strange = strange_files(root, wanted, names)
     if strange:
         raise DatasetError(
             f"{strange[0]} is there already and was not written for these rooms: "

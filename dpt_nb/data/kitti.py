@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KITTI_TREE', 'KITTI_SOURCE', 'KITTI_CAMERAS', 'IMAGE_PLACES', 'TRUTH_PLACES', 'ANNOTATED_PLACES', 'MINI_DRIVES',
-           'read_calibration', 'KITTI', 'read_matrix', 'write_street', 'write_frame', 'calibration_text', 'make_kitti',
-           'write_cropped', 'make_kitti_selection']
+           'read_calibration', 'KITTI', 'day_and_camera', 'raw_place', 'read_matrix', 'write_street', 'write_frame',
+           'calibration_text', 'make_kitti', 'write_cropped', 'make_kitti_selection']
 
 # %% ../../nbs/data/kitti.ipynb #eeeef07e
 import re
@@ -104,19 +104,23 @@ class KITTI(FileDataset):
         split_file: str | Path | None = None,  # another list, of lines `rgb depth focal`
     ):
         self.root, self.benchmark = Path(root), benchmark
-        if (benchmark, split) not in self.expected:
-            known = ", ".join(f"{split} of {benchmark}" for benchmark, split in self.expected)
-            raise DatasetError(f"KITTI has no split {split!r} in the benchmark {benchmark!r}. Choose from {known}.")
+        self.check_split(split)
         self.need(self.root)
         self.published = split_file is None  # whether the expected counts apply
-        if benchmark == "eigen" or split_file is not None:
-            lines = split_lines(self.list_file(split, split_file))
-            entries = self.from_lines(lines, keep_bare=split != "train")
-        elif split == "train":
-            entries = self.annotated()
-        else:
-            entries = self.selected(split)
-        super().__init__(root, split, entries)
+        super().__init__(root, split, self.find_entries(split, split_file))
+
+    def check_split(self, split: str) -> None:
+        "Raises `DatasetError` for one that the benchmark has not."
+        if (self.benchmark, split) not in self.expected:
+            known = ", ".join(f"{split} of {benchmark}" for benchmark, split in self.expected)
+            found = f"no split {split!r} in the benchmark {self.benchmark!r}"
+            raise DatasetError(f"KITTI has {found}. Choose from {known}.")
+
+    def find_entries(self, split: str, split_file: str | Path | None) -> list[Entry]:
+        "By a list, or by what lies in the folders of the official benchmark."
+        if self.benchmark == "eigen" or split_file is not None:
+            return self.from_lines(split_lines(self.list_file(split, split_file)), keep_bare=split != "train")
+        return self.annotated() if split == "train" else self.selected(split)
 
 # %% ../../nbs/data/kitti.ipynb #cfa1e3f5
 @patch
@@ -161,13 +165,18 @@ def expected_counts(self: KITTI) -> tuple[int | None, int | None]:  # samples, a
     return (self.expected[key], self.expected_truth.get(key)) if self.published else (None, None)
 
 
+def day_and_camera(image: Path) -> tuple[Path, str]:
+    "The folder of a day's recordings, and the number of the camera."
+    above = list(image.absolute().parents)  # DAY/DRIVE/image_02/data
+    return above[:4][-1], above[:2][-1].name.removeprefix("image_")
+
+
 @patch
 def camera(self: KITTI, entry: Entry) -> tuple[float, float, float, float]:  # fx, fy, cx, cy
     "From the sample's own file, the day's calibration, or the table. Raises `DatasetError` for an unknown day."
     if entry.intrinsics:
         return entry.intrinsics
-    above = list(entry.image.absolute().parents)  # DAY/DRIVE/image_02/data
-    day, camera = above[:4][-1], above[:2][-1].name.removeprefix("image_")
+    day, camera = day_and_camera(entry.image)
     calibration = day / "calib_cam_to_cam.txt"
     if calibration.is_file():
         return read_calibration(calibration, camera)
@@ -183,19 +192,27 @@ ANNOTATED_PLACES = ("data_depth_annotated/train", "train", "gt_depth", "data_dep
 
 
 @patch
+def annotated_folder(self: KITTI) -> Path:
+    "Where the annotated depth is, or should be."
+    places = [self.root / place for place in ANNOTATED_PLACES if (self.root / place).is_dir()]
+    return places[0] if places else self.root / "gt_depth"
+
+
+@patch
 def annotated(self: KITTI) -> list[Entry]:
     "The official training split: all images with annotated depth. Raises `DatasetError` for missing folders."
-    places = [self.root / place for place in ANNOTATED_PLACES if (self.root / place).is_dir()]
-    folder = self.need(places[0] if places else self.root / "gt_depth")
+    folder = self.need(self.annotated_folder())
     truths, self.skipped = with_suffix(folder.glob("*_sync/proj_depth/groundtruth/image_0[23]/*"), ".png")
     if not truths:
         return []
     days = find_place(self.root, IMAGE_PLACES, truths[0].parents[3].name[:10])
-    entries = []
-    for truth in truths:
-        drive, camera = truth.parents[3].name, truth.parent.name
-        entries.append(Entry(days / drive[:10] / drive / camera / "data" / truth.name, truth))
-    return entries
+    return [Entry(days / raw_place(truth), truth) for truth in truths]
+
+
+def raw_place(truth: Path) -> Path:
+    "Where the raw data has the image of an annotated depth map, below the folder of the days."
+    drive, camera = truth.parents[3].name, truth.parent.name
+    return Path(drive[:10], drive, camera, "data", truth.name)
 
 
 @patch
@@ -208,12 +225,15 @@ def selected(
     place = find_place(self.root, ("depth_selection", "data_depth_selection/depth_selection", "."), name)
     folder = self.need(place / name)
     images, self.skipped = with_suffix((folder / "image").glob("*"), ".png")
-    entries = []
-    for image in images:
-        truth = folder / "groundtruth_depth" / image.name.replace("sync_image", "sync_groundtruth_depth")
-        camera = read_matrix(self.need(folder / "intrinsics" / f"{image.stem}.txt"))
-        entries.append(Entry(image, truth if split == "held_out" else None, intrinsics=camera))
-    return entries
+    return [self.selected_entry(image, folder, with_truth=split == "held_out") for image in images]
+
+
+@patch
+def selected_entry(self: KITTI, image: Path, folder: Path, with_truth: bool) -> Entry:
+    "An image of the official selection, with its own camera. Raises `DatasetError` where that is missing."
+    truth = folder / "groundtruth_depth" / image.name.replace("sync_image", "sync_groundtruth_depth")
+    camera = self.need(folder / "intrinsics" / f"{image.stem}.txt")
+    return Entry(image, truth if with_truth else None, intrinsics=read_matrix(camera))
 
 
 def read_matrix(

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NYU_TREE', 'NYU_SOURCE', 'NYU_CAMERA', 'NYU_PLACES', 'LARGEST_MAT', 'MOST_NUMBERS', 'MAT_5', 'NYU_CLASSES',
            'MOST_IMAGE_VALUES', 'MINI_SCENES', 'RAW_NUMBERS', 'NYUSync', 'import_extra', 'packed_elements', 'check_mat',
-           'is_number_list', 'load_variable', 'read_mat', 'nyu_label', 'check_labeled_options', 'NYULabeled',
-           'is_image_array', 'what_is_stored', 'NYU', 'write_nyu_frame', 'make_nyu', 'labeled_file', 'make_nyu_labeled']
+           'is_number_list', 'load_variable', 'are_whole', 'read_mat', 'nyu_label', 'check_labeled_options',
+           'NYULabeled', 'open_hdf5', 'is_image_array', 'what_is_stored', 'stored_metres', 'NYU', 'write_nyu_frame',
+           'list_line', 'make_nyu', 'labeled_file', 'make_nyu_labeled']
 
 # %% ../../nbs/data/nyu.ipynb #e9096351
 import importlib
@@ -168,6 +169,12 @@ def load_variable(
         raise DatasetError(f"{path} cannot be opened as a MATLAB file ({str(error)[:200]}).") from None
 
 
+def are_whole(numbers: np.ndarray) -> bool:
+    "Whether all are whole numbers from 0 to 2³¹ − 1."
+    real = numbers.dtype.kind in "fiu"
+    return real and bool(((numbers >= 0) & (numbers < 2**31) & (numbers == np.floor(numbers))).all())
+
+
 def read_mat(
     path: Path,  # a MATLAB file before format 7.3
     key: str,  # of a variable
@@ -177,8 +184,7 @@ def read_mat(
     numbers = load_variable(path, key)
     if numbers is None:
         raise DatasetError(f"{path} has no variable {key}. Is it the file of this name from NYUv2?")
-    real = numbers.dtype.kind in "fiu"
-    if not real or not ((numbers >= 0) & (numbers < 2**31) & (numbers == np.floor(numbers))).all():
+    if not are_whole(numbers):
         raise DatasetError(
             f"{path} has something else than a list of whole numbers in its variable {key}. "
             "Is it the file of this name from NYUv2?"
@@ -271,15 +277,20 @@ def file(self: NYULabeled):  # an `h5py.File`
     "The file, opened once in each process. Raises `DatasetError` for a file that is not HDF5."
     if self.open_in[0] == os.getpid():
         return self.open_in[1]
-    h5py = import_extra("h5py")
-    if not self.path.is_file():
-        raise DatasetError(f"{self.path} is not a file. Copy or download it again.", "unreadable")
-    try:
-        self.open_in = os.getpid(), h5py.File(self.path, "r")
-    except Exception as error:  # OSError, and what else the damage leads to
-        words = f"{self.path} is not a whole HDF5 file ({str(error)[:200]}). Copy or download it again."
-        raise DatasetError(words, "unreadable") from None
+    self.open_in = os.getpid(), open_hdf5(self.path)
     return self.open_in[1]
+
+
+def open_hdf5(path: Path):  # an `h5py.File`
+    "Raises `DatasetError` for a file that is not HDF5."
+    h5py = import_extra("h5py")
+    if not path.is_file():
+        raise DatasetError(f"{path} is not a file. Copy or download it again.", "unreadable")
+    try:
+        return h5py.File(path, "r")
+    except Exception as error:  # OSError, and what else the damage leads to
+        words = f"{path} is not a whole HDF5 file ({str(error)[:200]}). Copy or download it again."
+        raise DatasetError(words, "unreadable") from None
 
 # %% ../../nbs/data/nyu.ipynb #3c70b317
 MOST_IMAGE_VALUES = 2**26  # of one image
@@ -331,17 +342,20 @@ def read_slice(
     return stored[number]
 
 # %% ../../nbs/data/nyu.ipynb #233ac22e
+def stored_metres(stored: np.ndarray) -> torch.Tensor:  # columns first; `(1, H, W)`
+    "A depth map; what is not a depth is 0."
+    depth = torch.from_numpy(stored.astype(np.float32)).T.contiguous()[None]
+    return torch.where(depth.isfinite() & (depth > 0), depth, 0.0)
+
+
 @patch
 def read_slices(
     self: NYULabeled,
     number: int,  # of the image, from 0
 ) -> dict[str, torch.Tensor]:
     "The parts of one image, rows first."
-    depth = torch.from_numpy(self.read_slice("depths", number).astype(np.float32)).T.contiguous()[None]
-    parts = dict(
-        image=torch.from_numpy(self.read_slice("images", number)).mT.contiguous().float() / 255,
-        depth=torch.where(depth.isfinite() & (depth > 0), depth, 0.0),
-    )
+    image = torch.from_numpy(self.read_slice("images", number)).mT.contiguous().float() / 255
+    parts = dict(image=image, depth=stored_metres(self.read_slice("depths", number)))
     if "label" in self.targets:
         parts["label"] = nyu_label(self.read_slice("labels", number).T, self.mapping)
     return parts
@@ -386,8 +400,12 @@ def write_nyu_frame(
     image, depth = (f"{MINI_SCENES[split]}/{name}_{45 + number:05d}" for name in ("rgb", "sync_depth"))
     write_image(root / f"{image}.jpg", room["image"])
     write_depth(root / f"{depth}.png", room["depth"], 1000)
-    slash = "/" if split == "train" else ""  # as in the published lists
-    return f"{slash}{image}.jpg {slash}{depth}.png 518.8579\n"
+    return list_line(f"{image}.jpg", f"{depth}.png", "/" if split == "train" else "")
+
+
+def list_line(image: str, depth: str, before: str) -> str:
+    "With what the published list of a split has before its paths, and the camera's focal length."
+    return f"{before}{image} {before}{depth} 518.8579\n"
 
 
 def make_nyu(

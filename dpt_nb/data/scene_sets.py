@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'DEPTH_SCALE', 'PARTS', 'MOST_SCENE_PIXELS', 'PNG_BEGINS', 'PNG_ENDS', 'LEFTOVER', 'is_whole',
-           'is_scene_size', 'check_scene_options', 'check_switches', 'SceneOptions', 'scene_file', 'open_at_once',
-           'png_size', 'write_scene', 'read_small_json', 'is_complete', 'read_description', 'write_description',
-           'is_finished', 'unfinished_scenes', 'clear_scenes', 'scene_lock', 'one_thread', 'render_missing',
-           'system_error', 'render_scenes', 'render_fingerprint', 'Scenes', 'set_name', 'remove_damaged', 'render_view']
+           'is_scene_size', 'check_scene_count', 'check_scene_options', 'check_switches', 'SceneOptions', 'scene_file',
+           'open_at_once', 'png_size', 'write_scene', 'read_small_json', 'is_complete', 'read_description',
+           'write_description', 'is_finished', 'unfinished_scenes', 'clear_scenes', 'scene_lock', 'one_thread',
+           'write_scenes', 'render_missing', 'system_error', 'render_scenes', 'render_fingerprint', 'numbered_classes',
+           'Scenes', 'set_name', 'remove_damaged', 'render_view']
 
 # %% ../../nbs/data/scene_sets.ipynb #89ebc8ea
 import hashlib
@@ -55,6 +56,13 @@ def is_scene_size(
     return pair and all(is_whole(side) and side > 0 for side in size) and math.prod(size) <= MOST_SCENE_PIXELS
 
 
+def check_scene_count(count: int) -> None:
+    "Raises `DatasetError` for less than one scene, and for so many that two splits would share some."
+    limit = SPLITS["held_out"]
+    if not is_whole(count) or not 1 <= count < limit:
+        raise DatasetError(f"{count} scenes were asked for, and a set has at least 1, and less than {limit:,}.")
+
+
 def check_scene_options(
     kind: str,  # "rooms" or "streets"
     count: int,  # how many scenes
@@ -63,9 +71,7 @@ def check_scene_options(
     "Raises `DatasetError` for what cannot be rendered."
     if kind not in DEPTH_SCALE:
         raise DatasetError(f"Found kind {kind!r}; scenes are {' or '.join(DEPTH_SCALE)}.")
-    limit = SPLITS["held_out"]
-    if not is_whole(count) or not 1 <= count < limit:
-        raise DatasetError(f"{count} scenes were asked for, and a set has at least 1, and less than {limit:,}.")
+    check_scene_count(count)
     if not is_scene_size(size):
         raise DatasetError(
             f"The size of the scenes is {str(size)[:100]}, and [height, width] in whole pixels was expected, "
@@ -287,6 +293,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def write_scenes(folder: Path, asked: SceneOptions, wanted: list[int], progress: bool) -> None:
+    "Render some scenes of a set, by their numbers."
+    begun = dict(initial=asked.count - len(wanted), total=asked.count)
+    with one_thread():
+        for index in tqdm(wanted, desc=f"rendering {asked.kind}", unit="scene", disable=not progress, **begun):
+            write_scene(folder, asked.kind, index, asked.seed + index, asked.size, asked.sparse)
+
+
 def render_missing(
     folder: Path,  # where the finished set will stand, or stands
     asked: SceneOptions,
@@ -299,10 +313,7 @@ def render_missing(
     wanted = unfinished_scenes(place, asked.count, asked.size)
     if described is None:
         write_description(place, asked)
-    begun = dict(initial=asked.count - len(wanted), total=asked.count)
-    with one_thread():
-        for index in tqdm(wanted, desc=f"rendering {asked.kind}", unit="scene", disable=not progress, **begun):
-            write_scene(place, asked.kind, index, asked.seed + index, asked.size, asked.sparse)
+    write_scenes(place, asked, wanted, progress)
     if place != folder:
         place.rename(folder)
 
@@ -349,6 +360,13 @@ def render_fingerprint(
     return hashlib.blake2b(b"".join(part.numpy().tobytes() for part in parts), digest_size=4).hexdigest()
 
 # %% ../../nbs/data/scene_sets.ipynb #53855958
+def numbered_classes(kind: str, joint: bool) -> tuple[tuple[str, ...], int]:
+    "The names of the labels, and the number of the first class of a kind of scene."
+    if not joint:
+        return classes(kind), 0
+    return classes("rooms") + classes("streets"), len(classes("rooms")) if kind == "streets" else 0
+
+
 class Scenes(Dataset):
     "Ray-cast scenes with exact depth, labels and normals, rendered once and read from files."
 
@@ -373,8 +391,7 @@ class Scenes(Dataset):
         check_switches(sparse=sparse, joint=joint, normals=normals, sky=sky)
         self.title, self.split, self.normals, self.sky = kind, split, normals, sky
         self.targets = Scenes.targets + ("normal",) * normals + ("sky",) * sky
-        self.classes = classes("rooms") + classes("streets") if joint else classes(kind)
-        self.first_class = len(classes("rooms")) if joint and kind == "streets" else 0
+        self.classes, self.first_class = numbered_classes(kind, joint)
         self.options = SceneOptions(kind, count, SPLITS[split], tuple(size), sparse)
         self.folder = render_scenes(Path(root) / set_name(self.options, split), **vars(self.options), progress=progress)
         self.about = self.read_about()
@@ -404,9 +421,8 @@ def set_name(
 ) -> str:
     "The name of a set's folder."
     height, width = options.size
-    sparse = "-sparse" if options.sparse else ""
-    fingerprint = render_fingerprint(options.kind, options.size)
-    return f"{options.kind}-{split}-{options.count}-{height}x{width}{sparse}-{fingerprint}"
+    name = f"{options.kind}-{split}-{options.count}-{height}x{width}" + "-sparse" * options.sparse
+    return f"{name}-{render_fingerprint(options.kind, options.size)}"
 
 # %% ../../nbs/data/scene_sets.ipynb #e93f5ea9
 @patch
@@ -433,8 +449,10 @@ def scene_sky(
     label: torch.Tensor,  # `(H, W)` of the sample
 ) -> torch.Tensor:  # `(1, H, W)` float32: 1 where there is sky, else 0
     "By the class; a room has none, whatever its windows show."
-    sky = "sky" in classes(self.options.kind) and classes(self.options.kind).index("sky") + self.first_class
-    return torch.zeros(1, *label.shape) if sky is False else (label == sky).float()[None]
+    names = classes(self.options.kind)
+    if "sky" not in names:
+        return torch.zeros(1, *label.shape)
+    return (label == names.index("sky") + self.first_class).float()[None]
 
 
 @patch
@@ -498,6 +516,6 @@ def render_view(
     "A scene, seen by a given camera."
     scene = random_scene(kind, seed, size)
     if intrinsics is not None:
-        fx, fy, cx, cy = intrinsics
-        scene = replace(scene, camera=replace(scene.camera, fx=fx, fy=fy, cx=cx, cy=cy))
+        given = dict(zip(("fx", "fy", "cx", "cy"), intrinsics))
+        scene = replace(scene, camera=replace(scene.camera, **given))
     return render(scene)

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHARED_OPTIONS', 'STATED_OPTIONS', 'folder_inodes', 'file_keys', 'other_keys', 'real_paths', 'identity_keys',
-           'sample_keys', 'shared_samples', 'depth_scales', 'check_nothing_shared', 'label_names', 'check_same_classes',
-           'check_same_scale', 'check_splits', 'shared_set_options', 'check_stated', 'check_agreement',
-           'shared_options']
+           'sample_keys', 'shared_samples', 'depth_scales', 'check_nothing_shared', 'label_names', 'first_other_name',
+           'check_same_classes', 'check_same_scale', 'check_splits', 'shared_set_options', 'check_stated',
+           'check_agreement', 'shared_options']
 
 # %% ../../nbs/data/splits.ipynb #8bf3ca28
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -151,13 +151,18 @@ def label_names(
     return tuple(getattr(dataset, "classes", ())) if of_classes & set(dataset.targets) else ()
 
 
+def first_other_name(there: Sequence[str], here: Sequence[str]) -> tuple[int, str, str]:  # of different names
+    "The first class that has two names, and how messages say them."
+    pairs = enumerate(zip_longest(map(repr, there), map(repr, here), fillvalue="none"))
+    return next((index, *pair) for index, pair in pairs if pair[0] != pair[1])
+
+
 def check_same_classes(train: Dataset, held_out: Dataset) -> None:
     "Raises `DatasetError` when two splits name their labels differently."
     there, here = label_names(train), label_names(held_out)
     if not there or not here or there == here:
         return
-    pairs = enumerate(zip_longest(map(repr, there), map(repr, here), fillvalue="none"))
-    index, (name_there, name_here) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
+    index, name_there, name_here = first_other_name(there, here)
     raise DatasetError(
         f"The training split has {len(there)} classes and the validation split {len(here)}, and class "
         f"{index} is {name_there} there and {name_here} here. Open both with the same."

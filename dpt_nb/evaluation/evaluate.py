@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['METRIC_TABLES', 'check_cut', 'window_mask', 'to_evaluated', 'measured_pixels', 'check_target_sizes', 'ErrorsKept',
            'read_share', 'in_batches', 'sample_focals', 'predicted', 'metrics_of_each', 'check_evaluation',
-           'process_count', 'class_names', 'predict_share', 'evaluate', 'check_one_size', 'median_depth',
-           'ConstantPredictor', 'check_class_numbers', 'class_shares', 'class_frequencies', 'FrequencyPredictor',
-           'mean_normal', 'metric_cell', 'metric_table', 'depth_table', 'label_table', 'normal_table', 'other_metrics',
-           'report_tables', 'panel', 'write_report']
+           'check_share', 'process_count', 'class_names', 'predict_share', 'evaluate', 'check_same_size',
+           'median_depth', 'ConstantPredictor', 'check_class_numbers', 'class_shares', 'class_frequencies',
+           'FrequencyPredictor', 'mean_normal', 'metric_cell', 'metric_line', 'metric_table', 'depth_table',
+           'label_table', 'normal_table', 'other_metrics', 'report_tables', 'panel', 'write_report']
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #a1859c26
 import copy
@@ -77,16 +77,14 @@ def to_evaluated(
     """A sample cut as the protocol says. Raises `EvaluationError`, naming it, for targets of another size than the
     image's, and for an image too small for the cut."""
     truths = {target: spec for target, spec in target_specs().items() if target in sample}
-    parts = {name: sample[name] for name in ("image", *truths)}
     path = sample.get("meta", {}).get("path", "an image")
-    height, width = parts["image"].shape[-2:]
-    check_target_sizes(parts, path)
-    parts |= dict(intrinsics=sample["intrinsics"]) if "intrinsics" in sample else {}
+    check_target_sizes({name: sample[name] for name in ("image", *truths)}, path)
+    parts = {name: sample[name] for name in ("image", *truths, "intrinsics") if name in sample}
     if protocol.kb_crop:
         check_cut(parts["image"], path)
         parts = KBCrop()(parts)
     if protocol.crop and any(spec.scale for spec in truths.values()):
-        window = evaluated_window(protocol, height, width)
+        window = evaluated_window(protocol, *sample["image"].shape[-2:])
         parts["valid"] = window_mask(parts["image"].shape[-2:], window)
     return parts | dict(path=path)
 
@@ -225,7 +223,11 @@ def check_evaluation(
         raise EvaluationError("The data set is empty, so there is nothing to evaluate.")
     if batch_size < 1:
         raise EvaluationError(f"The batch size is {batch_size}, and has to be at least 1.")
-    rank, processes = share
+    check_share(*share)
+
+
+def check_share(rank: int, processes: int) -> None:
+    "Raises `EvaluationError` for a share that does not exist."
     if not 0 <= rank < processes:
         raise EvaluationError(
             f"The share is {rank} of {processes} processes, and they are numbered from 0 to {processes - 1}."
@@ -309,7 +311,7 @@ def evaluate(
     return compute_metrics(metrics, protocol, whole=share[1] == 1 or process_count() > 0)
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #9be5a6ba
-def check_one_size(
+def check_same_size(
     depths: list[torch.Tensor],  # `(1, H, W)` each
 ) -> None:
     "Raises `EvaluationError` for images of several sizes."
@@ -327,7 +329,7 @@ def median_depth(
     `EvaluationError` for images of several sizes."""
     bar = tqdm(range(len(dataset)), desc="median depth", unit="scene", disable=not progress, leave=False)
     depths = [dataset[index]["depth"] for index in bar]
-    check_one_size(depths)
+    check_same_size(depths)
     depths = torch.stack(depths)
     depths[depths == 0] = torch.nan
     median = depths.nanmedian(dim=0).values
@@ -427,6 +429,11 @@ def metric_cell(
     return "–".rjust(width) if value is None else f"{value:{width}.4f}"
 
 
+def metric_line(metrics: dict, columns: list[str], width: int) -> str:
+    "The cells of a row."
+    return "".join(metric_cell(metrics.get(column), width) for column in columns)
+
+
 def metric_table(
     rows: dict[str, dict],  # name of the row → metrics
     columns: Iterable[str],  # which metrics
@@ -436,9 +443,7 @@ def metric_table(
     columns, rows = list(columns), PUBLISHED_FIGURES.get(protocol, {}) | rows
     margin, width = max(map(len, rows)), max(10, *(len(column) + 2 for column in columns))
     lines = [" " * margin + "".join(column.rjust(width) for column in columns)]
-    for name, metrics in rows.items():
-        cells = [metric_cell(metrics.get(column), width) for column in columns]
-        lines.append(name.ljust(margin) + "".join(cells))
+    lines += [name.ljust(margin) + metric_line(metrics, columns, width) for name, metrics in rows.items()]
     return "\n".join(lines)
 
 

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MAIN_METRICS', 'CAPTION_FIGURES', 'ERROR_MAPS', 'main_metric', 'leading_metric', 'from_best_to_worst', 'middle',
            'chosen_images', 'image_name', 'caption', 'compared_head', 'aligned_depth', 'enlarge_points', 'depth_row',
-           'depth_rows', 'Sheet', 'draw_picture', 'draw_error', 'depth_gallery', 'class_legend', 'wrong_pixels',
-           'class_numbers', 'label_gallery', 'angle_map', 'difference_map', 'error_map', 'value_row', 'value_rows',
-           'known_numbers', 'draw_values', 'value_gallery', 'gallery']
+           'depth_rows', 'tile_width', 'Sheet', 'draw_picture', 'draw_error', 'depth_gallery', 'by_size',
+           'class_legend', 'wrong_pixels', 'class_numbers', 'draw_tiles', 'label_gallery', 'angle_map',
+           'difference_map', 'error_map', 'error_title', 'value_row', 'value_rows', 'known_numbers', 'draw_values',
+           'value_gallery', 'gallery']
 
 # %% ../../nbs/evaluation/gallery.ipynb #1bfd2dcd
 import math
@@ -192,6 +193,12 @@ def depth_rows(
     return [depth_row(sample, own, protocol) for sample, own in zip(samples, maps)]
 
 # %% ../../nbs/evaluation/gallery.ipynb #c9f9deeb
+def tile_width(images: list[torch.Tensor]) -> float:  # inches
+    "More where one of the images is very wide, as KITTI's are."
+    widest = min(image.shape[-2] / image.shape[-1] for image in images)
+    return TILE_WIDTH * (1.5 if widest < 0.4 else 1)
+
+
 class Sheet:
     "Rows of images with a line of text above each, and room for a legend below; all measures are inches."
 
@@ -202,8 +209,7 @@ class Sheet:
         titles: tuple[str, ...],  # above the columns
         foot: float,  # left free below
     ):
-        widest = min(image.shape[-2] / image.shape[-1] for image in images)
-        self.tile, self.gap, self.line = TILE_WIDTH * (1.5 if widest < 0.4 else 1), 0.08, 0.26
+        self.tile, self.gap, self.line = tile_width(images), 0.08, 0.26
         heights = [self.tile * tile_height(image) / TILE_WIDTH for image in images]
         self.width = (self.tile + self.gap) * len(titles) + self.gap
         self.height = 0.2 + sum(heights) + self.line * len(heights) + foot
@@ -293,6 +299,13 @@ def depth_gallery(
     return page.figure
 
 # %% ../../nbs/evaluation/gallery.ipynb #7162de4b
+def by_size(labels: list[torch.Tensor], missing: int) -> torch.Tensor:
+    "The classes that occur, the largest first."
+    present, sizes = torch.cat([label.flatten() for label in labels]).unique(return_counts=True)
+    known = present != missing
+    return present[known][sizes[known].argsort(descending=True)]
+
+
 def class_legend(
     labels: list[torch.Tensor],  # `(H, W)` each
     classes: tuple,  # names; empty: numbers
@@ -300,11 +313,9 @@ def class_legend(
     missing: int = 255,  # what a label is where nothing is known
 ) -> tuple[torch.Tensor, list]:  # palette, and the patches of a legend
     "Colors for the classes that occur."
-    present, sizes = torch.cat([label.flatten() for label in labels]).unique(return_counts=True)
-    known = present != missing
-    largest = present[known][sizes[known].argsort(descending=True)][:named].tolist()
-    palette = label_palette(max(len(classes), int(present[known].max()) + 1))
-    return palette, label_patches(list(classes) or None, palette, sorted(largest))
+    present = by_size(labels, missing)
+    palette = label_palette(max(len(classes), int(present.max()) + 1))
+    return palette, label_patches(list(classes) or None, palette, sorted(present[:named].tolist()))
 
 
 def wrong_pixels(
@@ -327,6 +338,12 @@ def class_numbers(
     return prediction.argmax(0) if prediction.ndim == 3 else prediction
 
 
+def draw_tiles(axes: list[plt.Axes], *tiles: torch.Tensor) -> None:  # `(3, H, W)` each
+    "One row, each pixel as it is."
+    for axis, tile in zip(axes, tiles):
+        draw_picture(axis, tile, interpolation="nearest")
+
+
 def label_gallery(
     samples: list[dict],  # as `to_evaluated` gives them
     maps: list[dict],  # of each, as `predicted` gives them
@@ -345,9 +362,7 @@ def label_gallery(
     )
     for axes, sample, truth, label in zip(page.rows, samples, truths, labels):
         wrong = wrong_pixels(sample["image"].clamp(0, 1), truth, label, missing)
-        tiles = sample["image"], color_label(truth, palette), color_label(label, palette), wrong
-        for axis, tile in zip(axes, tiles):
-            draw_picture(axis, tile, interpolation="nearest")
+        draw_tiles(axes, sample["image"], color_label(truth, palette), color_label(label, palette), wrong)
     page.legend(patches, foot)
     return page.figure
 
@@ -376,6 +391,12 @@ def error_map(
 ) -> tuple[Callable, str, str]:  # of prediction and ground truth, `(C, H, W)` each; its name; its unit
     "How far off a prediction is at each pixel."
     return ERROR_MAPS.get(head, (difference_map, "absolute error", HEADS[head].unit))
+
+
+def error_title(head: str) -> str:  # of `HEADS`, not one of classes
+    "What a map of errors shows, and its unit."
+    _, what, unit = error_map(head)
+    return f"{what} ({unit})" if unit else what
 
 
 def value_row(
@@ -437,8 +458,7 @@ def value_gallery(
         draw_values(axes[1], truth, spec, known)
         shown = draw_values(axes[2], prediction, spec, known)
         errors = draw_error(axes[3], error.numpy(), worst)
-    _, what, unit = error_map(head)
-    page.color_bar(3, 1, errors, f"{what} ({unit})" if unit else what, "max")
+    page.color_bar(3, 1, errors, error_title(head), "max")
     if not spec.color:
         page.color_bar(1, 2, shown, spec.words, "max")
     return page.figure

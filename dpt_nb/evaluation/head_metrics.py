@@ -6,9 +6,9 @@
 __all__ = ['METRICS', 'COUNTS', 'target_name', 'target_specs', 'comparable_heads', 'evaluated_heads', 'needed_targets',
            'fits_alignment', 'refuse_other_depth', 'depth_metrics', 'class_metrics', 'head_metrics',
            'confidence_metrics', 'entropy_metrics', 'register_metric', 'ImageCount', 'builders', 'build_metric',
-           'build_head_metrics', 'count_classes', 'build_metrics', 'stack_samples', 'update_head', 'update_metrics',
-           'check_shape', 'plain_values', 'merge_values', 'compute_quietly', 'compute_head', 'compute_metrics',
-           'what_is_missing']
+           'build_head_metrics', 'count_classes', 'build_metrics', 'stack_samples', 'check_target_there',
+           'with_partner', 'update_head', 'update_metrics', 'has_channels', 'check_shape', 'plain_values',
+           'merge_values', 'compute_quietly', 'with_prefix', 'compute_head', 'compute_metrics', 'what_is_missing']
 
 # %% ../../nbs/evaluation/head_metrics.ipynb #1833a6dc
 import inspect
@@ -264,6 +264,21 @@ def stack_samples(
     return torch.stack([sample[name] for sample in batch]).to(device)
 
 
+def check_target_there(target: str, spec: HeadSpec, sample: dict, where: str) -> None:
+    "Raises `EvaluationError` where a later image has no ground truth."
+    if target not in sample:
+        raise EvaluationError(
+            f"{where} has no {target}, and the images before have. "
+            f"Where nothing is known, {target} is {spec.missing:g}."
+        )
+
+
+def with_partner(metric: Metric, spec: HeadSpec, maps: dict[str, torch.Tensor]) -> dict:  # arguments of `update`
+    "The prediction that a head is about, for a metric that asks for it."
+    asked = spec.about and "partner" in inspect.signature(metric.update).parameters
+    return dict(partner=maps[spec.about]) if asked else {}
+
+
 def update_head(
     head: str,  # of `HEADS`
     metrics: Iterable[Metric],  # of that head; they are updated
@@ -273,18 +288,13 @@ def update_head(
 ) -> None:
     "Add a batch to the metrics of one head. Raises `EvaluationError` for what cannot be evaluated."
     target, spec, prediction = target_name(head), HEADS[head], maps[head]
-    if target not in batch[0]:
-        raise EvaluationError(
-            f"{where} has no {target}, and the images before have. "
-            f"Where nothing is known, {target} is {spec.missing:g}."
-        )
+    check_target_there(target, spec, batch[0], where)
     check_shape(head, prediction, batch, where)
     names = (target, "valid") if (spec.scale or spec.about) and "valid" in batch[0] else (target,)
     truths = [stack_samples(batch, name, prediction.device) for name in names]
     try:
         for metric in metrics:
-            asked = spec.about and "partner" in inspect.signature(metric.update).parameters
-            metric.update(prediction, *truths, **(dict(partner=maps[spec.about]) if asked else {}))
+            metric.update(prediction, *truths, **with_partner(metric, spec, maps))
     except ValueError as error:
         raise EvaluationError(f"{where} cannot be evaluated: {error}") from None
 
@@ -300,6 +310,12 @@ def update_metrics(
         update_head(head, own.values(), maps, batch, where)
 
 
+def has_channels(prediction: torch.Tensor, channels: int | str) -> bool:
+    'Whether a batch of maps has so many channels; of classes, "C", any number, or numbers of classes without any.'
+    numbers = prediction.ndim == 3 and channels == "C"
+    return numbers or (prediction.ndim == 4 and channels in ("C", prediction.shape[1]))
+
+
 def check_shape(
     head: str,  # of `HEADS`
     prediction: torch.Tensor,  # of a batch
@@ -309,9 +325,8 @@ def check_shape(
     "Raises `EvaluationError` for anything but a map of the image's size for each image."
     height, width = batch[0]["image"].shape[-2:]
     channels = HEADS[head].channels or "C"
-    numbers = prediction.ndim == 3 and channels == "C"  # of classes
-    fits = numbers or prediction.ndim == 4 and channels in ("C", prediction.shape[1])
-    if not fits or prediction.shape[-2:] != (height, width) or len(prediction) != len(batch):
+    whole = prediction.shape[-2:] == (height, width) and len(prediction) == len(batch)
+    if not whole or not has_channels(prediction, channels):
         raise EvaluationError(
             f"{where}: the prediction `{head}` has shape {tuple(prediction.shape)}, and ({len(batch)}, {channels}, "
             f"{height}, {width}) was expected, a map of the image's size for each image."
@@ -353,17 +368,21 @@ def compute_quietly(
         return metric.compute()
 
 
+def with_prefix(head: str, found: dict) -> dict:  # key → value
+    "The head's name in front of what it reports, except for heads whose metrics go without one, and for counts."
+    prefix = "" if METRICS.get(head) and not HEADS[head].about else f"{head}_"
+    return {key if key in COUNTS else prefix + key: value for key, value in found.items()}
+
+
 def compute_head(
     head: str,  # of `HEADS`
     metrics: dict[str, Metric],  # of that head by name
 ) -> dict:  # key → value
     "What one head reports. Raises `EvaluationError` where two metrics report the same."
-    plain, values = METRICS.get(head) and not HEADS[head].about, {}
-    prefix = "" if plain else f"{head}_"
+    values = {}
     for name, metric in metrics.items():
-        found = plain_values(name, compute_quietly(metric))
-        renamed = {key if key in COUNTS else prefix + key: value for key, value in found.items()}
-        merge_values(values, renamed, f"The metric {name!r} for the head {head!r}")
+        found = with_prefix(head, plain_values(name, compute_quietly(metric)))
+        merge_values(values, found, f"The metric {name!r} for the head {head!r}")
     return values
 
 

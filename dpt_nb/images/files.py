@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FULL', 'HEADER_LENGTH', 'printable_name', 'ImageError', 'refuse_folder', 'sync_to_disk', 'atomic_write',
            'error_number', 'disk_full_reason', 'write_failure', 'reserve_space', 'WriteError', 'whole_output', 'InUse',
-           'lock_text', 'read_holder', 'wait_for_holder', 'holder', 'writer_lock', 'file_facts', 'check_file',
-           'read_array_header', 'declared_array', 'check_array']
+           'lock_text', 'read_holder', 'wait_for_holder', 'process_words', 'holder', 'writer_lock', 'file_facts',
+           'check_file', 'check_header_length', 'read_array_header', 'declared_array', 'check_numbers', 'check_array']
 
 # %% ../../nbs/images/files.ipynb #72744a73
 import errno
@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 import numpy as np
@@ -197,6 +198,14 @@ def wait_for_holder(
     return found
 
 
+def process_words(number: int) -> str:
+    "What a process of this machine is called, with its command where that may be read."
+    try:
+        return f"process {number} ({' '.join(psutil.Process(number).cmdline())[:100]})"
+    except psutil.Error:
+        return f"process {number}"
+
+
 def holder(
     lock: Path,  # a lock file that somebody holds
     patience: float = 2.0,  # seconds for a name that is just being written
@@ -208,12 +217,7 @@ def holder(
     number, machine = found
     if machine != socket.gethostname():
         return f"process {number} on {machine}"
-    if number == os.getpid():
-        return f"this process ({number})"
-    try:
-        return f"process {number} ({' '.join(psutil.Process(number).cmdline())[:100]})"
-    except psutil.Error:
-        return f"process {number}"
+    return f"this process ({number})" if number == os.getpid() else process_words(number)
 
 # %% ../../nbs/images/files.ipynb #912e8662
 @contextmanager
@@ -266,6 +270,14 @@ def check_file(
 HEADER_LENGTH = 10_000  # characters: numpy's own limit, but looked at before the header is read
 
 
+def check_header_length(file: BinaryIO, width: int) -> None:  # open where the length stands, in so many bytes
+    "Raises `ValueError` for a header that is too long; the file stays where it was."
+    length = int.from_bytes(file.read(width), "little")
+    if length > HEADER_LENGTH:
+        raise ValueError(f"its header is {length} bytes long, and numpy writes some hundred")
+    file.seek(-width, os.SEEK_CUR)
+
+
 def read_array_header(
     path: str | Path,  # of a `.npy` file
 ) -> tuple[tuple[int, ...], np.dtype, int]:  # shape, type, and how many bytes follow the header
@@ -273,11 +285,7 @@ def read_array_header(
     does for a bad one."""
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
-        width = 2 if version == (1, 0) else 4
-        length = int.from_bytes(file.read(width), "little")
-        if length > HEADER_LENGTH:
-            raise ValueError(f"its header is {length} bytes long, and numpy writes some hundred")
-        file.seek(-width, os.SEEK_CUR)
+        check_header_length(file, 2 if version == (1, 0) else 4)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, kind = read(file)
         return shape, kind, os.fstat(file.fileno()).st_size - file.tell()
@@ -296,15 +304,20 @@ def declared_array(
         raise ImageError(f"{path} cannot be opened as an array ({reason}).") from None
 
 
+def check_numbers(path: str | Path, kind: np.dtype) -> None:
+    "Raises `ImageError` for an array of something else."
+    if kind.hasobject or kind.kind not in "biuf":
+        found = "Python objects" if kind.hasobject else kind
+        raise ImageError(f"{path} is an array of {found}, and numbers were expected.")
+
+
 def check_array(
     path: str | Path,  # of a `.npy` file
 ) -> tuple[tuple[int, ...], np.dtype]:  # its shape and type
     """What a file of an array declares. Raises `ImageError` where it is missing, is not an array of numbers, or is
     shorter than it declares."""
     shape, kind, size, held = declared_array(path)
-    if kind.hasobject or kind.kind not in "biuf":
-        found = "Python objects" if kind.hasobject else kind
-        raise ImageError(f"{path} is an array of {found}, and numbers were expected.")
+    check_numbers(path, kind)
     if min(shape, default=0) < 0 or size > held:
         declared = f"{'×'.join(map(str, shape))} {kind.name}, {size} bytes"
         raise ImageError(f"{path} declares an array of {declared}, and holds {held}: copy or download it again.")

@@ -7,12 +7,14 @@ __all__ = ['IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'BUILT_IN', 'built_in', 'DAMAGED',
            'AnyImage', 'WRITTEN_AS', 'JPEG_SIDE', 'NO_IMAGE', 'NO_FILE', 'INSIDE', 'LINKED', 'CLOSED', 'PNG_BIT_DEPTH',
            'EYE_WEIGHTS', 'MADE_BY', 'unreadable', 'register_heif', 'allowed_formats', 'pixel_limit', 'within_limit',
            'first_bytes', 'formats_like', 'open_undecoded', 'exif_orientation', 'transpose_by_exif', 'check_scans',
-           'decode_image', 'open_image', 'decoding_failure', 'format_hint', 'gray_to_rgb', 'pil_to_rgb', 'fits_bytes',
-           'crop_rows', 'pil_to_image', 'read_image', 'check_colors_first', 'check_unit_range', 'tensor_to_image',
-           'check_colors_last', 'array_to_image', 'load_pil', 'to_image', 'written_as', 'write_image', 'reason_unused',
-           'list_folder', 'sort_folder', 'find_images', 'check_scale', 'read_depth', 'check_png', 'map_array',
-           'to_16_bits', 'write_depth', 'read_label', 'farthest_first', 'label_palette', 'check_palette',
-           'full_palette', 'is_our_image', 'label_array', 'largest_class', 'write_label']
+           'decode_image', 'open_image', 'decoding_failure', 'format_hint', 'gray_to_rgb', 'over_white', 'pil_to_rgb',
+           'fits_bytes', 'crop_rows', 'colors_first', 'pil_to_image', 'read_image', 'check_colors_first',
+           'check_unit_range', 'check_number_type', 'tensor_to_image', 'check_colors_last', 'array_to_image',
+           'load_pil', 'to_image', 'written_as', 'check_sides', 'write_image', 'reason_unused', 'list_folder',
+           'list_first', 'sort_folder', 'unused_words', 'find_images', 'check_scale', 'read_depth', 'check_png',
+           'to_numpy', 'map_array', 'scale_hint', 'to_16_bits', 'check_metres', 'write_depth', 'png_bits', 'read_label',
+           'farthest_first', 'from_black_and_white', 'label_palette', 'beyond_last', 'check_palette', 'full_palette',
+           'is_our_image', 'label_array', 'largest_class', 'text_chunks', 'write_label']
 
 # %% ../../nbs/images/00_images.ipynb #7fef0fa9
 import os
@@ -297,6 +299,12 @@ def gray_to_rgb(
     return np.repeat(gray[..., None], 3, axis=2)
 
 
+def over_white(rgba: np.ndarray) -> np.ndarray:  # `(H, W, 4)` and `(H, W, 3)`, float32 in [0, 1]
+    "Colors as they look on white paper."
+    color, opacity = rgba[..., :3], rgba[..., 3:]
+    return color * opacity + (1 - opacity)
+
+
 def pil_to_rgb(
     image: Image.Image,  # decoded, any mode
     name: str | Path = "the PIL image",  # what to call it in an error
@@ -313,8 +321,7 @@ def pil_to_rgb(
         rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
     except ValueError as error:
         raise ImageError(f"{name} cannot be turned into RGB ({error}): save it as RGB first.") from None
-    color, opacity = rgba[..., :3], rgba[..., 3:]
-    return color * opacity + (1 - opacity)
+    return over_white(rgba)
 
 # %% ../../nbs/images/00_images.ipynb #0ed54369
 def fits_bytes(
@@ -335,6 +342,11 @@ def crop_rows(
     return image if bounds == (0, 0, *image.size) else image.crop(bounds)
 
 
+def colors_first(colors: np.ndarray) -> torch.Tensor:  # `(H, W, 3)` and `(3, H, W)`, the same memory
+    "The order of torch."
+    return torch.from_numpy(colors).permute(2, 0, 1)
+
+
 def pil_to_image(
     image: Image.Image,  # decoded, any mode
     name: str | Path = "the PIL image",  # what to call it in an error
@@ -349,8 +361,7 @@ def pil_to_image(
     tensor = torch.empty(3, height, width, dtype=torch.uint8 if exact else torch.float32)
     for top in range(0, height, rows):
         part = crop_rows(image, box, range(top, min(top + rows, height)))
-        colors = np.array(part.convert("RGB")) if exact else pil_to_rgb(part, name)
-        tensor[:, top : top + rows] = torch.from_numpy(colors).permute(2, 0, 1)
+        tensor[:, top : top + rows] = colors_first(np.array(part.convert("RGB")) if exact else pil_to_rgb(part, name))
     return tensor
 
 # %% ../../nbs/images/00_images.ipynb #8a4c03c2
@@ -386,6 +397,12 @@ def check_unit_range(
         raise ImageError(f"The image's values go from {low:g} to {high:g}, and [0, 1] was expected: {advice}.")
 
 
+def check_number_type(kind: torch.dtype | np.dtype, fits: bool) -> None:
+    "Raises `ImageError` where it does not fit."
+    if not fits:
+        raise ImageError(f"The image's type is {kind}, and uint8, uint16 or a float in [0, 1] was expected.")
+
+
 def tensor_to_image(
     image: torch.Tensor,  # `(3, H, W)` or `(1, 3, H, W)`; uint8, uint16, or float in [0, 1]
 ) -> torch.Tensor:  # `(3, H, W)` float32 in [0, 1], on the same device
@@ -394,8 +411,7 @@ def tensor_to_image(
     image = image[0] if image.ndim == 4 else image
     if image.dtype in (torch.uint8, torch.uint16):
         return image.float().div_(torch.iinfo(image.dtype).max)
-    if not image.is_floating_point():
-        raise ImageError(f"The image's type is {image.dtype}, and uint8, uint16 or a float in [0, 1] was expected.")
+    check_number_type(image.dtype, image.is_floating_point())
     check_unit_range(image)
     return image.float()
 
@@ -416,8 +432,7 @@ def array_to_image(
 ) -> torch.Tensor:  # `(3, H, W)` float32 in [0, 1]
     "Check an array and scale it to [0, 1]. Raises `ImageError` for other shapes, types and ranges."
     check_colors_last(image.shape)
-    if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
-        raise ImageError(f"The image's type is {image.dtype}, and uint8, uint16 or a float in [0, 1] was expected.")
+    check_number_type(image.dtype, image.dtype in (np.uint8, np.uint16) or image.dtype.kind == "f")
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     if image.dtype.kind == "f":
@@ -472,6 +487,13 @@ def written_as(
     return WRITTEN_AS[suffix]
 
 
+def check_sides(path: str | Path, shape: tuple[int, ...]) -> None:
+    "Raises `ImageError` for an image that a JPEG cannot hold."
+    if max(shape) > JPEG_SIDE:
+        found = f"The image for {path} has shape {shape}"
+        raise ImageError(f"{found}, and a JPEG ends at {JPEG_SIDE} pixels a side: write a PNG.")
+
+
 def write_image(
     path: str | Path,  # ends in .png, .jpg or .jpeg
     image: torch.Tensor,  # `(3, H, W)` in [0, 1], or whatever `to_image` takes
@@ -480,9 +502,8 @@ def write_image(
     Raises `ImageError` for other suffixes, shapes and ranges."""
     kind, options = written_as(path)
     colors = (to_image(image).detach().cpu() * 255).round().to(torch.uint8)
-    if kind == "JPEG" and max(colors.shape) > JPEG_SIDE:
-        found = f"The image for {path} has shape {tuple(colors.shape)}"
-        raise ImageError(f"{found}, and a JPEG ends at {JPEG_SIDE} pixels a side: write a PNG.")
+    if kind == "JPEG":
+        check_sides(path, tuple(colors.shape))
     with whole_output(path) as temporary:
         Image.fromarray(colors.permute(1, 2, 0).numpy()).save(temporary, format=kind, **options)
 
@@ -514,16 +535,21 @@ def list_folder(
     return [path for path in place.iterdir() if not path.name.startswith(".")]
 
 
+def list_first(folder: str | Path) -> list[Path]:
+    "`list_folder`. Raises `ImageError` where it cannot be read."
+    try:
+        return list_folder(Path(folder))
+    except OSError as error:
+        advice = "check its name and permissions"
+        raise ImageError(f"The folder {folder} cannot be read ({error.strerror}): {advice}.") from None
+
+
 def sort_folder(
     folder: str | Path,
     recursive: bool = False,  # also folders inside it
 ) -> tuple[list[Path], dict[str, list[Path]]]:  # images, and reason → what is not used; each sorted by name
     "Tell what is used of a folder from what is not. Raises `ImageError` for a folder that cannot be read."
-    try:
-        waiting = list_folder(Path(folder))
-    except OSError as error:
-        advice = "check its name and permissions"
-        raise ImageError(f"The folder {folder} cannot be read ({error.strerror}): {advice}.") from None
+    waiting = list_first(folder)
     images, unused = [], {}
     while waiting:
         path = waiting.pop()
@@ -539,6 +565,11 @@ def sort_folder(
     return sorted(images), {reason: sorted(unused[reason]) for reason in sorted(unused)}
 
 # %% ../../nbs/images/00_images.ipynb #01ecfe1f
+def unused_words(unused: dict[str, list[Path]]) -> str:  # as `sort_folder` gives them
+    "What a folder without images holds."
+    return "; ".join(f"{len(paths)} × {reason}" for reason, paths in unused.items()) or "it is empty"
+
+
 def find_images(
     path: str | Path,  # a file, or a folder whose images are wanted
     recursive: bool = False,  # also those of folders inside it
@@ -551,8 +582,8 @@ def find_images(
         raise ImageError(f"There is no file or folder {path}: check the name.")
     found, unused = sort_folder(path, recursive)
     if not found:
-        others = "; ".join(f"{len(paths)} × {reason}" for reason, paths in unused.items()) or "it is empty"
-        raise ImageError(f"The folder {path} holds no images ({others}). Looked for {' '.join(IMAGE_SUFFIXES)}.")
+        looked_for = f"Looked for {' '.join(IMAGE_SUFFIXES)}."
+        raise ImageError(f"The folder {path} holds no images ({unused_words(unused)}). {looked_for}")
     return found
 
 # %% ../../nbs/images/00_images.ipynb #8ef54dec
@@ -588,15 +619,20 @@ def check_png(
         raise ImageError(f"{path} does not end in .png, and {reason}.")
 
 
+def to_numpy(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    "An array on the CPU."
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # numpy has no bfloat16
+
+
 def map_array(
     values: torch.Tensor,  # `(1, H, W)` or `(H, W)`, a tensor or an array
     kind: str,  # what it is, for the error
 ) -> np.ndarray:  # `(H, W)`
     "One value a pixel as an array on the CPU. Raises `ImageError` for other shapes."
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values  # numpy has no bfloat16
-    array = np.asarray(values)
+    array = to_numpy(values)
     plane = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
     if plane.ndim != 2 or plane.size == 0:
         found = f"The {kind} has shape {tuple(array.shape)}"
@@ -604,6 +640,12 @@ def map_array(
     return plane
 
 # %% ../../nbs/images/00_images.ipynb #460fbf2e
+def scale_hint(largest: float) -> str:  # metres
+    "Which of the usual scales would hold a depth."
+    fitting = [scale for scale in (1000, 256, 100, 10, 1) if scale * largest <= 65535]
+    return f"scale={fitting[0]} would hold it." if fitting else "are these metres?"
+
+
 def to_16_bits(
     metres: np.ndarray,  # `(H, W)` float64, 0 = not measured
     scale: float,  # stored units per metre
@@ -613,11 +655,15 @@ def to_16_bits(
     stored = np.where(metres > 0, np.maximum(np.round(metres * scale), 1), 0)
     if stored.max() <= 65535:
         return stored.astype(np.uint16)
-    largest = metres.max()
-    fitting = [s for s in (1000, 256, 100, 10, 1) if s * largest <= 65535]
-    hint = f"scale={fitting[0]} would hold it." if fitting else "are these metres?"
-    ends = f"16 bits at scale={scale:g} end at {65535 / scale:g} m"
-    raise ImageError(f"The largest depth for {path} is {largest:g} m, and {ends}: {hint}")
+    largest, ends = metres.max(), f"16 bits at scale={scale:g} end at {65535 / scale:g} m"
+    raise ImageError(f"The largest depth for {path} is {largest:g} m, and {ends}: {scale_hint(largest)}")
+
+
+def check_metres(metres: np.ndarray, path: str | Path) -> None:  # the path: for the error
+    "Raises `ImageError` for values that cannot be depths."
+    if not np.isfinite(metres).all() or metres.min() < 0:
+        found = f"The depth map for {path} has negative, NaN or infinite values"
+        raise ImageError(f"{found}, and metres were expected, with 0 for not measured.")
 
 
 def write_depth(
@@ -630,9 +676,7 @@ def write_depth(
     check_scale(scale)
     check_png(path, "depth map")
     metres = map_array(depth, "depth map").astype(np.float64)
-    if not np.isfinite(metres).all() or metres.min() < 0:
-        found = f"The depth map for {path} has negative, NaN or infinite values"
-        raise ImageError(f"{found}, and metres were expected, with 0 for not measured.")
+    check_metres(metres, path)
     stored = to_16_bits(metres, scale, path)
     with whole_output(path) as temporary:
         Image.fromarray(stored).save(temporary, format="PNG")
@@ -641,17 +685,21 @@ def write_depth(
 PNG_BIT_DEPTH = 24  # the byte of a PNG file that says how many bits a value has, which pillow does not tell
 
 
+def png_bits(path: str | Path) -> int:
+    "How many bits a value of a PNG file has."
+    with open(path, "rb") as file:
+        return file.read(PNG_BIT_DEPTH + 1)[PNG_BIT_DEPTH]
+
+
 def read_label(
     path: str | Path,  # 8-bit PNG, gray or with a palette
 ) -> torch.Tensor:  # `(H, W)` int64 class index, 255 = ignore
     """Read a label map. Raises `ImageError`, naming the file, when it is missing, damaged or anything but an 8-bit PNG
     with one index a pixel."""
     image = open_image(path)
-    if image.format != "PNG":
-        found = f"is a {image.format} file"
-    else:
-        with open(path, "rb") as file:
-            bits = file.read(PNG_BIT_DEPTH + 1)[PNG_BIT_DEPTH]
+    found = f"is a {image.format} file"
+    if image.format == "PNG":
+        bits = png_bits(path)
         if image.mode == "P" or (image.mode == "L" and bits == 8):
             return torch.tensor(np.asarray(image).astype(np.int64))
         found = f"has {image.mode} pixels with {bits} bits"
@@ -674,6 +722,11 @@ def farthest_first(
     return chosen
 
 
+def from_black_and_white(colors: torch.Tensor, white: torch.Tensor) -> torch.Tensor:  # `(N, 3)`, `(3,)` → `(N,)`
+    "How far colors are from the nearer of the two."
+    return torch.minimum(colors.norm(dim=1), (colors - white).norm(dim=1))
+
+
 def label_palette(
     count: int,  # how many classes, at most 255
     seed: int = 0,  # another seed, other colors
@@ -682,13 +735,18 @@ def label_palette(
     Raises `ImageError` for more than 255 classes."""
     if not 0 <= count <= 255:
         raise ImageError(f"A palette for {count} classes was wanted, and 8-bit labels have at most 255 (255: ignore).")
-    weights = torch.tensor(EYE_WEIGHTS).sqrt()
     choice = torch.randint(30, 250, (2000, 3), generator=torch.Generator().manual_seed(seed))
-    weighted, white = choice * weights, 255 * weights
-    distance = torch.minimum(weighted.norm(dim=1), (weighted - white).norm(dim=1))  # from black and white
+    weights = torch.tensor(EYE_WEIGHTS).sqrt()
+    weighted = choice * weights
+    distance = from_black_and_white(weighted, 255 * weights)
     return choice[farthest_first(weighted, distance, count)].to(torch.uint8)
 
 # %% ../../nbs/images/00_images.ipynb #e2ae29f9
+def beyond_last(largest: int, known: str, count: int) -> str:
+    "What is said of a class that has no color or no name."
+    return f"The label map has class {int(largest)}, and {known} for {count} classes only (0 to {count - 1})."
+
+
 def check_palette(
     palette: torch.Tensor,
     largest: int,  # the largest class that needs a color
@@ -697,9 +755,8 @@ def check_palette(
     if palette.ndim != 2 or palette.shape[1] != 3 or len(palette) > 256 or palette.dtype != torch.uint8:
         found = f"The palette has shape {tuple(palette.shape)} and type {palette.dtype}"
         raise ImageError(f"{found}, and (count, 3) uint8 with at most 256 colors was expected.")
-    if largest >= (count := len(palette)):
-        known = f"the palette has colors for {count} classes only (0 to {count - 1})"
-        raise ImageError(f"The label map has class {int(largest)}, and {known}.")
+    if largest >= len(palette):
+        raise ImageError(beyond_last(largest, "the palette has colors", len(palette)))
 
 
 def full_palette(
@@ -749,6 +806,14 @@ def largest_class(
     return plane.max(initial=0, where=plane != 255)
 
 
+def text_chunks(words: dict[str, str]) -> PngImagePlugin.PngInfo:
+    "What a PNG file says beside its pixels."
+    chunks = PngImagePlugin.PngInfo()
+    for name, text in words.items():
+        chunks.add_text(name, text)
+    return chunks
+
+
 def write_label(
     path: str | Path,  # ends in .png
     label: torch.Tensor,  # `(H, W)` whole numbers 0…255, 255 = ignore
@@ -762,8 +827,5 @@ def write_label(
     image = Image.fromarray(plane.astype(np.uint8))
     if palette is not None:
         image.putpalette(full_palette(palette, largest_class(plane)).flatten().tolist())
-    text_chunks = PngImagePlugin.PngInfo()
-    for name, text in (words or {}).items():
-        text_chunks.add_text(name, text)
     with whole_output(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=text_chunks)
+        image.save(temporary, format="PNG", pnginfo=text_chunks(words or {}))

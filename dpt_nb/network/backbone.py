@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'Tap', 'BackboneError', 'SettingError', 'register_backbone', 'families_that_open', 'Backbone',
-           'find_family', 'open_vit', 'set_norm_eps', 'ViTBackbone']
+           'find_family', 'open_vit', 'last_of_quarters', 'set_norm_eps', 'ViTBackbone']
 
 # %% ../../nbs/network/03_backbone.ipynb #5c3b9806
 import difflib
@@ -163,6 +163,11 @@ def open_vit(
     return vit
 
 # %% ../../nbs/network/03_backbone.ipynb #97a0c16e
+def last_of_quarters(depth: int) -> list[int]:  # depth: blocks of a transformer
+    "The last block of each quarter, from 0: where a DPT is tapped for lack of other numbers."
+    return [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+
+
 def set_norm_eps(
     vit: nn.Module,
     eps: float,  # of the blocks' layer norms and the final one
@@ -229,7 +234,7 @@ class ViTBackbone(Backbone):
     def usual(cls, name: str, **arguments) -> dict:
         vit = cls.open_network(name, **arguments)
         return dict(
-            taps=[len(vit.blocks) * quarter // 4 - 1 for quarter in (1, 2, 3, 4)],
+            taps=last_of_quarters(len(vit.blocks)),
             channels=[vit.embed_dim // divisor for divisor in (8, 4, 2, 1)],
             image_size=list(vit.patch_embed.img_size),
             mean=list(vit.pretrained_cfg["mean"]),

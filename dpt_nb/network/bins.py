@@ -119,8 +119,7 @@ class BinsHead(DepthHead):
         "What each convolution gives; `raw` are the scores."
         if self.upsampled:
             return super().inner(fused, size)
-        fused = fused[-1] if self.projection is None else F.relu(self.projection(fused[-1]))
-        hidden = F.relu(self.convolution1(fused))
+        hidden = F.relu(self.begin(fused))
         return dict(first=hidden, hidden=hidden, raw=self.convolution3(hidden).float())
 
     def answer(

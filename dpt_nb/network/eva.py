@@ -76,12 +76,8 @@ class EvaBackbone(ViTBackbone):
         return rotation_tables(self.vit, grid)
 
     def forward_block(
-        self,
-        block: nn.Module,
-        tokens: torch.Tensor,  # `(B, P + rows·columns, D)`
-        grid: tuple[int, int],  # rows, columns
-        rotation: torch.Tensor | None = None,  # of `rotations`, for this block
-    ) -> torch.Tensor:  # `(B, P + rows·columns, D)`
+        self, block: nn.Module, tokens: torch.Tensor, grid: tuple[int, int], rotation: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return block(tokens, rope=rotation)
 
     def attention_input(self, block: nn.Module, tokens: torch.Tensor) -> torch.Tensor:

@@ -78,14 +78,15 @@ class Decoder(nn.Module):
     def forward(
         self,
         levels: list[torch.Tensor],  # `(B, features, h, w)` each, shallow to deep
+        **given,  # to every step, where one takes more
     ) -> list[torch.Tensor]:  # `(B, features, h', w')` after each step, deepest first
         from_deep = levels[::-1]
         if self.doubles:
             return self.double(from_deep)
         sizes = [tuple(level.shape[-2:]) for level in from_deep[1:]] + [None]
-        fused = [self.steps[0](from_deep[0], size=sizes[0])]
+        fused = [self.steps[0](from_deep[0], size=sizes[0], **given)]
         for step, level, size in zip(self.steps[1:], from_deep[1:], sizes[1:]):
-            fused.append(step(fused[-1], level, size))
+            fused.append(step(fused[-1], level, size, **given))
         return fused
 
     def double(

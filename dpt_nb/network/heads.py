@@ -70,14 +70,21 @@ class DepthHead(nn.Module):
         self.convolution2 = nn.Conv2d(features // 2, hidden, kernel_size=3, padding=1)
         self.convolution3 = nn.Conv2d(hidden, 1, kernel_size=1)
 
-    def inner(
+    def begin(
         self,
         fused: list[torch.Tensor],  # `(B, features, h, w)` after each decoder step; the last is read
+    ) -> torch.Tensor:  # `(B, channels, h, w)` what the first convolution gives, behind the projection if there is one
+        "What is done at the size of the map."
+        last = fused[-1] if self.projection is None else F.relu(self.projection(fused[-1]))
+        return self.convolution1(last)
+
+    def inner(
+        self,
+        fused: list[torch.Tensor],  # as `begin` takes them
         size: tuple[int, int],  # height and width of the image
     ) -> dict[str, torch.Tensor]:  # at that size: `first`, `hidden`, and in float32 `raw`, one a convolution
         "What each convolution gives; other heads may read along."
-        fused = fused[-1] if self.projection is None else F.relu(self.projection(fused[-1]))
-        first = F.interpolate(self.convolution1(fused), size=size, mode="bilinear", align_corners=True)
+        first = F.interpolate(self.begin(fused), size=size, mode="bilinear", align_corners=True)
         hidden = F.relu(self.convolution2(first))
         return dict(first=first, hidden=hidden, raw=self.convolution3(hidden).float())
 

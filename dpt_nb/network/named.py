@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEST_PIPELINES', 'INPUT_SIZES', 'NAMED', 'ADE20K_CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'SATELLITE_MEAN',
-           'SATELLITE_STD', 'BINS', 'DEPTHER_HEAD', 'CHMV2_HEAD', 'PROMPT_HEAD', 'PROMPTED', 'PUBLISHED',
+           'SATELLITE_STD', 'META_BINS', 'DEPTHER_HEAD', 'CHMV2_HEAD', 'PROMPT_HEAD', 'PROMPT_MODEL', 'PUBLISHED',
            'depth_anything_3', 'Published']
 
 # %% ../../nbs/network/named.ipynb #7ad81820
@@ -96,14 +96,16 @@ ADE20K_CLASSES = tuple(
 )
 
 # %% ../../nbs/network/named.ipynb #81541344
-ADE20K = dict(heads={"label": dict(classes=150, auxiliary=True)}, batch_norm=True, class_names=list(ADE20K_CLASSES))
+ADE20K_MODEL = dict(
+    heads={"label": dict(classes=150, auxiliary=True)}, batch_norm=True, class_names=list(ADE20K_CLASSES)
+)
 
 NAMED |= {
     "dpt_hybrid_kitti": NAMED["dpt_hybrid"]
     | dict(heads={"depth": dict(output="invert", scale=0.00006016, shift=0.00579)}),
     "dpt_hybrid_nyu": NAMED["dpt_hybrid"] | dict(heads={"depth": dict(output="invert", scale=0.000305, shift=0.1378)}),
-    "dpt_large_ade20k": NAMED["dpt_large"] | ADE20K,
-    "dpt_hybrid_ade20k": NAMED["dpt_hybrid"] | ADE20K,
+    "dpt_large_ade20k": NAMED["dpt_large"] | ADE20K_MODEL,
+    "dpt_hybrid_ade20k": NAMED["dpt_hybrid"] | ADE20K_MODEL,
 }
 NAMED |= {name: NAMED[name] | dict(input_size=size) for name, size in INPUT_SIZES.items()}
 
@@ -183,9 +185,11 @@ NAMED |= {
 
 # %% ../../nbs/network/named.ipynb #12b174c8
 SATELLITE_MEAN, SATELLITE_STD = [0.42, 0.411, 0.296], [0.213, 0.156, 0.143]  # of DINOv3's satellite images
-BINS = dict(form="bins", bins=256, weighting="linear")
-DEPTHER_HEAD = BINS | dict(min_depth=1e-3, max_depth=100.0, spacing="linear", epsilon=0.1, hidden=32, projection=True)
-CHMV2_HEAD = BINS | dict(min_depth=8e-3, max_depth=96.0, spacing="mixed_log", epsilon=1e-8, hidden=128)
+META_BINS = dict(form="bins", bins=256, weighting="linear")
+DEPTHER_HEAD = META_BINS | dict(
+    min_depth=1e-3, max_depth=100.0, spacing="linear", epsilon=0.1, hidden=32, projection=True
+)
+CHMV2_HEAD = META_BINS | dict(min_depth=8e-3, max_depth=96.0, spacing="mixed_log", epsilon=1e-8, hidden=128)
 
 # %% ../../nbs/network/named.ipynb #7536ca39
 NAMED |= {
@@ -220,8 +224,8 @@ NAMED |= {
 
 # %% ../../nbs/network/named.ipynb #77fa1125
 PROMPT_HEAD = dict(output="sigmoid", max_depth=1.0)  # shares of a prompt's range
-PROMPTED = dict(heads={"depth": PROMPT_HEAD}, prompt=True, **TEST_PIPELINES["prompt-depth-anything"])
-NAMED |= {f"prompt_depth_anything_{size}": depth_anything(size, 2) | PROMPTED for size in ("small", "large")}
+PROMPT_MODEL = dict(heads={"depth": PROMPT_HEAD}, prompt=True, **TEST_PIPELINES["prompt-depth-anything"])
+NAMED |= {f"prompt_depth_anything_{size}": depth_anything(size, 2) | PROMPT_MODEL for size in ("small", "large")}
 NAMED["prompt_depth_anything_small_transparent"] = NAMED["prompt_depth_anything_small"]
 
 # %% ../../nbs/network/named.ipynb #ff942563

@@ -100,12 +100,7 @@ class PromptedDecoder(Decoder):
         levels: list[torch.Tensor],  # `(B, features, h, w)` each, shallow to deep
         shares: torch.Tensor | None = None,  # `(B, 1, h', w')` of `prompt_shares`; None: no prompt
     ) -> list[torch.Tensor]:  # `(B, features, h', w')` after each step, deepest first
-        from_deep = levels[::-1]
-        sizes = [tuple(level.shape[-2:]) for level in from_deep[1:]] + [None]
-        fused = [self.steps[0](from_deep[0], size=sizes[0], shares=shares)]
-        for step, level, size in zip(self.steps[1:], from_deep[1:], sizes[1:]):
-            fused.append(step(fused[-1], level, size, shares))
-        return fused
+        return super().forward(levels, shares=shares)
 
 # %% ../../nbs/network/prompt.ipynb #455c1e50
 def fill_holes(

@@ -11,6 +11,7 @@ import json
 import stat
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def fill_buffers(model: nn.Module) -> None:  # model: whose other tensors are th
             module.init_non_persistent_buffers()
 
 
-def fill(
+def load_strict(
     model: nn.Module,  # on the meta device, or one with values, which are replaced
     state: dict,  # name → tensor
     source: str,  # what to call it in a message
@@ -122,6 +123,12 @@ def check_tensor(
         raise ConfigError(f"{found}, which has no values. Copy or download it again.")
 
 
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    "What their values take, once where several share them."
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
 def check_tensors(
     state: dict,  # name → tensor
     source: str | Path,  # what to call it in a message
@@ -129,8 +136,7 @@ def check_tensors(
     "Raises `ConfigError` for tensors that are not plain numbers, or that claim more values than are there."
     for name, tensor in state.items():
         check_tensor(name, tensor, source)
-    storages = [tensor.untyped_storage() for tensor in state.values()]
-    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    held = storage_bytes(state.values())
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if claimed > 4 * held + 2**26:  # weights may be shared, and small tables repeated
         raise ConfigError(
@@ -523,4 +529,4 @@ class SavedModel(PyTorchModelHubMixin):
         "Open a saved model. Raises `ConfigError` for a folder that is missing, incomplete, damaged or of another kind."
         model = cls.empty(read_config(find_file(name, "config.json", **hub)))
         state = read_safetensors(find_file(name, "model.safetensors", **hub))
-        return fill(model, state, str(name)).to(map_location).eval()
+        return load_strict(model, state, str(name)).to(map_location).eval()

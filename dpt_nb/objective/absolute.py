@@ -13,11 +13,11 @@ from .metrics import SetMetric
 
 # %% ../../nbs/objective/absolute.ipynb #63e41edd
 def known_values(
-    target: torch.Tensor,  # `(B, C, H, W)`
+    target: torch.Tensor,  # `(…, C, H, W)`
     missing: float,  # what it holds where nothing is known, in all channels
-) -> torch.Tensor:  # `(B, 1, H, W)` bool
+) -> torch.Tensor:  # `(…, 1, H, W)` bool
     "Where there is ground truth."
-    return (target != missing).any(1, keepdim=True)
+    return (target != missing).any(-3, keepdim=True)
 
 
 def check_values(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FITS', 'over_image', 'masked_mean', 'fit_scale_shift', 'masked_median', 'median_deviation',
            'normalize_median_deviation', 'fit_median_deviation', 'positive_scale_shift', 'align_scale_shift',
-           'fit_scale', 'check_alignment', 'align_depth', 'align_inverse_depth']
+           'fit_scale', 'check_masked_maps', 'check_alignment', 'align_depth', 'align_inverse_depth']
 
 # %% ../../nbs/objective/alignment.ipynb #09c1e490
 import torch
@@ -151,17 +151,22 @@ def fit_scale(
     raise ValueError(f"method is {method!r}, expected 'median' or 'log_mean'.")
 
 # %% ../../nbs/objective/alignment.ipynb #04046f42
+def check_masked_maps(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> None:
+    "Raises `ValueError` unless all are `(B, 1, H, W)`, and the mask is bool."
+    shapes = [tuple(tensor.shape) for tensor in (prediction, target, mask)]
+    if len(set(shapes)) > 1 or prediction.ndim != 4 or prediction.shape[1] != 1:
+        raise ValueError(f"prediction, target and mask have shapes {shapes}; all must be (B, 1, H, W) and equal.")
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask is {mask.dtype}, expected torch.bool: True where a pixel counts.")
+
+
 def check_alignment(
     prediction: torch.Tensor,  # `(B, 1, H, W)`
     target: torch.Tensor,  # `(B, 1, H, W)` metres
     mask: torch.Tensor,  # `(B, 1, H, W)` bool
 ) -> None:
     "Raises `ValueError` for unequal shapes, and for masked pixels without a finite prediction or without ground truth."
-    shapes = [tuple(tensor.shape) for tensor in (prediction, target, mask)]
-    if len(set(shapes)) > 1 or prediction.ndim != 4 or prediction.shape[1] != 1:
-        raise ValueError(f"prediction, target and mask have shapes {shapes}; all must be (B, 1, H, W) and equal.")
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask is {mask.dtype}, expected torch.bool: True where a pixel counts.")
+    check_masked_maps(prediction, target, mask)
     if bool((mask & ~prediction.isfinite()).any()):
         reason = "nothing can be fitted to that. Check the model's output"
         raise ValueError(f"the prediction holds NaN or infinity where it counts, and {reason}.")

@@ -79,16 +79,26 @@ def dot(
     return sum(mine * other for mine, other in zip(first, second))
 
 
+def to_centre(
+    origin: torch.Tensor,  # `(3, ...)` metres
+    direction: torch.Tensor,  # `(3, ...)` metres per unit of t
+    sphere: torch.Tensor,  # `(4, ...)`: centre (3), radius
+    square: torch.Tensor,  # `(...)` 1 / the direction's squared length
+) -> tuple[torch.Tensor, list[torch.Tensor]]:  # t where the ray is nearest to the centre, and x, y, z from there to it
+    "The way from rays to the centres of spheres."
+    offset = [centre - start for centre, start in zip(sphere[:3], origin)]
+    along = dot(offset, direction) * square
+    return along, [centre - along * ahead for centre, ahead in zip(offset, direction)]
+
+
 def hit_sphere(
     origin: torch.Tensor,  # `(3, ...)` metres
     direction: torch.Tensor,  # `(3, ...)` metres per unit of t
     sphere: torch.Tensor,  # `(4, ...)`: centre (3), radius
 ) -> torch.Tensor:  # `(...)` t where the ray enters, inf where it misses
     "Where rays enter spheres; shapes broadcast. A ray that starts inside counts as a miss."
-    offset = [centre - start for centre, start in zip(sphere[:3], origin)]
     square = 1 / dot(direction, direction)
-    along = dot(offset, direction) * square
-    across = [centre - along * ahead for centre, ahead in zip(offset, direction)]  # from the ray to the centre
+    along, across = to_centre(origin, direction, sphere, square)
     chord = sphere[3] ** 2 - dot(across, across)
     t = along - torch.sqrt(chord.clamp(min=0) * square)
     return torch.where((chord >= 0) & (t > 0), t, math.inf)
@@ -334,6 +344,17 @@ def camera_rays(
     return origin, camera.rotation().to(device, torch.float32) @ rays
 
 # %% ../../nbs/scenes/raycast.ipynb #888d98a4
+def every_distance(
+    origin: torch.Tensor,  # `(3, 1, N)` or `(3, 1, 1)` metres
+    direction: torch.Tensor,  # `(3, 1, N)`
+    boxes: torch.Tensor,  # `(8, B)`
+    spheres: torch.Tensor,  # `(4, S)`
+) -> torch.Tensor:  # t `(B + S, N)`, inf for a miss
+    "How far each box and sphere is along each ray."
+    to_boxes = hit_box(origin, direction, boxes[:, :, None])
+    return torch.cat((to_boxes, hit_sphere(origin, direction, spheres[:, :, None])))
+
+
 def nearest_simple(
     origin: torch.Tensor,  # `(3, N)` or `(3, 1)` metres
     direction: torch.Tensor,  # `(3, N)`
@@ -344,10 +365,7 @@ def nearest_simple(
     rays = direction.shape[1:]
     if not boxes.shape[1] + spheres.shape[1]:
         return direction.new_full(rays, math.inf), direction.new_full(rays, -1, dtype=torch.long)
-    origin, direction = origin[:, None], direction[:, None]
-    to_boxes = hit_box(origin, direction, boxes[:, :, None])
-    to_spheres = hit_sphere(origin, direction, spheres[:, :, None])
-    t, which = torch.cat((to_boxes, to_spheres)).min(0)
+    t, which = every_distance(origin[:, None], direction[:, None], boxes, spheres).min(0)
     return t, torch.where(t < math.inf, which, -1)
 
 # %% ../../nbs/scenes/raycast.ipynb #5fcfed7b
@@ -379,6 +397,16 @@ def candidates(
 RAYS_AT_ONCE = 1 << 15  # rays: keeps the table of candidates small for large images
 
 
+def chosen_rays(
+    origin: torch.Tensor,  # `(3, N)` or `(3, 1)` metres
+    direction: torch.Tensor,  # `(3, N)`
+    ray: torch.Tensor,  # `(P,)` which
+) -> tuple[torch.Tensor, torch.Tensor]:  # `(3, P)` each
+    "Some of the rays."
+    direction = direction.index_select(1, ray)
+    return origin.expand_as(direction) if origin.shape[1] == 1 else origin.index_select(1, ray), direction
+
+
 def pair_distances(
     origin: torch.Tensor,  # `(3, N)` or `(3, 1)` metres
     direction: torch.Tensor,  # `(3, N)`
@@ -389,12 +417,16 @@ def pair_distances(
 ) -> torch.Tensor:  # t `(P,)`
     "The exact test of pairs of a primitive and a ray."
     count = boxes.shape[1]
-    direction = direction.index_select(1, ray)
-    origin = origin.expand_as(direction) if origin.shape[1] == 1 else origin.index_select(1, ray)
+    origin, direction = chosen_rays(origin, direction, ray)
     end = int((primitive < count).sum())  # of the pairs with a box
     box, sphere = boxes.index_select(1, primitive[:end]), spheres.index_select(1, primitive[end:] - count)
     to_boxes = hit_box(origin[:, :end], direction[:, :end], box)
     return torch.cat((to_boxes, hit_sphere(origin[:, end:], direction[:, end:], sphere)))
+
+
+def least_of_each(values: torch.Tensor, ray: torch.Tensor, rays: int, none: float) -> torch.Tensor:
+    "The least value of each of so many rays; `none` for a ray without."
+    return values.new_full((rays,), none).scatter_reduce_(0, ray, values, "amin")
 
 
 def first_of_pairs(
@@ -404,10 +436,9 @@ def first_of_pairs(
     rays: int,  # how many there are
 ) -> tuple[torch.Tensor, torch.Tensor]:  # as `nearest_simple`
     "What each ray meets first; of two primitives at the same distance, the first."
-    best = t.new_full((rays,), math.inf).scatter_reduce_(0, ray, t, "amin")
+    best = least_of_each(t, ray, rays, math.inf)
     won = ((t == best[ray]) & (t < math.inf)).nonzero()[:, 0]
-    none = torch.iinfo(torch.long).max
-    which = ray.new_full((rays,), none).scatter_reduce_(0, ray[won], primitive[won], "amin")
+    which = least_of_each(primitive[won], ray[won], rays, torch.iinfo(torch.long).max)
     return best, torch.where(best < math.inf, which, -1)
 
 
@@ -517,19 +548,27 @@ def inward(
     return 1 - 2 * (face % 2)
 
 
+def flat_facing(
+    hit: Hit,  # what the points lie on
+    in_shell: torch.Tensor,  # `(N,)` bool: on the shell, not on a box
+    ratio: torch.Tensor,  # `(3, N)` the points in units of the half sizes
+) -> tuple[torch.Tensor, torch.Tensor]:  # `(3, N)` 1 along the axis that is faced, and the sign along each axis
+    "Which way a flat surface faces, in its own frame."
+    axis = torch.where(in_shell, hit.face // 2, farthest_axis(ratio))
+    return unit_vectors(axis, ratio), torch.where(in_shell, inward(hit.face).to(ratio), ratio.sign())
+
+
 def facing(
     scene: Scene,  # any
     point: torch.Tensor,  # `(3, N)` world
     hit: Hit,  # what the points lie on
 ) -> tuple[torch.Tensor, torch.Tensor]:  # normal `(3, N)` world, and point `(3, N)` in the surface's frame
     "Which way the surface faces at each point, and the point as its pattern sees it."
-    in_shell, is_flat = hit.surface < scene.first_box, hit.surface < scene.first_ball
-    frame = surface_frames(scene).index_select(1, hit.surface)
+    frame, is_flat = surface_frames(scene).index_select(1, hit.surface), hit.surface < scene.first_ball
     local = torch.stack(turn(point - frame[:3], frame[6], frame[7]))
     ratio = local / frame[3:6]
-    along_axis = unit_vectors(torch.where(in_shell, hit.face // 2, farthest_axis(ratio)), local)
-    flat = along_axis * torch.where(in_shell, inward(hit.face).to(local), ratio.sign())
-    normal = torch.where(is_flat, flat, ratio)
+    along_axis, sign = flat_facing(hit, hit.surface < scene.first_box, ratio)
+    normal = torch.where(is_flat, along_axis * sign, ratio)
     pattern = torch.where(is_flat, local * (1 - along_axis), local)
     return torch.stack(turn(normal, frame[6], -frame[7])), pattern
 
@@ -561,6 +600,15 @@ def ball_normal(
     return (outward / length(outward)).to(direction)
 
 # %% ../../nbs/scenes/raycast.ipynb #2c8660a0
+def met_primitives(
+    table: torch.Tensor,  # `(numbers, K)` boxes or spheres
+    column: torch.Tensor,  # `(N,)` of the table, beyond it for a ray that meets something else
+) -> tuple[torch.Tensor, torch.Tensor]:  # which rays meet one, `(N,)` bool, and the one of each of them
+    "The boxes, or the spheres, that rays meet."
+    met = (column >= 0) & (column < table.shape[1])
+    return met, table[:, column[met]]
+
+
 def surface_normal(
     scene: Scene,  # any
     origin: torch.Tensor,  # `(3, 1)` metres
@@ -569,11 +617,9 @@ def surface_normal(
 ) -> torch.Tensor:  # `(3, N)` world, unit length
     "Which way the surface that each ray meets faces: towards where the ray comes from."
     normal = torch.zeros_like(direction).scatter_(0, (hit.face // 2)[None], inward(hit.face).to(direction)[None])
-    on_ball = hit.surface >= scene.first_ball
-    on_box = (hit.surface >= scene.first_box) & ~on_ball
-    box = scene.boxes[:, hit.surface[on_box] - scene.first_box]
+    on_box, box = met_primitives(scene.boxes, hit.surface - scene.first_box)
     normal[:, on_box] = box_normal(origin, direction[:, on_box], box)
-    sphere = scene.spheres[:, hit.surface[on_ball] - scene.first_ball]
+    on_ball, sphere = met_primitives(scene.spheres, hit.surface - scene.first_ball)
     normal[:, on_ball] = ball_normal(origin, direction[:, on_ball], sphere)
     return normal
 
@@ -586,6 +632,16 @@ def line_share(
     "How much of a pixel a line covers; where it is thinner than the pixel, it fades."
     covered = ((line / 2 - to_line) / footprint + 0.5).clamp(0, 1)
     return covered * (line / footprint).clamp(max=1)
+
+
+def cells(
+    local: torch.Tensor,  # `(3, N)` metres in the surface's own frame
+    tile: torch.Tensor,  # `(3, N)` a cell's size, metres
+) -> tuple[torch.Tensor, torch.Tensor]:  # `(3, N)` whole numbers; `(N,)` metres to the nearest line between cells
+    "The cell in which each point lies."
+    place = local / tile + 0.5
+    cell = place.floor()
+    return cell, ((0.5 - (place - cell - 0.5).abs()) * tile).amin(0)
 
 
 def cell_tint(
@@ -603,9 +659,7 @@ def paint(
     "The color of points under white light, with patterns that fade where a pixel cannot resolve them."
     color, second, tile = materials[:9].split(3)
     line, check, vary = materials[9:12]
-    place = local / tile + 0.5
-    cell = place.floor()
-    to_line = ((0.5 - (place - cell - 0.5).abs()) * tile).amin(0)
+    cell, to_line = cells(local, tile)
     clear = (tile.amin(0) / footprint - 1).clamp(0, 1)
     odd = cell.sum(0).remainder(2) * check * clear
     mix = torch.maximum(line_share(to_line, line, footprint), odd)
@@ -637,6 +691,14 @@ def in_light(
     return arrives
 
 
+def light_strength(
+    scene: Scene,
+    distance: torch.Tensor,  # `(N,)` metres to the lamp
+) -> torch.Tensor:  # `(N,)`
+    "A lamp is weaker the farther it is, the sun as strong everywhere."
+    return torch.where(scene.light[3] > 0, 8 / (4 + distance**2), 1.0) * scene.brightness
+
+
 def lit(
     scene: Scene,  # any
     point: torch.Tensor,  # `(3, N)` world
@@ -644,11 +706,10 @@ def lit(
     nearest: Callable = nearest,  # which caster for boxes and spheres
 ) -> torch.Tensor:  # `(N,)` light that arrives
     "Lambert's cosine times the light, nothing where a box or sphere stands in between, plus the ambient light."
-    lamp = scene.light[3]
-    towards = scene.light[:3, None] - lamp * point
+    towards = scene.light[:3, None] - scene.light[3] * point
     distance = length(towards)
     cosine = (normal * towards).sum(0) / distance
-    strength = torch.where(lamp > 0, 8 / (4 + distance**2), 1.0) * scene.brightness
+    strength = light_strength(scene, distance)
     arrives = in_light(scene, point + 2e-3 * normal, towards, cosine, nearest)
     return arrives * cosine * strength + ambient_light(scene, normal)
 
@@ -660,7 +721,7 @@ def through_air(
     rise: torch.Tensor,  # `(N,)` sine of the angle at which a ray rises
 ) -> torch.Tensor:  # `(3, N)` linear RGB
     "Haze that grows with distance, and the sky from the horizon to the zenith."
-    zenith, horizon = scene.materials[:3, 5:6], scene.materials[3:6, 5:6]  # the two colors of the sky's material
+    zenith, horizon = scene.materials[:6, 5:6].split(3)  # the two colors of the sky's material
     hazy = torch.lerp(horizon, color, torch.exp(-scene.haze * t.clamp(max=1e3)))
     return torch.where(t == math.inf, torch.lerp(horizon, zenith, (2 * rise).clamp(0, 1)), hazy)
 
@@ -676,6 +737,14 @@ def pixel_footprint(
     return t / (scene.camera.fx * slant)
 
 
+def with_glow(
+    light: torch.Tensor,  # `(N,)` that arrives
+    glow: torch.Tensor,  # `(N,)` of the material, 0 to 1
+) -> torch.Tensor:  # `(N,)`
+    "What glows needs no light."
+    return torch.lerp(light, torch.ones_like(light), glow)
+
+
 def shade(
     scene: Scene,  # what is seen
     origin: torch.Tensor,  # `(3, 1)` metres
@@ -689,9 +758,8 @@ def shade(
     normal, local = facing(scene, point, hit)
     normal = torch.where(hit.t == math.inf, 0.0, normal)  # nothing shines on the sky
     materials = scene.materials.index_select(1, hit.surface)
-    light = lit(scene, point, normal, nearest)
-    light = torch.lerp(light, torch.ones_like(light), materials[12])  # what glows needs none
-    color = paint(local, pixel_footprint(scene, t, normal, direction), materials) * light
+    color = paint(local, pixel_footprint(scene, t, normal, direction), materials)
+    color = color * with_glow(lit(scene, point, normal, nearest), materials[12])
     if scene.kind == "streets":
         color = through_air(scene, color, hit.t, direction[2] / length(direction))
     return color.clamp(1e-4, 1).sqrt()  # close to sRGB's curve, and much cheaper
@@ -803,6 +871,11 @@ def shots(
     return row, column.expand_as(row)
 
 
+def in_image(row: torch.Tensor, column: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:  # bool
+    "Which places are pixels."
+    return (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+
+
 def scanned_pixels(
     size: tuple[int, int],  # rows, columns
     intrinsics: torch.Tensor,  # `(3, 3)`
@@ -811,7 +884,7 @@ def scanned_pixels(
 ) -> torch.Tensor:  # `(H, W)` bool
     "The pixels of an image that a scanner's lines pass through."
     row, column = shots(intrinsics, elevations, step)
-    inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+    inside = in_image(row, column, size)
     scanned = torch.zeros(size, dtype=torch.bool)
     scanned[row[inside], column[inside]] = True
     return scanned

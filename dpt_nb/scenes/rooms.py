@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/scenes/rooms.ipynb #153ef5fb
 import math
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 from .camera import Camera, pinhole
@@ -22,6 +23,17 @@ def corners(
     return [(-x, -y), (-x, y), (x, -y), (x, y)]
 
 
+def four_legs(
+    label: str,  # a class name
+    x: float,  # of the legs' centres, metres
+    y: float,  # metres
+    size: tuple[float, float, float],  # of a leg, metres
+    skin: Material,
+) -> list[Part]:
+    "A leg at each corner."
+    return [Part(label, *place, 0, size, skin) for place in corners(x, y)]
+
+
 def table(
     generator: random.Random,
 ) -> list[Part]:  # metres, standing on z = 0
@@ -29,9 +41,8 @@ def table(
     width, depth = generator.uniform(0.8, 1.6), generator.uniform(0.6, 0.9)
     height, leg = generator.uniform(0.7, 0.78), generator.uniform(0.04, 0.08)
     skin = material(wood(generator))
-    places = corners(width / 2 - leg, depth / 2 - leg)
-    legs = [Part("table", x, y, 0, (leg, leg, height - 0.04), skin) for x, y in places]
-    return [Part("table", 0, 0, height - 0.04, (width, depth, 0.04), skin), *legs]
+    top = Part("table", 0, 0, height - 0.04, (width, depth, 0.04), skin)
+    return [top, *four_legs("table", width / 2 - leg, depth / 2 - leg, (leg, leg, height - 0.04), skin)]
 
 
 def chair(
@@ -41,12 +52,11 @@ def chair(
     width, seat, back = generator.uniform(0.4, 0.48), generator.uniform(0.42, 0.48), generator.uniform(0.35, 0.55)
     skin, cushion = material(wood(generator)), material(random_color(generator))
     edge = width / 2 - 0.025
-    legs = [Part("chair", x, y, 0, (0.04, 0.04, seat - 0.05), skin) for x, y in corners(edge, edge)]
-    cushions = [
+    return [
         Part("chair", 0, 0, seat - 0.05, (width, width, 0.05), cushion),
         Part("chair", 0, edge, seat, (width, 0.03, back), cushion),
+        *four_legs("chair", edge, edge, (0.04, 0.04, seat - 0.05), skin),
     ]
-    return cushions + legs
 
 # %% ../../nbs/scenes/rooms.ipynb #0a99e68b
 def cabinet(
@@ -54,10 +64,14 @@ def cabinet(
 ) -> list[Part]:  # metres, standing on z = 0
     "A cabinet of drawers, its back to the north."
     width, depth, height = generator.uniform(0.6, 1.4), generator.uniform(0.35, 0.5), generator.uniform(0.7, 2.0)
+    return [Part("cabinet", 0, 0, 0, (width, depth, height), drawer_fronts(generator, width, height))]
+
+
+def drawer_fronts(generator: random.Random, width: float, height: float) -> Material:  # metres
+    "Drawers, one above the other, of wood or painted."
     drawers = generator.randint(2, 5)
     color = wood(generator) if generator.random() < 0.6 else random_color(generator, value=(0.4, 0.9))
-    front = material(color, darker(color, 0.35), (width, ENDLESS, height / drawers), 0.02)
-    return [Part("cabinet", 0, 0, 0, (width, depth, height), front)]
+    return material(color, darker(color, 0.35), (width, ENDLESS, height / drawers), 0.02)
 
 
 def carton(
@@ -66,10 +80,8 @@ def carton(
 ) -> list[Part]:  # metres, standing on z = 0
     "A box, cardboard or colored, with or without a band."
     size = tuple(generator.uniform(0.15, largest) for _ in range(3))
-    if generator.random() < 0.5:
-        color = random_color(generator, (0.07, 0.1), (0.3, 0.6), (0.3, 0.6))
-    else:
-        color = random_color(generator)
+    cardboard = ((0.07, 0.1), (0.3, 0.6), (0.3, 0.6)) if generator.random() < 0.5 else ()
+    color = random_color(generator, *cardboard)
     band, width = random_color(generator), generator.choice((0.0, 0.05))
     return [Part("box", 0, 0, 0, size, material(color, band, (size[0] / 2, ENDLESS, ENDLESS), width))]
 
@@ -117,13 +129,36 @@ def flooring(
     generator: random.Random,
 ) -> Material:
     "Planks or tiles."
-    if generator.random() < 0.5:
-        color = wood(generator)
-        width, long = generator.uniform(0.12, 0.25), generator.uniform(0.9, 2.0)
-        return material(color, darker(color, 0.4), (width, long, ENDLESS), 0.01, vary=0.5)
+    return (planks if generator.random() < 0.5 else tiles)(generator)
+
+
+def planks(generator: random.Random) -> Material:
+    "Boards of one wood, no two of them alike."
+    color = wood(generator)
+    width, long = generator.uniform(0.12, 0.25), generator.uniform(0.9, 2.0)
+    return material(color, darker(color, 0.4), (width, long, ENDLESS), 0.01, vary=0.5)
+
+
+def tiles(generator: random.Random) -> Material:
+    "Squares of one color, or of two."
     side, check = generator.uniform(0.25, 0.5), generator.choice((0.0, 0.8))
     color = random_color(generator, saturation=(0.05, 0.4))
     return material(color, darker(color, 0.5), (side, side, ENDLESS), 0.015, check, 0.15)
+
+
+def eye_place(
+    generator: random.Random,
+    width: float,  # of the room along x, metres
+    depth: float,  # of the room along y, metres
+) -> tuple[float, float, float]:  # metres
+    "A place at eye level, away from the walls."
+    x, y = generator.uniform(0.55, width - 0.55), generator.uniform(0.55, depth - 0.55)
+    return x, y, generator.uniform(1.1, 1.7)
+
+
+def nine_places(width: float, depth: float) -> list[tuple[float, float]]:  # of a room, metres
+    "A grid of places on the floor."
+    return [(column * width, row * depth) for column in (0.2, 0.5, 0.8) for row in (0.2, 0.5, 0.8)]
 
 
 def far_target(
@@ -133,8 +168,7 @@ def far_target(
     room: tuple[float, float],  # its width and depth, metres
 ) -> tuple[float, float]:  # dx and dy from the camera, metres
     "One of nine places of a room, mostly a far one."
-    places = [(column * room[0], row * room[1]) for column in (0.2, 0.5, 0.8) for row in (0.2, 0.5, 0.8)]
-    offsets = [(place[0] - x, place[1] - y) for place in places]
+    offsets = [(place[0] - x, place[1] - y) for place in nine_places(*room)]
     return max(offsets, key=lambda offset: math.hypot(*offset) * generator.uniform(0.7, 1.3))
 
 
@@ -145,12 +179,17 @@ def room_camera(
     depth: float,  # of the room along y, metres
 ) -> Camera:
     "A camera at eye level, away from the walls, that looks across the room, mostly towards a far part of it."
-    x, y, z = generator.uniform(0.55, width - 0.55), generator.uniform(0.55, depth - 0.55), generator.uniform(1.1, 1.7)
+    x, y, z = eye_place(generator, width, depth)
     dx, dy = far_target(generator, x, y, (width, depth))
     pitch = math.atan2(z - generator.uniform(0.2, 1.4), math.hypot(dx, dy))
     field_of_view = generator.uniform(55, 70)
     yaw = math.atan2(-dx, dy) + generator.uniform(-0.2, 0.2)
     return pinhole(size, field_of_view, (x, y, z), yaw, max(-0.1, min(0.55, pitch)))
+
+
+def plaster(generator: random.Random) -> Material:
+    "A ceiling, nearly white."
+    return material(random_color(generator, saturation=(0, 0.08), value=(0.75, 0.95)))
 
 
 def room(
@@ -160,8 +199,7 @@ def room(
     "A room of 2.5 to 9 m a side with floor, walls and ceiling, and a camera that looks into it."
     width, depth, height = generator.uniform(2.5, 7.5), generator.uniform(2.8, 9), generator.uniform(2.3, 3.1)
     walls, floor = wallpaper(generator), flooring(generator)
-    ceiling = material(random_color(generator, saturation=(0, 0.08), value=(0.75, 0.95)))
-    surfaces = [("wall", walls)] * 4 + [("floor", floor), ("ceiling", ceiling)]
+    surfaces = [("wall", walls)] * 4 + [("floor", floor), ("ceiling", plaster(generator))]
     camera = room_camera(generator, size, width, depth)
     return Builder("rooms", [[0.0, 0, 0], [width, depth, height]], surfaces), camera
 
@@ -212,8 +250,11 @@ def wall_slots(
     depth: float,  # of the room along y, metres
 ) -> list[tuple[int, int, float]]:  # the wall's axis (0: across x), its side (0 or 1), and metres along it
     "The stretches of all four walls."
-    counts = int(depth // STRETCH), int(width // STRETCH)
-    return [(axis, side, (i + 0.5) * STRETCH) for axis in (0, 1) for side in (0, 1) for i in range(counts[axis])]
+    slots = []
+    for axis, length in enumerate((depth, width)):
+        places = [(number + 0.5) * STRETCH for number in range(int(length // STRETCH))]
+        slots += [(axis, side, along) for side in (0, 1) for along in places]
+    return slots
 
 
 def hang_on_wall(
@@ -224,13 +265,26 @@ def hang_on_wall(
     along: float,  # metres
 ):
     "Paint a door, a window or a picture on a wall."
-    width, depth, _ = builder.shell[1]
+    across = side * builder.shell[1][axis]
     middle = thing.bottom + thing.height / 2
     if axis == 0:
-        place, size = (side * width, along, middle), (0.02, thing.width, thing.height)
+        place, size = (across, along, middle), (0.02, thing.width, thing.height)
     else:
-        place, size = (along, side * depth, middle), (thing.width, 0.02, thing.height)
+        place, size = (along, across, middle), (thing.width, 0.02, thing.height)
     builder.decal(thing.label, thing.material, place, size)
+
+
+def hanging_makers(generator: random.Random) -> list[Callable]:  # of `Hanging`s
+    "What hangs on the walls of a room, doors first."
+    numbers = {door: (1, 2), window: (2, 4), picture: (2, 6)}  # fewest and most
+    return [make for make, limits in numbers.items() for _ in range(generator.randint(*limits))]
+
+
+def add_ceiling_lamp(generator: random.Random, builder: Builder):
+    "A bright square in the middle of the ceiling."
+    width, depth, height = builder.shell[1]
+    side = generator.uniform(0.3, 0.6)
+    builder.decal("lamp", material((1.0, 0.97, 0.88), glow=1.0), (width / 2, depth / 2, height), (side, side, 0.02))
 
 
 def hang(
@@ -238,18 +292,26 @@ def hang(
     builder: Builder,  # an empty room, which gets the decals
 ):
     "Doors, windows and pictures on the walls of a room, and a lamp on its ceiling."
-    width, depth, height = builder.shell[1]
-    slots = wall_slots(width, depth)
+    slots = wall_slots(*builder.shell[1][:2])
     generator.shuffle(slots)
-    makers = [door] * generator.randint(1, 2)
-    makers += [window] * generator.randint(2, 4)
-    makers += [picture] * generator.randint(2, 6)
-    for make, slot in zip(makers, slots):
+    for make, slot in zip(hanging_makers(generator), slots):
         hang_on_wall(builder, make(generator), *slot)
-    side = generator.uniform(0.3, 0.6)
-    builder.decal("lamp", material((1.0, 0.97, 0.88), glow=1.0), (width / 2, depth / 2, height), (side, side, 0.02))
+    add_ceiling_lamp(generator, builder)
 
 # %% ../../nbs/scenes/rooms.ipynb #27d13801
+def wall_places(
+    width: float,  # of the room along x, metres
+    depth: float,  # of the room along y, metres
+    x: float,  # metres
+    y: float,  # metres
+    back: float,  # metres from the wall
+) -> list[tuple[float, float, float, float]]:  # metres to the wall; x, y and yaw there
+    "A place moved to each wall, its back to it."
+    north, south = (depth - y, x, depth - back, 0.0), (y, x, back, math.pi)
+    west, east = (x, back, y, math.pi / 2), (width - x, width - back, y, -math.pi / 2)
+    return [north, west, south, east]
+
+
 def against_wall(
     width: float,  # of the room along x, metres
     depth: float,  # of the room along y, metres
@@ -258,11 +320,9 @@ def against_wall(
     size: tuple[float, float, float],  # of the cabinet
 ) -> tuple[float, float, float]:  # x, y, yaw
     "The place of a cabinet moved to the nearest wall of a room, its back to it, 1 cm off."
-    half, back = size[0] / 2 + 0.05, size[1] / 2 + 0.01
+    half = size[0] / 2 + 0.05
     x, y = min(max(x, half), width - half), min(max(y, half), depth - half)
-    north, west = (depth - y, x, depth - back, 0.0), (x, back, y, math.pi / 2)  # distance first
-    south, east = (y, x, back, math.pi), (width - x, width - back, y, -math.pi / 2)
-    return min(north, west, south, east)[1:]
+    return min(wall_places(width, depth, x, y, size[1] / 2 + 0.01))[1:]
 
 # %% ../../nbs/scenes/rooms.ipynb #d55efa34
 Circle = tuple[float, float, float]  # x, y and radius, metres
@@ -275,6 +335,11 @@ def circle_reach(
     return max(math.hypot(abs(part.x) + part.size[0] / 2, abs(part.y) + part.size[1] / 2) for part in parts)
 
 
+def place_ahead(camera: Camera, angle: float, far: float) -> tuple[float, float]:  # radians, metres → x, y
+    "The place on the floor in a direction."
+    return camera.position[0] - far * math.sin(angle), camera.position[1] + far * math.cos(angle)
+
+
 def guess_place(
     generator: random.Random,
     camera: Camera,
@@ -282,8 +347,12 @@ def guess_place(
     "A place in the camera's view, 1 to 6 m away."
     spread = math.atan(camera.width / 2 / camera.fx)
     angle, far = camera.yaw + generator.uniform(-spread, spread), generator.uniform(1.0, 6.0)
-    x, y = camera.position[0] - far * math.sin(angle), camera.position[1] + far * math.cos(angle)
-    return x, y, generator.uniform(0, 2 * math.pi)
+    return *place_ahead(camera, angle, far), generator.uniform(0, 2 * math.pi)
+
+
+def is_inside(x: float, y: float, room: tuple[float, float], margin: float) -> bool:  # all metres
+    "Whether a place is in a room, farther from its walls than the margin."
+    return margin < x < room[0] - margin and margin < y < room[1] - margin
 
 
 def is_free(
@@ -306,13 +375,11 @@ def free_place(
 ) -> Circle | None:  # x, y, yaw; None where it fits nowhere
     "A place inside the room where furniture overlaps nothing."
     reach = circle_reach(parts)
-    margin = 0 if to_wall else reach
     for _ in range(tries):
         x, y, yaw = guess_place(generator, camera)
         if to_wall:
             x, y, yaw = against_wall(*room, x, y, parts[0].size)
-        inside = margin < x < room[0] - margin and margin < y < room[1] - margin
-        if inside and is_free((x, y, reach), taken):
+        if is_inside(x, y, room, margin=0 if to_wall else reach) and is_free((x, y, reach), taken):
             return x, y, yaw
     return None
 
@@ -329,21 +396,31 @@ def put_on_table(
     builder.place(thing, x, y, generator.uniform(0, 6), top.bottom + top.size[2])
 
 
+def put_in_room(
+    generator: random.Random,
+    builder: Builder,  # gets the furniture
+    camera: Camera,  # where it looks, things mostly stand
+    taken: list[Circle],  # gets the circle that the furniture takes
+    make: Callable,  # one of `FURNITURE`
+):
+    "One piece of furniture, if a place is found for it."
+    parts = make(generator)
+    place = free_place(generator, camera, builder.shell[1][:2], taken, parts, to_wall=make is cabinet)
+    if place is None:
+        return
+    taken.append((*place[:2], circle_reach(parts)))
+    builder.place(parts, *place)
+    if make is table and generator.random() < 0.7:
+        put_on_table(generator, builder, parts[0], *place[:2])
+
+
 def furnish(
     generator: random.Random,
     builder: Builder,  # a room, which gets the furniture
     camera: Camera,  # what must stay free, and where it looks
 ):
     "Furniture on the floor of a room, most of it where the camera looks, apart from each other and from the camera."
-    width, depth, _ = builder.shell[1]
     taken = [(*camera.position[:2], 0.45)]
     chosen = [make for make, limits in FURNITURE.items() for _ in range(generator.randint(*limits))]
     for make in chosen:
-        parts = make(generator)
-        place = free_place(generator, camera, (width, depth), taken, parts, to_wall=make is cabinet)
-        if place is None:
-            continue
-        taken.append((*place[:2], circle_reach(parts)))
-        builder.place(parts, *place)
-        if make is table and generator.random() < 0.7:
-            put_on_table(generator, builder, parts[0], *place[:2])
+        put_in_room(generator, builder, camera, taken, make)

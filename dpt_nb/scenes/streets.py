@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from .camera import Camera, pinhole
 from .raycast import ENDLESS, Builder, Material, Part, material, random_color, wood
+from .rooms import corners
 
 # %% ../../nbs/scenes/streets.ipynb #e16bc80e
 FOREVER = 1e3  # metres: longer than anybody sees
@@ -24,14 +25,20 @@ class Widths(NamedTuple):
     pavement: float  # metres, one pavement
 
 
+def daylight(generator: random.Random) -> Material:
+    "A sky: the color of its zenith, and that of its horizon as the second."
+    zenith = random_color(generator, (0.56, 0.61), (0.4, 0.85), (0.4, 0.9))
+    horizon = random_color(generator, (0.52, 0.62), (0.05, 0.3), (0.7, 0.95))
+    return material(zenith, horizon, glow=1.0)
+
+
 def bare_ground(
     generator: random.Random,
 ) -> Builder:
     "Grass below the sky, without end."
-    zenith = random_color(generator, (0.56, 0.61), (0.4, 0.85), (0.4, 0.9))
-    horizon = random_color(generator, (0.52, 0.62), (0.05, 0.3), (0.7, 0.95))
+    sky = daylight(generator)
     green = random_color(generator, (0.2, 0.33), (0.4, 0.7), (0.2, 0.45))
-    sky, grass = material(zenith, horizon, glow=1.0), material(green, tile=(0.4, 0.4, ENDLESS), vary=0.4)
+    grass = material(green, tile=(0.4, 0.4, ENDLESS), vary=0.4)
     surfaces = [("sky", sky)] * 4 + [("grass", grass), ("sky", sky)]
     return Builder("streets", [[-math.inf, -math.inf, 0.0], [math.inf] * 3], surfaces)
 
@@ -48,17 +55,34 @@ def lay_road(
     builder.decal("road", white_line, (0, 0, 0), (0.15, FOREVER, 0.02))
 
 
+def paving(generator: random.Random) -> Material:
+    "Slabs of stone."
+    stone, slab = generator.uniform(0.3, 0.5), generator.uniform(0.4, 0.8)
+    return material((stone,) * 3, (0.5 * stone,) * 3, (slab, slab, ENDLESS), 0.03, vary=0.2)
+
+
 def lay_pavements(
     generator: random.Random,
     builder: Builder,  # bare ground, which gets the decals
     widths: Widths,
 ):
     "A pavement of slabs on each side of the road."
-    stone, slab = generator.uniform(0.3, 0.5), generator.uniform(0.4, 0.8)
-    slabs = material((stone,) * 3, (0.5 * stone,) * 3, (slab, slab, ENDLESS), 0.03, vary=0.2)
+    slabs = paving(generator)
     middle = widths.half + widths.pavement / 2
     for side in (-1, 1):
         builder.decal("pavement", slabs, (side * middle, 0, 0), (widths.pavement, FOREVER, 0.02))
+
+
+def street_camera(
+    generator: random.Random,
+    size: tuple[int, int],  # rows, columns
+    widths: Widths,
+) -> Camera:
+    "A camera in a car or on the right-hand pavement, that looks north."
+    x = generator.choice(((widths.half - 2.2) / 2, widths.half + 0.6 * widths.pavement))
+    field_of_view, height = generator.uniform(60, 85), generator.uniform(1.3, 2.0)
+    yaw, pitch = generator.uniform(-0.12, 0.15), generator.uniform(-0.03, 0.1)
+    return pinhole(size, field_of_view, (x, 0.0, height), yaw, pitch)
 
 
 def street(
@@ -70,12 +94,21 @@ def street(
     builder = bare_ground(generator)
     lay_road(generator, builder, widths)
     lay_pavements(generator, builder, widths)
-    x = generator.choice(((widths.half - 2.2) / 2, widths.half + 0.6 * widths.pavement))
-    field_of_view, height = generator.uniform(60, 85), generator.uniform(1.3, 2.0)
-    yaw, pitch = generator.uniform(-0.12, 0.15), generator.uniform(-0.03, 0.1)
-    return builder, pinhole(size, field_of_view, (x, 0.0, height), yaw, pitch), widths
+    return builder, street_camera(generator, size, widths), widths
 
 # %% ../../nbs/scenes/streets.ipynb #068db983
+def window_grid(
+    generator: random.Random,
+    wide: float,  # metres from one window to the next
+) -> tuple[Material, float]:  # and metres from one floor to the next
+    "What the walls of a building look like."
+    wall = random_color(generator, (-0.04, 0.14), (0.1, 0.65), (0.3, 0.8))
+    glass = random_color(generator, (0.5, 0.65), (0.1, 0.5), (0.08, 0.45))
+    high = generator.uniform(2.8, 3.4)
+    between = generator.uniform(0.35, 0.6) * min(wide, high)
+    return material(glass, wall, (wide, wide, high), between, vary=0.4), high
+
+
 def building(
     generator: random.Random,
     along: float,  # metres beside the street
@@ -83,11 +116,7 @@ def building(
     "A building with a grid of windows."
     floors = generator.choice((1, 3, 3, 5, 7))
     columns = 2 * round(along / 6) + 1  # both odd: the pattern's cells are centred on the box
-    wall = random_color(generator, (-0.04, 0.14), (0.1, 0.65), (0.3, 0.8))
-    glass = random_color(generator, (0.5, 0.65), (0.1, 0.5), (0.08, 0.45))
-    wide, high = along / columns, generator.uniform(2.8, 3.4)
-    between = generator.uniform(0.35, 0.6) * min(wide, high)
-    windows = material(glass, wall, (wide, wide, high), between, vary=0.4)
+    windows, high = window_grid(generator, along / columns)
     return [Part("building", 0, 0, 0, (generator.uniform(8, 14), along, floors * high), windows)]
 
 # %% ../../nbs/scenes/streets.ipynb #9154bd5e
@@ -97,8 +126,21 @@ def wheels(
 ) -> list[Part]:
     "Four black balls."
     x, y, tyre = width / 2 - 0.2, long * 0.3, material((0.02,) * 3)
-    places = [(-x, -y), (-x, y), (x, -y), (x, y)]
-    return [Part("car", *place, 0, (0.64,) * 3, tyre, ball=True) for place in places]
+    return [Part("car", *place, 0, (0.64,) * 3, tyre, ball=True) for place in corners(x, y)]
+
+
+def cabin(
+    width: float,  # of the car, metres
+    long: float,  # of the car, metres
+    bottom: float,  # metres above the ground
+    paint: Material,
+) -> list[Part]:
+    "Windows all round, and a roof."
+    glass = material((0.05, 0.07, 0.09))
+    return [
+        Part("car", 0, -0.25, bottom, (width - 0.2, long * 0.5, 0.45), glass),
+        Part("car", 0, -0.25, bottom + 0.45, (width - 0.18, long * 0.48, 0.06), paint),
+    ]
 
 
 def car(
@@ -107,13 +149,8 @@ def car(
     "A car, its nose to the north: a body, a cabin of glass, four wheels."
     width, long, body = generator.uniform(1.65, 1.85), generator.uniform(3.8, 4.6), generator.uniform(0.55, 0.75)
     paint = material(random_color(generator, saturation=(0, 0.9), value=(0.15, 0.9)))
-    glass, top = material((0.05, 0.07, 0.09)), 0.25 + body
-    return [
-        Part("car", 0, 0, 0.25, (width, long, body), paint),
-        Part("car", 0, -0.25, top, (width - 0.2, long * 0.5, 0.45), glass),
-        Part("car", 0, -0.25, top + 0.45, (width - 0.18, long * 0.48, 0.06), paint),
-        *wheels(width, long),
-    ]
+    below = Part("car", 0, 0, 0.25, (width, long, body), paint)
+    return [below, *cabin(width, long, 0.25 + body, paint), *wheels(width, long)]
 
 # %% ../../nbs/scenes/streets.ipynb #ed3a1810
 def leaf_balls(
@@ -123,11 +160,14 @@ def leaf_balls(
 ) -> list[Part]:
     "The crown of a tree: three or four balls, one above the other."
     leaves = material(random_color(generator, (0.2, 0.36), (0.5, 0.8), (0.2, 0.5)), tile=(0.3,) * 3, vary=0.9)
-    balls = []
-    for number in range(generator.randint(3, 4)):
-        x, y = generator.uniform(-0.6, 0.6) * radius, generator.uniform(-0.6, 0.6) * radius
-        balls.append(Part("tree", x, y, bottom + 0.5 * number * radius, (2 * radius,) * 3, leaves, ball=True))
-    return balls
+    heights = [bottom + 0.5 * number * radius for number in range(generator.randint(3, 4))]
+    return [leaf_ball(generator, height, radius, leaves) for height in heights]
+
+
+def leaf_ball(generator: random.Random, bottom: float, radius: float, leaves: Material) -> Part:  # metres
+    "A ball of leaves, not quite above the trunk."
+    x, y = generator.uniform(-0.6, 0.6) * radius, generator.uniform(-0.6, 0.6) * radius
+    return Part("tree", x, y, bottom, (2 * radius,) * 3, leaves, ball=True)
 
 
 def tree(
@@ -155,7 +195,15 @@ def pole(
     metal = material((generator.uniform(0.1, 0.4),) * 3)
     if generator.random() < 0.4:
         return road_sign(generator, metal)
-    high, glass = generator.uniform(5, 7), material((0.9, 0.9, 0.8), glow=0.5)
+    return street_lamp(generator.uniform(5, 7), metal)
+
+
+def street_lamp(
+    high: float,  # metres
+    metal: Material,
+) -> list[Part]:  # metres, standing on z = 0
+    "A lamp at the end of an arm."
+    glass = material((0.9, 0.9, 0.8), glow=0.5)
     return [
         Part("pole", 0, 0, 0, (0.14, 0.14, high), metal),
         Part("pole", -0.6, 0, high, (1.4, 0.12, 0.1), metal),
@@ -180,14 +228,20 @@ def person(
     "A person, 1.5 to 1.9 m tall: two legs, a torso, a head."
     tall, skin = generator.uniform(1.5, 1.9), material(random_color(generator, (0.04, 0.08), (0.35, 0.6), (0.25, 0.8)))
     trousers, coat = material(random_color(generator, value=(0.08, 0.4))), material(random_color(generator))
-    torso, head = (0.44, 0.25, 0.38 * tall), (0.14 * tall,) * 3
-    return [
-        *legs(generator, tall, trousers),
-        Part("person", 0, 0, 0.48 * tall, torso, coat),
-        Part("person", 0, 0, 0.86 * tall, head, skin, ball=True),
-    ]
+    return [*legs(generator, tall, trousers), *torso_and_head(tall, coat, skin)]
+
+
+def torso_and_head(tall: float, coat: Material, skin: Material) -> list[Part]:  # tall: the person, metres
+    "What stands on the legs."
+    torso = Part("person", 0, 0, 0.48 * tall, (0.44, 0.25, 0.38 * tall), coat)
+    return [torso, Part("person", 0, 0, 0.86 * tall, (0.14 * tall,) * 3, skin, ball=True)]
 
 # %% ../../nbs/scenes/streets.ipynb #7911c892
+def behind_garden(generator: random.Random, widths: Widths, house: Part) -> float:  # metres
+    "How far the middle of a building is from the middle of the road."
+    return widths.half + widths.pavement + generator.uniform(0.3, 4) + house.size[0] / 2
+
+
 def add_buildings(
     generator: random.Random,
     builder: Builder,
@@ -200,8 +254,7 @@ def add_buildings(
         along = generator.uniform(8, 18)
         parts = building(generator, along)
         if generator.random() < 0.8:
-            garden = generator.uniform(0.3, 4)
-            x = widths.half + widths.pavement + garden + parts[0].size[0] / 2
+            x = behind_garden(generator, widths, parts[0])
             builder.place(parts, side * x, y + along / 2)
         y += along + generator.choice((0.0, 0.5, 4.0))
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DIGEST', 'DIGEST_LENGTH', 'OPTIONAL_PARTS', 'is_finite', 'nonfinite_names', 'lower_rate_hint', 'DigestedFile',
-           'digest_of', 'is_whole_archive', 'damage', 'random_state', 'raise_if_broken', 'save_checkpoint',
-           'checkpoint_paths', 'checkpoint_step', 'model_mismatch', 'moment_mismatch', 'optimizer_mismatch',
-           'value_kind', 'kind_mismatch', 'part_mismatch', 'is_random_state', 'progress_mismatch', 'state_mismatch',
-           'set_aside', 'newest_intact', 'read_state', 'count_states', 'restore_random_state', 'load_checkpoint_into',
-           'MissingTargets', 'LastRow', 'full_disk_message', 'disk_full_guard', 'write_model', 'save_model']
+           'digest_of', 'is_whole_archive', 'damage', 'random_state', 'raise_if_broken', 'write_state',
+           'save_checkpoint', 'checkpoint_paths', 'checkpoint_step', 'name_mismatch', 'model_mismatch',
+           'moment_mismatch', 'optimizer_mismatch', 'value_kind', 'kind_mismatch', 'part_mismatch', 'is_random_state',
+           'is_moment', 'progress_mismatch', 'state_mismatch', 'set_aside', 'newest_intact', 'read_state',
+           'count_states', 'restore_random_state', 'restore_parts', 'load_checkpoint_into', 'MissingTargets', 'LastRow',
+           'full_disk_message', 'disk_full_guard', 'write_model', 'save_model']
 
 # %% ../../nbs/training/checkpointing.ipynb #69ce48b3
 import hashlib
@@ -139,6 +140,13 @@ def raise_if_broken(
         )
 
 
+def write_state(path: Path, state: dict) -> None:
+    "One file, whole or not at all, with the digest of its bytes."
+    with atomic_write(path) as temporary, DigestedFile(temporary) as file:
+        torch.save(state, file)
+        file.write_digest()
+
+
 def save_checkpoint(
     folder: Path,  # `checkpoints/` of a run
     step: int,  # steps done
@@ -154,10 +162,7 @@ def save_checkpoint(
     raise_if_broken([name for _, broken in gathered for name in broken], step)
     path = folder / f"step-{step:08d}.pt"
     if is_first_process():
-        state |= dict(step=step, seconds=seconds, random=[random for random, _ in gathered])
-        with atomic_write(path) as temporary, DigestedFile(temporary) as file:
-            torch.save(state, file)
-            file.write_digest()
+        write_state(path, state | dict(step=step, seconds=seconds, random=[random for random, _ in gathered]))
         for old in checkpoint_paths(folder)[:-last]:
             old.unlink()
     return path
@@ -179,6 +184,16 @@ def checkpoint_step(path: Path) -> int:
 OPTIONAL_PARTS = ("scaler", "without_truth", "row")  # a checkpoint of another precision, or an older one, lacks them
 
 
+def name_mismatch(state: dict, own: dict) -> str:  # empty where they are alike
+    "The first name that only one of two states of a network has."
+    for name in own | state:
+        if name not in state:
+            return f"{name} is missing"
+        if name not in own:
+            return f"{name} is not in this network"
+    return ""
+
+
 def model_mismatch(
     state,  # of a network, as it was read
     own: dict,  # its state as it is
@@ -186,11 +201,8 @@ def model_mismatch(
     "Which names or shapes differ."
     if not isinstance(state, dict):
         return f"it is a {type(state).__name__}"
-    for name in own | state:
-        if name not in state:
-            return f"{name} is missing"
-        if name not in own:
-            return f"{name} is not in this network"
+    if wrong := name_mismatch(state, own):
+        return wrong
     for name, value in own.items():
         shape, expected = list(getattr(state[name], "shape", ())), list(getattr(value, "shape", ()))
         if shape != expected:
@@ -264,12 +276,17 @@ def is_random_state(found) -> bool:
     return isinstance(cpu, torch.Tensor) and cpu.dtype == torch.uint8 and cpu.shape == torch.get_rng_state().shape
 
 
+def is_moment(step, seconds) -> bool:  # as they were read
+    "Whether they are a number of steps and a time."
+    return type(step) is int and step >= 1 and type(seconds) in (int, float) and math.isfinite(seconds)
+
+
 def progress_mismatch(
     state: dict,  # with `step`, `seconds` and `random`
 ) -> str:  # empty where they are as they should be
     "What keeps a run from going on where a state says that it was."
     step, seconds, random = state["step"], state["seconds"], state["random"]
-    if type(step) is not int or step < 1 or type(seconds) not in (int, float) or not math.isfinite(seconds):
+    if not is_moment(step, seconds):
         return f"its step is {step!r} after {seconds!r} seconds"[:200]
     if not isinstance(random, list) or not random or not all(map(is_random_state, random)):
         return "its random state is not one"
@@ -345,6 +362,13 @@ def restore_random_state(
             torch.cuda.set_rng_state_all(random[rank]["cuda"])
 
 
+def restore_parts(state: dict, parts: dict) -> None:  # as of `state_mismatch`
+    "Load what a state holds of each part, and of the random numbers."
+    for name in parts.keys() & state.keys():
+        parts[name].load_state_dict(state[name])
+    restore_random_state(state["random"])
+
+
 def load_checkpoint_into(
     folder: Path,  # `checkpoints/` of a run
     parts: dict,  # name → anything with `load_state_dict`
@@ -355,9 +379,7 @@ def load_checkpoint_into(
         state = read_state(path)
         wrong = state if isinstance(state, str) else state_mismatch(state, parts)
         if not wrong:
-            for name in parts.keys() & state.keys():
-                parts[name].load_state_dict(state[name])
-            restore_random_state(state["random"])
+            restore_parts(state, parts)
             return state["step"], state["seconds"]
         if is_first_process():
             set_aside(path, f"is not a state of this run ({wrong})")

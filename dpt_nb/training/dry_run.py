@@ -16,7 +16,7 @@ from ..network.zoo import count_parameters
 from .distributed import check_trackers, open_accelerator
 from .loader import readers_watched
 from .loop import train_steps
-from .optim import parameter_groups
+from .optim import recipe_groups
 from .recipe_fields import Recipe, settings_without_effect
 from .run_folder import check_writable
 from .train_state import TrainState, network_without_effect, open_run
@@ -38,18 +38,10 @@ def step_seconds(
 
 def group_lines(state: TrainState) -> list[str]:
     "A line for each parameter group."
-    chosen = state.recipe.optimizer
-    groups = parameter_groups(
-        state.trained_model(),
-        chosen.weight_decay,
-        chosen.lr,
-        chosen.backbone,
-        chosen.layer_decay,
-        chosen.no_weight_decay,
-    )
     lines = []
-    for group in groups:
-        values, scale = sum(parameter.numel() for parameter in group["params"]), group["lr"] / chosen.lr
+    for group in recipe_groups(state.recipe, state.trained_model()):
+        values = sum(parameter.numel() for parameter in group["params"])
+        scale = group["lr"] / state.recipe.optimizer.lr
         lines.append(f"  {values:,} values at {scale:.3g} of the largest rate, decay {group['weight_decay']:g}")
     return lines
 

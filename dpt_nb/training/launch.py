@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['in_notebook', 'way_to_start', 'recipe_to_launch', 'place_processes', 'launch', 'check_method', 'check_shared_evenly',
-           'check_launch', 'steps_of_run', 'write_job', 'run_workers']
+           'check_placement', 'check_launch', 'steps_of_run', 'write_job', 'run_workers']
 
 # %% ../../nbs/training/17_launch.ipynb #6965f37d
 import json
@@ -143,10 +143,8 @@ def check_shared_evenly(
         )
 
 
-def check_launch(
-    recipe: Recipe, num_processes: int, num_nodes: int, node_rank: int, scheduler: str | None, method: str | None
-) -> None:
-    "Raises `TrainingError` for what cannot be started."
+def check_placement(num_processes: int, num_nodes: int, node_rank: int) -> None:  # as in `Placement`
+    "Raises `TrainingError` in a process that a launcher has started, and for numbers of processes that cannot be."
     if "WORLD_SIZE" in os.environ:
         raise TrainingError(
             f"This process was itself started by a launcher, as one of {os.environ['WORLD_SIZE']}: call `train` here, "
@@ -157,6 +155,13 @@ def check_launch(
             f"{num_processes} processes on machine {node_rank} of {num_nodes}: at least one of each is needed, "
             "and machines count from 0."
         )
+
+
+def check_launch(
+    recipe: Recipe, num_processes: int, num_nodes: int, node_rank: int, scheduler: str | None, method: str | None
+) -> None:
+    "Raises `TrainingError` for what cannot be started."
+    check_placement(num_processes, num_nodes, node_rank)
     check_shared_evenly(recipe, num_processes * num_nodes)
     if scheduler not in (None, "slurm"):
         raise TrainingError(f"There is no scheduler {scheduler!r} here, only 'slurm'.")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORM_LAYERS', 'EMBEDDINGS', 'lr_scale', 'norm_names', 'exempt_names', 'block_count', 'check_layer_decay',
-           'parameter_groups', 'build_optimizer', 'one_cycle', 'falling_rate', 'build_schedule', 'planned_rates',
-           'apply_rates']
+           'parameter_groups', 'recipe_groups', 'build_optimizer', 'one_cycle', 'falling_rate', 'build_schedule',
+           'planned_rates', 'apply_rates']
 
 # %% ../../nbs/training/optim.ipynb #7559d677
 import math
@@ -91,23 +91,28 @@ def parameter_groups(
     check_layer_decay(layer_decay, depth)
     groups = {}
     for name, parameter in sorted(model.named_parameters(), key=lambda named: named[0] in exempt):  # stable
-        scale = lr_scale(name, depth, backbone, layer_decay)
+        scale, free = lr_scale(name, depth, backbone, layer_decay), name in exempt
         apart = backbone != 1.0 and name.startswith("backbone.")  # also where layer decay happens to give the same rate
-        decay = 0.0 if name in exempt else weight_decay
-        group = groups.setdefault((name in exempt, scale, apart), dict(params=[], lr=lr * scale, weight_decay=decay))
-        group["params"].append(parameter)
+        empty = dict(params=[], lr=lr * scale, weight_decay=0.0 if free else weight_decay)
+        groups.setdefault((free, scale, apart), empty)["params"].append(parameter)
     return list(groups.values())
 
 # %% ../../nbs/training/optim.ipynb #88d0508d
+def recipe_groups(recipe: Recipe, model: nn.Module) -> list[dict]:
+    "`parameter_groups` as a recipe wishes them."
+    chosen = recipe.optimizer
+    return parameter_groups(
+        model, chosen.weight_decay, chosen.lr, chosen.backbone, chosen.layer_decay, chosen.no_weight_decay
+    )
+
+
 def build_optimizer(
     recipe: Recipe,
     model: nn.Module,
 ) -> torch.optim.Optimizer:
     "The recipe's optimizer for the parameters of a model."
     chosen = recipe.optimizer
-    groups = parameter_groups(
-        model, chosen.weight_decay, chosen.lr, chosen.backbone, chosen.layer_decay, chosen.no_weight_decay
-    )
+    groups = recipe_groups(recipe, model)
     if chosen.name == "sgd":
         return torch.optim.SGD(groups, lr=chosen.lr, momentum=chosen.betas[0])
     kind = torch.optim.AdamW if chosen.name == "adamw" else torch.optim.Adam

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'KINDS_OF_FIELD', 'LIMITS', 'RecipeError', 'ModelGroup', 'DataGroup', 'OptimizerGroup', 'ScheduleGroup',
-           'LoopGroup', 'KeepGroup', 'Recipe', 'current_transform', 'current_names', 'check_value', 'check_types',
-           'value_at', 'check_length', 'check_sharded', 'check_batch', 'check_recipe', 'RecipeWarning', 'is_default',
-           'betas_without_effect', 'schedule_without_effect', 'weights_without_effect', 'settings_without_effect',
-           'did_you_mean', 'fields_in_groups', 'nearest_path', 'changed', 'change_recipe', 'is_name_list', 'flat_rows',
-           'source_of', 'recipe_rows']
+           'LoopGroup', 'KeepGroup', 'Recipe', 'current_transform', 'renamed_fields', 'current_names', 'check_value',
+           'group_words', 'check_types', 'value_at', 'check_length', 'check_sharded', 'check_groups', 'check_batch',
+           'check_recipe', 'RecipeWarning', 'is_default', 'betas_without_effect', 'schedule_without_effect',
+           'weights_without_effect', 'settings_without_effect', 'did_you_mean', 'fields_in_groups', 'nearest_path',
+           'changed', 'change_recipe', 'is_name_list', 'flat_rows', 'source_of', 'recipe_rows']
 
 # %% ../../nbs/training/recipe_fields.ipynb #3180341c
 import difflib
 import json
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 
 from ..network.config import current_fields
 from ..registry import is_module_name
@@ -142,15 +142,21 @@ def current_transform(
     return ["ColorJitter", {"color" if name == "color" else name: value for name, value in saved[1].items()}]
 
 
-def current_names(
-    saved: dict,  # a recipe, as JSON
-) -> dict:
-    "Its fields under the names that they have now."
+def renamed_fields(saved: dict) -> dict:  # a recipe, as JSON
+    "A copy with the fields of `RENAMED` under their new names."
     current = {name: dict(part) if isinstance(part, dict) else part for name, part in saved.items()}
     for path, name in RENAMED.items():
         group, _, old = path.partition(".")
         if isinstance(current.get(group), dict) and old in current[group]:
             current[group][name] = current[group].pop(old)
+    return current
+
+
+def current_names(
+    saved: dict,  # a recipe, as JSON
+) -> dict:
+    "Its fields under the names that they have now."
+    current = renamed_fields(saved)
     data, model = current.get("data"), current.get("model")
     if isinstance(data, dict) and isinstance(data.get("transforms"), list):
         current["data"] = data | dict(transforms=list(map(current_transform, data["transforms"])))
@@ -182,6 +188,12 @@ def check_value(
         raise RecipeError(f"{name} is {value!r}, and has to be a finite number below 2**53.")
 
 
+def group_words(item: Field, value) -> str:
+    "What is said of a value that stands for a whole group."
+    inner = ", ".join(part.name for part in fields(item.type))
+    return f"{item.name} is {value!r}, and is a group of fields: {inner}. Write {item.name}.FIELD=…."
+
+
 def check_types(
     group,  # a recipe or one of its groups
     path: str = "",  # before its fields' names, in a message
@@ -194,10 +206,7 @@ def check_types(
         elif kind in KINDS_OF_FIELD:
             check_value(f"{path}{item.name}", value, kind)
         else:
-            inner = ", ".join(part.name for part in fields(item.type))
-            raise RecipeError(
-                f"{item.name} is {value!r}, and is a group of fields: {inner}. Write {item.name}.FIELD=…."
-            )
+            raise RecipeError(group_words(item, value))
 
 # %% ../../nbs/training/recipe_fields.ipynb #0cd35b4c
 LIMITS = {  # field → whether a value is possible, and the words for what is
@@ -275,18 +284,23 @@ def check_sharded(loop: LoopGroup) -> None:
         raise RecipeError(f"loop.fsdp does not go together with {asked}. Leave out one or the other.")
 
 
+def check_groups(head: str, arguments: dict, at_once: int) -> None:  # arguments: of its loss; at_once: images
+    "Raises `RecipeError` where images that go through the network at once are not whole groups."
+    group = arguments.get("images_per_group", 0) if isinstance(arguments, dict) else 0
+    if isinstance(group, int) and group > 0 and at_once % group:
+        raise RecipeError(
+            f"losses.{head}.images_per_group is {group}, and {at_once} images go through the network at "
+            "once: choose a number that divides them."
+        )
+
+
 def check_batch(recipe: Recipe) -> None:
     "Raises `RecipeError` where a batch cannot be divided into its parts, or a part into whole groups of a loss."
     size, parts = recipe.data.batch_size, recipe.loop.gradient_accumulation_steps
     if size % parts:
         raise RecipeError(f"data.batch_size is {size}, which loop.gradient_accumulation_steps={parts} does not divide.")
     for head, arguments in recipe.losses.items():
-        group = arguments.get("images_per_group", 0) if isinstance(arguments, dict) else 0
-        if isinstance(group, int) and group > 0 and size // parts % group:
-            raise RecipeError(
-                f"losses.{head}.images_per_group is {group}, and {size // parts} images go through the network at "
-                "once: choose a number that divides them."
-            )
+        check_groups(head, arguments, size // parts)
 
 
 def check_recipe(recipe: Recipe) -> Recipe:

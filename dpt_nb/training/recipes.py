@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FLIP_AND_COLOR', 'TINY_DEPTH', 'TINY_BINS', 'rooms_tiny', 'streets_tiny', 'rooms_joint', 'rooms_joint_normals',
            'rooms_labels', 'rooms_bins', 'rooms_confidence', 'scenes_tiny', 'COURSE_RECIPES', 'RECIPES', 'TRANSFORMS',
-           'LOSSES', 'get_recipe', 'source_rows', 'recipe_table', 'recipe_differences', 'difference_table',
-           'loss_table', 'build_transforms', 'losses_for', 'build_loss', 'build_losses', 'loss_weights', 'build',
-           'register_loss', 'register_transform', 'register_recipe']
+           'LOSSES', 'get_recipe', 'source_rows', 'recipe_table', 'recipe_differences', 'value_line',
+           'difference_table', 'loss_table', 'build_transforms', 'losses_for', 'build_loss', 'build_losses',
+           'loss_weights', 'build', 'register_loss', 'register_transform', 'register_recipe']
 
 # %% ../../nbs/training/15_recipes.ipynb #ac2c283f
 import json
@@ -206,6 +206,12 @@ def recipe_differences(
     return found
 
 
+def value_line(name: str, width: int, value, source: str) -> str:  # value: None is not set
+    "What a recipe has in a field, and where that comes from."
+    shown = "not set" if value is None else json.dumps(value)
+    return f"  {name:{width}}  {shown:18} ← {source or 'not said'}"
+
+
 def difference_table(
     one: Recipe,
     other: Recipe,
@@ -214,9 +220,7 @@ def difference_table(
     width, lines = max(len(one.name), len(other.name)), []
     for row in recipe_differences(one, other):
         lines.append(row["field"])
-        for recipe, (value, source) in ((one, row["one"]), (other, row["other"])):
-            shown = "not set" if value is None else json.dumps(value)
-            lines.append(f"  {recipe.name:{width}}  {shown:18} ← {source or 'not said'}")
+        lines += [value_line(one.name, width, *row["one"]), value_line(other.name, width, *row["other"])]
     return "\n".join(lines)
 
 # %% ../../nbs/training/15_recipes.ipynb #1ce2fdc8

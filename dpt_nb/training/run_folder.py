@@ -6,9 +6,10 @@
 __all__ = ['RUN_PARTS', 'FREE', 'ADJUSTABLE', 'RUN_LEFTOVER', 'TrainingError', 'Stopped', 'RunInUse', 'TrainingWarning',
            'is_run_config', 'read_run_config', 'read_run', 'default_of', 'with_defaults', 'as_json', 'differing_fields',
            'adjusted_fields', 'remove', 'is_leftover', 'holds_nothing', 'nearest_existing', 'check_writable',
-           'check_same_recipe', 'check_run', 'write_sample_names', 'begin_run', 'split_fingerprint', 'first_difference',
-           'describe_change', 'is_fingerprint', 'saved_fingerprints', 'saved_sample_names', 'check_data',
-           'remove_leftovers', 'run_writer', 'clear_leftovers', 'check_unused', 'RunLock']
+           'check_same_recipe', 'check_run', 'write_sample_names', 'remove_run', 'begin_run', 'split_fingerprint',
+           'first_difference', 'describe_change', 'is_fingerprint', 'saved_fingerprints', 'saved_sample_names',
+           'data_changes', 'check_same_data', 'restore_folder', 'remove_leftovers', 'run_writer', 'clear_leftovers',
+           'check_unused', 'RunLock']
 
 # %% ../../nbs/training/run_folder.ipynb #168e42f8
 import gzip
@@ -244,6 +245,12 @@ def write_sample_names(
         temporary.write_bytes(gzip.compress(json.dumps(names).encode(), mtime=0))
 
 
+def remove_run(out: Path) -> None:  # out: its folder
+    "Delete what a run wrote; other files stay."
+    for name in ("checkpoints", "metrics.jsonl", *RUN_PARTS[1:]):
+        remove(out / name)
+
+
 def begin_run(
     out: Path,  # folder of the run, checked
     recipe: Recipe,  # to be followed in it
@@ -252,8 +259,7 @@ def begin_run(
 ) -> None:
     "Make the folder and write down the recipe, and which samples the run is about."
     if replace:
-        for name in ("checkpoints", "metrics.jsonl", *RUN_PARTS[1:]):
-            remove(out / name)
+        remove_run(out)
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     described = dict(recipe=asdict(recipe))
@@ -325,20 +331,24 @@ def saved_sample_names(
     return {}
 
 
-def check_data(
+def data_changes(out: Path, names: dict) -> list[str]:  # as of `check_same_data`
+    "What has changed in each split since the run began."
+    before = saved_fingerprints(out / "config.json")
+    names_before = saved_sample_names(out / "samples.json.gz")
+    return [
+        describe_change(split, before[split], names_before.get(split), found)
+        for split, found in names.items()
+        if split in before and before[split] != split_fingerprint(found)
+    ]
+
+
+def check_same_data(
     out: Path,  # folder of the run that is to be resumed
     names: dict,  # split → names of its samples
     may_change: bool = False,  # warn and go on
 ) -> None:
     "Raises `TrainingError` where the samples are not those that the run began with, if anybody noted them."
-    before = saved_fingerprints(out / "config.json")
-    names_before = saved_sample_names(out / "samples.json.gz")
-    changes = [
-        describe_change(split, before[split], names_before.get(split), found)
-        for split, found in names.items()
-        if split in before and before[split] != split_fingerprint(found)
-    ]
-    changed = "; ".join(changes)
+    changed = "; ".join(data_changes(out, names))
     if changed and not may_change:
         raise TrainingError(
             f"The data has changed since the run in {out} began: {changed}. "
@@ -348,6 +358,15 @@ def check_data(
         warnings.warn(f"The run goes on with other data than it began with: {changed}.", TrainingWarning, stacklevel=2)
 
 # %% ../../nbs/training/run_folder.ipynb #15abd859
+def restore_folder(out: Path, name: str) -> None:  # "best" or "model"
+    "Put a folder back that was being replaced, and remove what was to replace it."
+    new, old = out / f".{name}.new", out / f".{name}.old"
+    if old.exists() and not (out / name).exists():
+        old.rename(out / name)
+    for leftover in (new, old, *out.glob(f"..{name}.new-*")):
+        remove(leftover)
+
+
 def remove_leftovers(
     out: Path,  # folder of a run whose lock this process holds
 ) -> None:
@@ -356,11 +375,7 @@ def remove_leftovers(
         if RUN_LEFTOVER.fullmatch(path.name):
             remove(path)
     for name in ("best", "model"):
-        new, old = out / f".{name}.new", out / f".{name}.old"
-        if old.exists() and not (out / name).exists():
-            old.rename(out / name)
-        for leftover in (new, old, *out.glob(f"..{name}.new-*")):
-            remove(leftover)
+        restore_folder(out, name)
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SLURM', 'SEVERAL_MACHINES', 'ONE_MACHINE', 'SlurmOptions', 'option_words', 'sbatch_value', 'shell_words',
-           'sbatch_lines', 'where_found', 'slurm_script', 'write_slurm']
+           'sbatch_lines', 'where_found', 'slurm_script', 'check_job', 'write_slurm']
 
 # %% ../../nbs/training/slurm.ipynb #cc267848
 import math
@@ -160,16 +160,21 @@ def slurm_script(
     )
 
 
+def check_job(job: SlurmOptions) -> None:
+    "Raises `TrainingError` for hours that are not a time, and for options that a script cannot hold."
+    if not (isinstance(job.hours, (int, float)) and math.isfinite(job.hours) and job.hours > 0):
+        raise TrainingError(f"A job of {job.hours} hours was asked for: give a number greater than 0.")
+    for wish in job.sbatch:
+        sbatch_value(wish, "An option of sbatch")
+
+
 def write_slurm(
     recipe: Recipe,
     options: dict,  # of `train`
     job: SlurmOptions,
 ) -> Path:  # the script, beside the folder of the run
     "Write the script; nothing is submitted. Raises `TrainingError` for what it cannot hold."
-    if not (isinstance(job.hours, (int, float)) and math.isfinite(job.hours) and job.hours > 0):
-        raise TrainingError(f"A job of {job.hours} hours was asked for: give a number greater than 0.")
-    for wish in job.sbatch:
-        sbatch_value(wish, "An option of sbatch")
+    check_job(job)
     script, text = Path(f"{options['out']}.sbatch"), slurm_script(recipe, options, job)
     with atomic_write(script) as temporary:  # names that are not UTF-8 stay the bytes that they are
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")

@@ -88,8 +88,8 @@ def abs_rel_of_sets(
 ) -> dict:  # `abs_rel_SET` for each set
     "The mean AbsRel over the images of each set. Called by all processes."
     ends = list(itertools.accumulate(mixture.counts))
-    known = [(index, row["abs_rel"]) for index, row in zip(indices, metrics) if "abs_rel" in row]
-    found = gather_object([(bisect.bisect_right(ends, index), value) for index, value in known])
+    places = [bisect.bisect_right(ends, index) for index in indices]
+    found = gather_object([(place, row["abs_rel"]) for place, row in zip(places, metrics) if "abs_rel" in row])
     titles, means = [dataset.title for dataset in mixture.datasets], {}
     for number in range(len(titles)):
         values = [value for place, value in found if place == number and math.isfinite(value)]

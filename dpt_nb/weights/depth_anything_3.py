@@ -6,9 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/weights/depth_anything_3.ipynb #41867f26
-import re
 from pathlib import Path
 
+from dpt_nb.network.backbone import last_of_quarters
 from dpt_nb.network.named import NAMED
 from dpt_nb.network.schema import Schema, either, listed, violation, whole
 from dpt_nb.weights.hub import Source
@@ -26,8 +26,8 @@ def depth_anything_3_by_name(
     if isinstance(said, str) and said.lower() in DA3_MODELS:
         return DA3_MODELS[said.lower()]
     words = f"{source.path.parent.name}/{source.path.name}/{source.name}".lower()
-    found = {name for word, name in (("mono", "mono"), ("metric", "metric")) if re.search(word, words)}
-    return f"depth_anything_3_{found.pop()}_large" if len(found) == 1 else None
+    found = [kind for kind in ("mono", "metric") if kind in words]
+    return f"depth_anything_3_{found[0]}_large" if len(found) == 1 else None
 
 # %% ../../nbs/weights/depth_anything_3.ipynb #84c46920
 OFF = either(whole(-1, -1), none="off")
@@ -56,6 +56,14 @@ DA3_CONFIG = Schema(
 )
 
 
+def stated_taps(source: Source) -> list[int] | None:
+    "What its config.json says of them. Raises `CheckpointError` for one of another network."
+    said = source.config or {}
+    if wrong := violation(DA3_CONFIG, said):
+        raise CheckpointError(f"{source.path.parent / 'config.json'} cannot be used: {wrong}.")
+    return said.get("config", {}).get("net", {}).get("out_layers")
+
+
 def depth_anything_3_fields(
     source: Source,
     depth: int,  # blocks of its backbone
@@ -64,10 +72,7 @@ def depth_anything_3_fields(
     "What no shape tells. Raises `CheckpointError` for a config.json of another network."
     known = NAMED[variant or DA3_MODELS["da3mono-large"]]
     fields = {name: known[name] for name in known if name not in ("backbone", "channels", "features", "image_size")}
-    said = source.config or {}
-    if wrong := violation(DA3_CONFIG, said):
-        raise CheckpointError(f"{source.path.parent / 'config.json'} cannot be used: {wrong}.")
-    taps = said.get("config", {}).get("net", {}).get("out_layers")
+    taps = stated_taps(source)
     if taps is None and depth != 24:
-        taps = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+        taps = last_of_quarters(depth)
     return fields | (dict(taps=taps) if taps else {})

@@ -48,6 +48,15 @@ def json_beside(path: Path) -> dict:
         raise CheckpointError(str(error)) from None
 
 
+def check_one_file(folder: Path) -> None:
+    "Raises `CheckpointError` for weights that are split."
+    if any((folder / f"{file}.index.json").is_file() for file in WEIGHT_FILES):
+        raise CheckpointError(
+            f"{folder} holds weights in several files. Open it with transformers and save it in one: "
+            f"model.save_pretrained(…, max_shard_size='100GB')."
+        )
+
+
 def from_folder(
     folder: Path,
     name: str,
@@ -59,11 +68,7 @@ def from_folder(
             f"save_pretrained."
         )
     config = json_beside(folder / "config.json")
-    if any((folder / f"{file}.index.json").is_file() for file in WEIGHT_FILES):
-        raise CheckpointError(
-            f"{folder} holds weights in several files. Open it with transformers and save it in one: "
-            f"model.save_pretrained(…, max_shard_size='100GB')."
-        )
+    check_one_file(folder)
     for file in WEIGHT_FILES:
         if (folder / file).is_file():
             return Source(folder / file, config, name)
@@ -133,8 +138,7 @@ def fetch(
             length = int(answer.headers.get("Content-Length") or 0)
             with open(temporary, "wb") as file:
                 found = copy_stream(answer, file, length, path.name)
-                came = file.tell()
-            check_download(url, length, came, found, checksum)
+            check_download(url, length, temporary.stat().st_size, found, checksum)
     except CheckpointError:
         raise
     except (OSError, ValueError, HTTPException) as error:
@@ -145,9 +149,13 @@ def fetch(
 def cache_path(url: str) -> Path:
     "Where a download is kept. Many files are called weights.pth, so each address has a folder of its own."
     folder = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:12]
+    return Path(torch.hub.get_dir()) / "checkpoints" / folder / (name_in_url(url) or "weights")
+
+
+def name_in_url(url: str) -> str:
+    "The last word of an address as the name of a file; empty where there is none."
     last_word = unquote(url.partition("#")[0].split("?")[0].split("/")[-1])
-    name = re.sub(r"[^\w. -]", "_", last_word)[-100:].lstrip(".")
-    return Path(torch.hub.get_dir()) / "checkpoints" / folder / (name or "weights")
+    return re.sub(r"[^\w. -]", "_", last_word)[-100:].lstrip(".")
 
 
 def download(url: str) -> Path:
@@ -222,6 +230,20 @@ def nothing_at(text: str) -> str:
     )
 
 
+def checked_path(text: str) -> Path:
+    "`local_path`. Raises `CheckpointError` for what cannot be one."
+    try:
+        return local_path(text)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def from_url(url: str) -> Source:
+    "A file of the web. Raises `CheckpointError` when it does not come."
+    downloaded = download(url)
+    return Source(downloaded, None, downloaded.name)
+
+
 def locate(
     source: str | Path,  # path, folder, Hub id "owner/name", URL, or a name of `list_models()`
     **hub,  # of `hf_hub_download`
@@ -231,17 +253,13 @@ def locate(
     local = re.match(r"file:", text, re.IGNORECASE) is not None
     if local:
         text = file_address(text)
-    try:
-        path = local_path(text)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from None
+    path = checked_path(text)
     if path.is_dir():
         return from_folder(path, path.name)
     if path.is_file():
         return from_file(path)
     if not local and re.match(r"\w+://", text):
-        downloaded = download(text)
-        return Source(downloaded, None, downloaded.name)
+        return from_url(text)
     if text in PUBLISHED:
         return locate(PUBLISHED[text].weights)
     if not local and looks_like_hub_id(text, path):

@@ -160,14 +160,18 @@ def is_storage(stated) -> bool:
     return typed and isinstance(stated[4], int) and stated[4] >= 0
 
 
+def bytes_of_value(storage: str) -> int:  # storage: name of its class
+    "How many bytes one value takes; 1 where the class is not known."
+    return VALUE_BYTES.get(storage.split(".")[-1].removesuffix("Storage"), 1)
+
+
 def scan_storage(scan: PickleScan) -> None:
     "BINPERSID: a storage by its key, with the number of its values. Raises `UnsafePickle` for anything else."
     [(_, stated)] = scan.pop(1)
     if not is_storage(stated):
         raise UnsafePickle("it describes a storage as nobody does")
     _, kind, key, _, count = stated[:5]
-    value_bytes = VALUE_BYTES.get(kind.name.split(".")[-1].removesuffix("Storage"), 1)
-    scan.storages[key] = max(scan.storages.get(key, 0), count * value_bytes)
+    scan.storages[key] = max(scan.storages.get(key, 0), count * bytes_of_value(kind.name))
     scan.push()
 
 # %% ../../nbs/weights/read.ipynb #0b0285ca
@@ -227,19 +231,28 @@ def scan_pickle(
 LARGEST_TABLE = 32 * 2**20  # bytes of a zip's table of members
 
 
+def last_bytes(path: Path, count: int) -> bytes:
+    "The end of a file."
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - count))
+        return file.read()
+
+
+def whole_number(read: bytes, start: int, width: int) -> int:  # places and widths in bytes
+    "A number as a zip archive has it."
+    return int.from_bytes(read[start : start + width], "little")
+
+
 def table_size(path: Path) -> int:  # bytes, as the archive claims
     "Raises `BadZipFile` where an archive has no end."
-    longest_end = 2**16 + 22 + 76  # a comment, the record behind the table, and its 64-bit form
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - longest_end))
-        tail = file.read()
+    tail = last_bytes(path, 2**16 + 22 + 76)  # a comment, the record behind the table, and its 64-bit form
     end = tail.rfind(b"PK\5\6")
     if end < 0 or len(tail) < end + 16:
         raise BadZipFile("it has no end")
-    size = int.from_bytes(tail[end + 12 : end + 16], "little")
+    size = whole_number(tail, end + 12, 4)
     larger = tail.rfind(b"PK\6\6", 0, end)
     if size == 2**32 - 1 and larger >= 0:  # too large for 32 bits: the 64-bit record has it
-        return int.from_bytes(tail[larger + 40 : larger + 48], "little")
+        return whole_number(tail, larger + 40, 8)
     return size
 
 # %% ../../nbs/weights/read.ipynb #b6956d0b
@@ -252,6 +265,14 @@ def check_stored(path: Path, member: ZipInfo) -> None:
         )
 
 
+def check_apart_from_each_other(path: Path, members: list[ZipInfo]) -> None:
+    "Raises `CheckpointError` for members that have one name, or more bytes than the archive."
+    names = {member.filename.lower() for member in members}
+    if len(names) < len(members) or sum(member.file_size for member in members) > path.stat().st_size:
+        reason = "an archive whose members have the same name or lie in each other"
+        raise CheckpointError(f"{path} is {reason}: it was not opened.")
+
+
 def check_members(
     path: Path,
     members: list[ZipInfo],
@@ -260,11 +281,9 @@ def check_members(
     pickles = [member for member in members if member.filename.lower().endswith("data.pkl")]
     for member in members if pickles else ():
         check_stored(path, member)
-    names = {member.filename.lower() for member in members}
-    if len(names) < len(members) or sum(member.file_size for member in members) > path.stat().st_size:
-        reason = "an archive whose members have the same name or lie in each other"
-        raise CheckpointError(f"{path} is {reason}: it was not opened.")
-    if largest := max((member.file_size for member in pickles if member.file_size > LARGEST_PICKLE), default=0):
+    check_apart_from_each_other(path, members)
+    largest = max((member.file_size for member in pickles), default=0)
+    if largest > LARGEST_PICKLE:
         found = f"{path} describes its tensors in {largest:,} bytes"
         raise CheckpointError(f"{found}, and {LARGEST_PICKLE:,} are the most: it was not opened.")
     return pickles
@@ -306,20 +325,25 @@ def check_stream(path: Path) -> None:
                 check_claims(path, scan_pickle(file))
 
 # %% ../../nbs/weights/read.ipynb #19447fee
-def read_by_kind(path: Path, start: bytes) -> dict:  # start: the file's first bytes
-    "What is in a file. Raises whatever its reader raises."
-    if start[8:9] == b"{":
-        return read_safetensors(path)
+def check_before_torch(path: Path, start: bytes) -> None:  # start: the file's first bytes
+    "Raises what `check_archive` and `check_stream` do, and `CheckpointError` for PyTorch's oldest format."
     if start[257:262] == b"ustar":
         raise CheckpointError(
             f"{path} is a tar archive, as PyTorch wrote them before 0.4, and those are not opened. Open it with a "
             f"PyTorch of that time and save it again."
         )
-    archive = start[:2] == b"PK"
-    if archive:
+    if start[:2] == b"PK":
         check_archive(path)
     elif start[:1] == b"\x80":
         check_stream(path)
+
+
+def read_by_kind(path: Path, start: bytes) -> dict:  # start: the file's first bytes
+    "What is in a file. Raises whatever its reader raises."
+    if start[8:9] == b"{":
+        return read_safetensors(path)
+    archive = start[:2] == b"PK"
+    check_before_torch(path, start)
     with torch.serialization.safe_globals(numpy_numbers()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # `why_unreadable` says what comes of it
         return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
@@ -459,26 +483,46 @@ def without_prefixes(state: dict) -> dict:
     return state
 
 # %% ../../nbs/weights/read.ipynb #452aee29
+def is_usual_name(name: str) -> bool:
+    "Whether it can be printed, and is no longer than that of any tensor."
+    return len(name) <= 300 and name.isprintable()
+
+
 def check_tensor_names(state: dict, source: str) -> None:  # state: name → tensor
     "Raises `CheckpointError` for more names than any network has, or one that cannot be printed."
-    odd = [name for name in state if len(name) > 300 or not name.isprintable()]
+    odd = [name for name in state if not is_usual_name(name)]
     if odd or len(state) > MOST_TENSORS:
         found = f"{source} holds {len(state)} tensors, {SHORT.repr((odd or list(state))[0])} among them"
         raise CheckpointError(f"{found}. Expected at most {MOST_TENSORS} with names of at most 300 letters.")
 
 
+def check_has_entries(loaded: dict, source: str, under: str) -> None:
+    "Raises `CheckpointError` for anything but a dict with something in it."
+    if isinstance(loaded, dict) and loaded:
+        return
+    found = "dict without entries" if isinstance(loaded, dict) else type(loaded).__name__
+    expected = f"what torch.save(model.state_dict(), …) writes, or that under {under}"
+    raise CheckpointError(f"{source} holds a {found} and no named weights. Expected {expected}.")
+
+
+def check_kinds(state: dict, source: str) -> None:  # state: name → tensor
+    "`check_tensors`. Raises `CheckpointError`."
+    try:
+        check_tensors(state, source)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
 def check_named_tensors(loaded: dict, source: str) -> None:
     "Raises `CheckpointError` for anything that is not a dict of tensors by printable names of a usual length."
     under = ", ".join(WRAPPINGS)
-    if not isinstance(loaded, dict) or not loaded:
-        found = "dict without entries" if isinstance(loaded, dict) else type(loaded).__name__
-        expected = f"what torch.save(model.state_dict(), …) writes, or that under {under}"
-        raise CheckpointError(f"{source} holds a {found} and no named weights. Expected {expected}.")
+    check_has_entries(loaded, source, under)
     other = [key for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
     if other:
         found = f"{source} holds more than named tensors: {SHORT.repr(other[:3])[1:-1]}"
         raise CheckpointError(f"{found}. Expected names with tensors, or these under {under}.")
     check_tensor_names(loaded, source)
+    check_kinds(loaded, source)
 
 
 def unwrap(
@@ -488,9 +532,5 @@ def unwrap(
     "The weights without their wrapping. Raises `CheckpointError` when what is left are not tensors."
     state = inner_weights(loaded)
     check_named_tensors(state, source)
-    try:
-        check_tensors(state, source)
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from None
     counted = {key: value for key, value in state.items() if key != "n_averaged"}  # torch's AveragedModel counts in it
     return without_prefixes(counted)
