@@ -45,12 +45,13 @@ from ..weights.load import load_backbone, load_checkpoint
 def conv_modules(model: DPT) -> list[nn.Module]:
     "The convolutions of the decoder that are `ConvModule`s in the Toolbox's DPT."
     layers = []
-    for step in model.decoder.steps:
-        for unit in (step.unit, step.lateral_unit):
-            layers += [] if unit is None else [unit.convolution1, unit.convolution2]
-        layers.append(step.mix)
-    for level in model.reassemble:
-        layers += [level.reduce, level.widen] if level.kind == "tokens" else [level.widen]
+    for part in [model] if model.branches is None else model.branches.values():
+        for step in part.decoder.steps:
+            for unit in (step.unit, step.lateral_unit):
+                layers += [] if unit is None else [unit.convolution1, unit.convolution2]
+            layers.append(step.mix)
+        for level in part.reassemble:
+            layers += [level.reduce, level.widen] if level.kind == "tokens" else [level.widen]
     projections = [getattr(head, "projection", None) for head in model.heads.values()]
     return layers + [layer for layer in projections if layer is not None]
 
@@ -102,6 +103,9 @@ def freeze_untrained(
     taught = {*losses, *(HEADS[name].about for name in losses)}
     for name, head in model.heads.items():
         head.requires_grad_(name in taught)
+    read = {HEADS[name].partner(model.heads) or name for name in taught & set(model.heads)}
+    for name, branch in (model.branches or {}).items():
+        branch.requires_grad_(name in read)
     if model.auxiliary is not None:
         owners = [head for head, arguments in model.config.heads.items() if arguments.get("auxiliary")]
         model.auxiliary.requires_grad_(any(head in losses and takes(losses[head], "aux") for head in owners))

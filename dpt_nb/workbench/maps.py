@@ -23,6 +23,7 @@ from dpt_nb.network.inside import (
     color_basis,
     finish_level,
     map_colors,
+    one_decoder,
     position_map,
     position_similarity,
     readouts,
@@ -85,7 +86,9 @@ def compute(
     number: int,
 ) -> list[torch.Tensor]:  # four taps and four levels, `(C, h, w)` each
     "All that is computed once per image."
-    features = self.model.forward_features(chosen_image(kind, number, self.size, self.image)["image"][None])
+    features = one_decoder(self.model).forward_features(
+        chosen_image(kind, number, self.size, self.image)["image"][None]
+    )
     return [tap_map(tap)[0] for tap in features["taps"]] + [level[0] for level in features["levels"]]
 
 
@@ -187,7 +190,7 @@ def compute(
     number: int,
 ) -> dict[str, list]:  # as `DPT.look`
     "All that is computed once per image."
-    return self.model.forward_features(chosen_image(kind, number, self.size, self.image)["image"][None])
+    return one_decoder(self.model).forward_features(chosen_image(kind, number, self.size, self.image)["image"][None])
 
 
 @patch
@@ -241,7 +244,10 @@ def draw(
     "Six panels and a sentence."
     features = self.computed(kind, number)
     read = readouts(self.model, features["taps"], level)
-    own, learned = self.model.predictions(features["fused"], self.size)[head], self.model.config.readout
+    own, learned = (
+        self.model.predictions(features["fused"], self.size)[head],
+        self.model.config.readout.removesuffix("_tanh"),
+    )
     together = color_basis([read[name][0] for name in ("ignore", "add") if name in read]) if shared else None
     sentences = []
     for panel, name in enumerate(READOUTS):
