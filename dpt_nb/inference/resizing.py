@@ -230,6 +230,7 @@ RESIZINGS = {
     "mmseg": Resizing(LINEAR, LINEAR, LINEAR, levels=True),
     "transformers": Resizing(dict(mode="bicubic", antialias=True), CUBIC, LINEAR, levels=True),
     "transformers-bilinear": Resizing(dict(mode="bilinear", antialias=True), CUBIC, LINEAR, levels=True),
+    "tipsv2": Resizing(dict(mode="bilinear", antialias=True), LINEAR, LINEAR, levels=True),
 }
 BYTES = {"mmseg": resize_bytes, "depth-anything-3": resize_by_area}  # whose way in torch does not have
 

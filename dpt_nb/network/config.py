@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from .bins import BinsHead  # noqa: F401  a form of depth registers itself
 from .heads import HEADS
+from .plain_heads import PlainLabelHead  # noqa: F401  forms of label and normal register themselves
 from dpt_nb.network.schema import (
     SHORT,
     WORD,
@@ -116,19 +117,20 @@ CONFIG_FIELDS = dict(
     channels=listed(whole(1, 16384), 4, 4, "four whole numbers from 1 to 16384, one a level"),
     heads=dict(type="object", minProperties=1, description="a head's name, depth for one, with its arguments"),
     features=whole(2, 8192, " channels"),
-    readout=choice("ignore", "add", "project"),
+    readout=choice("ignore", "add", "project", "project_tanh"),
     batch_norm=YES_NO,
     image_size=SIDES,
     backbone_arguments=BACKBONE_ARGUMENTS,
     mean=listed(real(-1e6, 1e6), 1, 64, "three finite numbers" + COLORS),
     std=listed(real(1e-6, 1e6), 1, 64, "three finite numbers above 0" + COLORS),
-    pos_embed_mode=choice("bilinear", "bicubic", "dinov2"),
+    pos_embed_mode=choice("bilinear", "bicubic", "dinov2", "antialiased"),
     norm_intermediates=YES_NO,
     layer_norm_eps=either(real(0, 1, above=True), none="timm's"),
     final_norm_eps=either(real(0, 1, above=True), none="as layer_norm_eps"),
     standardised_eps=either(real(0, 1, above=True), none="timm's"),
     residual_bias=either(YES_NO, none="a bias where no batch norm follows"),
     fusion_doubles=YES_NO,
+    decoder_per_head=YES_NO,
     prompt=YES_NO,
     input_size=either(SIDES, none="image_size"),
     input_multiple=either(whole(1, 8192, " pixels"), none="the patch"),
@@ -244,19 +246,20 @@ class DPTConfig:
     channels: list  # D̂ of each level, shallow to deep
     heads: dict  # name, of `HEADS` → arguments of its head
     features: int = 256  # channels of the decoder
-    readout: str = "project"  # "ignore", "add" or "project"
+    readout: str = "project"  # "ignore", "add", "project" or "project_tanh"
     batch_norm: bool = False  # in the decoder: segmentation models
     image_size: list = field(default_factory=lambda: [384, 384])  # height and width of the position grid, pixels
     backbone_arguments: dict = field(default_factory=dict)  # passed on to timm
     mean: list = field(default_factory=lambda: [0.5, 0.5, 0.5])  # of RGB in [0, 1], or of `in_chans` channels
     std: list = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    pos_embed_mode: str = "bilinear"  # how they are resampled: "bilinear", "bicubic" or "dinov2"
+    pos_embed_mode: str = "bilinear"  # how they are resampled, one of `resize_places`
     norm_intermediates: bool = False  # taps are read through the backbone's final norm: Depth Anything
     layer_norm_eps: float | None = None  # of the backbone's blocks; None is timm's
     final_norm_eps: float | None = None  # of the norm that taps are read through; None: as the blocks'
     standardised_eps: float | None = None  # of the hybrid's ResNet, see `DeviationConv`; None is timm's
     residual_bias: bool | None = None  # of the residual conv units; None: exactly where no batch norm follows
     fusion_doubles: bool = False  # fusion steps double odd grids too: mmsegmentation, transformers' DPT
+    decoder_per_head: bool = False  # each head has reassembling and fusion of its own, see `network.several_decoders`
     prompt: bool = False  # a coarse depth comes along with each image, see `network.prompt`
     input_size: list | None = None  # height and width at which images are fed, pixels; None: `image_size`
     input_multiple: int | None = None  # both sides of what is fed are multiples of this, pixels; None: the patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEST_PIPELINES', 'INPUT_SIZES', 'NAMED', 'ADE20K_CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'SATELLITE_MEAN',
-           'SATELLITE_STD', 'META_BINS', 'DEPTHER_HEAD', 'CHMV2_HEAD', 'PROMPT_HEAD', 'PROMPT_MODEL', 'PUBLISHED',
-           'depth_anything_3', 'Published']
+           'SATELLITE_STD', 'META_BINS', 'DEPTHER_HEAD', 'CHMV2_HEAD', 'PROMPT_HEAD', 'PROMPT_MODEL', 'TIPS_HEADS',
+           'TIPS_SIZES', 'PUBLISHED', 'depth_anything_3', 'tipsv2_dpt', 'Published']
 
 # %% ../../nbs/network/named.ipynb #7ad81820
 import json
@@ -27,6 +27,7 @@ TEST_PIPELINES = {  # project → fields of a config: how its test script or tes
         input_size=[1024, 1024], input_method="exact", resizing="transformers-bilinear", fusion_doubles=True
     ),
     "chmv2": dict(input_method="original", resizing="transformers", fusion_doubles=True),
+    "tipsv2": dict(input_size=[448, 448], input_method="exact", resizing="tipsv2", fusion_doubles=True),
     "toolbox": dict(input_size=[352, 1216], input_method="original", resizing="mmseg", fusion_doubles=True),
     "mmseg": dict(input_size=[512, 2048], input_method="short_side", resizing="mmseg", fusion_doubles=True),
 }
@@ -228,6 +229,43 @@ PROMPT_MODEL = dict(heads={"depth": PROMPT_HEAD}, prompt=True, **TEST_PIPELINES[
 NAMED |= {f"prompt_depth_anything_{size}": depth_anything(size, 2) | PROMPT_MODEL for size in ("small", "large")}
 NAMED["prompt_depth_anything_small_transparent"] = NAMED["prompt_depth_anything_small"]
 
+# %% ../../nbs/network/named.ipynb #4a63f5a2
+TIPS_HEADS = {
+    "depth": BINS | dict(min_depth=1e-3, max_depth=10.0, spacing="linear", epsilon=1e-3, upsampled=False),
+    "normal": dict(form="plain"),
+    "label": dict(form="plain", classes=150),
+}
+TIPS_SIZES = {"base": (768, 12), "large": (1024, 24), "so400m": (1152, 27), "giant": (1536, 40)}  # width, blocks
+
+
+def tipsv2_dpt(
+    size: str,  # of `TIPS_SIZES`
+) -> dict:  # fields of `DPTConfig`
+    "The structure of a TIPSv2 with three decoders (transformers `modeling_tipsv2_dpt.py`)."
+    width, depth = TIPS_SIZES[size]
+    quarters = [6, 13, 20, 26] if depth == 27 else [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+    return dict(
+        backbone=f"vit_{size}_patch14_reg1_tipsv2",
+        backbone_arguments=dict(no_embed_class=False),
+        taps=quarters,
+        channels=[width // 8, width // 4, width // 2, width],
+        heads=TIPS_HEADS,
+        readout="project_tanh",
+        residual_bias=False,
+        decoder_per_head=True,
+        image_size=[448, 448],
+        mean=[0.0] * 3,
+        std=[1.0] * 3,
+        pos_embed_mode="antialiased",
+        norm_intermediates=True,
+        layer_norm_eps=1e-6,
+        class_names=list(ADE20K_CLASSES),
+        **TEST_PIPELINES["tipsv2"],
+    )
+
+
+NAMED |= {f"tipsv2_dpt_{size}": tipsv2_dpt(size) for size in TIPS_SIZES}
+
 # %% ../../nbs/network/named.ipynb #ff942563
 DPT_FILES = "https://github.com/intel-isl/DPT/releases/download/1_0/"
 MIDAS_FILES = "https://github.com/isl-org/MiDaS/releases/download/v3_1/"
@@ -413,6 +451,12 @@ PUBLISHED |= {
         [f"depth-anything/prompt-depth-anything-{theirs}-hf"],
     )
     for name, theirs in [("small", "vits"), ("small_transparent", "vits-transparent"), ("large", "vitl")]
+}
+
+# %% ../../nbs/network/named.ipynb #2ad4960f
+PUBLISHED |= {
+    f"tipsv2_dpt_{size}": Published(f"google/tipsv2-{theirs}-dpt", "Apache-2.0", {})
+    for size, theirs in [("base", "b14"), ("large", "l14"), ("so400m", "so400m14"), ("giant", "g14")]
 }
 
 # %% ../../nbs/network/named.ipynb #d47d8360

@@ -22,14 +22,14 @@ class Read(nn.Module):
 
     def __init__(
         self,
-        kind: str,  # "ignore", "add" or "project"
+        kind: str,  # "ignore", "add", "project", or "project_tanh" with tanh's form of GELU (TIPSv2)
         dim: int,  # D, channels of a token
     ):
         super().__init__()
-        if kind not in ("ignore", "add", "project"):
-            raise ReadoutError(f"There is no readout {kind!r}. Choose ignore, add or project.")
+        if kind not in ("ignore", "add", "project", "project_tanh"):
+            raise ReadoutError(f"There is no readout {kind!r}. Choose ignore, add, project or project_tanh.")
         self.kind = kind
-        if kind == "project":
+        if kind.startswith("project"):
             self.project = nn.Linear(2 * dim, dim)
 
     def forward(self, tap: Tap) -> torch.Tensor:  # `(B, rows·columns, D)`
@@ -43,7 +43,8 @@ class Read(nn.Module):
         if self.kind == "add":
             return tap.tokens + tap.prefix.mean(dim=1, keepdim=True)
         for_token, for_class = self.project.weight.chunk(2, dim=1)
-        return F.gelu(F.linear(tap.tokens, for_token, self.project.bias) + F.linear(tap.prefix[:, :1], for_class))
+        both = F.linear(tap.tokens, for_token, self.project.bias) + F.linear(tap.prefix[:, :1], for_class)
+        return F.gelu(both, approximate="tanh" if self.kind == "project_tanh" else "none")
 
 # %% ../../nbs/network/04_reassemble.ipynb #33c5a969
 def concatenate(
@@ -77,7 +78,7 @@ class Reassemble(nn.Module):
         channels: int,  # D̂, channels while resampling; equal to `dim` for a map
         features: int = 256,  # channels of the decoder
         factor: float = 1,  # 4, 2, 1 or 0.5
-        readout: str = "project",  # "ignore", "add" or "project"
+        readout: str = "project",  # "ignore", "add", "project" or "project_tanh"
         kind: str = "tokens",  # "tokens", or "map" for a ResNet stage
     ):
         super().__init__()

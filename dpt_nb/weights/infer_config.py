@@ -35,11 +35,12 @@ from dpt_nb.weights.hub import Source, json_beside
 from dpt_nb.weights.key_maps import CHECKPOINT_FORMATS, DEPTH_ANYTHINGS, LABEL_HEAD, transformers_family
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning
 from dpt_nb.weights.refused import check_not_refused
+from dpt_nb.weights.tips import TIPS_PROCESSOR, TIPS_TYPE, check_tips_trunk, tips_fields, tips_heads
 
 # %% ../../nbs/weights/infer_config.ipynb #ced9eac9
 KNOWN = (
     "isl-org/DPT and MiDaS, Depth Anything (of its third version what sees one image), DINOv3's depthers, "
-    "transformers, mmsegmentation and the Toolbox, timm's vision transformers, and dpt_nb"
+    "transformers, TIPSv2's decoders, mmsegmentation and the Toolbox, timm's vision transformers, and dpt_nb"
 )
 
 
@@ -81,6 +82,7 @@ def recognize_format(
     if config is not None and "taps" in config:
         return "dpt_nb"
     check_not_refused(state, config, source)
+    check_tips_trunk(state, source)
     found = formats_of(state)
     if not found:
         raise CheckpointError(unknown_project(state, source))
@@ -230,7 +232,7 @@ def grid_size(
     return [length * patch for length in position_grid(positions, grid)]
 
 # %% ../../nbs/weights/infer_config.ipynb #601a6fcd
-WIDE_HEADS = {1280: 16, 1408: 16}  # width → attention heads, of the ViTs whose heads are not 64 wide
+WIDE_HEADS = {1152: 16, 1280: 16, 1408: 16}  # width → attention heads, of the ViTs whose heads are not 64 wide
 
 
 def vit_measures(vit: dict) -> dict:  # vit: names within the backbone → tensor
@@ -277,6 +279,42 @@ def infer_vit_config(
     standard = depth == usual_depth(size) and "mlp_ratio" not in measures and usual_patch
     found = named_or_measured(names, standard, fallback, **measures)
     return dict(image_size=image_size, taps=quarter_ends(depth)) | found
+
+# %% ../../nbs/weights/infer_config.ipynb #32f2c995
+TIPS_TRUNKS = {  # width, blocks and channels of the MLP's first layer → timm's word
+    (768, 12, 3072): "base",
+    (1024, 24, 4096): "large",
+    (1152, 27, 4304): "so400m",
+    (1536, 40, 8192): "giant",
+}
+
+
+def registers_in_table(vit: dict) -> int:  # vit: names within the backbone → tensor; 0: there are none in it
+    "How many registers have a vector in the table of positions, as TIPSv2's here have."
+    is_square = lambda count: count >= 0 and math.isqrt(count) ** 2 == count
+    registers = vit["reg_token"].shape[1] if "reg_token" in vit else 0
+    count = side(vit, "pos_embed", 1)
+    return registers if registers and is_square(count - 1 - registers) and not is_square(count) else 0
+
+
+def tips_trunk(vit: dict) -> dict:  # vit: names within the backbone → tensor; `backbone` and `backbone_arguments`
+    "TIPSv2's ViT by its name, or as one of its kind: the largest has gated layers."
+    measures, registers = vit_measures(vit), registers_in_table(vit)
+    hidden = side(vit, "blocks.0.mlp.fc1.weight", 0)
+    size = TIPS_TRUNKS.get((measures["embed_dim"], measures["depth"], hidden))
+    kind = "giant" if 2 * side(vit, "blocks.0.mlp.fc2.weight", 1) == hidden else "base"
+    name, fallback = [f"vit_{each}_patch14_reg1_tipsv2" for each in (size, kind)]
+    standard = bool(size) and (registers, measures["patch_size"]) == (1, 14)
+    return named_or_measured([name], standard, fallback, **measures, reg_tokens=registers)
+
+
+def infer_tips_config(vit: dict, wanted: tuple[int, int] | None = None) -> dict:
+    "TIPSv2's ViT, by its shapes."
+    found, measures, registers = tips_trunk(vit), vit_measures(vit), registers_in_table(vit)
+    unbiased = {} if "blocks.0.attn.qkv.bias" in vit else dict(qkv_bias=False)
+    found["backbone_arguments"] |= dict(no_embed_class=False) | unbiased
+    image_size = grid_size(vit["pos_embed"][:, 1 + registers :], measures["patch_size"], wanted)
+    return dict(image_size=image_size, taps=quarter_ends(measures["depth"])) | found
 
 # %% ../../nbs/weights/infer_config.ipynb #40f24f9b
 def resnet_measures(vit: dict) -> dict:  # vit: names within the backbone → tensor
@@ -411,6 +449,8 @@ def infer_backbone_config(
     others = {"beit": infer_beit_config, "hybrid": infer_hybrid_config, "eva": infer_eva_config}
     infer = others.get(family, infer_vit_config)
     try:
+        if family == "dinov2" and registers_in_table(vit):
+            return infer_tips_config(vit, wanted)
         return infer_swin_config(vit, tables) if family in WINDOWED else infer(vit, wanted)
     except KeyError as error:
         raise KeyError(f"backbone.vit.{error.args[0]}") from None
@@ -427,6 +467,8 @@ def infer_head(state: dict, name: str) -> dict:  # arguments of `build_head`
     spec = HEADS.get(name)
     if spec is not None and spec.categorical:
         auxiliary = dict(auxiliary=True) if "auxiliary.classify.weight" in state else {}
+        if f"heads.{name}.norm.weight" not in state:
+            auxiliary |= dict(form="plain")
         return dict(classes=side(state, f"heads.{name}.classify.weight", 0)) | auxiliary
     if spec is not None and spec.about:
         return {}
@@ -435,6 +477,8 @@ def infer_head(state: dict, name: str) -> dict:  # arguments of `build_head`
         found |= dict(form="bins", bins=bins)  # at which depths, no shape tells
         if f"heads.{name}.convolution2.weight" not in state:
             return found | dict(upsampled=False)
+    if spec is not None and "plain" in spec.forms and f"heads.{name}.convolution2.weight" not in state:
+        return dict(form="plain")
     hidden = side(state, f"heads.{name}.convolution2.weight", 0)
     return found if hidden == 32 else found | dict(hidden=hidden)
 
@@ -453,6 +497,8 @@ def infer_config(
     heads = {name: infer_head(state, name) for name in names}
     if not heads:
         raise KeyError("heads.inverse_depth.convolution1.weight")
+    branched = next((re.match(r"branches\.\w+\.", key)[0] for key in state if key.startswith("branches.")), "")
+    state = {key.removeprefix(branched): tensor for key, tensor in state.items()}
     normed = "decoder.steps.0.unit.norm1.weight" in state
     biased = "decoder.steps.0.unit.convolution1.bias" in state
     return (
@@ -466,6 +512,7 @@ def infer_config(
             residual_bias=None if biased != normed else biased,
         )
         | (dict(prompt=True) if PROMPTED in state else {})
+        | (dict(decoder_per_head=True) if branched else {})
     )
 
 # %% ../../nbs/weights/infer_config.ipynb #7bde7b11
@@ -673,6 +720,8 @@ MENTIONED_WORD = either(dict(type="string", maxLength=100, description="a word")
 INNER = dict(  # of a backbone
     model_type=MENTIONED_WORD,
     num_attention_heads=either(whole(1, 512, " heads"), none="the usual"),
+    hidden_act=MENTIONED_WORD,
+    use_swiglu_ffn=FLAG,
     image_size=SIDE,
     layer_norm_eps=NORM,
     apply_layernorm=FLAG,
@@ -708,6 +757,8 @@ OUTER = dict(  # of the model
     bins_strategy=choice("linear", "log", "chmv2_mixlog"),
     norm_strategy=choice("linear", "softmax", "sigmoid", "chmv2_mixlog"),
     number_output_channels=whole(1, 1024),
+    readout_activation=MENTIONED_WORD,
+    depth_decoder_activation=MENTIONED_WORD,
     head_hidden_size=whole(1, 4096, " channels"),
     min_depth=real(0, 1e9),
 )
@@ -824,6 +875,8 @@ def transformers_heads(config: dict, heads: dict) -> dict:
     name = next(iter(heads))
     if config["model_type"] == "chmv2":
         return {name: chmv2_head(config)}
+    if config["model_type"] == TIPS_TYPE:
+        return tips_heads(config, heads)
     if HEADS[name].categorical:
         return {name: heads[name] | dict(dropout=config.get("semantic_classifier_dropout", 0.1))}
     if config.get("model_type") == "prompt_depth_anything":
@@ -853,7 +906,7 @@ def attention_heads(inferred: dict) -> int:  # inferred: of `infer_config`
     "Attention heads of a backbone."
     if "num_heads" in inferred["backbone_arguments"]:
         return inferred["backbone_arguments"]["num_heads"]
-    sizes = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 20, "7b": 32}
+    sizes = {"tiny": 3, "small": 6, "base": 12, "large": 16, "so400m": 16, "huge": 20, "giant": 24, "7b": 32}
     return sizes[inferred["backbone"].split("_")[1]]
 
 
@@ -882,20 +935,25 @@ def transformers_fields(
     backbone = config if own else NOT_WRITTEN[family] | config["backbone_config"]
     if family == "eva":
         check_dinov3(backbone)
-    depth_anything = config["model_type"] in DEPTH_ANYTHINGS
+    depth_anything, tips = config["model_type"] in DEPTH_ANYTHINGS, config["model_type"] == TIPS_TYPE
+    preprocessor = (TIPS_PROCESSOR if tips else {}) | preprocessor
     fields = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD) if family == "dinov2" else {}
     if config["model_type"] == "chmv2":
         fields, preprocessor = dict(mean=SATELLITE_MEAN, std=SATELLITE_STD), dict(do_resize=False) | preprocessor
     fields |= transformers_normalization(preprocessor) | transformers_feeding(preprocessor)
-    return fields | dict(
-        class_names=transformers_class_names(config) if LABEL_HEAD in inferred["heads"] else [],
-        fusion_doubles=not depth_anything,
-        backbone_arguments=transformers_arguments(backbone, family, inferred),
-        taps=transformers_taps(config, family),
-        image_size=list(two_sides(backbone["image_size"])),
-        layer_norm_eps=backbone["layer_norm_eps"],
-        pos_embed_mode="bicubic" if family in ("dinov2", "beit") else "bilinear",
-        norm_intermediates=family in ("dinov2", "eva") and backbone["apply_layernorm"],
-        readout="ignore" if depth_anything else config.get("readout_type", "project"),
-        heads=transformers_heads(config, inferred["heads"]),
+    return (
+        fields
+        | dict(
+            class_names=transformers_class_names(config) if LABEL_HEAD in inferred["heads"] else [],
+            fusion_doubles=not depth_anything,
+            backbone_arguments=transformers_arguments(backbone, family, inferred),
+            taps=transformers_taps(config, family),
+            image_size=list(two_sides(backbone["image_size"])),
+            layer_norm_eps=backbone["layer_norm_eps"],
+            pos_embed_mode="bicubic" if family in ("dinov2", "beit") else "bilinear",
+            norm_intermediates=family in ("dinov2", "eva") and backbone["apply_layernorm"],
+            readout="ignore" if depth_anything else config.get("readout_type", "project"),
+            heads=transformers_heads(config, inferred["heads"]),
+        )
+        | (tips_fields(config, fields) if tips else {})
     )

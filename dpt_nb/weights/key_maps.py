@@ -19,6 +19,7 @@ import torch
 
 from dpt_nb.network.heads import HEADS
 from dpt_nb.weights.read import CheckpointError
+from dpt_nb.weights.tips import TIPS_NAMES, TIPS_TYPE
 
 # %% ../../nbs/weights/key_maps.ipynb #8e4a4ef8
 class KeyRule(NamedTuple):
@@ -274,15 +275,17 @@ DEPTH_ANYTHINGS = ("depth_anything", "prompt_depth_anything")  # types of transf
 def transformers_family(config: dict) -> str:  # config: of config.json
     """The backbone's family: "vit", "hybrid", "beit", "dinov2", "swinv2" or, of DINOv3, "eva". Raises `CheckpointError`
     for another."""
-    if config.get("model_type") not in ("dpt", "chmv2", *DEPTH_ANYTHINGS):
+    if config.get("model_type") not in ("dpt", "chmv2", TIPS_TYPE, *DEPTH_ANYTHINGS):
         raise CheckpointError(
             f"This folder holds a transformers model of type {config.get('model_type')!r}, and a DPT is of type 'dpt', "
-            f"'chmv2' or {' or '.join(map(repr, DEPTH_ANYTHINGS))}."
+            f"'chmv2', {TIPS_TYPE!r} or {' or '.join(map(repr, DEPTH_ANYTHINGS))}."
         )
     if config.get("is_hybrid"):
         return "hybrid"
     family = (config.get("backbone_config") or {}).get("model_type", "vit")
-    known = dict(vit="vit", beit="beit", dinov2="dinov2", swinv2="swinv2", dinov3_vit="eva")
+    known = dict(
+        vit="vit", beit="beit", dinov2="dinov2", swinv2="swinv2", dinov3_vit="eva", tipsv2_vision_model="dinov2"
+    )
     if family not in known:
         raise CheckpointError(f"This folder's backbone is a {family!r}. Known are hybrid, and {', '.join(known)}.")
     return known[family]
@@ -424,6 +427,33 @@ def depther_rules(head: str) -> list[KeyRule]:
     "DINOv3's own `eval/depth/models/`: a `Depther`."
     return dinov3_rules("encoder.backbone.") + mmseg_decoder_rules(head, "decoder.")
 
+# %% ../../nbs/weights/key_maps.ipynb #9664f756
+TIPS_LEVEL = {
+    "read.project": "reassemble.readout_projects.{level}",
+    "reduce": "reassemble.out_projections.{level}",
+    "resample": "reassemble.resize_layers.{level}",
+    "widen": "convs.{level}",
+}
+TIPS_STEP = {"mix": "out_conv", "unit.convolution{number}": "main_unit.conv{number}"}
+TIPS_STEP |= {"lateral_unit.convolution{number}": "residual_unit.conv{number}"}
+TIPS_FIRST = {"depth": "convolution1", "normal": "convolution1", "label": "convolution"}  # of two layers of a head
+TIPS_LAST = {"depth": "convolution3", "normal": "convolution3", "label": "classify"}
+
+
+def tips_rules(config: dict) -> list[KeyRule]:  # config: of config.json
+    "transformers `modeling_tipsv2_dpt.py`, by the names that its files have."
+    gated = config["backbone_config"].get("use_swiglu_ffn")
+    mlp = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"} if gated else {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+    rules = part_rules("backbone.vit.blocks.{block}.", "vision_encoder.blocks.{block}.", mlp)
+    rules += [KeyRule("backbone.vit.reg_token", "vision_encoder.register_tokens")]
+    rules += [KeyRule("backbone.vit.{rest}", "vision_encoder.{rest}")]
+    for ours, theirs in TIPS_NAMES.items():
+        prefix = f"{theirs}_head."
+        rules += part_rules(f"branches.{ours}.reassemble.{{level}}.", prefix, TIPS_LEVEL)
+        rules += part_rules(f"branches.{ours}.decoder.steps.{{step}}.", f"{prefix}fusion_blocks.{{step}}.", TIPS_STEP)
+        rules += part_rules(f"heads.{ours}.", prefix, {TIPS_FIRST[ours]: "project", TIPS_LAST[ours]: prefix[:-1]})
+    return rules
+
 # %% ../../nbs/weights/key_maps.ipynb #efd0ccc5
 def transformers_decoder_rules(
     neck: str = "neck.",  # what stands before its names there
@@ -461,6 +491,8 @@ def folder_rules(head: str, config: dict) -> list[KeyRule]:  # config: of config
     family = transformers_family(config)
     if config["model_type"] == "chmv2":
         return chmv2_rules(head, config)
+    if config["model_type"] == TIPS_TYPE:
+        return tips_rules(config)
     return transformers_rules(head, family, config["model_type"] in DEPTH_ANYTHINGS)
 
 
@@ -483,11 +515,12 @@ class CheckpointFormat:
     unused: tuple[str, ...] = ()  # patterns of names that no prediction needs
     backbone_only: bool = False
     or_signs: tuple[str, ...] = ()  # or with each of these
+    third_signs: tuple[str | tuple[str, ...], ...] = ()  # or with each of these; of several together one is enough
 
     def shows_in(self, names: Iterable[str]) -> bool:
         "Whether a file of these names is of this format."
         names = list(names)
-        kinds = [kind for kind in (self.signs, self.or_signs) if kind]
+        kinds = [kind for kind in (self.signs, self.or_signs, self.third_signs) if kind]
         return any(all(any(name.startswith(sign) for name in names) for sign in kind) for kind in kinds)
 
 # %% ../../nbs/weights/key_maps.ipynb #cd50dd95
@@ -530,11 +563,16 @@ CHECKPOINT_FORMATS = {
             "transformers",
             signs=("neck.", "head."),
             or_signs=("backbone.", "head.reassemble_stage."),
+            third_signs=(
+                "vision_encoder.blocks.",
+                tuple(f"{theirs}_head.reassemble." for theirs in TIPS_NAMES.values()),
+            ),
             rules=lambda head, config: folder_rules(head, config),
             unused=(
                 r"dpt\.layernorm\..*",
                 r"dpt\.pooler\..*",
                 r"backbone\.embeddings\.mask_token",
+                r"vision_encoder\.mask_token",
                 r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*",
                 COMPUTED_TABLES,
             ),
@@ -609,7 +647,7 @@ def find_head(
         return "relative_depth"
     if format_name == "mmseg":
         return "depth" if MMSEG_DEPTH_HEAD in state else LABEL_HEAD
-    if format_name == "dinov3" or (format_name == "transformers" and config.get("model_type") == "chmv2"):
+    if format_name == "dinov3" or (format_name == "transformers" and config.get("model_type") in ("chmv2", TIPS_TYPE)):
         return "depth"
     if format_name == "transformers" and "head.head.1.weight" in state:
         return LABEL_HEAD

@@ -17,7 +17,7 @@ import torch
 
 from dpt_nb.network.beit import resize_offsets
 from dpt_nb.network.config import ConfigError, DPTConfig, num_classes
-from dpt_nb.network.dpt import DPT, build_head, build_heads, empty_model
+from dpt_nb.network.dpt import DPT, build_branches, build_head, build_heads, empty_model, open_backbone
 from dpt_nb.network.heads import HEADS
 from dpt_nb.network.named import NAMED, changed_config
 from dpt_nb.network.patch_embed import resample_positions
@@ -55,6 +55,7 @@ from dpt_nb.weights.key_maps import (
     unused_names,
 )
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning, read_file, unwrap
+from dpt_nb.weights.tips import TIPS_REGISTERS, TIPS_TABLE, shaped_as_ours
 
 # %% ../../nbs/weights/load.ipynb #e4d11758
 @dataclass
@@ -165,6 +166,8 @@ def rename_tensors(
     "Another project's tensors under our names. Raises `CheckpointError` for a name that no rule knows."
     if format_name.startswith("dinov3"):
         state = plain_tensors(state)
+    if TIPS_TABLE in state and TIPS_REGISTERS in state:
+        state = shaped_as_ours(state)
     unused = {key: state[key] for key in unused_names(format_name, state, source.config)}
     rules = key_rules(format_name, state, source.config)
     kept = {key: tensor for key, tensor in state.items() if key not in unused}
@@ -260,7 +263,8 @@ def infer_fields(
     if format_name != "transformers":
         return found | source_defaults(format_name, state, known)
     found |= folder_fields(opened, found)
-    return found | dict(heads=head_as_variant(opened, found["heads"], known)) if known else found
+    one = known and len(found["heads"]) == 1
+    return found | dict(heads=head_as_variant(opened, found["heads"], known)) if one else found
 
 
 def with_head_called(opened: LoadedCheckpoint, head: str) -> LoadedCheckpoint:
@@ -357,6 +361,10 @@ def warn_of_other_outputs(
 def random_heads(config: DPTConfig) -> dict[str, dict]:  # what stands before their names → our name → tensor
     "The weights of a config's heads, as they are before training."
     built = {f"heads.{name}.": head for name, head in build_heads(config).items()}
+    if config.decoder_per_head:
+        with torch.device("meta"):
+            infos = open_backbone(config).tap_info()
+        built |= {f"branches.{name}.": each for name, each in build_branches(config, infos).items()}
     owners = [name for name, arguments in config.heads.items() if arguments.get("auxiliary")]
     built |= {"auxiliary.": build_head(name, config.features, config.heads[name]) for name in owners}
     return {prefix: named_below(head, prefix) for prefix, head in built.items()}
@@ -378,7 +386,7 @@ def head_tensors(state: dict, config: DPTConfig) -> tuple[dict, list[str]]:
     for prefix, random in random_heads(config).items():
         found = part_of(state, prefix)
         if state_dict_mismatch(random, found):
-            fresh.append(prefix.split(".")[-2])
+            fresh.append(prefix.split(".")[-2] + (" branch" if prefix.startswith("branches.") else ""))
             found = random
         tensors |= found
     return tensors, fresh
@@ -392,7 +400,8 @@ def swap_heads(
 ) -> dict:  # our name → tensor
     """The file's heads where name and shapes are those wanted, and random weights for the others, which a warning
     names."""
-    swapped = {key: tensor for key, tensor in state.items() if not key.startswith(("heads.", "auxiliary."))}
+    of_heads = ("heads.", "auxiliary.", "branches.")
+    swapped = {key: tensor for key, tensor in state.items() if not key.startswith(of_heads)}
     tensors, fresh = head_tensors(state, config)
     swapped |= tensors
     kept = {name: arguments for name, arguments in config.heads.items() if name not in fresh}
@@ -431,6 +440,13 @@ def with_heads(opened: LoadedCheckpoint, heads: dict) -> LoadedCheckpoint:
     return replace(opened, config=config, state=state)
 
 
+def with_one_decoder(opened: LoadedCheckpoint, head: str) -> LoadedCheckpoint:
+    "The same checkpoint with the decoder of one head, where each has its own, for all of them."
+    prefix = f"branches.{head}."
+    state = {key.removeprefix(prefix): tensor for key, tensor in opened.state.items()}
+    return replace(opened, state={key: each for key, each in state.items() if not key.startswith("branches.")})
+
+
 def at_size(opened: LoadedCheckpoint, image_size: int | tuple[int, int]) -> LoadedCheckpoint:
     "The same checkpoint with positions for another size. Raises `CheckpointError` for a size that cannot be."
     config, state = opened.config, opened.state
@@ -465,6 +481,8 @@ def load_checkpoint(
     opened = open_checkpoint(source, variant, image_size)
     if opened.config is None:
         return on_backbone(opened, heads, image_size, changes).to(device).eval()
+    if opened.config.decoder_per_head and not changes.get("decoder_per_head", True):
+        opened = with_one_decoder(opened, next(iter(heads or opened.config.heads)))
     opened = replace(opened, config=replace(opened.config, **changes))
     if heads is not None:
         opened = with_heads(opened, heads)

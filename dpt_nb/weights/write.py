@@ -8,6 +8,7 @@ __all__ = ['WRITTEN_FORMATS', 'export_state_dict', 'Conversion', 'open_to_write'
 # %% ../../nbs/weights/write.ipynb #84b96791
 import contextlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -50,6 +51,7 @@ from dpt_nb.weights.key_maps import (
 )
 from dpt_nb.weights.load import LoadedCheckpoint, open_checkpoint
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning
+from dpt_nb.weights.tips import shaped_as_theirs, tips_config, tips_reason
 
 # %% ../../nbs/weights/write.ipynb #68e89920
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ class Blueprint:
     def chmv2(self) -> bool:
         "Whether transformers would call it CHMv2: a DPT on a DINOv3."
         return self.family == "eva" and self.vit.pos_embed is None and self.vit.reg_token is not None
+
+    @property
+    def places(self) -> int:
+        "Places of its table of positions."
+        return math.prod(side // self.patch for side in self.config.image_size)
 
     @property
     def depth_anything(self) -> bool:
@@ -245,6 +252,8 @@ def depth_anything_fillings(plan: Blueprint) -> dict:  # their name → tensor
 def transformers_fillings(plan: Blueprint) -> dict:  # their name → tensor
     "What transformers' classes hold and no prediction needs."
     unit, dim = "neck.fusion_stage.layers.0.residual_layer1", plan.model.backbone.dim
+    if plan.config.decoder_per_head:
+        return {"vision_encoder.mask_token": torch.zeros(1, dim)}
     filled = idle_unit(plan, f"{unit}.convolution{{place}}", f"{unit}.batch_norm{{place}}")
     if plan.chmv2:
         return {"backbone.embeddings.mask_token": torch.zeros(1, 1, dim)}
@@ -281,6 +290,8 @@ def export_state_dict(
     theirs, unknown = remap_for_export(state, rules)
     if unknown:
         raise CheckpointError(f"{format_name} has no names for {', '.join(unknown[:3])}.")
+    if config.decoder_per_head:
+        theirs = shaped_as_theirs(theirs, plan.places)
     return theirs, FILLINGS[format_name](plan)
 
 # %% ../../nbs/weights/write.ipynb #83943323
@@ -303,6 +314,8 @@ def prompts(format_name: str, plan: Blueprint) -> str:
 
 def several_heads(format_name: str, plan: Blueprint) -> str:
     heads = plan.config.heads
+    if plan.config.decoder_per_head:
+        return f"each of its heads has a decoder of its own, and a model of {format_name} has one decoder"
     if len(heads) == 1:
         return ""
     return (
@@ -567,6 +580,8 @@ def unsupported_reason(
             f"transformer"
         )
     plan = blueprint(config)
+    if format_name == "transformers" and config.decoder_per_head:
+        return tips_reason(plan) or None
     for reason in REASONS + OWN_REASONS[format_name]:
         if sentence := reason(format_name, plan):
             return sentence
@@ -581,6 +596,7 @@ def usual_positions(format_name: str, family: str) -> str:  # of `pos_embed_mode
 
 def positions_setting(format_name: str, plan: Blueprint) -> str:
     config, usual = plan.config, usual_positions(format_name, plan.family)
+    usual = "antialiased" if config.decoder_per_head else usual
     if plan.family not in ("vit", "hybrid", "dinov2") or config.pos_embed_mode == usual:
         return ""
     return (
@@ -614,12 +630,13 @@ def usual_feeding(format_name: str, plan: Blueprint) -> dict:  # the fields `FEE
 
 def processor_feeding(config: DPTConfig, chmv2: bool) -> dict:  # the fields `FEEDING`
     "What `preprocessor_config` says of it."
-    bilinear = config.resizing in ("mmseg", "transformers-bilinear")
+    bilinear = config.resizing in ("mmseg", "transformers-bilinear", "tipsv2")
+    linear_both_ways = "tipsv2" if config.decoder_per_head else "transformers-bilinear"
     known = ("exact", "original") if chmv2 else ("exact",)
     return dict(
         input_size=config.input_size or config.image_size,
         input_method=config.input_method if config.input_method in known else "minimal",
-        resizing="transformers-bilinear" if bilinear else "transformers",
+        resizing=linear_both_ways if bilinear else "transformers",
     )
 
 
@@ -710,6 +727,7 @@ SETTINGS = (
     corners_setting,
     output_setting,
 )
+TIPS_SETTINGS = (positions_setting, feeding_setting)
 
 
 def lost_settings(
@@ -718,7 +736,8 @@ def lost_settings(
 ) -> list[str]:  # sentences
     "What a reader of the file has to be told, because the file cannot say it."
     plan = blueprint(config)
-    return [sentence for setting in SETTINGS if (sentence := setting(format_name, plan))]
+    known = TIPS_SETTINGS if config.decoder_per_head else SETTINGS
+    return [sentence for setting in known if (sentence := setting(format_name, plan))]
 
 # %% ../../nbs/weights/write.ipynb #1edde99a
 def bit_config(plan: Blueprint) -> dict:
@@ -904,6 +923,8 @@ def chmv2_config(plan: Blueprint) -> dict:
 def transformers_config(config: DPTConfig) -> dict:
     "`config.json` of a transformers folder."
     plan = blueprint(config)
+    if config.decoder_per_head:
+        return tips_config(plan)
     if plan.chmv2:
         return chmv2_config(plan)
     common = dict(
@@ -919,14 +940,15 @@ def preprocessor_config(config: DPTConfig) -> dict:
     height, width = config.input_size or config.image_size
     chmv2, original = blueprint(config).chmv2, config.input_method == "original"
     kind = "CHMv2" if chmv2 else "PromptDepthAnything" if config.prompt else "DPT"
+    kind = "Tipsv2Dpt" if config.decoder_per_head else kind
     padding = dict(do_pad=True, size_divisor=blueprint(config).patch) if chmv2 else {}
     return padding | dict(
         image_processor_type=f"{kind}ImageProcessor",
         do_resize=not (chmv2 and original),
         do_rescale=True,
-        do_normalize=True,
+        do_normalize=any(config.mean) or set(config.std) != {1},
         rescale_factor=1 / 255,
-        resample=2 if config.resizing in ("mmseg", "transformers-bilinear") else 3,
+        resample=2 if config.resizing in ("mmseg", "transformers-bilinear", "tipsv2") else 3,
         keep_aspect_ratio=config.input_method != "exact",
         ensure_multiple_of=config.input_multiple or blueprint(config).patch,
         size=dict(height=height, width=width),

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..evaluation.gallery import error_map
 from ..network.dpt import DPT
 from ..network.heads import HEADS
-from ..network.inside import LEVEL_CHOICES, fuse_with, layout_and_edges, likeness
+from ..network.inside import LEVEL_CHOICES, fuse_with, layout_and_edges, likeness, one_decoder
 from .maps import prediction_image
 from .pages import Explorer, Panels, chosen_image, image_controls, shipped_model
 
@@ -107,7 +107,7 @@ def compute(
 ) -> tuple[torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]:  # image, levels, its own predictions
     "All that is computed once per image."
     image = chosen_image(kind, number, self.size, self.image)["image"]
-    levels = self.model.forward_features(image[None])["levels"]
+    levels = one_decoder(self.model).forward_features(image[None])["levels"]
     return image, levels, fuse_with(self.model, levels, None, ["own"] * 4, self.size)
 
 

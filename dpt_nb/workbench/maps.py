@@ -24,6 +24,7 @@ from dpt_nb.network.inside import (
     color_basis,
     finish_level,
     map_colors,
+    one_decoder,
     position_map,
     position_similarity,
     readouts,
@@ -89,7 +90,9 @@ def compute(
     number: int,
 ) -> list[torch.Tensor]:  # four taps and four levels, `(C, h, w)` each
     "All that is computed once per image."
-    features = self.model.forward_features(chosen_image(kind, number, self.size, self.image)["image"][None])
+    features = one_decoder(self.model).forward_features(
+        chosen_image(kind, number, self.size, self.image)["image"][None]
+    )
     return [tap_map(tap)[0] for tap in features["taps"]] + [level[0] for level in features["levels"]]
 
 
@@ -202,7 +205,7 @@ def compute(
     number: int,
 ) -> dict[str, list]:  # as `DPT.look`
     "All that is computed once per image."
-    return self.model.forward_features(chosen_image(kind, number, self.size, self.image)["image"][None])
+    return one_decoder(self.model).forward_features(chosen_image(kind, number, self.size, self.image)["image"][None])
 
 
 @patch
@@ -241,7 +244,7 @@ def draw_readout(
 ) -> None:
     "A tap as one readout gives it, and below it what is predicted with it."
     name = READOUTS[panel]
-    own = " (its own)" if name == self.model.config.readout else ""
+    own = " (its own)" if name == self.model.config.readout.removesuffix("_tanh") else ""
     self.panels.fill(panel, colors, title=f"tap {level}, {name}")
     self.panels.fill(panel + 3, prediction, title=f"prediction with {name}{own}")
 
@@ -260,6 +263,7 @@ def draw(
     read = readouts(self.model, features["taps"], level)
     own, changes = self.model.predictions(features["fused"], self.size)[head], {}
     together = basis_of_both(read) if shared else None
+    sentences = []
     for panel, name in enumerate(READOUTS):
         if name not in read:
             self.clear_readout(panel, name)
@@ -268,7 +272,7 @@ def draw(
         prediction = self.predict_with(features, read[name], level, head)
         self.draw_readout(panel, level, colors, prediction_image(prediction, own, head))
         changes[name] = change_sentence(prediction, own, head)
-    return readout_sentence(self.model.config.readout, level, changes)
+    return readout_sentence(self.model.config.readout.removesuffix("_tanh"), level, changes)
 
 
 def basis_of_both(read: dict[str, torch.Tensor]) -> ColorBasis:
