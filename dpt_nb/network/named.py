@@ -231,7 +231,7 @@ NAMED["prompt_depth_anything_small_transparent"] = NAMED["prompt_depth_anything_
 
 # %% ../../nbs/network/named.ipynb #4a63f5a2
 TIPS_HEADS = {
-    "depth": BINS | dict(min_depth=1e-3, max_depth=10.0, spacing="linear", epsilon=1e-3, upsampled=False),
+    "depth": META_BINS | dict(min_depth=1e-3, max_depth=10.0, spacing="linear", epsilon=1e-3, upsampled=False),
     "normal": dict(form="plain"),
     "label": dict(form="plain", classes=150),
 }

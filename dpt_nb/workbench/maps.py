@@ -263,7 +263,6 @@ def draw(
     read = readouts(self.model, features["taps"], level)
     own, changes = self.model.predictions(features["fused"], self.size)[head], {}
     together = basis_of_both(read) if shared else None
-    sentences = []
     for panel, name in enumerate(READOUTS):
         if name not in read:
             self.clear_readout(panel, name)
