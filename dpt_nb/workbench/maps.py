@@ -201,7 +201,7 @@ def predict_with(
     "The network's prediction with one level made of this reading."
     levels = list(features["levels"])
     levels[level - 1] = finish_level(self.model, read, level)
-    return self.model.predictions(self.model.decoder(levels), self.size)[head]
+    return self.model.predictions(self.model.decoder(levels), self.size, deepest=levels[-1])[head]
 
 # %% ../../nbs/workbench/maps.ipynb #d350fa9a
 @patch
@@ -241,7 +241,8 @@ def draw(
     "Six panels and a sentence."
     features = self.computed(kind, number)
     read = readouts(self.model, features["taps"], level)
-    own, learned = self.model.predictions(features["fused"], self.size)[head], self.model.config.readout
+    deepest, learned = features["levels"][-1], self.model.config.readout
+    own = self.model.predictions(features["fused"], self.size, deepest=deepest)[head]
     together = color_basis([read[name][0] for name in ("ignore", "add") if name in read]) if shared else None
     sentences = []
     for panel, name in enumerate(READOUTS):
