@@ -23,6 +23,7 @@ TEST_PIPELINES = {  # project → fields of a config: how its test script or tes
     "depth-anything-v1": dict(input_method="lower_bound", resizing="depth-anything-v1"),
     "prompt-depth-anything": dict(input_size=[756, 756], input_method="minimal", resizing="transformers"),
     "depth-anything-3": dict(input_size=[504, 504], input_method="upper_bound", resizing="depth-anything-3"),
+    "zoedepth": dict(input_size=[384, 512], input_multiple=32, resizing="zoedepth"),
     "dinov3": dict(
         input_size=[1024, 1024], input_method="exact", resizing="transformers-bilinear", fusion_doubles=True
     ),
@@ -224,6 +225,20 @@ PROMPTED = dict(heads={"depth": PROMPT_HEAD}, prompt=True, **TEST_PIPELINES["pro
 NAMED |= {f"prompt_depth_anything_{size}": depth_anything(size, 2) | PROMPTED for size in ("small", "large")}
 NAMED["prompt_depth_anything_small_transparent"] = NAMED["prompt_depth_anything_small"]
 
+# %% ../../nbs/network/named.ipynb #acceb5c1
+ZOE_HEAD = dict(form="zoe", hidden=32, bins=64, bounded=False, attractors=[16, 8, 4, 1], mean=True)
+ZOE_HEAD |= dict(embedding=128, temperatures=[0.0212, 50.0])
+ZOE_DOMAINS = dict(nyu=[0.001, 10.0], kitti=[0.001, 80.0])
+ZOE_HEADS = {
+    "nyu": ZOE_HEAD | dict(min_depth=0.001, max_depth=10.0),
+    "kitti": ZOE_HEAD | dict(bounded=True, min_depth=0.001, max_depth=80.0),
+    "nyu_kitti": ZOE_HEAD | dict(attractors=[16] * 4, domains=ZOE_DOMAINS, router=dict(heads=4, hidden=1024)),
+}
+NAMED |= {
+    f"zoedepth_{name}": NAMED["dpt_beit_large_384"] | TEST_PIPELINES["zoedepth"] | dict(heads={"depth": head})
+    for name, head in ZOE_HEADS.items()
+}
+
 # %% ../../nbs/network/named.ipynb #ff942563
 DPT_FILES = "https://github.com/intel-isl/DPT/releases/download/1_0/"
 MIDAS_FILES = "https://github.com/isl-org/MiDaS/releases/download/v3_1/"
@@ -409,6 +424,17 @@ PUBLISHED |= {
         [f"depth-anything/prompt-depth-anything-{theirs}-hf"],
     )
     for name, theirs in [("small", "vits"), ("small_transparent", "vits-transparent"), ("large", "vitl")]
+}
+
+# %% ../../nbs/network/named.ipynb #e849c015
+PUBLISHED |= {
+    "zoedepth_nyu": Published("Intel/zoedepth-nyu", "MIT", {"NYUv2 AbsRel": 0.075}, ["ZoeD_M12_N.pt"]),
+    "zoedepth_kitti": Published(
+        "Intel/zoedepth-kitti", "MIT", {"Virtual KITTI 2 AbsRel": 0.1, "DDAD AbsRel": 0.129}, ["ZoeD_M12_K.pt"]
+    ),
+    "zoedepth_nyu_kitti": Published(
+        "Intel/zoedepth-nyu-kitti", "MIT", {"NYUv2 AbsRel": 0.077, "DDAD AbsRel": 0.138}, ["ZoeD_M12_NK.pt"]
+    ),
 }
 
 # %% ../../nbs/network/named.ipynb #d47d8360

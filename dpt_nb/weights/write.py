@@ -31,6 +31,7 @@ from dpt_nb.network.heads import HEADS, DepthHead, SegmentationHead
 from dpt_nb.network.named import FEEDING, IMAGENET_MEAN
 from dpt_nb.network.patch_embed import prefix_tokens
 from dpt_nb.network.saved import local_path, move_model, read_json, save_tensors, state_dict_mismatch
+from dpt_nb.network.zoe import ZoeHead
 from dpt_nb.weights.dinov3 import chmv2_words
 from dpt_nb.weights.infer_config import WINDOWED, backbone_family, infer_config, source_defaults
 from dpt_nb.weights.key_maps import (
@@ -43,6 +44,7 @@ from dpt_nb.weights.key_maps import (
 )
 from dpt_nb.weights.load import LoadedCheckpoint, open_checkpoint
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning
+from dpt_nb.weights.zoedepth import zoe_words
 
 # %% ../../nbs/weights/write.ipynb #68e89920
 @dataclass(frozen=True)
@@ -104,6 +106,11 @@ class Blueprint:
     def chmv2(self) -> bool:
         "Whether transformers would call it CHMv2: a DPT on a DINOv3."
         return self.family == "eva" and self.vit.pos_embed is None and self.vit.reg_token is not None
+
+    @property
+    def zoe(self) -> bool:
+        "Whether transformers would call it ZoeDepth: bins of each pixel on a BEiT."
+        return self.family == "beit" and HEADS[self.head].form(self.arguments).module is ZoeHead
 
     @property
     def depth_anything(self) -> bool:
@@ -301,7 +308,7 @@ def other_prediction(format_name: str, plan: Blueprint) -> str:
     module = spec.form(plan.arguments).module
     if (spec.categorical and module is SegmentationHead) or (spec.scale and module is DepthHead):
         return ""
-    if format_name == "transformers" and plan.chmv2 and module is BinsHead:
+    if format_name == "transformers" and ((plan.chmv2 and module is BinsHead) or plan.zoe):
         return ""
     kind = f"{plan.head} by {plan.arguments['form']}" if "form" in plan.arguments else plan.head
     return f"it predicts {kind}, and {format_name} knows depth and classes; dpt_nb's own format knows every head"
@@ -368,7 +375,7 @@ def taps_behind_norm(format_name: str, plan: Blueprint) -> str:
 
 def other_head_width(format_name: str, plan: Blueprint) -> str:
     hidden = 32 if plan.labels else plan.arguments.get("hidden", 32)
-    if hidden == 32 or (format_name == "transformers" and (plan.depth_anything or plan.chmv2)):
+    if hidden == 32 or (format_name == "transformers" and (plan.depth_anything or plan.chmv2 or plan.zoe)):
         return ""
     return f"its head has {hidden} channels at full size, and {format_name}'s has 32"
 
@@ -464,6 +471,12 @@ def transformers_output(format_name: str, plan: Blueprint) -> str:
     return reason + (" at a depth that is not a whole number" if sigmoid and plan.depth_anything else "")
 
 
+def transformers_domains(format_name: str, plan: Blueprint) -> str:
+    if not plan.zoe or zoe_words(plan.arguments) is not None:
+        return ""
+    return "transformers' ZoeDepth has one domain, or two whose maps give 16 points each"
+
+
 def transformers_units(format_name: str, plan: Blueprint) -> str:
     if not plan.depth_anything or (not plan.config.batch_norm and plan.config.residual_bias is not False):
         return ""
@@ -520,6 +533,7 @@ OWN_REASONS = {
     "transformers": (
         transformers_dinov3,
         transformers_output,
+        transformers_domains,
         transformers_units,
         transformers_projection,
         transformers_mlp,
@@ -580,6 +594,8 @@ def usual_feeding(format_name: str, plan: Blueprint) -> dict:  # the fields `FEE
     config = plan.config
     if format_name == "transformers":
         bilinear = config.resizing in ("mmseg", "transformers-bilinear")
+        if plan.zoe:
+            return dict(input_size=config.input_size or config.image_size, input_method="minimal", resizing="zoedepth")
         known = ("exact", "original") if plan.chmv2 else ("exact",)
         return dict(
             input_size=config.input_size or config.image_size,
@@ -628,7 +644,9 @@ def readout_setting(format_name: str, plan: Blueprint) -> str:
 
 
 def unit_setting(format_name: str, plan: Blueprint) -> str:
-    metric = format_name == "mmseg" or (format_name == "transformers" and (plan.chmv2 or plan.output == "sigmoid"))
+    metric = format_name == "mmseg" or (
+        format_name == "transformers" and (plan.chmv2 or plan.zoe or plan.output == "sigmoid")
+    )
     scale = HEADS[plan.head].scale
     if (
         plan.labels
@@ -863,6 +881,13 @@ def chmv2_config(plan: Blueprint) -> dict:
     ) | chmv2_words(plan.arguments)
 
 
+def zoe_config(plan: Blueprint) -> dict:
+    "The fields of a ZoeDepth beside those of a DPT."
+    return dict(
+        model_type="zoedepth", architectures=["ZoeDepthForDepthEstimation"], bottleneck_features=plan.config.features
+    ) | zoe_words(plan.arguments)
+
+
 def transformers_config(config: DPTConfig) -> dict:
     "`config.json` of a transformers folder."
     plan = blueprint(config)
@@ -873,22 +898,24 @@ def transformers_config(config: DPTConfig) -> dict:
         neck_hidden_sizes=config.channels,
         backbone_config=BACKBONE_CONFIGS[plan.family](plan),
     )
-    return common | (depth_anything_config if plan.depth_anything else dpt_config)(plan)
+    fields = (depth_anything_config if plan.depth_anything else dpt_config)(plan)
+    return common | fields | (zoe_config(plan) if plan.zoe else {})
 
 
 def preprocessor_config(config: DPTConfig) -> dict:
     "`preprocessor_config.json` of a transformers folder."
     height, width = config.input_size or config.image_size
     chmv2, original = blueprint(config).chmv2, config.input_method == "original"
-    kind = "CHMv2" if chmv2 else "PromptDepthAnything" if config.prompt else "DPT"
-    padding = dict(do_pad=True, size_divisor=blueprint(config).patch) if chmv2 else {}
+    zoe = blueprint(config).zoe
+    kind = "CHMv2" if chmv2 else "ZoeDepth" if zoe else "PromptDepthAnything" if config.prompt else "DPT"
+    padding = dict(do_pad=True, size_divisor=blueprint(config).patch) if chmv2 else dict(do_pad=True) if zoe else {}
     return padding | dict(
         image_processor_type=f"{kind}ImageProcessor",
         do_resize=not (chmv2 and original),
         do_rescale=True,
         do_normalize=True,
         rescale_factor=1 / 255,
-        resample=2 if config.resizing in ("mmseg", "transformers-bilinear") else 3,
+        resample=2 if config.resizing in ("mmseg", "transformers-bilinear", "zoedepth") else 3,
         keep_aspect_ratio=config.input_method != "exact",
         ensure_multiple_of=config.input_multiple or blueprint(config).patch,
         size=dict(height=height, width=width),
