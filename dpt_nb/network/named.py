@@ -430,7 +430,10 @@ PUBLISHED |= {
 PUBLISHED |= {
     "zoedepth_nyu": Published("Intel/zoedepth-nyu", "MIT", {"NYUv2 AbsRel": 0.075}, ["ZoeD_M12_N.pt"]),
     "zoedepth_kitti": Published(
-        "Intel/zoedepth-kitti", "MIT", {"Virtual KITTI 2 AbsRel": 0.1, "DDAD AbsRel": 0.129}, ["ZoeD_M12_K.pt"]
+        "https://github.com/isl-org/ZoeDepth/releases/download/v1.0/ZoeD_M12_K.pt",
+        "MIT",
+        {"Virtual KITTI 2 AbsRel": 0.1, "DDAD AbsRel": 0.129},
+        ["Intel/zoedepth-kitti"],
     ),
     "zoedepth_nyu_kitti": Published(
         "Intel/zoedepth-nyu-kitti", "MIT", {"NYUv2 AbsRel": 0.077, "DDAD AbsRel": 0.138}, ["ZoeD_M12_NK.pt"]
