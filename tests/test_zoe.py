@@ -406,7 +406,7 @@ def test_the_predictor_gives_what_transformers_gives_without_padding(tmp_path):
         outputs = peer(**inputs)
     wanted = processor.post_process_depth_estimation(outputs, source_sizes=[(100, 150)])[0]["predicted_depth"]
     found = predictor(image)["depth"][0]
-    assert inputs["pixel_values"].shape[-2:] == (96, 128 + 16) or inputs["pixel_values"].shape[-1] % 32 == 0
+    assert inputs["pixel_values"].shape[-2:] == (96, 128)
     assert (found - wanted).abs().max() <= 1e-4 * (wanted.max() - wanted.min())
 
 
@@ -419,7 +419,7 @@ def test_exported_for_any_size(kind, form, opened, tmp_path):
     assert check_export(model, path, sizes=[(96, 96), (64, 128)], batches=(1, 2)).worst <= 1e-4
 
 
-@pytest.mark.parametrize("kind", ["boun", "room"])
+@pytest.mark.parametrize("kind", ["boun", pytest.param("room", marks=pytest.mark.slow)])
 def test_three_steps_of_training(kind, opened, tmp_path):
     recipe = change_recipe(
         get_recipe("rooms_tiny"),
