@@ -62,7 +62,7 @@ def binomial_scores(
     choices: torch.Tensor,  # `(bins,)` of `log_choices`
 ) -> torch.Tensor:  # `(B, bins, H, W)` logarithms of weights
     "The weights of a binomial distribution; a share is kept 1e-4 off both ends."
-    near, far = share.clamp(1e-4, 1), (1 - share).clamp(1e-4, 1)
+    near, far = share.clamp(1e-4, 1.0), (1 - share).clamp(1e-4, 1.0)
     k = torch.arange(len(choices), device=share.device, dtype=share.dtype)[:, None, None]
     return choices.to(share)[:, None, None] + k * near.log() + (len(choices) - 1 - k) * far.log()
 
@@ -128,11 +128,11 @@ def at_size_of(
 def check_bounds(
     low: float,  # metres
     high: float,  # metres
-) -> tuple[float, float]:  # as they came
+) -> tuple[float, float]:  # both
     "Raises `HeadError` unless the first is below the second."
     if not 0 <= low < high:
         raise HeadError(f"Bins from {low:g} to {high:g} m were asked for: min_depth has to be below max_depth.")
-    return low, high
+    return float(low), float(high)
 
 
 class DomainBins(nn.Module):
