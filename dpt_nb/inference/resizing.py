@@ -227,6 +227,7 @@ RESIZINGS = {
     "depth-anything": Resizing(CUBIC, ALIGNED, ALIGNED),
     "depth-anything-v1": Resizing(CUBIC, LINEAR, LINEAR),
     "depth-anything-3": Resizing(dict(mode="area"), LINEAR, LINEAR, levels=True),
+    "zoedepth": Resizing(ALIGNED, CUBIC, LINEAR),
     "mmseg": Resizing(LINEAR, LINEAR, LINEAR, levels=True),
     "transformers": Resizing(dict(mode="bicubic", antialias=True), CUBIC, LINEAR, levels=True),
     "transformers-bilinear": Resizing(dict(mode="bilinear", antialias=True), CUBIC, LINEAR, levels=True),

@@ -27,6 +27,7 @@ from dpt_nb.network.schema import (
     whole,
 )
 from .sky import SkyHead  # noqa: F401  a kind of prediction registers itself
+from .zoe import ZoeHead  # noqa: F401
 
 # %% ../../nbs/network/config.ipynb #4e6322c9
 class ConfigError(ValueError):

@@ -249,16 +249,31 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         fused: list[torch.Tensor] | dict,  # of `forward_features`
         size: tuple[int, int],  # height and width of the answer, pixels
         inner: dict | None = None,  # head → its insides, so that they are computed once; is added to
+        deepest: torch.Tensor | None = None,  # `(B, features, h, w)` the deepest level, for a head that reads it
     ) -> torch.Tensor:  # `(B, C, *size)`, or smaller from a head that leaves its answer to be resized
         "What one head says, whether it reads the decoder's maps or along with another head."
         inner = {} if inner is None else inner
         partner, fused = HEADS[name].partner(self.heads), self.maps_of(name, fused)
         read = partner or (name if any(HEADS[other].partner(self.heads) == name for other in self.heads) else "")
+        maps = self.maps_for(read or name, fused, deepest)
         if read and read not in inner:
-            inner[read] = self.heads[read].inner(fused, size)
+            inner[read] = self.heads[read].inner(maps, size)
         if partner:
             return self.heads[name](inner[partner], self.heads[partner])
-        return self.heads[name].answer(inner[name]["raw"]) if read else self.heads[name](fused, size)
+        return self.heads[name].answer(inner[name]["raw"]) if read else self.heads[name](maps, size)
+
+    def maps_for(
+        self,
+        name: str,  # of a head
+        fused: list[torch.Tensor],  # the decoder's maps
+        deepest: torch.Tensor | None,  # as of `ask_head`
+    ) -> list[torch.Tensor]:  # before the decoder's maps the deepest level, where the head `reads_deepest`
+        "What a head is given. Raises `HeadError` for a level that it needs and that is not there."
+        if not getattr(self.heads[name], "reads_deepest", False):
+            return fused
+        if deepest is None:
+            raise HeadError(f"The head {name} reads the deepest level beside the decoder's maps: give it as deepest.")
+        return [deepest, *fused]
 
     def forward(
         self,
@@ -266,8 +281,9 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         unpadded: tuple[int, int] | None = None,  # size before padding: labels come so, depth as the decoder gives it
         prompt_depth: torch.Tensor | None = None,  # `(B, 1, h, w)` metres, known everywhere; without: depth in shares
     ) -> dict[str, torch.Tensor]:  # one entry a head at the image's size; in training also `label_auxiliary`
-        fused = self.forward_features(image, prompt_depth)["fused"]
-        predictions = self.predictions(fused, tuple(image.shape[-2:]), unpadded)
+        features = self.forward_features(image, prompt_depth)
+        fused, deepest = features["fused"], None if self.branches else features["levels"][-1]
+        predictions = self.predictions(fused, tuple(image.shape[-2:]), unpadded, deepest)
         if self.training and self.auxiliary is not None:
             predictions["label_auxiliary"] = self.auxiliary(self.maps_of("label", fused))
         if prompt_depth is not None:
@@ -280,11 +296,12 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         fused: list[torch.Tensor] | dict,  # of `forward_features`
         size: tuple[int, int],  # height and width of the image
         unpadded: tuple[int, int] | None = None,  # as of `forward`
+        deepest: torch.Tensor | None = None,  # as of `ask_head`
     ) -> dict[str, torch.Tensor]:  # one entry a head
         "What all heads make of the decoder's maps."
         inner = {}
         read = {name: self.maps_of(name, fused) for name in self.heads}
-        return {name: self.forward_head(name, read[name], size, unpadded, inner) for name in self.heads}
+        return {name: self.forward_head(name, read[name], size, unpadded, inner, deepest) for name in self.heads}
 
     def forward_head(
         self,
@@ -293,12 +310,13 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         size: tuple[int, int],  # height and width of the image
         unpadded: tuple[int, int] | None,  # as of `forward`
         inner: dict,  # as of `ask_head`
+        deepest: torch.Tensor | None = None,  # as of `ask_head`
     ) -> torch.Tensor:  # `(B, C, H, W)`
         "What one head makes of the decoder's maps. A decoder that doubles is resized to the image afterwards."
         if HEADS[name].categorical:
             return self.heads[name](fused, unpadded or size)
         doubled = tuple(2 * side for side in fused[-1].shape[-2:]) if self.config.fusion_doubles else size
-        values = self.ask_head(name, fused, doubled, inner)
+        values = self.ask_head(name, fused, doubled, inner, deepest)
         if not unpadded and not same_size(tuple(values.shape[-2:]), size):
             values = F.interpolate(values, size=size, mode="bilinear", align_corners=False)
         return HEADS[name].settle(values)

@@ -468,8 +468,8 @@ def fuse_with(
     size: tuple[int, int],  # height and width of the image
 ) -> dict[str, torch.Tensor]:  # one prediction a head, as the model gives them
     "Decoder and heads on a mixture of levels. Raises `InsideError` when choice, number or sizes do not fit."
-    fused = model.decoder(choose_levels(own, other, choice))
-    return model.predictions(fused, tuple(size))
+    levels = choose_levels(own, other, choice)
+    return model.predictions(model.decoder(levels), tuple(size), deepest=levels[-1])
 
 # %% ../../nbs/network/08_inside.ipynb #d5cb9435
 def layout_and_edges(

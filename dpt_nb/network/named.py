@@ -23,6 +23,7 @@ TEST_PIPELINES = {  # project → fields of a config: how its test script or tes
     "depth-anything-v1": dict(input_method="lower_bound", resizing="depth-anything-v1"),
     "prompt-depth-anything": dict(input_size=[756, 756], input_method="minimal", resizing="transformers"),
     "depth-anything-3": dict(input_size=[504, 504], input_method="upper_bound", resizing="depth-anything-3"),
+    "zoedepth": dict(input_size=[384, 512], input_multiple=32, resizing="zoedepth"),
     "dinov3": dict(
         input_size=[1024, 1024], input_method="exact", resizing="transformers-bilinear", fusion_doubles=True
     ),
@@ -266,6 +267,20 @@ def tipsv2_dpt(
 
 NAMED |= {f"tipsv2_dpt_{size}": tipsv2_dpt(size) for size in TIPS_SIZES}
 
+# %% ../../nbs/network/named.ipynb #acceb5c1
+ZOE_HEAD = dict(form="zoe", hidden=32, bins=64, bounded=False, attractors=[16, 8, 4, 1], mean=True)
+ZOE_HEAD |= dict(embedding=128, temperatures=[0.0212, 50.0])
+ZOE_DOMAINS = dict(nyu=[0.001, 10.0], kitti=[0.001, 80.0])
+ZOE_HEADS = {
+    "nyu": ZOE_HEAD | dict(min_depth=0.001, max_depth=10.0),
+    "kitti": ZOE_HEAD | dict(bounded=True, min_depth=0.001, max_depth=80.0),
+    "nyu_kitti": ZOE_HEAD | dict(attractors=[16] * 4, domains=ZOE_DOMAINS, router=dict(heads=4, hidden=1024)),
+}
+NAMED |= {
+    f"zoedepth_{name}": NAMED["dpt_beit_large_384"] | TEST_PIPELINES["zoedepth"] | dict(heads={"depth": head})
+    for name, head in ZOE_HEADS.items()
+}
+
 # %% ../../nbs/network/named.ipynb #ff942563
 DPT_FILES = "https://github.com/intel-isl/DPT/releases/download/1_0/"
 MIDAS_FILES = "https://github.com/isl-org/MiDaS/releases/download/v3_1/"
@@ -457,6 +472,20 @@ PUBLISHED |= {
 PUBLISHED |= {
     f"tipsv2_dpt_{size}": Published(f"google/tipsv2-{theirs}-dpt", "Apache-2.0", {})
     for size, theirs in [("base", "b14"), ("large", "l14"), ("so400m", "so400m14"), ("giant", "g14")]
+}
+
+# %% ../../nbs/network/named.ipynb #e849c015
+PUBLISHED |= {
+    "zoedepth_nyu": Published("Intel/zoedepth-nyu", "MIT", {"NYUv2 AbsRel": 0.075}, ["ZoeD_M12_N.pt"]),
+    "zoedepth_kitti": Published(
+        "https://github.com/isl-org/ZoeDepth/releases/download/v1.0/ZoeD_M12_K.pt",
+        "MIT",
+        {"Virtual KITTI 2 AbsRel": 0.1, "DDAD AbsRel": 0.129},
+        ["Intel/zoedepth-kitti"],
+    ),
+    "zoedepth_nyu_kitti": Published(
+        "Intel/zoedepth-nyu-kitti", "MIT", {"NYUv2 AbsRel": 0.077, "DDAD AbsRel": 0.138}, ["ZoeD_M12_NK.pt"]
+    ),
 }
 
 # %% ../../nbs/network/named.ipynb #d47d8360

@@ -36,10 +36,11 @@ from dpt_nb.weights.key_maps import CHECKPOINT_FORMATS, DEPTH_ANYTHINGS, LABEL_H
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning
 from dpt_nb.weights.refused import check_not_refused
 from dpt_nb.weights.tips import TIPS_PROCESSOR, TIPS_TYPE, check_tips_trunk, tips_fields, tips_heads
+from dpt_nb.weights.zoedepth import ZOE_FIELDS, zoe_defaults, zoe_head, zoe_shapes
 
 # %% ../../nbs/weights/infer_config.ipynb #ced9eac9
 KNOWN = (
-    "isl-org/DPT and MiDaS, Depth Anything (of its third version what sees one image), DINOv3's depthers, "
+    "isl-org/DPT, MiDaS and ZoeDepth, Depth Anything (of its third version what sees one image), DINOv3's depthers, "
     "transformers, TIPSv2's decoders, mmsegmentation and the Toolbox, timm's vision transformers, and dpt_nb"
 )
 
@@ -472,6 +473,8 @@ def infer_head(state: dict, name: str) -> dict:  # arguments of `build_head`
         return dict(classes=side(state, f"heads.{name}.classify.weight", 0)) | auxiliary
     if spec is not None and spec.about:
         return {}
+    if zoe := zoe_shapes(state, name):
+        return zoe
     found = dict(projection=True) if f"heads.{name}.projection.weight" in state else {}
     if spec is not None and spec.scale and (bins := side(state, f"heads.{name}.convolution3.weight", 0)) > 1:
         found |= dict(form="bins", bins=bins)  # at which depths, no shape tells
@@ -702,6 +705,8 @@ def source_defaults(
         return depth_anything_defaults(state) | (PROMPT_DEFAULTS if PROMPTED in state else {})
     if format_name == "dinov3":
         return depther_fields(state, count_parts(state, "backbone.vit.blocks."))
+    if format_name == "zoedepth":
+        return zoe_defaults(state)
     return mmseg_defaults(state) if format_name == "mmseg" else {}
 
 # %% ../../nbs/weights/infer_config.ipynb #280c7b5a
@@ -775,7 +780,7 @@ PREPROCESSOR = dict(
     image_mean=COLOR,
     image_std=COLOR,
 )
-TRANSFORMERS = Schema(dict(type="object", properties=INNER | OUTER, description="a dict"))
+TRANSFORMERS = Schema(dict(type="object", properties=INNER | OUTER | ZOE_FIELDS, description="a dict"))
 PROCESSOR = Schema(dict(type="object", properties=PREPROCESSOR, description="a dict"))
 
 # %% ../../nbs/weights/infer_config.ipynb #f6877e3a
@@ -877,6 +882,8 @@ def transformers_heads(config: dict, heads: dict) -> dict:
         return {name: chmv2_head(config)}
     if config["model_type"] == TIPS_TYPE:
         return tips_heads(config, heads)
+    if config["model_type"] == "zoedepth":
+        return {name: zoe_head(config)}
     if HEADS[name].categorical:
         return {name: heads[name] | dict(dropout=config.get("semantic_classifier_dropout", 0.1))}
     if config.get("model_type") == "prompt_depth_anything":
@@ -941,19 +948,18 @@ def transformers_fields(
     if config["model_type"] == "chmv2":
         fields, preprocessor = dict(mean=SATELLITE_MEAN, std=SATELLITE_STD), dict(do_resize=False) | preprocessor
     fields |= transformers_normalization(preprocessor) | transformers_feeding(preprocessor)
-    return (
-        fields
-        | dict(
-            class_names=transformers_class_names(config) if LABEL_HEAD in inferred["heads"] else [],
-            fusion_doubles=not depth_anything,
-            backbone_arguments=transformers_arguments(backbone, family, inferred),
-            taps=transformers_taps(config, family),
-            image_size=list(two_sides(backbone["image_size"])),
-            layer_norm_eps=backbone["layer_norm_eps"],
-            pos_embed_mode="bicubic" if family in ("dinov2", "beit") else "bilinear",
-            norm_intermediates=family in ("dinov2", "eva") and backbone["apply_layernorm"],
-            readout="ignore" if depth_anything else config.get("readout_type", "project"),
-            heads=transformers_heads(config, inferred["heads"]),
-        )
-        | (tips_fields(config, fields) if tips else {})
+    if config["model_type"] == "zoedepth":
+        fields = TEST_PIPELINES["zoedepth"] | fields | dict(resizing="zoedepth")
+    common = dict(
+        class_names=transformers_class_names(config) if LABEL_HEAD in inferred["heads"] else [],
+        fusion_doubles=not depth_anything,
+        backbone_arguments=transformers_arguments(backbone, family, inferred),
+        taps=transformers_taps(config, family),
+        image_size=list(two_sides(backbone["image_size"])),
+        layer_norm_eps=backbone["layer_norm_eps"],
+        pos_embed_mode="bicubic" if family in ("dinov2", "beit") else "bilinear",
+        norm_intermediates=family in ("dinov2", "eva") and backbone["apply_layernorm"],
+        readout="ignore" if depth_anything else config.get("readout_type", "project"),
+        heads=transformers_heads(config, inferred["heads"]),
     )
+    return fields | common | (tips_fields(config, fields) if tips else {})

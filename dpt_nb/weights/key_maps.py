@@ -270,15 +270,17 @@ def mmseg_rules(head: str) -> list[KeyRule]:
 
 # %% ../../nbs/weights/key_maps.ipynb #6cb19cfe
 DEPTH_ANYTHINGS = ("depth_anything", "prompt_depth_anything")  # types of transformers whose heads are called alike
+MODEL_TYPES = ("dpt", "chmv2", "zoedepth", TIPS_TYPE, *DEPTH_ANYTHINGS)
 
 
 def transformers_family(config: dict) -> str:  # config: of config.json
     """The backbone's family: "vit", "hybrid", "beit", "dinov2", "swinv2" or, of DINOv3, "eva". Raises `CheckpointError`
     for another."""
-    if config.get("model_type") not in ("dpt", "chmv2", TIPS_TYPE, *DEPTH_ANYTHINGS):
+    *others, last = map(repr, MODEL_TYPES)
+    if config.get("model_type") not in MODEL_TYPES:
         raise CheckpointError(
-            f"This folder holds a transformers model of type {config.get('model_type')!r}, and a DPT is of type 'dpt', "
-            f"'chmv2', {TIPS_TYPE!r} or {' or '.join(map(repr, DEPTH_ANYTHINGS))}."
+            f"This folder holds a transformers model of type {config.get('model_type')!r}, and a DPT is of type "
+            f"{', '.join(others)} or {last}."
         )
     if config.get("is_hybrid"):
         return "hybrid"
@@ -493,6 +495,8 @@ def folder_rules(head: str, config: dict) -> list[KeyRule]:  # config: of config
         return chmv2_rules(head, config)
     if config["model_type"] == TIPS_TYPE:
         return tips_rules(config)
+    if config["model_type"] == "zoedepth":
+        return zoe_folder_rules(head, family)
     return transformers_rules(head, family, config["model_type"] in DEPTH_ANYTHINGS)
 
 
@@ -504,6 +508,70 @@ def transformers_rules(head: str, family: str, depth_anything: bool = False) -> 
         backbone = transformers_vit_rules("dpt." if family in ("vit", "hybrid") else "backbone.", family)
     return backbone + transformers_decoder_rules() + transformers_head_rules(head, depth_anything)
 
+# %% ../../nbs/weights/key_maps.ipynb #9dcecb56
+def zoe_mlp_rules(ours: str, theirs: str, net: tuple[str, str]) -> list[KeyRule]:  # net: their two convolutions
+    "Two 1×1 convolutions."
+    return part_rules(ours, theirs, {"convolution1": net[0], "convolution2": net[1]})
+
+
+def zoe_bins_rules(ours: str, theirs: str, net: tuple[str, str]) -> list[KeyRule]:
+    "The bins of the only domain, or of each of several."
+    one, each = f"{ours}domains.all.", f"{ours}domains.{{domain}}."
+    binomial = ("mlp.0", "mlp.2")
+    return [
+        *zoe_mlp_rules(f"{one}seed.", f"{theirs}seed_bin_regressor.", net),
+        *zoe_mlp_rules(f"{one}attractors.{{map}}.", f"{theirs}attractors.{{map}}.", net),
+        *zoe_mlp_rules(f"{one}weights.", f"{theirs}conditional_log_binomial.", binomial),
+        *zoe_mlp_rules(f"{each}seed.", f"{theirs}seed_bin_regressors.{{domain}}.", net),
+        *zoe_mlp_rules(f"{each}attractors.{{map}}.", f"{theirs}attractors.{{domain}}.{{map}}.", net),
+        *zoe_mlp_rules(f"{each}weights.", f"{theirs}conditional_log_binomial.{{domain}}.", binomial),
+    ]
+
+
+def zoe_metric_rules(ours: str, theirs: str, net: tuple[str, str]) -> list[KeyRule]:
+    "All that stands beside the relative head, but for the router's blocks and its end."
+    embed = f"{ours}embed."
+    return [
+        *part_rules(embed, theirs, {"bottleneck": "conv2"}),
+        *zoe_mlp_rules(f"{embed}seed_projector.", f"{theirs}seed_projector.", net),
+        *zoe_mlp_rules(f"{embed}projectors.{{map}}.", f"{theirs}projectors.{{map}}.", net),
+        *zoe_bins_rules(ours, theirs, net),
+        *part_rules(f"{ours}router.", f"{theirs}patch_transformer.", {"embed": "embedding_convPxP"}),
+    ]
+
+
+ZOE_BLOCK = {part: part for part in ("norm1", "norm2")} | {"mlp.fc1": "linear1", "mlp.fc2": "linear2"}
+ZOE_BLOCK |= {"attn.proj": "self_attn.out_proj"}
+
+
+def zoe_folder_rules(head: str, family: str) -> list[KeyRule]:
+    "transformers `modeling_zoedepth.py`."
+    ours, theirs = f"heads.{head}.", "metric_head."
+    block, layer = f"{ours}router.blocks.{{block}}.", f"{theirs}patch_transformer.transformer_encoder.{{block}}."
+    return [
+        *transformers_vit_rules("backbone.", family),
+        *transformers_decoder_rules(),
+        KeyRule(f"{ours}convolution{{number}}.{{rest}}", "relative_head.conv{number}.{rest}"),
+        *part_rules(ours, "relative_head.", {"projection": "projection"}),
+        *zoe_metric_rules(ours, theirs, ("conv1", "conv2")),
+        separate(f"{block}attn.qkv", f"{layer}self_attn"),
+        *part_rules(block, layer, ZOE_BLOCK),
+        *part_rules(f"{ours}router.classify.", f"{theirs}mlp_classifier.", {"fc1": "linear1", "fc2": "linear2"}),
+    ]
+
+
+def zoe_rules(head: str) -> list[KeyRule]:
+    "isl-org/ZoeDepth `zoedepth_v1.py`, `zoedepth_nk_v1.py`, around MiDaS's names."
+    ours, block = f"heads.{head}.", f"heads.{head}.router.blocks.{{block}}."
+    layer = "patch_transformer.transformer_encoder.layers.{block}."
+    return [
+        *(KeyRule(rule.ours, f"core.core.{rule.theirs}") for rule in isl_org_rules(head)),
+        *zoe_metric_rules(ours, "", ("_net.0", "_net.2")),
+        KeyRule(f"{block}attn.qkv.{{kind}}", f"{layer}self_attn.in_proj_{{kind}}"),
+        *part_rules(block, layer, ZOE_BLOCK),
+        *part_rules(f"{ours}router.classify.", "mlp_classifier.", {"fc1": "0", "fc2": "2"}),
+    ]
+
 # %% ../../nbs/weights/key_maps.ipynb #0640f9fc
 @dataclass(frozen=True)
 class CheckpointFormat:
@@ -514,14 +582,15 @@ class CheckpointFormat:
     rules: Callable[[str, dict | None], list[KeyRule]]  # of a head and the config.json beside the file
     unused: tuple[str, ...] = ()  # patterns of names that no prediction needs
     backbone_only: bool = False
-    or_signs: tuple[str, ...] = ()  # or with each of these
-    third_signs: tuple[str | tuple[str, ...], ...] = ()  # or with each of these; of several together one is enough
+    or_signs: tuple[
+        tuple[str | tuple[str, ...], ...], ...
+    ] = ()  # or with all of one of these; of a tuple one will do
 
     def shows_in(self, names: Iterable[str]) -> bool:
         "Whether a file of these names is of this format."
         names = list(names)
-        kinds = [kind for kind in (self.signs, self.or_signs, self.third_signs) if kind]
-        return any(all(any(name.startswith(sign) for name in names) for sign in kind) for kind in kinds)
+        shown = lambda signs: all(any(name.startswith(sign) for name in names) for sign in signs)
+        return any(map(shown, (self.signs, *self.or_signs)))
 
 # %% ../../nbs/weights/key_maps.ipynb #cd50dd95
 COMPUTED_TABLES = r".*\.(relative_position_index|relative_coords_table|attn_mask|k_bias)"
@@ -549,6 +618,18 @@ CHECKPOINT_FORMATS = {
             ),
         ),
         CheckpointFormat(
+            "zoedepth",
+            signs=("core.core.pretrained.model.", "core.core.scratch.", "seed_projector."),
+            rules=lambda head, config: zoe_rules(head),
+            unused=(
+                rf"core\.core\.pretrained\.model\.{CLASSIFIER}",
+                r"core\.core\.pretrained\.model\.norm\..*",
+                r"core\.core\.scratch\.refinenet4\.resConfUnit1\..*",
+                r".*\.log_binomial_transform\.(k_idx|K_minus_1)",
+                COMPUTED_TABLES,
+            ),
+        ),
+        CheckpointFormat(
             "depth-anything",
             signs=("pretrained.blocks.", "depth_head."),
             rules=lambda head, config: depth_anything_rules(head),
@@ -562,10 +643,10 @@ CHECKPOINT_FORMATS = {
         CheckpointFormat(
             "transformers",
             signs=("neck.", "head."),
-            or_signs=("backbone.", "head.reassemble_stage."),
-            third_signs=(
-                "vision_encoder.blocks.",
-                tuple(f"{theirs}_head.reassemble." for theirs in TIPS_NAMES.values()),
+            or_signs=(
+                ("backbone.", "head.reassemble_stage."),
+                ("neck.", "relative_head.", "metric_head."),
+                ("vision_encoder.blocks.", tuple(f"{theirs}_head.reassemble." for theirs in TIPS_NAMES.values())),
             ),
             rules=lambda head, config: folder_rules(head, config),
             unused=(
@@ -647,7 +728,8 @@ def find_head(
         return "relative_depth"
     if format_name == "mmseg":
         return "depth" if MMSEG_DEPTH_HEAD in state else LABEL_HEAD
-    if format_name == "dinov3" or (format_name == "transformers" and config.get("model_type") in ("chmv2", TIPS_TYPE)):
+    metric = format_name == "transformers" and config.get("model_type") in ("chmv2", "zoedepth", TIPS_TYPE)
+    if metric or format_name in ("dinov3", "zoedepth"):
         return "depth"
     if format_name == "transformers" and "head.head.1.weight" in state:
         return LABEL_HEAD

@@ -44,7 +44,6 @@ REFUSED = (
         "Open Depth Anything V2 Large.",
         r"pretrained\.blocks\.0\.mlp\.w12\.weight",
     ),
-    Refused("ZoeDepth", "ends in bins whose centers attract each other", THEIR_PROGRAM, r"core\.core\.pretrained\..*"),
     Refused("Video Depth Anything", "has attention over time in its decoder", THEIR_PROGRAM, r".*\.motion_modules\..*"),
 )
 

@@ -39,6 +39,7 @@ from dpt_nb.network.saved import (
     state_dict_mismatch,
     storage_bytes,
 )
+from dpt_nb.network.zoe import ZoeHead
 from dpt_nb.weights.dinov3 import chmv2_words
 from dpt_nb.weights.infer_config import WINDOWED, backbone_family, infer_config, source_defaults
 from dpt_nb.weights.key_maps import (
@@ -52,6 +53,7 @@ from dpt_nb.weights.key_maps import (
 from dpt_nb.weights.load import LoadedCheckpoint, open_checkpoint
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning
 from dpt_nb.weights.tips import shaped_as_theirs, tips_config, tips_reason
+from dpt_nb.weights.zoedepth import zoe_words
 
 # %% ../../nbs/weights/write.ipynb #68e89920
 @dataclass(frozen=True)
@@ -118,6 +120,11 @@ class Blueprint:
     def places(self) -> int:
         "Places of its table of positions."
         return math.prod(side // self.patch for side in self.config.image_size)
+
+    @property
+    def zoe(self) -> bool:
+        "Whether transformers would call it ZoeDepth: bins of each pixel on a BEiT."
+        return self.family == "beit" and HEADS[self.head].form(self.arguments).module is ZoeHead
 
     @property
     def depth_anything(self) -> bool:
@@ -332,11 +339,12 @@ def has_common_head(plan: Blueprint) -> bool:
 
 
 def is_bins(plan: Blueprint) -> bool:
-    return HEADS[plan.head].form(plan.arguments).module is BinsHead
+    "Whether it ends in bins of a kind that transformers knows."
+    return plan.zoe or (plan.chmv2 and HEADS[plan.head].form(plan.arguments).module is BinsHead)
 
 
 def other_prediction(format_name: str, plan: Blueprint) -> str:
-    if has_common_head(plan) or (format_name == "transformers" and plan.chmv2 and is_bins(plan)):
+    if has_common_head(plan) or (format_name == "transformers" and is_bins(plan)):
         return ""
     kind = f"{plan.head} by {plan.arguments['form']}" if "form" in plan.arguments else plan.head
     return f"it predicts {kind}, and {format_name} knows depth and classes; dpt_nb's own format knows every head"
@@ -403,7 +411,7 @@ def taps_behind_norm(format_name: str, plan: Blueprint) -> str:
 
 def other_head_width(format_name: str, plan: Blueprint) -> str:
     hidden = 32 if plan.labels else plan.arguments.get("hidden", 32)
-    if hidden == 32 or (format_name == "transformers" and (plan.depth_anything or plan.chmv2)):
+    if hidden == 32 or (format_name == "transformers" and (plan.depth_anything or plan.chmv2 or plan.zoe)):
         return ""
     return f"its head has {hidden} channels at full size, and {format_name}'s has 32"
 
@@ -503,6 +511,12 @@ def transformers_output(format_name: str, plan: Blueprint) -> str:
     return reason + (" at a depth that is not a whole number" if scaled else "")
 
 
+def transformers_domains(format_name: str, plan: Blueprint) -> str:
+    if not plan.zoe or zoe_words(plan.arguments) is not None:
+        return ""
+    return "transformers' ZoeDepth has one domain, or two whose maps give 16 points each"
+
+
 def transformers_units(format_name: str, plan: Blueprint) -> str:
     if not plan.depth_anything or (not plan.config.batch_norm and plan.config.residual_bias is not False):
         return ""
@@ -559,6 +573,7 @@ OWN_REASONS = {
     "transformers": (
         transformers_dinov3,
         transformers_output,
+        transformers_domains,
         transformers_units,
         transformers_projection,
         transformers_mlp,
@@ -624,15 +639,18 @@ def standardization_setting(format_name: str, plan: Blueprint) -> str:
 def usual_feeding(format_name: str, plan: Blueprint) -> dict:  # the fields `FEEDING`
     "How a project feeds an image to a model that its files say nothing else of."
     if format_name == "transformers":
-        return processor_feeding(plan.config, plan.chmv2)
+        return processor_feeding(plan)
     return dict(input_size=plan.config.image_size, input_method="minimal") | source_defaults(format_name, plan.state)
 
 
-def processor_feeding(config: DPTConfig, chmv2: bool) -> dict:  # the fields `FEEDING`
+def processor_feeding(plan: Blueprint) -> dict:  # the fields `FEEDING`
     "What `preprocessor_config` says of it."
+    config = plan.config
+    if plan.zoe:
+        return dict(input_size=config.input_size or config.image_size, input_method="minimal", resizing="zoedepth")
     bilinear = config.resizing in ("mmseg", "transformers-bilinear", "tipsv2")
     linear_both_ways = "tipsv2" if config.decoder_per_head else "transformers-bilinear"
-    known = ("exact", "original") if chmv2 else ("exact",)
+    known = ("exact", "original") if plan.chmv2 else ("exact",)
     return dict(
         input_size=config.input_size or config.image_size,
         input_method=config.input_method if config.input_method in known else "minimal",
@@ -680,8 +698,8 @@ def readout_setting(format_name: str, plan: Blueprint) -> str:
 
 def assumed_scale(format_name: str, plan: Blueprint) -> str:  # of `HeadSpec.scale`
     "What a reader of the format takes the number of a depth head for."
-    metric = format_name == "mmseg" or (format_name == "transformers" and (plan.chmv2 or plan.output == "sigmoid"))
-    return "metric" if metric else "relative"
+    told = format_name == "transformers" and (plan.chmv2 or plan.zoe or plan.output == "sigmoid")
+    return "metric" if told or format_name == "mmseg" else "relative"
 
 
 def unit_setting(format_name: str, plan: Blueprint) -> str:
@@ -920,6 +938,13 @@ def chmv2_config(plan: Blueprint) -> dict:
     ) | chmv2_words(plan.arguments)
 
 
+def zoe_config(plan: Blueprint) -> dict:
+    "The fields of a ZoeDepth beside those of a DPT."
+    return dict(
+        model_type="zoedepth", architectures=["ZoeDepthForDepthEstimation"], bottleneck_features=plan.config.features
+    ) | zoe_words(plan.arguments)
+
+
 def transformers_config(config: DPTConfig) -> dict:
     "`config.json` of a transformers folder."
     plan = blueprint(config)
@@ -932,23 +957,31 @@ def transformers_config(config: DPTConfig) -> dict:
         neck_hidden_sizes=config.channels,
         backbone_config=BACKBONE_CONFIGS[plan.family](plan),
     )
-    return common | (depth_anything_config if plan.depth_anything else dpt_config)(plan)
+    fields = (depth_anything_config if plan.depth_anything else dpt_config)(plan)
+    return common | fields | (zoe_config(plan) if plan.zoe else {})
+
+
+def processor_kind(config: DPTConfig) -> str:
+    "What the name of transformers' processor begins with."
+    plan = blueprint(config)
+    kinds = dict(Tipsv2Dpt=config.decoder_per_head, CHMv2=plan.chmv2, ZoeDepth=plan.zoe)
+    kinds |= dict(PromptDepthAnything=config.prompt)
+    return next((kind for kind, fits in kinds.items() if fits), "DPT")
 
 
 def preprocessor_config(config: DPTConfig) -> dict:
     "`preprocessor_config.json` of a transformers folder."
     height, width = config.input_size or config.image_size
     chmv2, original = blueprint(config).chmv2, config.input_method == "original"
-    kind = "CHMv2" if chmv2 else "PromptDepthAnything" if config.prompt else "DPT"
-    kind = "Tipsv2Dpt" if config.decoder_per_head else kind
     padding = dict(do_pad=True, size_divisor=blueprint(config).patch) if chmv2 else {}
+    padding |= dict(do_pad=True) if blueprint(config).zoe else {}
     return padding | dict(
-        image_processor_type=f"{kind}ImageProcessor",
+        image_processor_type=f"{processor_kind(config)}ImageProcessor",
         do_resize=not (chmv2 and original),
         do_rescale=True,
         do_normalize=any(config.mean) or set(config.std) != {1},
         rescale_factor=1 / 255,
-        resample=2 if config.resizing in ("mmseg", "transformers-bilinear", "tipsv2") else 3,
+        resample=2 if config.resizing in ("mmseg", "transformers-bilinear", "tipsv2", "zoedepth") else 3,
         keep_aspect_ratio=config.input_method != "exact",
         ensure_multiple_of=config.input_multiple or blueprint(config).patch,
         size=dict(height=height, width=width),

@@ -219,7 +219,7 @@ def predict_with(
     "The network's prediction with one level made of this reading."
     levels = list(features["levels"])
     levels[level - 1] = finish_level(self.model, read, level)
-    return self.model.predictions(self.model.decoder(levels), self.size)[head]
+    return self.model.predictions(self.model.decoder(levels), self.size, deepest=levels[-1])[head]
 
 # %% ../../nbs/workbench/maps.ipynb #d350fa9a
 @patch
@@ -261,7 +261,8 @@ def draw(
     "Six panels and a sentence."
     features = self.computed(kind, number)
     read = readouts(self.model, features["taps"], level)
-    own, changes = self.model.predictions(features["fused"], self.size)[head], {}
+    deepest, changes = features["levels"][-1], {}
+    own = self.model.predictions(features["fused"], self.size, deepest=deepest)[head]
     together = basis_of_both(read) if shared else None
     for panel, name in enumerate(READOUTS):
         if name not in read:
