@@ -351,6 +351,7 @@ def dpt_train(
     out: str | None = None,  # folder of the run; default: runs/RECIPE
     data_root: str = "data",  # where data is kept; scenes are rendered there when missing
     set: list[str] | None = None,  # change a field of the recipe, FIELD=VALUE; may be repeated
+    fine_tune: Literal["full", "layer_decay", "decoder", "lora"] | None = None,  # what moves; sets tune.way
     resume: bool = False,  # go on with the run in OUT
     cpu: bool = False,  # do not use CUDA
     workers: int = 1,  # processes that read samples, for each training process
@@ -373,7 +374,8 @@ def dpt_train(
     need_recipe(recipe)
     check_processes(workers, num_processes, num_nodes, node_rank, main_port)
     out = out or f"runs/{recipe}"
-    chosen = changed_recipe(recipe, set or [], out if resume else None)
+    ways = [f"tune.way={fine_tune}"] if fine_tune else []
+    chosen = changed_recipe(recipe, (set or []) + ways, out if resume else None)
     trackers = tuple(dict.fromkeys((tracker or []) + ["tensorboard"] * tensorboard))
     options = dict(cpu=cpu, workers=workers, trackers=trackers)
     if dry_run:

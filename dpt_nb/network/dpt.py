@@ -199,19 +199,27 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         for name in ("mean", "std"):
             self.register_buffer(name, color_buffer(getattr(config, name)), persistent=False)
 
-    def forward_features(
+    def taps_of(
         self,
         image: torch.Tensor,  # `(B, 3, H, W)` float, RGB in [0, 1]; more channels where `in_chans` says so
-        prompt_depth: torch.Tensor | None = None,  # as of `forward`
-    ) -> dict:  # `taps`, `levels` (shallow to deep), `fused` (deepest first); with branches the two are head → list
-        "All that happens before the heads. Raises `ConfigError` for a tensor that is not a batch of such images."
+    ) -> list:  # one for each level: a `Tap`, or a `(B, C, h, w)` map
+        "What the trunk gives. Raises `ConfigError` for a tensor that is not a batch of such images."
         seen = len(self.config.mean)
         if image.ndim != 4 or image.shape[1] != seen or not image.is_floating_point():
             raise ConfigError(
                 f"The network takes (B, {seen}, H, W) floats in [0, 1] and was given {tuple(image.shape)} of "
                 f"{image.dtype}. Predictor takes any picture of red, green and blue."
             )
-        taps = self.backbone((image - self.mean) / self.std)
+        return self.backbone((image - self.mean) / self.std)
+
+    def forward_features(
+        self,
+        image: torch.Tensor,  # as of `taps_of`
+        prompt_depth: torch.Tensor | None = None,  # as of `forward`
+        taps: list | None = None,  # of `taps_of`, where they are known; None: the trunk is asked
+    ) -> dict:  # `taps`, `levels` (shallow to deep), `fused` (deepest first); with branches the two are head → list
+        "All that happens before the heads. Raises `ConfigError` as `taps_of`."
+        taps = self.taps_of(image) if taps is None else taps
         prompts = {} if prompt_depth is None else dict(shares=self.shares_of(prompt_depth, image))
         if self.branches is not None:
             return dict(taps=taps) | branch_maps(self.branches, taps, **prompts)
@@ -280,8 +288,9 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         image: torch.Tensor,  # `(B, 3, H, W)` float, RGB in [0, 1]; H and W multiples of the patch
         unpadded: tuple[int, int] | None = None,  # size before padding: labels come so, depth as the decoder gives it
         prompt_depth: torch.Tensor | None = None,  # `(B, 1, h, w)` metres, known everywhere; without: depth in shares
+        taps: list | None = None,  # of `taps_of`, where they are known
     ) -> dict[str, torch.Tensor]:  # one entry a head at the image's size; in training also `label_auxiliary`
-        features = self.forward_features(image, prompt_depth)
+        features = self.forward_features(image, prompt_depth, taps)
         fused, deepest = features["fused"], None if self.branches else features["levels"][-1]
         predictions = self.predictions(fused, tuple(image.shape[-2:]), unpadded, deepest)
         if self.training and self.auxiliary is not None:

@@ -30,6 +30,7 @@ from torch import nn
 from ..images.files import atomic_write, disk_full_reason
 from ..network.dpt import DPT
 from ..network.heads import HEADS
+from ..weights.adapters import is_adapted, write_adapted
 from .distributed import WholeModel, WholeOptimizer, is_first_process, several_processes
 from .run_folder import TrainingError, TrainingWarning, remove
 
@@ -465,7 +466,10 @@ def disk_full_guard(
 # %% ../../nbs/training/checkpointing.ipynb #7c51cb37
 def write_model(model: DPT, folder: Path) -> None:
     "Save a model folder and flush its files to the disk."
-    model.save_pretrained(folder)
+    if is_adapted(model):
+        write_adapted(model, folder)
+    else:
+        model.save_pretrained(folder)
     for path in folder.iterdir():
         with open(path, "rb+") as file:
             os.fsync(file.fileno())

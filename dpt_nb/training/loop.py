@@ -49,6 +49,7 @@ from dpt_nb.training.checkpointing import (
     save_model,
 )
 from .distributed import any_process, full_tensor, open_accelerator
+from .fine_tuning import known_taps, train_mode
 from .imports import import_saved, with_imports
 from .loader import batches, open_loader, readers_watched
 from .optim import apply_rates, planned_rates
@@ -131,7 +132,7 @@ def part_loss(
     "Forward, in the recipe's precision."
     with state.accelerator.autocast():
         prompt = {name: inputs[name] for name in ("prompt_depth",) if name in inputs}
-        predictions = state.model(inputs["image"], **prompt)
+        predictions = state.model(inputs["image"], **prompt, **known_taps(state, inputs["image"]))
     return batch_loss(predictions, inputs, state.losses, step - 1, state.weights, fractions)
 
 
@@ -141,7 +142,7 @@ def forward_backward(
     step: int,  # which is being made
 ) -> float:  # the loss of the batch
     "Add up the gradients of a batch's parts."
-    state.model.train()
+    train_mode(state)
     inputs = [to_device(state, part) for part in parts]
     total = 0.0
     for place, fractions in enumerate(batch_fractions(inputs, state.losses), 1):

@@ -96,7 +96,7 @@ def read_run(
     return None if described is None else described["recipe"]
 
 # %% ../../nbs/training/run_folder.ipynb #c765f677
-FREE = ("loop.fsdp", "keep.pictures", "data.may_change", "imports")  # fields that change no weight
+FREE = ("loop.fsdp", "keep.pictures", "data.may_change", "imports", "tune.cache_gib")  # fields that change no weight
 ADJUSTABLE = ("optimizer.lr", "optimizer.clip", "loop.precision")  # reported, not refused
 
 

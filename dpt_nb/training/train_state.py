@@ -35,6 +35,7 @@ from ..registry import OWN
 from .batch_loss import takes
 from .checkpointing import LastRow, MissingTargets
 from .distributed import WholeModel, WholeOptimizer, convert_sync_batchnorm, full_tensor, shard
+from .fine_tuning import TapCache, begin_way, open_tap_cache
 from .loader import open_loader
 from .optim import build_optimizer, build_schedule
 from .recipe_fields import Recipe, RecipeError
@@ -168,6 +169,7 @@ class TrainState:
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
     steps: int = 0  # in all
     loader: object = None  # of the training split, while steps are made
+    taps: TapCache | None = None  # of a trunk that stands still and sees the same images again
     rates: dict = field(default_factory=dict)  # learning rates of the step that was made: `largest`, `backbone`
 
     @property
@@ -233,7 +235,7 @@ def network_for(
 ) -> DPT:
     """The recipe's network as it is trained: frozen where nothing teaches it, with shared batch norms where that is
     asked."""
-    model = freeze_untrained(build_model(recipe), losses)
+    model = begin_way(recipe, freeze_untrained(build_model(recipe), losses))
     if recipe.loop.sync_bn and accelerator.num_processes > 1:
         model = convert_sync_batchnorm(model, accelerator.device)
     model.backbone.set_grad_checkpointing(recipe.loop.checkpointing)
@@ -361,6 +363,7 @@ def open_run(
     name_classes(state)
     state.steps = total_steps(recipe, len(state.train))
     state.schedule = build_schedule(recipe, state.optimizer.optimizer, state.steps)
+    state.taps = open_tap_cache(state, data_root)
     open_loader(state, 0, state.steps, 0)
     check_cameras(state)
     check_samples(state)

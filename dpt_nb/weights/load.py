@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LoadedCheckpoint', 'open_checkpoint', 'is_multiple', 'fitting_size', 'check_fields', 'load_checkpoint',
-           'check_backbone_weights', 'load_backbone']
+           'check_backbone_weights', 'load_backbone', 'adapted_trunk', 'open_adapted']
 
 # %% ../../nbs/weights/load.ipynb #77a01f63
 import re
@@ -23,6 +23,7 @@ from dpt_nb.network.named import NAMED, changed_config
 from dpt_nb.network.patch_embed import resample_positions
 from dpt_nb.network.saved import config_from, load_strict, not_finite, state_dict_mismatch
 from dpt_nb.network.zoo import config_for, create_model
+from dpt_nb.weights.adapters import AdapterNote, adapted_folder, check_trunk, merged_state, read_adapted
 from dpt_nb.weights.depth_anything_3 import depth_anything_3_fields
 from dpt_nb.weights.dinov3 import check_dinov3, is_decoder_alone, plain_tensors, with_trunk_beside
 from dpt_nb.weights.hub import Source, locate
@@ -189,6 +190,8 @@ def open_checkpoint(
     "Everything about a checkpoint, without building its network. Raises `CheckpointError`."
     if variant is not None and variant not in NAMED:
         raise CheckpointError(f"There is no model called {variant!r} to be like; list_models() has the names.")
+    if (folder := adapted_folder(source)) is not None:
+        return open_adapted(folder)
     found = locate(source, **hub)
     loaded = read_file(found.path)
     state = unwrap(loaded, str(found.path))
@@ -596,3 +599,22 @@ def load_backbone(
     check_backbone_weights(opened, state, wanted, model.config.backbone)
     model.backbone.load_state_dict({key.removeprefix("backbone."): tensor for key, tensor in state.items()})
     return model
+
+# %% ../../nbs/weights/load.ipynb #26fe21a8
+def adapted_trunk(config: DPTConfig, note: AdapterNote) -> dict:  # our name → tensor
+    "The trunk that adapters were trained beside. Raises `CheckpointError` for one that is not there or not the same."
+    model = DPT(config)
+    if note.trunk == "pretrained":
+        model.backbone = open_backbone(config, pretrained=True)
+    else:
+        load_backbone(model, note.trunk)
+    check_trunk(model.backbone, note)
+    return named_below(model.backbone, "backbone.")
+
+
+def open_adapted(folder: Path) -> LoadedCheckpoint:
+    "A folder of adapters, merged into their trunk. Raises `CheckpointError`."
+    config, note, tensors = read_adapted(folder)
+    state = merged_state(adapted_trunk(config, note), tensors, note.alpha / note.rank)
+    source = Source(folder / "adapter.safetensors", asdict(config), folder.name)
+    return LoadedCheckpoint(source, "dpt_nb", state, config)
