@@ -30,6 +30,7 @@ setup(
         "dev": settings["dev_requirements"].split(),
         "export": settings["export_requirements"].split(),
         "heif": settings["heif_requirements"].split(),
+        "lora": settings["lora_requirements"].split(),
         "nyu": settings["nyu_requirements"].split(),
         "page": settings["page_requirements"].split(),
         "tensorboard": settings["tensorboard_requirements"].split(),

@@ -30,9 +30,9 @@ from torch import nn
 from ..images.files import atomic_write, disk_full_reason
 from ..network.dpt import DPT
 from ..network.heads import HEADS
-from ..weights.adapters import is_adapted, write_adapted
 from .distributed import WholeModel, WholeOptimizer, is_first_process, several_processes
 from .run_folder import TrainingError, TrainingWarning, remove
+from ..weights.adapters import is_adapted, write_adapted
 
 # %% ../../nbs/training/checkpointing.ipynb #a1433b35
 def is_finite(tensor: torch.Tensor) -> bool:

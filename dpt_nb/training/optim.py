@@ -121,9 +121,7 @@ def layer_decay_of(recipe: Recipe) -> float:
 def recipe_groups(recipe: Recipe, model: nn.Module) -> list[dict]:
     "`parameter_groups` as a recipe wishes them."
     chosen, decay = recipe.optimizer, layer_decay_of(recipe)
-    return parameter_groups(
-        model, chosen.weight_decay, chosen.lr, chosen.backbone, decay, chosen.no_weight_decay
-    )
+    return parameter_groups(model, chosen.weight_decay, chosen.lr, chosen.backbone, decay, chosen.no_weight_decay)
 
 
 def build_optimizer(

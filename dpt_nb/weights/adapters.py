@@ -7,7 +7,7 @@ __all__ = ['ADAPTED', 'AdapterError', 'is_asked', 'adapter_layers', 'AdapterNote
            'is_adapted', 'learned_tensors', 'write_adapted', 'adapted_folder', 'check_note', 'read_adapted',
            'check_trunk', 'merged_state']
 
-# %% ../../nbs/weights/adapters.ipynb #35f69628
+# %% ../../nbs/weights/adapters.ipynb #aeccce49
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
@@ -28,7 +28,7 @@ from dpt_nb.network.saved import (
 )
 from .read import CheckpointError
 
-# %% ../../nbs/weights/adapters.ipynb #143bbd30
+# %% ../../nbs/weights/adapters.ipynb #5cf87d51
 ADAPTED = ("qkv", "q_proj", "k_proj", "v_proj", "fc1", "fc2", "fc1_g", "fc1_x", "w12", "w1", "w2", "w3")  # timm's names
 
 
@@ -53,7 +53,7 @@ def adapter_layers(trunk: nn.Module) -> list[str]:  # names of linear layers
         )
     return found
 
-# %% ../../nbs/weights/adapters.ipynb #b31384e6
+# %% ../../nbs/weights/adapters.ipynb #759140f4
 @dataclass
 class AdapterNote:
     "What stands beside the weights of adapters: the trunk that they belong to, and their scale."
@@ -84,7 +84,7 @@ def lora_library():
         ) from None
     return peft
 
-# %% ../../nbs/weights/adapters.ipynb #d929cf4b
+# %% ../../nbs/weights/adapters.ipynb #26649521
 def add_adapters(
     model: nn.Module,  # a `DPT`; its trunk is frozen, and has adapters afterwards
     trunk: str,  # where its weights come from, as of `AdapterNote`
@@ -107,7 +107,7 @@ def is_adapted(model: nn.Module) -> bool:
     "Whether a network has adapters."
     return getattr(model, "adapters", None) is not None
 
-# %% ../../nbs/weights/adapters.ipynb #27bd3ff8
+# %% ../../nbs/weights/adapters.ipynb #8ab98337
 def learned_tensors(model: nn.Module) -> dict:  # our name → tensor
     "What an adapted network does not share with its trunk: adapters, decoder, heads."
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -130,7 +130,7 @@ def write_adapted(
     for name, found in (("config.json", config), ("adapter.json", asdict(model.adapters))):
         (folder / name).write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-# %% ../../nbs/weights/adapters.ipynb #e781219a
+# %% ../../nbs/weights/adapters.ipynb #fcf993d2
 def adapted_folder(source: str | Path) -> Path | None:
     "The folder itself, where it is one that `write_adapted` has written."
     try:
@@ -167,7 +167,7 @@ def check_trunk(trunk: nn.Module, note: AdapterNote) -> None:
             "changed. Write the place of the old one into adapter.json, or train again."
         )
 
-# %% ../../nbs/weights/adapters.ipynb #d6a4bce4
+# %% ../../nbs/weights/adapters.ipynb #d2f7a4c0
 def merged_state(
     trunk: dict,  # our name → tensor, of the trunk without adapters
     learned: dict,  # of `read_adapted`
