@@ -3,7 +3,8 @@
     python benchmarks/fine_tuning.py [IMAGES] [STEPS]
 
 The network that comes along knows depth and classes of rendered scenes. It learns which way surfaces face from a few
-rooms (64 by default, 200 steps of 8 images), without random augmentation, so that `decoder` asks its trunk once an image.
+rooms (64 by default, 200 steps of 8 images) without random augmentation, so that `decoder` asks
+its trunk once an image.
 Memory is what weights, gradients, the optimizer's state and the activations of one step come to, see dry_run.
 """
 

@@ -96,9 +96,8 @@ def one_batch(state: TrainState) -> list[dict]:
 def time_way(state: TrainState, cost: WayCost) -> None:  # cost: is filled in
     "One step, and for a trunk that stands still before images that come again one whose taps are known."
     parts, device = one_batch(state), state.accelerator.device
-    cost.activations = activation_bytes(state, parts[0])
+    cost.activations = activation_bytes(state, parts[0])  # warms up
     forward = lambda: seconds_of(lambda: forward_backward(state, parts, 1), device)
-    forward()  # warms up
     asked = forward()
     if state.recipe.tune.way == "decoder" and state.recipe.tune.cache != "none" and not random_transforms(state.recipe):
         state.taps = TapCache(None, state.recipe.tune.cache, len(state.train))

@@ -6,7 +6,7 @@
 __all__ = ['STILL_TRUNK', 'DRAW_NOTHING', 'trunk_source', 'begin_way', 'train_mode', 'tap_tensors', 'joined_taps', 'image_key',
            'half_kept', 'TapCache', 'random_transforms', 'tap_folder', 'open_tap_cache', 'known_taps']
 
-# %% ../../nbs/training/fine_tuning.ipynb #a8f58622
+# %% ../../nbs/training/fine_tuning.ipynb #44958adf
 import hashlib
 import json
 from dataclasses import asdict
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ..images.files import atomic_write
 from ..network.backbone import Tap
@@ -23,7 +24,7 @@ from .recipe_fields import Recipe, RecipeError
 from .run_folder import TrainingError
 from ..weights.adapters import AdapterError, add_adapters, trunk_digest
 
-# %% ../../nbs/training/fine_tuning.ipynb #cb4e5483
+# %% ../../nbs/training/fine_tuning.ipynb #21fb2130
 STILL_TRUNK = ("decoder", "lora")  # ways that leave the trunk's own weights as they are
 
 
@@ -51,7 +52,7 @@ def begin_way(recipe: Recipe, model: DPT) -> DPT:  # model: with the weights it 
             raise RecipeError(str(error)) from None
     return model
 
-# %% ../../nbs/training/fine_tuning.ipynb #fe4e5f82
+# %% ../../nbs/training/fine_tuning.ipynb #3f149787
 def train_mode(
     state,  # a `TrainState`
 ) -> None:
@@ -60,7 +61,7 @@ def train_mode(
     if state.recipe.tune.way in STILL_TRUNK:
         state.network.backbone.eval()
 
-# %% ../../nbs/training/fine_tuning.ipynb #29ac2d62
+# %% ../../nbs/training/fine_tuning.ipynb #c7eeb244
 def tap_tensors(taps: list) -> dict:  # taps: of a batch of one image; name → tensor, without the batch
     "Taps as tensors with names, for a file."
     found = {}
@@ -84,7 +85,7 @@ def joined_taps(samples: list[dict], device: torch.device) -> list:  # samples: 
             taps.append(Tap(whole(f"{number}.tokens"), whole(f"{number}.prefix"), grid))
     return taps
 
-# %% ../../nbs/training/fine_tuning.ipynb #98dc4920
+# %% ../../nbs/training/fine_tuning.ipynb #c7592e5b
 def image_key(image: torch.Tensor) -> str:  # image: `(3, H, W)`
     "The bytes of an image, and its shape, in 32 hexadecimal digits."
     found = hashlib.sha256(f"{tuple(image.shape)} {image.dtype}".encode())
@@ -102,7 +103,7 @@ def half_kept(tensors: dict, dtype: torch.dtype) -> dict:
         )
     return kept
 
-# %% ../../nbs/training/fine_tuning.ipynb #7cc1f65a
+# %% ../../nbs/training/fine_tuning.ipynb #74b35d0f
 class TapCache:
     "Taps of images that a trunk has seen: in memory, or in files where they are too many."
 
@@ -153,7 +154,7 @@ class TapCache:
         elif len(self.kept) < self.images:  # what comes after that is new in each epoch
             self.kept[key] = tensors
 
-# %% ../../nbs/training/fine_tuning.ipynb #4cb19626
+# %% ../../nbs/training/fine_tuning.ipynb #465dbbd4
 DRAW_NOTHING = ("KBCrop", "Pad", "Resize", "Window")  # transforms that do the same to a sample each time
 
 
