@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from ..images.files import atomic_write
 from ..network.backbone import Tap
