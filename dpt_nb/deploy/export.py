@@ -45,7 +45,7 @@ class ExportError(ValueError):
     "A network that cannot be written, or a file that cannot be opened, in one sentence."
 
 
-# Along an open side. From two, the coarsest level would be one wide, which a graph treats as a case of its own.
+# Along an open side. With two, the coarsest level would be one wide, which a graph treats as a case of its own.
 LEAST_PATCHES, MOST_PATCHES = 3, 4096
 
 
