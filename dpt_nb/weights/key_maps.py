@@ -582,9 +582,7 @@ class CheckpointFormat:
     rules: Callable[[str, dict | None], list[KeyRule]]  # of a head and the config.json beside the file
     unused: tuple[str, ...] = ()  # patterns of names that no prediction needs
     backbone_only: bool = False
-    or_signs: tuple[
-        tuple[str | tuple[str, ...], ...], ...
-    ] = ()  # or with all of one of these; of a tuple one will do
+    or_signs: tuple[tuple[str | tuple[str, ...], ...], ...] = ()  # or with all of one of these; of a tuple one will do
 
     def shows_in(self, names: Iterable[str]) -> bool:
         "Whether a file of these names is of this format."
