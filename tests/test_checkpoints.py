@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pickle
+import re
 import shutil
 import threading
 import warnings
@@ -35,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 
 from dpt_nb.commands import main
+from dpt_nb.network.dpt import DPT
 from dpt_nb.network.named import PUBLISHED
 from dpt_nb.network.zoo import create_model, list_models
 from dpt_nb.weights.key_maps import key_rules, remap_state_dict
@@ -302,7 +304,9 @@ def test_wrapped_files_open(wrapping, stored, depth_file, tmp_path):
     else:
         torch.save(wrapped, path, _use_new_zipfile_serialization=stored == "zip")
     state, expected = load_checkpoint(path).state_dict(), tensors["scratch.layer1_rn.weight"]
-    assert torch.equal(state["reassemble.0.widen.weight"], expected.half().float() if "half" in wrapping else expected)
+    assert torch.equal(
+        state["reassemble.0.to_features.weight"], expected.half().float() if "half" in wrapping else expected
+    )
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
@@ -1141,3 +1145,21 @@ def test_published_file_names_lead_to_their_models(tmp_path, monkeypatch):
     assert len(asked) == len(set(asked)) == len(list_models()) - len(unpublished) and all(
         address.startswith("https://") for address in asked
     )
+
+
+def test_a_model_with_the_names_of_0_1_0_opens_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    model = create_model("dpt_tiny").eval()
+    model.save_pretrained(tmp_path)
+    former = {".project.": ".reduce.", ".to_features.": ".widen.", ".out_conv.": ".mix."}
+    state, renamed = load_file(tmp_path / "model.safetensors"), 0
+    for key in list(state):
+        part = re.fullmatch(r"(reassemble|decoder\.steps)\.\d+(\.\w+\.)\w+", key)
+        if part and part[2] in former:
+            state[key.replace(part[2], former[part[2]])] = state.pop(key)
+            renamed += 1
+    assert renamed == 16  # two levels are made of tokens: two times weight and bias, four weights; four steps: 8
+    save_file(state, tmp_path / "model.safetensors")
+    image = torch.rand(1, 3, *model.config.image_size)
+    for opened in (DPT.from_pretrained(tmp_path), load_checkpoint(tmp_path)):
+        assert torch.equal(opened(image)["inverse_depth"], model(image)["inverse_depth"])

@@ -46,14 +46,14 @@ from ..weights.load import load_backbone, load_checkpoint
 def step_layers(step: Fusion) -> list[nn.Module]:
     "The convolutions of a step of the decoder."
     units = [unit for unit in (step.unit, step.lateral_unit) if unit is not None]
-    return [layer for unit in units for layer in (unit.convolution1, unit.convolution2)] + [step.mix]
+    return [layer for unit in units for layer in (unit.convolution1, unit.convolution2)] + [step.out_conv]
 
 
 def branch_layers(branch: nn.Module) -> list[nn.Module]:
     "The convolutions of reassembling and fusion, which a network has once or for each head."
     layers = [layer for step in branch.decoder.steps for layer in step_layers(step)]
     for level in branch.reassemble:
-        layers += [level.reduce, level.widen] if level.kind == "tokens" else [level.widen]
+        layers += [level.project, level.to_features] if level.kind == "tokens" else [level.to_features]
     return layers
 
 

@@ -507,8 +507,8 @@ def infer_config(
     return (
         infer_backbone_config(backbone_part(state), tables, wanted)
         | dict(
-            channels=[side(state, f"reassemble.{level}.widen.weight", 1) for level in range(4)],
-            features=side(state, "reassemble.0.widen.weight", 0),
+            channels=[side(state, f"reassemble.{level}.to_features.weight", 1) for level in range(4)],
+            features=side(state, "reassemble.0.to_features.weight", 0),
             readout="project" if "reassemble.3.read.project.weight" in state else "ignore",
             heads=heads,
             batch_norm=normed,
