@@ -471,7 +471,7 @@ def test_classifier_becomes_a_model_with_a_warning(name, shape, tmp_path):
     peer = timm.create_model(name, num_classes=10, depth=4, **shape)
     torch.save(peer.state_dict(), tmp_path / "classifier.pth")
     with pytest.warns(UserWarning, match="classifier.pth is a backbone alone"):
-        model = load_checkpoint(tmp_path / "classifier.pth", heads={"depth": {}, "label": dict(classes=3)})
+        model = load_checkpoint(tmp_path / "classifier.pth", heads={"depth": {}, "label": dict(num_classes=3)})
     ours, theirs = model.backbone.vit.state_dict(), peer.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours) and len(ours) > 4 * 10
     with torch.no_grad():
@@ -782,11 +782,11 @@ UNUSUAL = {  # what nobody publishes but training can give, and where it is sent
     "depth that ends in ReLU, transformers": (dict(heads={"depth": {}}), "transformers"),
     "a narrow head": (dict(heads={"inverse_depth": dict(hidden=16)}), "transformers"),
     "labels resized as mmsegmentation does": (
-        dict(heads={"label": dict(classes=5, align_corners=False)}, batch_norm=True),
+        dict(heads={"label": dict(num_classes=5, align_corners=False)}, batch_norm=True),
         "isl-org",
     ),
     "labels resized as isl-org does": (
-        dict(heads={"label": dict(classes=5)}, batch_norm=True, pos_embed_mode="bicubic", layer_norm_eps=1e-5),
+        dict(heads={"label": dict(num_classes=5)}, batch_norm=True, pos_embed_mode="bicubic", layer_norm_eps=1e-5),
         "mmseg",
     ),
     "taps read through a ViT's norm": (dict(norm_intermediates=True), "transformers"),
@@ -917,7 +917,7 @@ def test_load_backbone_takes_a_whole_model(depth_file):
         channels=[8, 16, 32, 64],
         backbone_arguments=dict(embed_dim=128, depth=4, num_heads=2),
     )
-    model = create_model("vit_base_patch16_224", heads={"label": dict(classes=5)}, **shape)
+    model = create_model("vit_base_patch16_224", heads={"label": dict(num_classes=5)}, **shape)
     load_backbone(model, depth_file)
     assert torch.equal(model.backbone.vit.pos_embed, tensors["pretrained.model.pos_embed"])
     narrow = create_model("vit_tiny_patch16_224", image_size=[96, 96])
@@ -940,7 +940,7 @@ def test_heads_are_swapped_only_on_request(label_file):
     drawn = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        other = load_checkpoint(label_file, heads={"label": dict(classes=5), "depth": dict(output="exp")})
+        other = load_checkpoint(label_file, heads={"label": dict(num_classes=5), "depth": dict(output="exp")})
         assert same(
             trunk,
             {
@@ -963,7 +963,7 @@ def test_heads_are_swapped_only_on_request(label_file):
 
 
 def test_isl_org_export_has_every_name(label_file, tmp_path):
-    load_checkpoint(label_file, heads={"label": dict(classes=5)}).save_pretrained(
+    load_checkpoint(label_file, heads={"label": dict(num_classes=5)}).save_pretrained(
         tmp_path / "own"
     )  # without the auxiliary layer
     convert(tmp_path / "own", tmp_path / "theirs.pt", to="isl-org")

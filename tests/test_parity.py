@@ -358,7 +358,7 @@ def test_the_same_as_segmentation_models_pytorch(readout, size, parity_rows):
         readout=dict(cat="project").get(readout, readout),
         channels=[16, 32, 64, 96],
         features=32,
-        heads={"label": dict(classes=7)},
+        heads={"label": dict(num_classes=7)},
         batch_norm=True,
     )
     ours = create_model("vit_tiny_patch16_224", taps=[1, 3, 4, 7], image_size=list(size), **decoder).eval()

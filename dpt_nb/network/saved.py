@@ -390,7 +390,7 @@ MEANINGS = {
     "depth": "`depth`, metres along the optical axis",
     "inverse_depth": "`inverse_depth`, relative: larger is nearer, known up to scale and shift",
     "relative_depth": "`relative_depth`, relative: larger is farther, known up to scale and shift",
-    "label": "`label`, one of {classes} classes a pixel",
+    "label": "`label`, one of {num_classes} classes a pixel",
 }
 
 
@@ -400,7 +400,7 @@ def meaning(
 ) -> str:
     "What a head's values are, in a few words."
     if name in MEANINGS:
-        return MEANINGS[name].format(classes=arguments.get("classes", 150))
+        return MEANINGS[name].format(num_classes=arguments.get("num_classes", 150))
     spec = HEADS[name]
     if spec.categorical:
         return f"`{name}`, one of several classes a pixel"

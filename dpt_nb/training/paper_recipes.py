@@ -277,7 +277,7 @@ pascal_context_hybrid = replace(
     model=ModelGroup(
         "dpt_hybrid_ade20k",
         weights="dpt_hybrid_ade20k",
-        changes=dict(heads={"label": dict(classes=59, auxiliary=True)}),
+        changes=dict(heads={"label": dict(num_classes=59, auxiliary=True)}),
     ),
     data=replace(ade20k_hybrid.data, name="pascal_context"),
     loop=LoopGroup(epochs=50.0, sync_bn=True),
@@ -349,7 +349,7 @@ folder_labels = replace(
     model=ModelGroup(
         "dpt_base",
         backbone="pretrained",
-        changes=dict(heads={"label": dict(classes=2, auxiliary=True)}, batch_norm=True),
+        changes=dict(heads={"label": dict(num_classes=2, auxiliary=True)}, batch_norm=True),
     ),
     data=replace(
         folder_depth.data,

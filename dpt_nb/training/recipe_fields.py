@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'KINDS_OF_FIELD', 'LIMITS', 'RecipeError', 'ModelGroup', 'DataGroup', 'OptimizerGroup', 'ScheduleGroup',
-           'LoopGroup', 'KeepGroup', 'Recipe', 'current_transform', 'renamed_fields', 'current_names', 'check_value',
-           'group_words', 'check_types', 'value_at', 'check_length', 'check_sharded', 'check_groups', 'check_batch',
-           'check_recipe', 'RecipeWarning', 'is_default', 'betas_without_effect', 'schedule_without_effect',
-           'weights_without_effect', 'settings_without_effect', 'did_you_mean', 'fields_in_groups', 'nearest_path',
-           'changed', 'change_recipe', 'is_name_list', 'flat_rows', 'source_of', 'recipe_rows']
+           'LoopGroup', 'KeepGroup', 'Recipe', 'current_transform', 'renamed_fields', 'current_options', 'current_data',
+           'current_names', 'check_value', 'group_words', 'check_types', 'value_at', 'check_length', 'check_sharded',
+           'check_groups', 'check_batch', 'check_recipe', 'RecipeWarning', 'is_default', 'betas_without_effect',
+           'schedule_without_effect', 'weights_without_effect', 'settings_without_effect', 'did_you_mean',
+           'fields_in_groups', 'nearest_path', 'changed', 'change_recipe', 'is_name_list', 'flat_rows', 'source_of',
+           'recipe_rows']
 
 # %% ../../nbs/training/recipe_fields.ipynb #3180341c
 import difflib
@@ -152,14 +153,34 @@ def renamed_fields(saved: dict) -> dict:  # a recipe, as JSON
     return current
 
 
+def current_options(
+    saved: dict,  # of a split of Pascal Context
+) -> dict:
+    "Options under the names that they have now."
+    return {"num_classes" if name == "classes" else name: value for name, value in saved.items()}
+
+
+def current_data(
+    saved: dict,  # the data of a recipe
+) -> dict:
+    "Transforms and options under the names that they have now."
+    current = dict(saved)
+    if isinstance(saved.get("transforms"), list):
+        current["transforms"] = list(map(current_transform, saved["transforms"]))
+    splits = [split for split in ("train", "held_out") if isinstance(saved.get(split), dict)]
+    if saved.get("name") == "pascal_context":
+        current |= {split: current_options(saved[split]) for split in splits}
+    return current
+
+
 def current_names(
     saved: dict,  # a recipe, as JSON
 ) -> dict:
     "Its fields under the names that they have now."
     current = renamed_fields(saved)
     data, model = current.get("data"), current.get("model")
-    if isinstance(data, dict) and isinstance(data.get("transforms"), list):
-        current["data"] = data | dict(transforms=list(map(current_transform, data["transforms"])))
+    if isinstance(data, dict):
+        current["data"] = current_data(data)
     if isinstance(model, dict) and isinstance(model.get("changes"), dict):
         current["model"] = model | dict(changes=current_fields(model["changes"]))
     return current

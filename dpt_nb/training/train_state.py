@@ -306,7 +306,7 @@ def check_class_count(
     if names != outputs:
         raise RecipeError(
             f"The data has {names} classes and the head has {outputs} outputs, and there has to be one for each. "
-            f"Set model.changes.heads.{head}.classes={names}."
+            f"Set model.changes.heads.{head}.num_classes={names}."
         )
 
 
