@@ -388,9 +388,8 @@ def test_exif_tells_the_focal_length(folders, tmp_path):
     assert told == pytest.approx([50, 40])
 
 
-@pytest.mark.parametrize(
-    "form, file", [pytest.param("onnx", "da3.onnx", marks=pytest.mark.slow), ("torch_export", "da3.pt2")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form, file", [("onnx", "da3.onnx"), ("torch_export", "da3.pt2")])
 def test_it_is_exported(form, file, folders, tmp_path):
     if form == "onnx":
         pytest.importorskip("onnxruntime")

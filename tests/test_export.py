@@ -261,9 +261,8 @@ def outside(tmp_path, monkeypatch):
     sys.modules.pop("outside_heads")
 
 
-@pytest.mark.parametrize(
-    "form, ending", [("onnx", ".onnx"), pytest.param("torch_export", ".pt2", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form, ending", [("onnx", ".onnx"), ("torch_export", ".pt2")])
 def test_every_kind_of_prediction_is_exported(form, ending, outside, tmp_path):
     torch.manual_seed(0)
     heads = dict(depth=dict(form="bins", bins=8, max_depth=2.0), confidence={}, entropy={})
