@@ -12,7 +12,7 @@ __all__ = ['HEIGHTS', 'LIKELY_HEIGHTS', 'SCALES', 'KEPT', 'bend', 'ranks', 'tren
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ from ..scenes.camera import pinhole
 def bend(
     values: np.ndarray,  # `(H, W)`, as they are stored
     known: np.ndarray,  # `(H, W)` bool: measured
+    unit: float = 0.0,  # the smallest difference that is stored: 1 for whole numbers
     part: float = 1 / 24,  # distance between the pixels that are compared, of a side
 ) -> np.ndarray:  # for each triple with a clear slope
     "How much the surfaces bend: on planes 1 where depth is stored, 0 where its inverse is."
@@ -49,6 +50,7 @@ def bend(
         before, middle, after = (each[there].astype(np.float64) for each in (before, middle, after))
         slope = (after - before) / (2 * middle)
         clear = (abs(slope) > 0.06) & (abs(slope) < 0.4)  # less is noise, more an edge between two surfaces
+        clear &= middle * slope**2 > 3 * unit
         found.append(((before + after) / 2 - middle)[clear] / (middle * slope**2)[clear])
     return np.concatenate(found)
 
@@ -182,22 +184,23 @@ def on_image(stored: np.ndarray, points: np.ndarray) -> float:
     "How many pixels of a map have a point, of those that could."
     return np.count_nonzero(stored) / min(len(points), stored.size)
 
-# %% ../../nbs/data/folder_survey.ipynb #333b5d6d
+# %% ../../nbs/data/folder_survey.ipynb #48ad2f0b
 def map_facts(
     folder: Folder,
     entry: Entry,  # with depth
+    rule: DepthRule,  # of the folder, or with more numbers that were not measured
 ) -> MapFacts:
     "Look at one map. Raises `ImageError` or `DatasetError` where it cannot be read."
     size, given, points = image_size(entry.image), None, 1.0
     if is_points := holds_points(entry.depth):
         given = folder.camera(entry) if folder.points == "xyz" else None
-    stored = stored_map(entry.depth, folder.rule, size, given)
+    stored = stored_map(entry.depth, rule, size, given)
     if is_points:
         points = on_image(stored, read_stored(entry.depth))
     values = stored.astype(np.float64)
-    known = folder.rule.measured(values)
+    known = rule.measured(values)
     rows = np.nonzero(known.any(1))[0]
-    depth = folder.rule.metres(values).numpy()
+    depth = rule.metres(values).numpy()
     camera = assumed_camera(folder, entry, size)
     return MapFacts(
         entry,
@@ -208,7 +211,7 @@ def map_facts(
         thinned(values[known]),
         float((depth > 0).mean()),
         float(rows[0] / len(stored)) if len(rows) else 1.0,
-        thinned(bend(values, known)),
+        thinned(bend(values, known, unit=float(stored.dtype.kind != "f"))),
         trend(values, known),
         math.nan if "inverse_depth" in folder.targets else height_above_ground(depth, camera),
         points,
@@ -229,7 +232,7 @@ class Survey:
     "What some of a folder's maps say."
 
     folder: Folder
-    maps: list[MapFacts]
+    maps: list[MapFacts] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)  # sentences
     counts: dict[str, int] = field(default_factory=dict)  # split → samples
     findings: list[Finding] = field(default_factory=list)
@@ -266,8 +269,9 @@ class Survey:
 def looks_inverse(self: Survey) -> bool | None:  # None: nothing tells
     "Whether larger numbers are nearer, by the bend of planes, else by the ground."
     bends = np.concatenate([np.empty(0), *(facts.bends for facts in self.maps)])
-    if len(bends) >= 200 and abs(np.median(bends) - 0.5) > 0.2:
-        return bool(np.median(bends) < 0.5)
+    of_inverse, of_depth = (np.count_nonzero(abs(bends - plane) < 0.25) for plane in (0, 1))
+    if of_inverse + of_depth >= 100 and not 0.5 < (of_inverse + 1) / (of_depth + 1) < 2:
+        return of_inverse > of_depth
     trends = [facts.trend for facts in self.maps if not math.isnan(facts.trend)]
     if trends and abs(np.median(trends)) > 0.3:
         return bool(np.median(trends) > 0)
@@ -460,6 +464,17 @@ def choose(entries: list[Entry], count: int) -> list[Entry]:
     return [entries[place] for place in sorted(order[:count])]
 
 
+@patch
+def look_at(self: Survey, entries: list[Entry], rule: DepthRule) -> None:
+    "Read maps by a rule."
+    self.maps, self.unreadable = [], []
+    for entry in entries:
+        try:
+            self.maps.append(map_facts(self.folder, entry, rule))
+        except (ImageError, DatasetError) as error:
+            self.unreadable.append(str(error))
+
+
 def survey(
     splits: Sequence[Folder],  # of one folder, opened with the same options
     count: int = 24,  # maps that are looked at, at most
@@ -468,16 +483,15 @@ def survey(
     entries = [entry for split in splits for entry in split.entries if entry.depth]
     if not entries:
         raise DatasetError(f"folder: no image in {splits[0].root} has depth, so there is nothing to look at.")
-    found = Survey(splits[0], [], counts={split.split: len(split) for split in splits})
+    found = Survey(splits[0], counts={split.split: len(split) for split in splits})
     chosen = choose(entries, count)
-    for entry in chosen:
-        try:
-            found.maps.append(map_facts(found.folder, entry))
-        except (ImageError, DatasetError) as error:
-            found.unreadable.append(str(error))
+    found.look_at(chosen, found.folder.rule)
     found.findings = find_swapped(chosen)
     if found.maps:
-        for look in ("inverse", "invalid", "scale", "max_depth", "sizes", "camera_faults"):
+        found.findings += found.find_invalid()
+        if invalid := found.findings[-1].options.get("invalid") if found.findings else None:
+            found.look_at(chosen, replace(found.folder.rule, invalid=tuple(invalid)))  # the rest is judged without them
+        for look in ("inverse", "scale", "max_depth", "sizes", "camera_faults"):
             found.findings += getattr(found, f"find_{look}")()
     return found
 
