@@ -471,8 +471,10 @@ def look_at(self: Survey, entries: list[Entry], rule: DepthRule) -> None:
     for entry in entries:
         try:
             self.maps.append(map_facts(self.folder, entry, rule))
-        except (ImageError, DatasetError) as error:
-            self.unreadable.append(str(error))
+        except Exception as error:  # ours have a sentence; pillow raises many kinds for a damaged header
+            ours = isinstance(error, (ImageError, DatasetError))
+            said = str(error) if ours else f"{entry.image} or its depth ({type(error).__name__}: {str(error)[:100]})"
+            self.unreadable.append(said)
 
 
 def survey(
