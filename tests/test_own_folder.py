@@ -13,6 +13,8 @@ from dpt_nb.data.datasets import DatasetError
 from dpt_nb.data.folder import Folder
 from dpt_nb.data.folder_survey import survey
 from dpt_nb.data.scene_sets import render_view
+from dpt_nb.data.stored_depth import read_stored
+from dpt_nb.images.files import ImageError
 
 SIZE = (96, 128)
 COUNT = 6
@@ -360,3 +362,12 @@ def test_whole_disparity_needs_a_scale(scenes, tmp_path):
     for wrong in (dict(invalid=3), dict(max_depth=-1), dict(points="uv"), dict(camera=200), dict(invalid=["a"])):
         with pytest.raises(DatasetError):
             Folder(root, **wrong)
+
+
+@pytest.mark.skipif(find_spec("OpenEXR") is None, reason="OpenEXR is not installed")
+def test_a_damaged_openexr_file_is_named(tmp_path):
+    save_array(tmp_path / "whole.exr", np.ones((40, 30), np.float32))
+    for content in (b"no such file", (tmp_path / "whole.exr").read_bytes()[:-30]):
+        (tmp_path / "cut.exr").write_bytes(content)
+        with pytest.raises(ImageError, match="cut.exr cannot be opened as OpenEXR"):
+            read_stored(tmp_path / "cut.exr")

@@ -259,7 +259,8 @@ def measured(
     stored: np.ndarray,  # of any shape, as a file has them
 ) -> np.ndarray:  # bool
     "Which numbers are measurements at all; how far they are is not asked."
-    values = stored.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite
+        values = stored.astype(np.float32)
     return np.isfinite(values) & (values > 0) & ~np.isin(values, np.array(self.invalid, np.float32))
 
 
