@@ -13,11 +13,11 @@ __all__ = ['EXPONENTS', 'COMMANDS', 'OptionError', 'check_number', 'parse_amount
            'DataSource', 'open_validation', 'scene_targets', 'refuse_training_images', 'evaluate_files',
            'evaluate_model', 'submit', 'report_evaluation', 'row_name', 'write_galleries', 'write_panel',
            'write_signed_figure', 'dpt_data', 'parse_assignments', 'parse_value', 'check_data_options', 'make_data',
-           'check_data', 'show_data', 'dpt_convert', 'dpt_export', 'report_parity', 'parse_size', 'dpt_demo',
-           'print_next_steps', 'report_demo', 'how_to_parse', 'add_parameter', 'help_text', 'build_parser',
-           'OutputClosed', 'printable_output', 'present_output', 'flush_output', 'reader_is_gone', 'drop_output',
-           'print_error', 'main', 'run_command', 'say_error', 'short_warnings', 'is_expected', 'is_out_of_memory',
-           'error_sentence', 'system_sentence']
+           'check_data', 'survey_splits', 'folder_of', 'init_data', 'show_data', 'dpt_convert', 'dpt_export',
+           'report_parity', 'parse_size', 'dpt_demo', 'print_next_steps', 'report_demo', 'how_to_parse',
+           'add_parameter', 'help_text', 'build_parser', 'OutputClosed', 'printable_output', 'present_output',
+           'flush_output', 'reader_is_gone', 'drop_output', 'print_error', 'main', 'run_command', 'say_error',
+           'short_warnings', 'is_expected', 'is_out_of_memory', 'error_sentence', 'system_sentence']
 
 # %% ../nbs/commands.ipynb #b3c01205
 import argparse
@@ -836,31 +836,37 @@ def write_signed_figure(path: str, figure, **options) -> None:  # options: of `s
 
 # %% ../nbs/commands.ipynb #62acf502
 def dpt_data(
-    action: Literal["make", "check", "show"],  # make a miniature, check every file, or show samples
+    action: Literal["make", "check", "show", "init"],  # a miniature, every file, some samples, a recipe for a folder
     name: str,  # data set: kitti, nyu, ade20k, pascal_context, folder; to check or show also rooms, streets
-    root: str,  # folder of the data set
+    root: str | None = None,  # folder of the data set
     *,
     split: str | None = None,  # train, held_out or what else the set has; default: check both, show train
     set: list[str] | None = None,  # OPTION=VALUE of the data set or miniature, such as layout=labeled; may be repeated
     count: int = 8,  # make: images in all; show: samples
     seed: int = 0,  # make: of the first scene; show: which samples
-    out: str | None = None,  # show: image to write; default: NAME-SPLIT.png
+    pair: tuple[str, str] | None = None,  # of a folder: names of image and depth, "rgb/{}.jpg" "depth/{}.exr"
+    out: str | None = None,  # show: image to write, default: NAME-SPLIT.png; init: recipe to write, default: ROOT.yaml
     workers: int = 2,  # check: processes that read
     complete: bool = False,  # check: fail also when the counts are not the published ones
 ) -> int:  # exit code
-    "Write small sets in the layouts of KITTI, NYUv2, ADE20K, Pascal Context or a folder; check and show real ones."
+    """Write small sets in the layouts of KITTI, NYUv2, ADE20K, Pascal Context or a folder; check and show real ones;
+    write a recipe for images of your own with their depth: dpt_data init FOLDER."""
     options = parse_assignments(set or [], given=("name", "root", "split", "count", "seed", "progress", "verify"))
+    options |= {} if pair is None else dict(pair=list(pair))
     check_data_options(action, count, seed, out)
     check_processes(workers)
+    if action == "init":
+        return init_data(folder_of(name, root), options, out)
+    if root is None:
+        raise OptionError(f"dpt_data {action} {name} needs the folder of the data set: say it after the name.")
     if action == "make":
         return make_data(name, root, count, seed, options)
     from dpt_nb.data.registry import open_dataset
 
     open_split = partial(open_dataset, name, root, verify=False, **options)
     if action == "check":
-        return check_data(
-            [open_split(each) for each in ([split] if split else ["train", "held_out"])], workers, complete
-        )
+        splits = [open_split(each) for each in ([split] if split else ["train", "held_out"])]
+        return check_data(splits, workers, complete)
     split = split or "train"
     return show_data(partial(open_split, split), count, seed, out or f"{name}-{split}.png")
 
@@ -931,7 +937,54 @@ def check_data(
     incomplete = complete and not all(check.complete for check in checks)
     if incomplete:
         print("The counts are not those of the published set.", file=sys.stderr)
-    return int(incomplete or any(check.problems for check in checks))
+    wrong = survey_splits(splits)
+    return int(incomplete or wrong or any(check.problems for check in checks))
+
+
+def survey_splits(splits: list) -> bool:  # whether a setting is wrong
+    "Print what a folder's numbers say of its settings; of other data sets they are known."
+    from dpt_nb.data.folder import Folder
+    from dpt_nb.data.folder_survey import survey
+
+    if not all(isinstance(split, Folder) for split in splits):
+        return False
+    if not any(entry.depth for split in splits for entry in split.entries):
+        return False
+    found = survey(splits)
+    print(found)
+    return any(finding.sure for finding in found.findings)
+
+
+def folder_of(
+    name: str,  # as it stands in the place of the data set
+    root: str | None,
+) -> Path:
+    "The folder of `init`, with or without the word folder before it. Raises `OptionError` for another data set."
+    if root is not None and name != "folder":
+        raise OptionError(f"init writes a recipe for a folder of one's own, and {name} has its own: dpt_train --list.")
+    folder = Path(name if root is None else root).expanduser()
+    if not folder.is_dir():
+        raise OptionError(f"There is no folder {folder}: dpt_data init FOLDER looks at one with images and depth.")
+    return folder
+
+
+def init_data(
+    root: Path,
+    options: dict,  # of the folder, as they were told
+    out: str | None,  # recipe to write, ends in .yaml
+) -> int:  # exit code
+    "Find the files, look at them, write a recipe, and say what comes next."
+    from dpt_nb.data.folder_recipe import check_recipe_place, folder_recipe, guess_pair, settled, write_recipe_file
+
+    path = Path(out or f"{root.resolve().name}.yaml")
+    check_recipe_place(path)
+    guessed = None if "pair" in options else guess_pair(root)
+    found, options = settled(root, options | ({} if guessed is None else dict(pair=guessed)))
+    write_recipe_file(path, folder_recipe(found, options), str(found))
+    print(found)
+    print(f"{path} has these settings: read it, correct it. Then")
+    print(f"  dpt_train {path} --data-root {root} --out runs/{path.stem} --dry-run")
+    return 0
 
 
 def show_data(
@@ -1078,6 +1131,8 @@ def how_to_parse(
         return dict(action="store_true")
     if get_origin(kind) is Literal:
         return dict(choices=get_args(kind))
+    if get_origin(kind) is tuple:
+        return dict(nargs=len(get_args(kind)))
     if get_origin(kind) is list:
         return dict(action="append") if repeated else dict(nargs="+")
     return dict(type=kind)
