@@ -76,6 +76,7 @@ class ScheduleGroup:
     end: float = 1e4  # the last one is the first divided by this (one_cycle)
     power: float = 0.9  # of the polynomial
     cycle_momentum: bool = True  # the first beta (SGD's momentum) goes from 0.95 to 0.85 and back (one_cycle)
+    restart: float = 0.3  # the rate that an extension rises to, as a share of the largest one
 
 # %% ../../nbs/training/recipe_fields.ipynb #009dca7f
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class LoopGroup:
 
     steps: int = 0  # optimizer steps; 0: told by `epochs`
     epochs: float = 0.0  # rounds through the training split; 0: told by `steps`
+    extensions: tuple = ()  # further steps after these, each with rates of its own: what `--extend` adds
     gradient_accumulation_steps: int = 1  # parts of a batch that go through the network one after the other
     ema: float = 0.0  # decay of a running mean of the weights, which is what is evaluated and saved; 0: none
     precision: str = "no"  # "no" is float32; "bf16" or "fp16"
@@ -246,7 +248,13 @@ LIMITS = {  # field → whether a value is possible, and the words for what is
         ("optimizer.lr", "optimizer.clip", "schedule.start", "schedule.end", "schedule.power"),
         (lambda value: value > 0, "above 0"),
     ),
-    **dict.fromkeys(("optimizer.layer_decay",), (lambda value: 0 < value <= 1, "above 0 and at most 1")),
+    **dict.fromkeys(
+        ("optimizer.layer_decay", "schedule.restart"), (lambda value: 0 < value <= 1, "above 0 and at most 1")
+    ),
+    "loop.extensions": (
+        lambda value: all(type(steps) is int and 1 <= steps < 2**53 for steps in value),
+        "numbers of steps, each at least 1",
+    ),
     **dict.fromkeys(
         ("optimizer.weight_decay", "optimizer.backbone", "optimizer.freeze_steps", "keep.pictures"),
         (lambda value: value >= 0, "0 or more"),

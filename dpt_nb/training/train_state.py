@@ -285,8 +285,8 @@ def total_steps(
     recipe: Recipe,
     samples: int,  # of the training split
 ) -> int:  # optimizer steps
-    """The recipe's steps, or what its epochs come to. Raises `RecipeError` where the incomplete batch that is left out
-    is all there is."""
+    """The recipe's steps, or what its epochs come to, and its extensions. Raises `RecipeError` where the incomplete
+    batch that is left out is all there is."""
     size = recipe.data.batch_size
     per_epoch = samples // size if recipe.data.drop_last else samples / size
     if not per_epoch:
@@ -294,7 +294,8 @@ def total_steps(
             f"data.drop_last leaves nothing of {samples} samples in batches of {size}. "
             "Set data.drop_last=false, or a smaller data.batch_size."
         )
-    return recipe.loop.steps or max(1, math.ceil(recipe.loop.epochs * per_epoch))
+    planned = recipe.loop.steps or max(1, math.ceil(recipe.loop.epochs * per_epoch))
+    return planned + sum(recipe.loop.extensions)
 
 
 def check_class_count(
