@@ -29,6 +29,7 @@ setup(
     extras_require={
         "dev": settings["dev_requirements"].split(),
         "export": settings["export_requirements"].split(),
+        "exr": settings["exr_requirements"].split(),
         "heif": settings["heif_requirements"].split(),
         "lora": settings["lora_requirements"].split(),
         "nyu": settings["nyu_requirements"].split(),

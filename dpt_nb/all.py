@@ -31,10 +31,13 @@ from dpt_nb.inference.predictor import Predictor
 from dpt_nb.evaluation.evaluate import depth_table, evaluate, label_table, panel
 from dpt_nb.evaluation.gallery import gallery
 from dpt_nb.evaluation.protocols import PROTOCOLS, Protocol
+from dpt_nb.training.compare_runs import compare_runs
 from dpt_nb.training.launch import launch
 from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import Recipe, change_recipe
+from dpt_nb.training.recipe_files import read_recipe, write_recipe
 from dpt_nb.training.recipes import get_recipe, recipe_table
+from dpt_nb.training.run_again import resume_run
 from dpt_nb.deploy.engines import check_export, open_export
 from dpt_nb.deploy.export import export
 from dpt_nb.workbench.tabs import Workbench
@@ -49,6 +52,7 @@ __all__ = [
     "check_export",
     "color_depth",
     "color_label",
+    "compare_runs",
     "convert",
     "count_parameters",
     "create_model",
@@ -92,10 +96,12 @@ __all__ = [
     "read_image",
     "read_label",
     "read_map",
+    "read_recipe",
     "Reassemble",
     "Recipe",
     "recipe_table",
     "render",
+    "resume_run",
     "SegmentationHead",
     "SegmentationLoss",
     "SegmentationMetrics",
@@ -109,4 +115,5 @@ __all__ = [
     "write_depth",
     "write_image",
     "write_label",
+    "write_recipe",
 ]

@@ -6,13 +6,14 @@
 __all__ = ['EXPONENTS', 'COMMANDS', 'OptionError', 'check_number', 'parse_amount', 'dpt_predict', 'parse_limits', 'with_prompts',
            'Feeding', 'is_video', 'Inputs', 'not_of_videos', 'sort_arguments', 'split_numbers', 'parse_numbers',
            'check_videos', 'predict_videos', 'named_once', 'depth_facts', 'extent', 'prediction_line',
-           'report_predictions', 'report_run', 'dpt_train', 'need_recipe', 'changed_recipe', 'list_recipes',
-           'print_dry_run', 'report_launch', 'report_training', 'check_processes', 'refuse_foreign', 'is_our_report',
-           'is_our_script', 'dpt_eval', 'check_subject', 'check_subject_data', 'check_without_model',
-           'check_eval_numbers', 'choose_protocol', 'check_eval_files', 'DataSource', 'open_validation',
-           'scene_targets', 'refuse_training_images', 'evaluate_files', 'evaluate_model', 'submit', 'report_evaluation',
-           'row_name', 'write_galleries', 'write_panel', 'write_signed_figure', 'dpt_data', 'parse_assignments',
-           'parse_value', 'check_data_options', 'make_data', 'check_data', 'show_data', 'dpt_convert', 'dpt_export',
+           'report_predictions', 'report_run', 'dpt_train', 'need_recipe', 'check_sweep', 'train_planned',
+           'train_sweep', 'list_recipes', 'print_dry_run', 'report_launch', 'report_training', 'check_processes',
+           'refuse_foreign', 'is_our_report', 'is_our_script', 'dpt_runs', 'dpt_eval', 'check_subject',
+           'check_subject_data', 'check_without_model', 'check_eval_numbers', 'choose_protocol', 'check_eval_files',
+           'DataSource', 'open_validation', 'scene_targets', 'refuse_training_images', 'evaluate_files',
+           'evaluate_model', 'submit', 'report_evaluation', 'row_name', 'write_galleries', 'write_panel',
+           'write_signed_figure', 'dpt_data', 'parse_assignments', 'parse_value', 'check_data_options', 'make_data',
+           'check_data', 'survey_splits', 'folder_of', 'init_data', 'show_data', 'dpt_convert', 'dpt_export',
            'report_parity', 'parse_size', 'dpt_demo', 'print_next_steps', 'report_demo', 'how_to_parse',
            'add_parameter', 'help_text', 'build_parser', 'OutputClosed', 'printable_output', 'present_output',
            'flush_output', 'reader_is_gone', 'drop_output', 'print_error', 'main', 'run_command', 'say_error',
@@ -346,15 +347,19 @@ def report_run(
 
 # %% ../nbs/commands.ipynb #88a2fc5c
 def dpt_train(
-    recipe: str | None = None,  # name of a recipe; --list shows them
+    recipe: str | None = None,  # a recipe's name (--list shows them), a recipe file, or the folder of a run
     *,
-    out: str | None = None,  # folder of the run; default: runs/RECIPE
-    data_root: str = "data",  # where data is kept; scenes are rendered there when missing
+    out: str | None = None,  # folder of the run; default: runs/RECIPE, or the run that goes on
+    # where data is kept; scenes are rendered there when missing; default: data, or as the run that goes on had it
+    data_root: str | None = None,
     set: list[str] | None = None,  # change a field of the recipe, FIELD=VALUE; may be repeated
     fine_tune: Literal["full", "layer_decay", "decoder", "lora"] | None = None,  # what moves; sets tune.way
-    resume: bool = False,  # go on with the run in OUT
+    resume: bool = False,  # go on with the run that is named, or with the one in OUT
+    extend: int | None = None,  # go on with it for so many steps more than were planned
+    # train a run for each value into OUT/NAME and compare them: FIELD=VALUE,VALUE,…; repeated: all combinations
+    sweep: list[str] | None = None,
     cpu: bool = False,  # do not use CUDA
-    workers: int = 1,  # processes that read samples, for each training process
+    workers: int | None = None,  # processes that read samples, for each training process; default: 1, or as before
     num_processes: int | None = None,  # training processes on this machine; default: one for each GPU, or one
     num_nodes: int = 1,  # machines; start the command on each, with its --node-rank
     node_rank: int = 0,  # number of this machine, from 0
@@ -365,27 +370,25 @@ def dpt_train(
     tracker: list[str] | None = None,  # an Accelerate tracker by name; may be repeated
     list: bool = False,  # list the recipes and stop
     dry_run: bool = False,  # print the recipe, time a few steps, say what the run will need, and stop
-) -> None:
+) -> int | None:  # exit code
     "Train by a recipe into a folder: config.json, metrics.jsonl, report.json, panel.png, checkpoints/, best/, model/."
-    from dpt_nb.training.launch import launch
+    from dpt_nb.training.run_again import plan_run
 
     if list:
         return list_recipes()
     need_recipe(recipe)
     check_processes(workers, num_processes, num_nodes, node_rank, main_port)
-    out = out or f"runs/{recipe}"
-    ways = [f"tune.way={fine_tune}"] if fine_tune else []
-    chosen = changed_recipe(recipe, (set or []) + ways, out if resume else None)
+    check_sweep(sweep, resume or extend is not None, num_nodes)
     trackers = tuple(dict.fromkeys((tracker or []) + ["tensorboard"] * tensorboard))
-    options = dict(cpu=cpu, workers=workers, trackers=trackers)
+    given = dict(data_root=data_root, cpu=cpu, workers=workers, trackers=trackers, num_processes=num_processes)
+    given |= dict(num_nodes=num_nodes if num_nodes > 1 else None, main_port=main_port)
+    given = {name: value for name, value in given.items() if not (value is None or value is False or value == ())}
+    changes = (set or []) + ([f"tune.way={fine_tune}"] if fine_tune else [])
+    planned = plan_run(recipe, changes, out, resume, extend, given)
     if dry_run:
-        return print_dry_run(chosen, data_root, out, options)
-    if slurm:
-        refuse_foreign(f"{out}.sbatch", is_our_script)
-        options["scheduler"] = "slurm"
-    machines = (num_processes, num_nodes, node_rank, main_address, main_port)
-    report = launch(chosen, out, data_root, *machines, resume=resume, **options)
-    report_launch(report, chosen.name, out, node_rank)
+        return print_dry_run(planned)
+    planned.options |= dict(node_rank=node_rank, main_address=main_address, **dict(scheduler="slurm") if slurm else {})
+    return train_sweep(planned, sweep) if sweep else train_planned(planned)
 
 # %% ../nbs/commands.ipynb #fb0ae088
 def need_recipe(name: str | None) -> None:
@@ -397,15 +400,33 @@ def need_recipe(name: str | None) -> None:
         raise RecipeError(f"No recipe was named. There are {', '.join(RECIPES)}.")
 
 
-def changed_recipe(name: str, changes: list[str], saved: str | None):  # a `Recipe`
-    "A recipe with changes as typed, after the modules that a run to go on with had imported."
-    from dpt_nb.training.imports import import_saved
-    from dpt_nb.training.recipe_fields import change_recipe
-    from dpt_nb.training.recipes import get_recipe
+def check_sweep(sweep: list[str] | None, goes_on: bool, num_nodes: int) -> None:
+    "Raises `OptionError` for what does not go together with a sweep."
+    if sweep and goes_on:
+        raise OptionError("A sweep goes on by itself when it is typed again: leave out --resume and --extend.")
+    if sweep and num_nodes > 1:
+        raise OptionError("A sweep trains on one machine: leave out --num-nodes, or start its runs one by one.")
 
-    if saved is not None:
-        import_saved(saved)
-    return change_recipe(get_recipe(name), changes)
+
+def train_planned(planned) -> None:  # planned: of `plan_run`
+    "One run, or a script for it."
+    from dpt_nb.training.launch import launch
+
+    if "scheduler" in planned.options:
+        refuse_foreign(f"{planned.out}.sbatch", is_our_script)
+    report = launch(planned.recipe, planned.out, resume=planned.resume, **planned.options)
+    report_launch(report, planned.recipe.name, planned.out, planned.options["node_rank"])
+
+
+def train_sweep(planned, sweep: list[str]) -> int:  # planned: of `plan_run`; sweep: as typed; exit code
+    "All runs of a sweep, and their comparison; or scripts for them."
+    from dpt_nb.training.sweep import plan_sweep, sweep_runs
+
+    for name in plan_sweep(planned.recipe, sweep) if "scheduler" in planned.options else ():
+        refuse_foreign(f"{planned.out}/{name}.sbatch", is_our_script)
+    compared = sweep_runs(planned.recipe, sweep, planned.out, **planned.options)
+    print(f"\n{compared}" if compared.runs else "\n".join(compared.unread))
+    return 1 if compared.unread else 0
 
 
 def list_recipes() -> None:
@@ -419,18 +440,17 @@ def list_recipes() -> None:
 
 
 def print_dry_run(
-    recipe,
-    data_root: str,
-    out: str,  # folder of the run to be
-    options: dict,  # of `dry_run`
+    planned,  # of `plan_run`
 ) -> None:
     "The recipe, and what its run will need."
     from dpt_nb.training.recipes import recipe_table
 
-    print(recipe_table(recipe))
+    print(recipe_table(planned.recipe))
     from dpt_nb.training.dry_run import dry_run
 
-    print(dry_run(recipe, data_root, out=out, **options))
+    known = ("data_root", "cpu", "workers", "trackers")
+    options = {name: value for name, value in planned.options.items() if name in known}
+    print(dry_run(planned.recipe, out=planned.out, **options))
 
 
 def report_launch(
@@ -462,7 +482,11 @@ def report_training(
 
 
 def check_processes(
-    workers: int, num_processes: int | None = None, num_nodes: int = 1, node_rank: int = 0, main_port: int | None = None
+    workers: int | None,
+    num_processes: int | None = None,
+    num_nodes: int = 1,
+    node_rank: int = 0,
+    main_port: int | None = None,
 ) -> None:
     "Raises `OptionError` for more processes than any machine runs, and for ports that do not exist."
     check_number("--workers", workers, 0, 256)
@@ -500,6 +524,27 @@ def is_our_script(path: Path) -> bool:
     "Whether a file is a script that `dpt_train --slurm` wrote."
     text = path.read_text(encoding="utf-8")
     return text.startswith("#!") and "#SBATCH" in text and "dpt_nb" in text
+
+# %% ../nbs/commands.ipynb #6a6e82f6
+def dpt_runs(
+    runs: list[str],  # folders of runs, or folders in which runs lie
+    *,
+    out: str | None = None,  # a picture of the curves to write, such as curves.png
+) -> None:
+    "Compare runs: the settings that differ, the metrics at the end and where each was best (*: the best of all)."
+    from dpt_nb.images.images import is_our_image
+    from dpt_nb.training.compare_runs import compare_runs
+
+    if out and not out.endswith(".png"):
+        raise OptionError(f"Found --out {out}, and the name of a picture was expected, such as curves.png.")
+    if out:
+        refuse_foreign(out, is_our_image)
+    comparison = compare_runs(*runs)
+    if out:
+        write_signed_figure(out, comparison.figure())
+    print(comparison)
+    if out:
+        print(f"\nThe curves are in {out}.")
 
 # %% ../nbs/commands.ipynb #083c755b
 def dpt_eval(
@@ -793,31 +838,37 @@ def write_signed_figure(path: str, figure, **options) -> None:  # options: of `s
 
 # %% ../nbs/commands.ipynb #62acf502
 def dpt_data(
-    action: Literal["make", "check", "show"],  # make a miniature, check every file, or show samples
+    action: Literal["make", "check", "show", "init"],  # a miniature, every file, some samples, a recipe for a folder
     name: str,  # data set: kitti, nyu, ade20k, pascal_context, folder; to check or show also rooms, streets
-    root: str,  # folder of the data set
+    root: str | None = None,  # folder of the data set
     *,
     split: str | None = None,  # train, held_out or what else the set has; default: check both, show train
     set: list[str] | None = None,  # OPTION=VALUE of the data set or miniature, such as layout=labeled; may be repeated
     count: int = 8,  # make: images in all; show: samples
     seed: int = 0,  # make: of the first scene; show: which samples
-    out: str | None = None,  # show: image to write; default: NAME-SPLIT.png
+    pair: tuple[str, str] | None = None,  # of a folder: names of image and depth, "rgb/{}.jpg" "depth/{}.exr"
+    out: str | None = None,  # show: image to write, default: NAME-SPLIT.png; init: recipe to write, default: ROOT.yaml
     workers: int = 2,  # check: processes that read
     complete: bool = False,  # check: fail also when the counts are not the published ones
 ) -> int:  # exit code
-    "Write small sets in the layouts of KITTI, NYUv2, ADE20K, Pascal Context or a folder; check and show real ones."
+    """Write small sets in the layouts of KITTI, NYUv2, ADE20K, Pascal Context or a folder; check and show real ones;
+    write a recipe for images of your own with their depth: dpt_data init FOLDER."""
     options = parse_assignments(set or [], given=("name", "root", "split", "count", "seed", "progress", "verify"))
+    options |= {} if pair is None else dict(pair=list(pair))
     check_data_options(action, count, seed, out)
     check_processes(workers)
+    if action == "init":
+        return init_data(folder_of(name, root), options, out)
+    if root is None:
+        raise OptionError(f"dpt_data {action} {name} needs the folder of the data set: say it after the name.")
     if action == "make":
         return make_data(name, root, count, seed, options)
     from dpt_nb.data.registry import open_dataset
 
     open_split = partial(open_dataset, name, root, verify=False, **options)
     if action == "check":
-        return check_data(
-            [open_split(each) for each in ([split] if split else ["train", "held_out"])], workers, complete
-        )
+        splits = [open_split(each) for each in ([split] if split else ["train", "held_out"])]
+        return check_data(splits, workers, complete)
     split = split or "train"
     return show_data(partial(open_split, split), count, seed, out or f"{name}-{split}.png")
 
@@ -888,7 +939,54 @@ def check_data(
     incomplete = complete and not all(check.complete for check in checks)
     if incomplete:
         print("The counts are not those of the published set.", file=sys.stderr)
-    return int(incomplete or any(check.problems for check in checks))
+    wrong = survey_splits(splits)
+    return int(incomplete or wrong or any(check.problems for check in checks))
+
+
+def survey_splits(splits: list) -> bool:  # whether a setting is wrong
+    "Print what a folder's numbers say of its settings; of other data sets they are known."
+    from dpt_nb.data.folder import Folder
+    from dpt_nb.data.folder_survey import survey
+
+    if not all(isinstance(split, Folder) for split in splits):
+        return False
+    if not any(entry.depth for split in splits for entry in split.entries):
+        return False
+    found = survey(splits)
+    print(found)
+    return any(finding.sure for finding in found.findings)
+
+
+def folder_of(
+    name: str,  # as it stands in the place of the data set
+    root: str | None,
+) -> Path:
+    "The folder of `init`, with or without the word folder before it. Raises `OptionError` for another data set."
+    if root is not None and name != "folder":
+        raise OptionError(f"init writes a recipe for a folder of one's own, and {name} has its own: dpt_train --list.")
+    folder = Path(name if root is None else root).expanduser()
+    if not folder.is_dir():
+        raise OptionError(f"There is no folder {folder}: dpt_data init FOLDER looks at one with images and depth.")
+    return folder
+
+
+def init_data(
+    root: Path,
+    options: dict,  # of the folder, as they were told
+    out: str | None,  # recipe to write, ends in .yaml
+) -> int:  # exit code
+    "Find the files, look at them, write a recipe, and say what comes next."
+    from dpt_nb.data.folder_recipe import check_recipe_place, folder_recipe, guess_pair, settled, write_recipe_file
+
+    path = Path(out or f"{root.resolve().name}.yaml")
+    check_recipe_place(path)
+    guessed = None if "pair" in options else guess_pair(root)
+    found, options = settled(root, options | ({} if guessed is None else dict(pair=guessed)))
+    write_recipe_file(path, folder_recipe(found, options), str(found))
+    print(found)
+    print(f"{path} has these settings: read it, correct it. Then")
+    print(f"  dpt_train {path} --data-root {root} --out runs/{path.stem} --dry-run")
+    return 0
 
 
 def show_data(
@@ -1020,7 +1118,7 @@ def report_demo(
 # %% ../nbs/commands.ipynb #5adae606
 COMMANDS = {
     function.__name__: function
-    for function in (dpt_convert, dpt_data, dpt_demo, dpt_eval, dpt_export, dpt_predict, dpt_train)
+    for function in (dpt_convert, dpt_data, dpt_demo, dpt_eval, dpt_export, dpt_predict, dpt_runs, dpt_train)
 }
 
 
@@ -1035,6 +1133,8 @@ def how_to_parse(
         return dict(action="store_true")
     if get_origin(kind) is Literal:
         return dict(choices=get_args(kind))
+    if get_origin(kind) is tuple:
+        return dict(nargs=len(get_args(kind)))
     if get_origin(kind) is list:
         return dict(action="append") if repeated else dict(nargs="+")
     return dict(type=kind)

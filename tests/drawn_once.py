@@ -5,6 +5,7 @@ import hashlib
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 
@@ -18,11 +19,13 @@ def kept_in(folder: Path, draw):
     def view(*words, **named):
         asked = [words, sorted(named.items())]
         path = folder / f"{hashlib.sha256(repr(asked).encode()).hexdigest()}.pt"
-        if not path.exists():
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                torch.save(draw(*words, **named), file)
-            os.replace(file.name, path)
-        return torch.load(path)
+        if path.exists():
+            return torch.load(path)
+        drawn = draw(*words, **named)
+        with suppress(OSError, RuntimeError), tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            torch.save(drawn, f"{unfinished}/view.pt")  # a process that may write no large files keeps nothing
+            os.replace(f"{unfinished}/view.pt", path)
+        return drawn
 
     return view
 

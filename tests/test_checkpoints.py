@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pickle
+import re
 import shutil
 import threading
 import warnings
@@ -35,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 
 from dpt_nb.commands import main
+from dpt_nb.network.dpt import DPT
 from dpt_nb.network.named import PUBLISHED
 from dpt_nb.network.zoo import create_model, list_models
 from dpt_nb.weights.key_maps import key_rules, remap_state_dict
@@ -302,7 +304,9 @@ def test_wrapped_files_open(wrapping, stored, depth_file, tmp_path):
     else:
         torch.save(wrapped, path, _use_new_zipfile_serialization=stored == "zip")
     state, expected = load_checkpoint(path).state_dict(), tensors["scratch.layer1_rn.weight"]
-    assert torch.equal(state["reassemble.0.widen.weight"], expected.half().float() if "half" in wrapping else expected)
+    assert torch.equal(
+        state["reassemble.0.to_features.weight"], expected.half().float() if "half" in wrapping else expected
+    )
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
@@ -467,7 +471,7 @@ def test_classifier_becomes_a_model_with_a_warning(name, shape, tmp_path):
     peer = timm.create_model(name, num_classes=10, depth=4, **shape)
     torch.save(peer.state_dict(), tmp_path / "classifier.pth")
     with pytest.warns(UserWarning, match="classifier.pth is a backbone alone"):
-        model = load_checkpoint(tmp_path / "classifier.pth", heads={"depth": {}, "label": dict(classes=3)})
+        model = load_checkpoint(tmp_path / "classifier.pth", heads={"depth": {}, "label": dict(num_classes=3)})
     ours, theirs = model.backbone.vit.state_dict(), peer.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours) and len(ours) > 4 * 10
     with torch.no_grad():
@@ -778,11 +782,11 @@ UNUSUAL = {  # what nobody publishes but training can give, and where it is sent
     "depth that ends in ReLU, transformers": (dict(heads={"depth": {}}), "transformers"),
     "a narrow head": (dict(heads={"inverse_depth": dict(hidden=16)}), "transformers"),
     "labels resized as mmsegmentation does": (
-        dict(heads={"label": dict(classes=5, align_corners=False)}, batch_norm=True),
+        dict(heads={"label": dict(num_classes=5, align_corners=False)}, batch_norm=True),
         "isl-org",
     ),
     "labels resized as isl-org does": (
-        dict(heads={"label": dict(classes=5)}, batch_norm=True, pos_embed_mode="bicubic", layer_norm_eps=1e-5),
+        dict(heads={"label": dict(num_classes=5)}, batch_norm=True, pos_embed_mode="bicubic", layer_norm_eps=1e-5),
         "mmseg",
     ),
     "taps read through a ViT's norm": (dict(norm_intermediates=True), "transformers"),
@@ -913,7 +917,7 @@ def test_load_backbone_takes_a_whole_model(depth_file):
         channels=[8, 16, 32, 64],
         backbone_arguments=dict(embed_dim=128, depth=4, num_heads=2),
     )
-    model = create_model("vit_base_patch16_224", heads={"label": dict(classes=5)}, **shape)
+    model = create_model("vit_base_patch16_224", heads={"label": dict(num_classes=5)}, **shape)
     load_backbone(model, depth_file)
     assert torch.equal(model.backbone.vit.pos_embed, tensors["pretrained.model.pos_embed"])
     narrow = create_model("vit_tiny_patch16_224", image_size=[96, 96])
@@ -936,7 +940,7 @@ def test_heads_are_swapped_only_on_request(label_file):
     drawn = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        other = load_checkpoint(label_file, heads={"label": dict(classes=5), "depth": dict(output="exp")})
+        other = load_checkpoint(label_file, heads={"label": dict(num_classes=5), "depth": dict(output="exp")})
         assert same(
             trunk,
             {
@@ -959,7 +963,7 @@ def test_heads_are_swapped_only_on_request(label_file):
 
 
 def test_isl_org_export_has_every_name(label_file, tmp_path):
-    load_checkpoint(label_file, heads={"label": dict(classes=5)}).save_pretrained(
+    load_checkpoint(label_file, heads={"label": dict(num_classes=5)}).save_pretrained(
         tmp_path / "own"
     )  # without the auxiliary layer
     convert(tmp_path / "own", tmp_path / "theirs.pt", to="isl-org")
@@ -1141,3 +1145,21 @@ def test_published_file_names_lead_to_their_models(tmp_path, monkeypatch):
     assert len(asked) == len(set(asked)) == len(list_models()) - len(unpublished) and all(
         address.startswith("https://") for address in asked
     )
+
+
+def test_a_model_with_the_names_of_0_1_0_opens_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    model = create_model("dpt_tiny").eval()
+    model.save_pretrained(tmp_path)
+    former = {".project.": ".reduce.", ".to_features.": ".widen.", ".out_conv.": ".mix."}
+    state, renamed = load_file(tmp_path / "model.safetensors"), 0
+    for key in list(state):
+        part = re.fullmatch(r"(reassemble|decoder\.steps)\.\d+(\.\w+\.)\w+", key)
+        if part and part[2] in former:
+            state[key.replace(part[2], former[part[2]])] = state.pop(key)
+            renamed += 1
+    assert renamed == 16  # two levels are made of tokens: two times weight and bias, four weights; four steps: 8
+    save_file(state, tmp_path / "model.safetensors")
+    image = torch.rand(1, 3, *model.config.image_size)
+    for opened in (DPT.from_pretrained(tmp_path), load_checkpoint(tmp_path)):
+        assert torch.equal(opened(image)["inverse_depth"], model(image)["inverse_depth"])

@@ -48,7 +48,7 @@ SMALL_SWIN = dict(
 )
 def test_the_same_prediction(name, changes):
     torch.manual_seed(0)
-    model = create_model(name, heads={"depth": dict(output="exp"), "label": dict(classes=12)}, **changes).eval()
+    model = create_model(name, heads={"depth": dict(output="exp"), "label": dict(num_classes=12)}, **changes).eval()
     image = torch.rand(2, 3, 200, 333)
     on_cpu, on_gpu = Predictor(model, "cpu", flip=True).predict(image), None
     on_gpu = Predictor(model, "cuda", flip=True).predict(image)

@@ -44,7 +44,7 @@ WAYS = {  # data set → ways to open it: split and options
         ("held_out", ["layout=labeled", "labels=raw"]),
     ],
     "ade20k": [("train", []), ("held_out", [])],
-    "pascal_context": [("train", []), ("held_out", ["classes=60"])],
+    "pascal_context": [("train", []), ("held_out", ["num_classes=60"])],
     "folder": [("train", []), ("held_out", [])],
 }
 
@@ -445,14 +445,14 @@ def test_options_that_differ_are_refused_and_those_that_may_differ_are_said_twic
     for train, held_out, sentence in [
         (dict(held_out=0.1), dict(held_out=0.2), "has to be one for both"),
         (dict(depth_scale=1), dict(depth_scale=1000), "has to be one for both"),
-        (dict(classes=59), dict(classes=60), "has to be one for both"),
+        (dict(num_classes=59), dict(num_classes=60), "has to be one for both"),
         (dict(benchmark="eigen"), dict(benchmark="official"), "has to be one for both"),
         ({}, dict(layout="labeled"), "Say it for the training split, too"),
         (dict(release="full"), {}, "Say it for the validation split, too"),
     ]:
         with pytest.raises(DatasetError, match=sentence):
             shared_options(train, held_out)
-    assert both("pascal_context", miniatures / "pascal_context", {}, dict(classes=60))[0].classes[0] == "background"
+    assert both("pascal_context", miniatures / "pascal_context", {}, dict(num_classes=60))[0].classes[0] == "background"
     check_splits(*both("nyu", miniatures / "nyu", dict(layout="sync"), dict(layout="labeled")))
     for name, recipe in RECIPES.items():  # all recipes are as they were
         assert shared_options(recipe.data.train, recipe.data.held_out) == (recipe.data.train, recipe.data.held_out), (

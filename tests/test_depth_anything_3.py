@@ -302,7 +302,7 @@ def test_it_is_saved_opened_and_given_other_heads(folders, tmp_path):
     assert torch.equal(again(image_of(28, 42))["sky"], model(image_of(28, 42))["sky"])
     with pytest.warns(CheckpointWarning, match="no such label"):
         other = load_checkpoint(
-            folders["da3metric-large"], heads=dict(depth=dict(output="exp"), sky={}, label=dict(classes=3))
+            folders["da3metric-large"], heads=dict(depth=dict(output="exp"), sky={}, label=dict(num_classes=3))
         )
     assert torch.equal(other(image_of(28, 42))["sky"], model(image_of(28, 42))["sky"])
 
@@ -388,9 +388,8 @@ def test_exif_tells_the_focal_length(folders, tmp_path):
     assert told == pytest.approx([50, 40])
 
 
-@pytest.mark.parametrize(
-    "form, file", [pytest.param("onnx", "da3.onnx", marks=pytest.mark.slow), ("torch_export", "da3.pt2")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form, file", [("onnx", "da3.onnx"), ("torch_export", "da3.pt2")])
 def test_it_is_exported(form, file, folders, tmp_path):
     if form == "onnx":
         pytest.importorskip("onnxruntime")

@@ -240,11 +240,13 @@ def depther_file(path):
     for level in range(4):
         block = "decoder.reassemble_blocks."
         for kind in ("weight", "bias"):
-            names[f"{block}projects.{level}.conv.{kind}"] = state[f"reassemble.{level}.reduce.{kind}"]
+            names[f"{block}projects.{level}.conv.{kind}"] = state[f"reassemble.{level}.project.{kind}"]
             if level != 2:
                 names[f"{block}resize_layers.{level}.{kind}"] = state[f"reassemble.{level}.resample.{kind}"]
-            names[f"decoder.fusion_blocks.{level}.project.conv.{kind}"] = state[f"decoder.steps.{level}.mix.{kind}"]
-        names[f"decoder.convs.{level}.conv.weight"] = state[f"reassemble.{level}.widen.weight"]
+            names[f"decoder.fusion_blocks.{level}.project.conv.{kind}"] = state[
+                f"decoder.steps.{level}.out_conv.{kind}"
+            ]
+        names[f"decoder.convs.{level}.conv.weight"] = state[f"reassemble.{level}.to_features.weight"]
         for ours, theirs in units[0 if level else 1 :]:
             for place in (1, 2):
                 name = f"decoder.fusion_blocks.{level}.{theirs}.conv{place}.conv.weight"
@@ -268,7 +270,7 @@ def test_a_depthers_file_opens_with_its_norms_in_the_convolutions(tmp_path):
         norm = nn.BatchNorm2d(64).eval()
         prefix = f"decoder.reassemble_blocks.batchnorm_layers.{level}."
         norm.load_state_dict({key.removeprefix(prefix): names[key] for key in names if key.startswith(prefix)})
-        reassemble.reduce = nn.Sequential(norm, reassemble.reduce)
+        reassemble.project = nn.Sequential(norm, reassemble.project)
     with torch.no_grad():
         expected, found = model(image)["depth"], opened(image)["depth"]
     assert (found - expected).abs().max() <= TOLERANCE * expected.max() and expected.std() > 0.1

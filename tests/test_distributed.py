@@ -149,7 +149,7 @@ from dpt_nb.training.distributed import convert_sync_batchnorm
 dist.init_process_group("gloo")
 rank, out = dist.get_rank(), sys.argv[1]
 torch.manual_seed(0)
-model = create_model("dpt_tiny", heads={"label": dict(classes=5, auxiliary=True, dropout=0.0)}, batch_norm=True)
+model = create_model("dpt_tiny", heads={"label": dict(num_classes=5, auxiliary=True, dropout=0.0)}, batch_norm=True)
 model = model.double().train()
 images, labels = torch.rand(4, 3, 96, 128, dtype=torch.float64), torch.randint(5, (4, 96, 128))
 labels[2:][torch.rand(2, 96, 128) < 7 / 8] = 255  # the second process has an eighth of its labels

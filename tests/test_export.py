@@ -261,13 +261,12 @@ def outside(tmp_path, monkeypatch):
     sys.modules.pop("outside_heads")
 
 
-@pytest.mark.parametrize(
-    "form, ending", [("onnx", ".onnx"), pytest.param("torch_export", ".pt2", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form, ending", [("onnx", ".onnx"), ("torch_export", ".pt2")])
 def test_every_kind_of_prediction_is_exported(form, ending, outside, tmp_path):
     torch.manual_seed(0)
     heads = dict(depth=dict(form="bins", bins=8, max_depth=2.0), confidence={}, entropy={})
-    heads |= dict(label=dict(classes=5), normal=dict(hidden=16), Height2={}, part=dict(classes=3))
+    heads |= dict(label=dict(num_classes=5), normal=dict(hidden=16), Height2={}, part=dict(num_classes=3))
     model = create_model("dpt_tiny", heads=heads).eval()
     path = export(model, tmp_path / f"model{ending}", form, sizes=(96, 128))
     assert check_export(model, path, batches=(2,)).worst <= 1e-4

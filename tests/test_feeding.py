@@ -169,7 +169,7 @@ def test_mmseg_label_file_has_imagenet_normalization_and_needs_no_patch_bias(tmp
         layer_norm_eps=1e-5,
         pos_embed_mode="bicubic",
         backbone_arguments=dict(depth=4, embed_dim=64, num_heads=1),
-        heads={"label": dict(classes=5, align_corners=False)},
+        heads={"label": dict(num_classes=5, align_corners=False)},
         class_names=["sky", "road", "tree", "car", "person"],
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,

@@ -419,13 +419,14 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where, code",
     [
         ("| head -1; exit ${PIPESTATUS[0]}", (0, 141)),
-        pytest.param(">&-", (0,), marks=pytest.mark.slow),
-        pytest.param(">/dev/full", (1,), marks=pytest.mark.slow),
-        pytest.param("2>&1 | true; exit ${PIPESTATUS[0]}", (0, 141), marks=pytest.mark.slow),
+        (">&-", (0,)),
+        (">/dev/full", (1,)),
+        ("2>&1 | true; exit ${PIPESTATUS[0]}", (0, 141)),
     ],
 )
 def test_an_output_that_nobody_reads_is_not_a_traceback(where, code, tmp_path):

@@ -40,7 +40,7 @@ def things(tmp_path_factory):
     "A tiny model of both heads, three photographs, a film where PyAV is installed, and an empty folder."
     folder = tmp_path_factory.mktemp("things")
     shape = dict(taps=[0, 1, 2, 3], channels=[16, 32, 48, 64], image_size=[64, 64], features=16)
-    heads = {"depth": dict(output="exp"), "label": dict(classes=5)}
+    heads = {"depth": dict(output="exp"), "label": dict(num_classes=5)}
     create_model("dpt_tiny", **shape, heads=heads).eval().save_pretrained(folder / "model")
     published = dict(
         image_size=[96, 96], backbone_arguments=dict(depth=4, embed_dim=64, num_heads=1)

@@ -76,7 +76,7 @@ def outside():
 
 def things_recipe():
     "Four heads on one small trunk, two steps."
-    heads = dict(canopy=dict(hidden=8), part=dict(classes=3), flow=dict(hidden=8), normal=dict(hidden=8))
+    heads = dict(canopy=dict(hidden=8), part=dict(num_classes=3), flow=dict(hidden=8), normal=dict(hidden=8))
     recipe = get_recipe(
         "rooms_tiny",
         model=dict(changes=dict(heads=heads, image_size=SIZE)),

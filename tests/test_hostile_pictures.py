@@ -278,7 +278,9 @@ def test_names_that_are_no_text_are_found_read_and_said(tmp_path):
 @pytest.fixture(scope="module")
 def predictor():
     torch.manual_seed(0)
-    return Predictor(create_model("dpt_tiny", heads={"depth": dict(output="exp"), "label": dict(classes=12)}), "cpu")
+    return Predictor(
+        create_model("dpt_tiny", heads={"depth": dict(output="exp"), "label": dict(num_classes=12)}), "cpu"
+    )
 
 
 def test_a_folder_is_streamed(predictor, tmp_path, monkeypatch):
@@ -318,7 +320,7 @@ import resource, sys
 from dpt_nb.all import *
 import torch
 torch.manual_seed(0)
-heads = dict(depth=dict(output="exp"), label=dict(classes=int(sys.argv[3])))
+heads = dict(depth=dict(output="exp"), label=dict(num_classes=int(sys.argv[3])))
 model = create_model("dpt_tiny", heads=heads, image_size=[384, 384])
 predictor = Predictor(model, "cpu", max_memory=float(sys.argv[2]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -58,7 +58,7 @@ ABSURD = [
     {"depth": None},
     {"depth": []},
     {"a": {"b": {"c": {}}}},
-    {"label": {"classes": 10**12}},
+    {"label": {"num_classes": 10**12}},
     [0] * 2,
     [2**31] * 2,
     [1] * 3,

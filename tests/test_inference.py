@@ -34,7 +34,7 @@ def saved(tmp_path_factory):
     "A saved model with a head for metres and one for labels."
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model") / "model"
-    heads = {"depth": dict(output="exp"), "label": dict(classes=12)}
+    heads = {"depth": dict(output="exp"), "label": dict(num_classes=12)}
     create_model("dpt_tiny", heads=heads, class_names=list(classes("rooms"))).save_pretrained(folder)
     return folder
 
@@ -303,7 +303,7 @@ def test_an_image_of_12000_by_9000_in_less_than_3_gb(saved, tmp_path):
 
 def test_names_of_classes_come_with_the_weights_and_are_not_guessed(rooms, tmp_path):
     torch.manual_seed(0)
-    nameless = create_model("dpt_tiny", heads={"label": dict(classes=12)})  # as many as a room has
+    nameless = create_model("dpt_tiny", heads={"label": dict(num_classes=12)})  # as many as a room has
     nameless.save_pretrained(tmp_path / "nameless")
     for model, names in [(tmp_path / "nameless", []), ("dpt_tiny_scenes", [*classes("rooms"), *classes("streets")])]:
         command_here(

@@ -25,7 +25,7 @@ KINDS = {
     "confidence": {},
     "depth": dict(form="bins", bins=16, min_depth=0.5),
     "entropy": {},
-    "label": dict(classes=7),
+    "label": dict(num_classes=7),
     "normal": {},
     "slope": {},
     "material": {},

@@ -150,7 +150,7 @@ def test_two_processes_follow_one(data, straight, tmp_path):
 def test_two_processes_that_share_batch_norms_follow_one(data, tmp_path):
     """Depth and labels, with plain gradient descent, which shows a gradient of the wrong size as well. (Adam divides by
     the size of the gradient, which before a batch norm can be rounding alone.)"""
-    heads = {"depth": dict(output="exp", hidden=16), "label": dict(classes=12, dropout=0.0)}
+    heads = {"depth": dict(output="exp", hidden=16), "label": dict(num_classes=12, dropout=0.0)}
     joint, runs = get_recipe("rooms_joint", model=dict(changes=dict(heads=heads, batch_norm=True))), {}
     for name, processes, synchronised, steps in (
         ("one", 1, "true", 20),

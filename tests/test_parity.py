@@ -305,9 +305,9 @@ def test_training_gives_the_same_logits_auxiliary_logits_and_statistics(tmp_path
 SMP = [  # segmentation_models_pytorch's names → ours
     (r"encoder\.model\.", "backbone.vit."),
     (r"decoder\.projection_blocks\.(\d)\.project\.0\.", r"reassemble.\1.read.project."),
-    (r"decoder\.reassemble_blocks\.(\d)\.project_to_out_channel\.", r"reassemble.\1.reduce."),
+    (r"decoder\.reassemble_blocks\.(\d)\.project_to_out_channel\.", r"reassemble.\1.project."),
     (r"decoder\.reassemble_blocks\.(\d)\.upsample\.", r"reassemble.\1.resample."),
-    (r"decoder\.reassemble_blocks\.(\d)\.project_to_feature_dim\.", r"reassemble.\1.widen."),
+    (r"decoder\.reassemble_blocks\.(\d)\.project_to_feature_dim\.", r"reassemble.\1.to_features."),
     (
         r"decoder\.fusion_blocks\.(\d)\.residual_conv_block1\.conv_(\d)\.",
         r"decoder.steps.\1.lateral_unit.convolution\2.",
@@ -318,7 +318,7 @@ SMP = [  # segmentation_models_pytorch's names → ours
         r"decoder.steps.\1.lateral_unit.norm\2.",
     ),
     (r"decoder\.fusion_blocks\.(\d)\.residual_conv_block2\.batch_norm_(\d)\.", r"decoder.steps.\1.unit.norm\2."),
-    (r"decoder\.fusion_blocks\.(\d)\.project\.", r"decoder.steps.\1.mix."),
+    (r"decoder\.fusion_blocks\.(\d)\.project\.", r"decoder.steps.\1.out_conv."),
     (r"segmentation_head\.head\.0\.", "heads.label.convolution."),
     (r"segmentation_head\.head\.1\.", "heads.label.norm."),
     (r"segmentation_head\.head\.4\.", "heads.label.classify."),
@@ -358,7 +358,7 @@ def test_the_same_as_segmentation_models_pytorch(readout, size, parity_rows):
         readout=dict(cat="project").get(readout, readout),
         channels=[16, 32, 64, 96],
         features=32,
-        heads={"label": dict(classes=7)},
+        heads={"label": dict(num_classes=7)},
         batch_norm=True,
     )
     ours = create_model("vit_tiny_patch16_224", taps=[1, 3, 4, 7], image_size=list(size), **decoder).eval()

@@ -246,7 +246,7 @@ def test_what_can_be_known_is_refused_before_the_first_step_and_in_a_dry_run(own
     crop = 'data.transforms=[["Crop", {"height": 500, "width": 500}]]'
     refused([str(spoilt.image), "smaller than the crop of 500x500", "16 of the 16", "dpt_data check"], crop)
     write_label(spoilt.label, torch.full((96, 128), 200))
-    labels = ['losses={"label": {}}', 'model.changes={"heads": {"label": {"classes": 12}}}', "data.transforms=[]"]
+    labels = ['losses={"label": {}}', 'model.changes={"heads": {"label": {"num_classes": 12}}}', "data.transforms=[]"]
     refused([spoilt.image.name, "labels from 200 to 200", "12 classes", "1 of the 16"], *labels)
     picture = Image.open(spoilt.image)
     picture.resize((80, 64)).save(spoilt.image)

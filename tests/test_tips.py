@@ -255,7 +255,7 @@ def test_three_steps_of_training_move_every_weight(opened, tmp_path, no_figures)
             *SHORT,
             f"model.weights={opened}",
             'model.changes={"heads":{"depth":{"form":"bins","bins":24,"weighting":"linear","epsilon":0.001,'
-            '"upsampled":false},"normal":{"form":"plain"},"label":{"form":"plain","classes":12}}}',
+            '"upsampled":false},"normal":{"form":"plain"},"label":{"form":"plain","num_classes": 12}}}',
             "loop.steps=3",
             "optimizer.layer_decay=0.8",
             "data.batch_size=2",

@@ -699,10 +699,10 @@ def test_other_classes_than_outputs_are_refused_and_their_names_are_kept(straigh
     recipe = change_recipe(get_recipe("rooms_labels"), SHORT)
     for outputs in (7, 20):
         with pytest.raises(
-            RecipeError, match=f"The data has 12 classes and the head has {outputs} outputs.*classes=12"
+            RecipeError, match=f"The data has 12 classes and the head has {outputs} outputs.*num_classes=12"
         ):
             train(
-                change_recipe(recipe, [f"model.changes.heads.label.classes={outputs}"]),
+                change_recipe(recipe, [f"model.changes.heads.label.num_classes={outputs}"]),
                 tmp_path / "other",
                 straight / "data",
                 cpu=True,
@@ -721,7 +721,7 @@ def test_a_batch_in_parts_with_unequal_labels_has_the_gradient_of_the_whole():
     "In double precision, the auxiliary head included; the parts have all and an eighth of their labels."
     torch.manual_seed(0)
     model = (
-        create_model("dpt_tiny", heads={"label": dict(classes=5, auxiliary=True, dropout=0.0)}, batch_norm=True)
+        create_model("dpt_tiny", heads={"label": dict(num_classes=5, auxiliary=True, dropout=0.0)}, batch_norm=True)
         .double()
         .train()
     )

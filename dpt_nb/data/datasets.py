@@ -79,9 +79,9 @@ def check_map_array(
 
 def check_depth_array(
     path: Path,  # .npy
-) -> tuple[tuple[int, ...], np.dtype]:  # shape `(H, W)` or `(1, H, W)`, and type
+) -> tuple[tuple[int, ...], np.dtype]:  # shape `(H, W)`, `(1, H, W)` or `(H, W, 1)`, and type
     "What an array's header says. Raises `ImageError` for what is not a whole depth map."
-    fits = lambda shape: len(shape) >= 2 and shape[:-2] in ((), (1,))
+    fits = lambda shape: len(shape) == 2 or (len(shape) == 3 and 1 in (shape[0], shape[2]))
     return check_map_array(path, fits, "a depth map is numbers of shape (H, W)")
 
 
@@ -98,7 +98,7 @@ def load_map(
 
 # %% ../../nbs/data/12_datasets.ipynb #5796009e
 def read_metres(
-    path: Path,  # 16-bit gray PNG, or a NumPy array `(H, W)` or `(1, H, W)`
+    path: Path,  # 16-bit gray PNG, or a NumPy array `(H, W)`, `(1, H, W)` or `(H, W, 1)`
     scale: float = 1000.0,  # stored units per metre
 ) -> torch.Tensor:  # `(1, H, W)` float32 metres, 0 = not measured
     "A depth map; what is not finite or not above 0 was not measured. Raises `ImageError` for a file that is not one."
@@ -106,7 +106,7 @@ def read_metres(
     if path.suffix.lower() != ".npy":
         return read_depth(path, scale)
     shape, _ = check_depth_array(path)
-    depth = load_map(path, (1, *shape[-2:])) / scale
+    depth = load_map(path, (1, *(shape[:2] if shape[2:] == (1,) else shape[-2:]))) / scale
     return torch.where(depth.isfinite() & (depth > 0), depth, 0.0)
 
 # %% ../../nbs/data/12_datasets.ipynb #9287e820
@@ -250,12 +250,21 @@ def read_parts(
     parts = dict(image=read_image(self.need(entry.image), exif_transpose=False))
     for depth in ("depth", "inverse_depth"):
         if depth in self.targets and entry.depth:
-            parts[depth] = read_metres(self.need(entry.depth), self.depth_scale)
+            parts[depth] = self.read_depth_map(entry)
     if "label" in self.targets and entry.label:
         parts["label"] = self.read_classes(self.need(entry.label))
     if "normal" in self.targets and entry.normal:
         parts["normal"] = read_normal(self.need(entry.normal))
     return parts
+
+
+@patch
+def read_depth_map(
+    self: FileDataset,
+    entry: Entry,  # with a depth file
+) -> torch.Tensor:  # `(1, H, W)` float32, 0 = not measured
+    "The depth of an entry; a data set with other files, or another meaning of their numbers, replaces this."
+    return read_metres(self.need(entry.depth), self.depth_scale)
 
 
 @patch

@@ -41,13 +41,13 @@ PASCAL_CONTEXT_LISTS = {"train": "train.txt", "held_out": "val.txt"}
 def check_context_options(
     title: str,  # of the data set
     split: str,
-    classes: int,
+    num_classes: int,
 ) -> None:
     "Raises `DatasetError` for a split or a number of classes that does not exist."
     if split not in PASCAL_CONTEXT_LISTS:
         raise DatasetError(f"{title}: there is no split {split!r}. Choose from {', '.join(PASCAL_CONTEXT_LISTS)}.")
-    if classes not in (59, 60):
-        raise DatasetError(f"{title} has 59 classes, or 60 with the background, and {classes} were asked for.")
+    if num_classes not in (59, 60):
+        raise DatasetError(f"{title} has 59 classes, or 60 with the background, and {num_classes} were asked for.")
 
 
 class PascalContext(FileDataset):
@@ -66,10 +66,10 @@ class PascalContext(FileDataset):
         self,
         root: str | Path,  # see `PASCAL_CONTEXT_TREE`
         split: str = "train",  # "train" or "held_out" (the published validation set)
-        classes: int = 59,  # 60: "background" is class 0; 59: it is ignored
+        num_classes: int = 59,  # 60: "background" is class 0; 59: it is ignored
     ):
-        check_context_options(self.title, split, classes)
-        self.classes = ("background",) * (classes - 59) + PASCAL_CONTEXT_CLASSES
+        check_context_options(self.title, split, num_classes)
+        self.classes = ("background",) * (num_classes - 59) + PASCAL_CONTEXT_CLASSES
         folder = self.find_images(Path(root))
         names = read_names(self.need(folder / "ImageSets" / "SegmentationContext" / PASCAL_CONTEXT_LISTS[split]))
         images, labels = folder / "JPEGImages", folder / "SegmentationClassContext"

@@ -241,7 +241,7 @@ def _rotation_grid(
     sin: float,  # of the anticlockwise angle
     device: torch.device,  # of the maps
 ) -> torch.Tensor:  # `(1, H, W, 2)`: for each new pixel the old place, as `grid_sample` counts
-    "Where each pixel of a image rotated about its centre comes from."
+    "Where each pixel of an image rotated about its centre comes from."
     x = torch.arange(width, device=device) - (width - 1) / 2
     y = (torch.arange(height, device=device) - (height - 1) / 2)[:, None]
     places = torch.stack(

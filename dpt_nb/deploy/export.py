@@ -45,7 +45,7 @@ class ExportError(ValueError):
     "A network that cannot be written, or a file that cannot be opened, in one sentence."
 
 
-# Along an open side. From two, the coarsest level would be one wide, which a graph treats as a case of its own.
+# Along an open side. With two, the coarsest level would be one wide, which a graph treats as a case of its own.
 LEAST_PATCHES, MOST_PATCHES = 3, 4096
 
 
@@ -171,10 +171,10 @@ def describe_head(
     return fact | {"module": module for module in head_modules({name: settings}) if module != HERE}
 
 
-def describe_labels(classes: int) -> dict:  # classes: 0 where it is not known
+def describe_labels(num_classes: int) -> dict:  # 0 where it is not known
     "Of a head of classes."
-    fact = dict(shape=f"B,{classes or 'C'},H,W", unit="logits: the largest along axis 1 is the class")
-    return fact | (dict(classes=classes) if classes else {})
+    fact = dict(shape=f"B,{num_classes or 'C'},H,W", unit="logits: the largest along axis 1 is the class")
+    return fact | (dict(classes=num_classes) if num_classes else {})
 
 
 def describe_export(

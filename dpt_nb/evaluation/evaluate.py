@@ -203,12 +203,12 @@ def metrics_of_each(
     maps: dict[str, torch.Tensor],  # of `predicted`
     batch: list[dict],  # B samples as `to_evaluated` gives them
     protocol: Protocol,
-    classes: int = 0,  # names that the data has for its labels; 0: not known
+    num_classes: int = 0,  # names that the data has for its labels; 0: not known
 ) -> Iterator[dict]:  # for each sample its own metrics; NaN and `images` 0 where nothing is known
     "The metrics of every image of a batch by itself."
     for place, sample in enumerate(batch):
         own = {head: values[place : place + 1] for head, values in maps.items()}
-        metrics = build_metrics(own, sample, protocol, classes, sync_on_compute=False)
+        metrics = build_metrics(own, sample, protocol, num_classes, sync_on_compute=False)
         update_metrics(metrics, own, [sample])
         yield compute_metrics(metrics, protocol, whole=False) | dict(path=sample["path"])
 
@@ -295,15 +295,15 @@ def evaluate(
     """Evaluate a predictor; every process gets the numbers of all. Raises `EvaluationError` for what `check_evaluation`
     and `build_metrics` find, for a prediction or target that does not fit, and when no image has ground truth."""
     check_evaluation(dataset, batch_size, share)
-    predictor, classes, metrics = within_range(predictor, protocol), len(class_names(dataset)), {}
-    build = partial(build_metrics, protocol=protocol, classes=classes, sync_on_compute=share[1] > 1)
+    predictor, num_classes, metrics = within_range(predictor, protocol), len(class_names(dataset)), {}
+    build = partial(build_metrics, protocol=protocol, num_classes=num_classes, sync_on_compute=share[1] > 1)
     for maps, batch in predict_share(predictor, dataset, protocol, batch_size, workers, progress, share):
         first, metrics = not metrics, metrics or build(maps, batch[0])
         update_metrics(metrics, maps, batch)
         if first:
-            next(metrics_of_each(maps, batch, protocol, classes))  # raises where the report will not hold together
+            next(metrics_of_each(maps, batch, protocol, num_classes))  # raises where the report will not hold together
         if each is not None:
-            for own in metrics_of_each(maps, batch, protocol, classes):
+            for own in metrics_of_each(maps, batch, protocol, num_classes):
                 each(own)
     if not metrics:  # no sample for this process
         sample = to_evaluated(dataset[0], protocol)
@@ -354,41 +354,41 @@ class ConstantPredictor:
 # %% ../../nbs/evaluation/14_evaluate.ipynb #cc37a70d
 def check_class_numbers(
     label: torch.Tensor,  # `(H, W)`, 255 where nothing is known
-    classes: int,  # how many there are
+    num_classes: int,  # how many there are
     index: int,  # of the sample, for the message
 ) -> None:
     "Raises `EvaluationError` for labels that are no class."
     known = label[label != 255]
-    if known.numel() and not 0 <= known.min() <= known.max() < classes:
+    if known.numel() and not 0 <= known.min() <= known.max() < num_classes:
         found = f"labels from {known.min()} to {known.max()}"
         raise EvaluationError(
-            f"Sample {index} has {found}, and {classes} classes are numbered from 0 to {classes - 1}."
+            f"Sample {index} has {found}, and {num_classes} classes are numbered from 0 to {num_classes - 1}."
         )
 
 
 def class_shares(
     label: torch.Tensor,  # `(H, W)`, 255 where nothing is known
-    classes: int,  # how many there are
+    num_classes: int,  # how many there are
     grid: tuple[int, int],  # rows and columns
-) -> torch.Tensor:  # `(classes, *grid)` float64: how much of a cell each class has
+) -> torch.Tensor:  # `(num_classes, *grid)` float64: how much of a cell each class has
     "What one label map is made of."
-    numbers = torch.where(label == 255, classes, label)
-    known = F.one_hot(numbers, classes + 1)[..., :classes].movedim(-1, 0)
+    numbers = torch.where(label == 255, num_classes, label)
+    known = F.one_hot(numbers, num_classes + 1)[..., :num_classes].movedim(-1, 0)
     return F.adaptive_avg_pool2d(known.double(), grid)
 
 
 def class_frequencies(
     dataset: Dataset,  # of samples with `label`, of any sizes
-    classes: int,  # how many there are
+    num_classes: int,  # how many there are
     grid: tuple[int, int] = (1, 1),  # rows and columns; `(1, 1)` counts over whole images
     progress: bool = True,  # show a bar with rate and time left
-) -> torch.Tensor:  # `(classes, *grid)` float32, between 0 and 1: how much of a cell each class has on average
+) -> torch.Tensor:  # `(num_classes, *grid)` float32, between 0 and 1: how much of a cell each class has on average
     "How often each class is where. Raises `EvaluationError` for labels that are no class, and when no pixel has one."
-    shares = torch.zeros(classes, *grid, dtype=torch.float64)
+    shares = torch.zeros(num_classes, *grid, dtype=torch.float64)
     for index in tqdm(range(len(dataset)), desc="class shares", unit="picture", disable=not progress, leave=False):
         label = dataset[index]["label"]
-        check_class_numbers(label, classes, index)
-        shares += class_shares(label, classes, grid)
+        check_class_numbers(label, num_classes, index)
+        shares += class_shares(label, num_classes, grid)
     if not shares.any():
         raise EvaluationError("Not one pixel has a label, so no class is the most frequent.")
     return (shares / shares.sum(0, keepdim=True).clamp(min=1e-12)).float()

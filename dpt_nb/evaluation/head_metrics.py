@@ -119,9 +119,9 @@ def depth_metrics(protocol: Protocol, **options) -> DepthMetrics:
     return DepthMetrics(protocol.min_depth, protocol.max_depth, protocol.average, protocol.align, **options)
 
 
-def class_metrics(classes: int, missing: float = 255, **options) -> SegmentationMetrics:
+def class_metrics(num_classes: int, missing: float = 255, **options) -> SegmentationMetrics:
     "Intersection over union and pixel accuracy."
-    return SegmentationMetrics(classes, int(missing), **options)
+    return SegmentationMetrics(num_classes, int(missing), **options)
 
 
 def head_metrics(head: str, **known: Callable) -> Registry:  # known: name → what builds a metric
@@ -190,7 +190,7 @@ def builders(
 # %% ../../nbs/evaluation/head_metrics.ipynb #f1084b1a
 def build_metric(
     build: Callable,  # of the table
-    facts: dict,  # what may be known: `protocol`, `classes`, `missing`
+    facts: dict,  # what may be known: `protocol`, `num_classes`, `missing`
     options: dict,  # of `torchmetrics.Metric`
 ) -> Metric:
     "Called with the facts whose names are among its arguments."
@@ -202,14 +202,14 @@ def build_head_metrics(
     head: str,  # of `HEADS`
     prediction: torch.Tensor,  # of that head, `(B, C, H, W)`
     protocol: Protocol,  # its range, alignment and average are the depth metrics'
-    classes: int = 0,  # of the data; needed only for classes as numbers, `(B, H, W)`, and not logits
+    num_classes: int = 0,  # of the data; needed only for classes as numbers, `(B, H, W)`, and not logits
     **options,  # of `torchmetrics.Metric`
 ) -> dict[str, Metric]:  # by name, on the prediction's device
     "The metrics that fit a head. Raises `EvaluationError` for classes that do not fit, or a metric that cannot be."
     spec, built = HEADS[head], {}
     if spec.categorical:
-        classes = count_classes(head, prediction, classes)
-    facts = dict(protocol=protocol, classes=classes, missing=spec.missing)
+        num_classes = count_classes(head, prediction, num_classes)
+    facts = dict(protocol=protocol, num_classes=num_classes, missing=spec.missing)
     for name, build in {"": ImageCount, **builders(head)}.items():
         try:
             built[name] = build_metric(build, facts, options).to(prediction.device)
@@ -224,19 +224,19 @@ def build_head_metrics(
 def count_classes(
     head: str,  # for the message
     prediction: torch.Tensor,  # `(B, C, H, W)` logits or `(B, H, W)` classes
-    classes: int,  # names that the data has for them; 0: not known
+    num_classes: int,  # names that the data has for them; 0: not known
 ) -> int:
     "Raises `EvaluationError` for class numbers whose count nobody knows, and for another number than the data's."
-    count = prediction.shape[1] if prediction.ndim == 4 else classes
+    count = prediction.shape[1] if prediction.ndim == 4 else num_classes
     if not count:
         raise EvaluationError(
             f"The predictions of {head!r} are numbers of classes, and the data does not say how many classes it has. "
             "Predict logits, or evaluate on data with named classes."
         )
-    if classes not in (0, count):
+    if num_classes not in (0, count):
         raise EvaluationError(
-            f"The model tells {count} classes apart and {classes} were expected, of the data or of the head's names, "
-            "so their numbers do not mean the same. Evaluate it on the data that it was trained for."
+            f"The model tells {count} classes apart and {num_classes} were expected, of the data or of the head's "
+            "names, so their numbers do not mean the same. Evaluate it on the data that it was trained for."
         )
     return count
 
@@ -245,13 +245,13 @@ def build_metrics(
     maps: dict[str, torch.Tensor],  # head → `(B, C, H, W)`, of any images; labels also as classes, `(B, H, W)`
     sample: dict,  # as `to_evaluated` gives it: which truths there are
     protocol: Protocol,
-    classes: int = 0,  # names that the data has for its labels; 0: not known
+    num_classes: int = 0,  # names that the data has for its labels; 0: not known
     **options,  # of `torchmetrics.Metric`
 ) -> dict[str, dict[str, Metric]]:  # head → its metrics by name
     "The metrics of every head that has a target. Raises `EvaluationError` for what cannot be evaluated."
     heads = evaluated_heads(maps, [target for target in target_specs() if target in sample], protocol)
     known = {head: HEADS[head].class_names for head in heads}  # None: those of the data
-    counts = {head: classes if names is None else len(names) for head, names in known.items()}
+    counts = {head: num_classes if names is None else len(names) for head, names in known.items()}
     return {head: build_head_metrics(head, maps[head], protocol, counts[head], **options) for head in heads}
 
 # %% ../../nbs/evaluation/head_metrics.ipynb #1ffc6e70

@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ..data.datasets import Entry, FileDataset, read_metres
+from ..data.datasets import Entry, FileDataset
 from ..data.kitti import KITTI
 from ..data.nyu import NYUSync
 from .evaluate import evaluate, measured_pixels
@@ -168,7 +168,7 @@ def read_truth(
     "The ground truth of one image. Raises `ImageError` for a file that cannot be read."
     sample = {}
     if entry.depth is not None:
-        sample["depth"] = read_metres(entry.depth, dataset.depth_scale)
+        sample["depth"] = dataset.read_depth_map(entry)
     if entry.label is not None:
         sample["label"] = dataset.read_classes(entry.label)
     size = next(iter(sample.values())).shape[-2:]

@@ -194,7 +194,7 @@ _HYBRID_NYU = dict(
     delta2=0.988,
     delta3=0.998,
 )
-_TOOLBOX_KITTI = dict(abs_rel=0.073, rmse=2.604)  # Garg's shares of the cut
+_TOOLBOX_KITTI = dict(abs_rel=0.073, rmse=2.604)  # Garg's fractions of the cut
 _ZERO_SHOT = {  # of Ranftl et al., ICCV 2021, table 1
     "DPT-Large": {
         "DIW": dict(whdr=0.1082),

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'FILM', 'EARLIER', 'LARGE', 'RunOptions', 'Listing', 'results_in', 'is_film', 'sort_place',
            'sort_all', 'results_among', 'left_sentence', 'look_into', 'list_files', 'list_place', 'list_new', 'stem_in',
-           'prefetch', 'is_large', 'image_size', 'through_window', 'working_folder', 'predictions', 'decode_ahead',
-           'predicted_group', 'keep', 'check_room', 'predict_todo', 'wait_for', 'LeftOut', 'report_left_out',
-           'known_origins', 'describe_files', 'predict_files', 'image_bar', 'plan_run']
+           'prefetch', 'is_large', 'through_window', 'working_folder', 'predictions', 'decode_ahead', 'predicted_group',
+           'keep', 'check_room', 'predict_todo', 'wait_for', 'LeftOut', 'report_left_out', 'known_origins',
+           'describe_files', 'predict_files', 'image_bar', 'plan_run']
 
 # %% ../../nbs/inference/folders.ipynb #23e6e93a
 import os
@@ -26,8 +26,9 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from ..images.files import ImageError, check_file, printable_name, write_failure
-from ..images.images import NO_IMAGE, open_undecoded, read_image, sort_folder
+from ..images.files import ImageError, printable_name, write_failure
+from ..images.headers import image_size
+from ..images.images import NO_IMAGE, read_image, sort_folder
 from .outputs import check_outputs, output_names
 from .point_clouds import camera_for
 from .prediction import Prediction
@@ -263,15 +264,6 @@ def is_large(
     except Exception:  # not an image: its reader says why
         return False
     return height * width > LARGE
-
-
-def image_size(
-    file: str | Path,
-) -> tuple[int, int]:  # height and width, pixels
-    "What a file declares, without decoding it. Raises what `open_undecoded` does."
-    check_file(file)
-    with open_undecoded(file, file) as image:
-        return image.size[::-1]
 
 # %% ../../nbs/inference/folders.ipynb #da987bda
 def through_window(

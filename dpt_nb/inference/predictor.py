@@ -24,13 +24,13 @@ from fastcore.basics import chunked, patch
 from PIL import Image
 
 from ..images.files import ImageError
+from ..images.headers import exif_focal
 from ..images.images import find_images, load_pil, open_undecoded, read_image, to_image, transpose_by_exif
 from dpt_nb.inference.focal import (
     Focal,
     assumed_note,
     canonical_heads,
     check_focal,
-    exif_focal,
     find_focal,
     seen_focal,
 )

@@ -45,7 +45,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.lateral_unit = ResidualConvUnit(features, batch_norm, bias) if lateral else None
         self.unit = ResidualConvUnit(features, batch_norm, bias)
-        self.mix = nn.Conv2d(features, features, kernel_size=1)
+        self.out_conv = nn.Conv2d(features, features, kernel_size=1)
 
     def forward(
         self,
@@ -55,7 +55,7 @@ class Fusion(nn.Module):
     ) -> torch.Tensor:  # `(B, features, *size)`
         if self.lateral_unit is not None:
             deep = deep + self.lateral_unit(lateral)
-        mixed = self.mix(self.unit(deep))
+        mixed = self.out_conv(self.unit(deep))
         size = size or (2 * deep.shape[-2], 2 * deep.shape[-1])
         return F.interpolate(mixed, size=size, mode="bilinear", align_corners=True)
 

@@ -184,6 +184,6 @@ class HeadSpec:
         "How many classes the head tells apart."
         if not self.categorical:
             return 0
-        given = inspect.signature(self.module).parameters.get("classes")
+        given = inspect.signature(self.module).parameters.get("num_classes")
         usual = len(self.class_names or ()) if given is None or given.default is given.empty else given.default
-        return arguments.get("classes", usual)
+        return arguments.get("num_classes", usual)

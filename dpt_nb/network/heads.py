@@ -117,7 +117,7 @@ class SegmentationHead(nn.Module):
     def __init__(
         self,
         features: int = 256,  # channels of the fused map
-        classes: int = 150,  # how many logits a pixel
+        num_classes: int = 150,  # how many logits a pixel
         dropout: float = 0.1,  # probability of a channel's value being dropped while training
         step: int = -1,  # which decoder step is read: -1 the last, -2 the one before (auxiliary)
         align_corners: bool = True,  # when the logits are resized; mmsegmentation's models: False
@@ -127,13 +127,13 @@ class SegmentationHead(nn.Module):
         self.convolution = nn.Conv2d(features, features, kernel_size=3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(features)
         self.dropout = nn.Dropout(dropout)
-        self.classify = nn.Conv2d(features, classes, kernel_size=1)
+        self.classify = nn.Conv2d(features, num_classes, kernel_size=1)
 
     def forward(
         self,
         fused: list[torch.Tensor],  # `(B, features, h, w)` after each decoder step
         size: tuple[int, int] | None = None,  # height and width wanted; None leaves the map's own
-    ) -> torch.Tensor:  # `(B, classes, *size)` logits
+    ) -> torch.Tensor:  # `(B, num_classes, *size)` logits
         logits = self.classify(self.dropout(F.relu(self.norm(self.convolution(fused[self.step])))))
         if size is None:
             return logits
@@ -170,7 +170,7 @@ DEPTH_ARGUMENTS = dict(
     canonical_focal=either(real(0, 1e6, above=True), none="any camera"),
 )
 LABEL_ARGUMENTS = dict(
-    classes=whole(1, 4096), dropout=real(0, 0.99), step=whole(-4, -1), align_corners=YES_NO, auxiliary=YES_NO
+    num_classes=whole(1, 4096), dropout=real(0, 0.99), step=whole(-4, -1), align_corners=YES_NO, auxiliary=YES_NO
 )
 NORMAL_ARGUMENTS = {name: DEPTH_ARGUMENTS[name] for name in ("hidden", "projection")}
 

@@ -358,7 +358,7 @@ def finish_level(
 ) -> torch.Tensor:  # `(B, features, h, w)`
     "What reassemble makes of a map that has been read: 1×1 convolution, resampling, common width (DPT §3.1, Resample)."
     rest = one_decoder(model).reassemble[level - 1]
-    return rest.widen(rest.resample(rest.reduce(read)))
+    return rest.to_features(rest.resample(rest.project(read)))
 
 # %% ../../nbs/network/08_inside.ipynb #b325ebb5
 @torch.inference_mode()

@@ -64,7 +64,7 @@ NAMED |= {
     name: NAMED[name] | TEST_PIPELINES["isl-org"] for name in ("dpt_large", "dpt_hybrid")
 }  # of dpt_base nobody published weights
 NAMED["dpt_tiny_scenes"] = NAMED["dpt_tiny"] | dict(
-    heads={"depth": dict(output="exp", hidden=16), "label": dict(classes=21)},
+    heads={"depth": dict(output="exp", hidden=16), "label": dict(num_classes=21)},
     class_names=[*classes("rooms"), *classes("streets")],
 )
 
@@ -99,7 +99,7 @@ ADE20K_CLASSES = tuple(
 
 # %% ../../nbs/network/named.ipynb #81541344
 ADE20K_MODEL = dict(
-    heads={"label": dict(classes=150, auxiliary=True)}, batch_norm=True, class_names=list(ADE20K_CLASSES)
+    heads={"label": dict(num_classes=150, auxiliary=True)}, batch_norm=True, class_names=list(ADE20K_CLASSES)
 )
 
 NAMED |= {
@@ -234,7 +234,7 @@ NAMED["prompt_depth_anything_small_transparent"] = NAMED["prompt_depth_anything_
 TIPS_HEADS = {
     "depth": META_BINS | dict(min_depth=1e-3, max_depth=10.0, spacing="linear", epsilon=1e-3, upsampled=False),
     "normal": dict(form="plain"),
-    "label": dict(form="plain", classes=150),
+    "label": dict(form="plain", num_classes=150),
 }
 TIPS_SIZES = {"base": (768, 12), "large": (1024, 24), "so400m": (1152, 27), "giant": (1536, 40)}  # width, blocks
 
@@ -526,7 +526,7 @@ def structure(config: DPTConfig) -> str:
     for name in (*FEEDING, "class_names", "fusion_doubles"):
         del fields[name]
     if "label" in fields["heads"]:
-        fields["heads"]["label"]["classes"] = 0
+        fields["heads"]["label"]["num_classes"] = 0
     return json.dumps(fields)
 
 

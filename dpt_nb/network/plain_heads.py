@@ -39,20 +39,20 @@ class PlainLabelHead(nn.Module):
     def __init__(
         self,
         features: int = 256,  # channels of the fused map
-        classes: int = 150,  # how many logits a pixel
+        num_classes: int = 150,  # how many logits a pixel
     ):
         super().__init__()
         self.convolution = nn.Conv2d(features, features, kernel_size=3, padding=1)
-        self.classify = nn.Conv2d(features, classes, kernel_size=1)
+        self.classify = nn.Conv2d(features, num_classes, kernel_size=1)
 
     def forward(
         self,
         fused: list[torch.Tensor],  # `(B, features, h, w)` after each decoder step; the last is read
         size: tuple[int, int] | None = None,  # height and width wanted; None leaves the map's own
-    ) -> torch.Tensor:  # `(B, classes, *size)` logits
+    ) -> torch.Tensor:  # `(B, num_classes, *size)` logits
         logits = self.classify(self.convolution(fused[-1])).float()
         return logits if size is None else F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 HEADS["normal"].forms["plain"] = HeadForm(PlainNormalHead, {})
-HEADS["label"].forms["plain"] = HeadForm(PlainLabelHead, {"classes": LABEL_ARGUMENTS["classes"]})
+HEADS["label"].forms["plain"] = HeadForm(PlainLabelHead, {"num_classes": LABEL_ARGUMENTS["num_classes"]})

@@ -79,7 +79,7 @@ class PromptedFusion(Fusion):
         refined, here = self.unit(deep), tuple(deep.shape[-2:])
         refined = refined if shares is None else refined + self.prompt(shares, here)
         size = size or (2 * here[0], 2 * here[1])
-        return F.interpolate(self.mix(refined), size=size, mode="bilinear", align_corners=True)
+        return F.interpolate(self.out_conv(refined), size=size, mode="bilinear", align_corners=True)
 
 
 class PromptedDecoder(Decoder):

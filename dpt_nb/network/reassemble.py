@@ -85,14 +85,14 @@ class Reassemble(nn.Module):
         self.kind = kind
         if kind == "tokens":
             self.read = Read(readout, dim)
-            self.reduce = nn.Conv2d(dim, channels, kernel_size=1)
+            self.project = nn.Conv2d(dim, channels, kernel_size=1)
             self.resample = resample(channels, factor)
-        self.widen = nn.Conv2d(channels, features, kernel_size=3, padding=1, bias=False)
+        self.to_features = nn.Conv2d(channels, features, kernel_size=3, padding=1, bias=False)
 
     def forward(
         self,
         tap: Tap | torch.Tensor,  # a `Tap`, or a `(B, D, h, w)` map
     ) -> torch.Tensor:  # `(B, features, h, w)`
         if self.kind == "tokens":
-            tap = self.resample(self.reduce(concatenate(self.read(tap), tap.grid)))
-        return self.widen(tap)
+            tap = self.resample(self.project(concatenate(self.read(tap), tap.grid)))
+        return self.to_features(tap)

@@ -443,7 +443,7 @@ class SSILoss(CountingLoss):
     def __init__(
         self,
         alignment: str = "median",  # "median": SSI-MAE; "least_squares": SSI-MSE
-        trim: float = 0.2,  # share of each image's largest absolute residuals to drop
+        trim: float = 0.2,  # fraction of each image's largest absolute residuals to drop
         gradient: float = 0.5,  # weight of gradient matching
         scales: int = 4,  # of gradient matching
     ):

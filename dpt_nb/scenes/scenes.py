@@ -20,7 +20,7 @@ def below_ceiling(
     width: float,  # of the room along x, metres
     depth: float,  # of the room along y, metres
     height: float,  # metres
-) -> tuple[float, float, float, float]:  # as `Scene.light`
+) -> tuple[float, float, float, float]:  # x, y, z in metres and 1, as `Scene.light`
     "The place of a lamp near the middle of a room."
     x, y = width / 2 + generator.uniform(-0.1, 0.1), depth / 2 + generator.uniform(-0.1, 0.1)
     return x, y, height - 0.06, 1.0
@@ -44,7 +44,7 @@ def random_room(
 
 def sun_direction(
     generator: random.Random,
-) -> tuple[float, float, float, float]:  # as `Scene.light`
+) -> tuple[float, float, float, float]:  # x, y, z towards it and 0, as `Scene.light`
     "The direction of a sun that is well above the horizon."
     around, up = generator.uniform(0, 2 * math.pi), generator.uniform(0.5, 1.1)
     return math.cos(around) * math.cos(up), math.sin(around) * math.cos(up), math.sin(up), 0.0

@@ -5,9 +5,12 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "compare_runs": ["compare_runs"],
         "launch": ["launch"],
         "loop": ["train"],
         "recipe_fields": ["Recipe", "change_recipe"],
+        "recipe_files": ["read_recipe", "write_recipe"],
         "recipes": ["get_recipe", "recipe_table"],
+        "run_again": ["resume_run"],
     },
 )

@@ -7,9 +7,9 @@ __all__ = ['DIGEST', 'DIGEST_LENGTH', 'OPTIONAL_PARTS', 'is_finite', 'nonfinite_
            'digest_of', 'is_whole_archive', 'damage', 'random_state', 'raise_if_broken', 'write_state',
            'save_checkpoint', 'checkpoint_paths', 'checkpoint_step', 'name_mismatch', 'model_mismatch',
            'moment_mismatch', 'optimizer_mismatch', 'value_kind', 'kind_mismatch', 'part_mismatch', 'is_random_state',
-           'is_moment', 'progress_mismatch', 'state_mismatch', 'set_aside', 'newest_intact', 'read_state',
-           'count_states', 'restore_random_state', 'restore_parts', 'load_checkpoint_into', 'MissingTargets', 'LastRow',
-           'full_disk_message', 'disk_full_guard', 'write_model', 'save_model']
+           'is_moment', 'progress_mismatch', 'state_mismatch', 'set_aside', 'newest_intact', 'current_state',
+           'read_state', 'count_states', 'restore_random_state', 'restore_parts', 'load_checkpoint_into',
+           'MissingTargets', 'LastRow', 'full_disk_message', 'disk_full_guard', 'write_model', 'save_model']
 
 # %% ../../nbs/training/checkpointing.ipynb #69ce48b3
 import hashlib
@@ -30,6 +30,7 @@ from torch import nn
 from ..images.files import atomic_write, disk_full_reason
 from ..network.dpt import DPT
 from ..network.heads import HEADS
+from ..network.saved import current_tensors
 from .distributed import WholeModel, WholeOptimizer, is_first_process, several_processes
 from .run_folder import TrainingError, TrainingWarning, remove
 from ..weights.adapters import is_adapted, write_adapted
@@ -336,10 +337,16 @@ def newest_intact(
     return gather_object([found])[0]
 
 
+def current_state(state):  # as it was read: whatever is in the file
+    "Its networks' tensors under the names that they have now."
+    networks = [name for name in ("model", "ema") if isinstance(state, dict) and isinstance(state.get(name), dict)]
+    return state | {name: current_tensors(state[name]) for name in networks} if networks else state
+
+
 def read_state(path: Path):  # whatever is in it; what went wrong, as a text, where it cannot be read
     "Open a checkpoint whose bytes were compared."
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return current_state(torch.load(path, map_location="cpu", weights_only=True))
     except (MemoryError, OSError):  # says nothing of the file
         raise
     except Exception as error:  # the reader of a file that holds something else stumbles anywhere

@@ -22,7 +22,7 @@ from .imports import check_reachable, import_saved, with_imports
 from .loop import train
 from .processes import Placement, can_fork, fork_workers, raise_worker_error, recipe_words, spawn_workers
 from .recipe_fields import Recipe, change_recipe
-from .recipes import get_recipe
+from .recipe_files import open_recipe
 from .run_folder import TrainingError, check_run
 from .run_log import following
 from .slurm import SlurmOptions, write_slurm
@@ -43,7 +43,7 @@ def way_to_start(num_processes: int, num_nodes: int, cpu: bool) -> str:  # "kern
 
 # %% ../../nbs/training/17_launch.ipynb #29755363
 def recipe_to_launch(
-    recipe: str | Recipe,  # by name, or changed as wished
+    recipe: str | Path | Recipe,  # by name, a file, the folder of a run, or changed as wished
     out: str | Path | None,  # folder of the run; None: runs/RECIPE
     mixed_precision: str | None,  # None: the recipe's
     resume: bool,  # go on with the run in `out`
@@ -51,10 +51,10 @@ def recipe_to_launch(
 ) -> Recipe:
     "With the precision that was asked for, and the modules that all processes import."
     import_here(imports)
-    if isinstance(recipe, str):
+    if not isinstance(recipe, Recipe):
         if resume:
             import_saved(out or f"runs/{recipe}")
-        recipe = get_recipe(recipe)
+        recipe = open_recipe(recipe)
     precision = [] if mixed_precision is None else [f"loop.precision={json.dumps(mixed_precision)}"]
     recipe = change_recipe(recipe, precision)
     return with_imports(recipe, str(out or f"runs/{recipe.name}") if resume else None, imports)
@@ -75,7 +75,7 @@ def place_processes(
 
 
 def launch(
-    recipe: str | Recipe,  # by name, or changed as wished
+    recipe: str | Path | Recipe,  # by name, a file, the folder of a run, or changed as wished
     out: str | Path | None = None,  # folder of the run; None: runs/RECIPE
     data_root: str | Path = "data",  # where data is kept; scenes are rendered there when missing
     num_processes: int | None = None,  # on each machine; None: one for each GPU, or one

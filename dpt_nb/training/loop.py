@@ -6,12 +6,13 @@
 __all__ = ['SMALLEST_SCALE', 'train_steps', 'canonical_truths', 'to_device', 'part_loss', 'forward_backward', 'clip_gradient',
            'is_overflow', 'backbone_rates', 'current_rates', 'optimizer_step', 'warn_of_batch', 'raise_with_batch',
            'shown_metrics', 'Run', 'is_step', 'raise_if_weights_broken', 'keep_evaluated', 'evaluate_and_keep',
-           'other_settings', 'warn_before', 'restore', 'train', 'open_log', 'make_steps', 'run_facts', 'save_panel',
-           'save_trained', 'finish', 'argument_parser', 'run_words', 'main']
+           'other_settings', 'warn_before', 'restore', 'train', 'started_with', 'open_log', 'make_steps', 'run_facts',
+           'save_panel', 'save_trained', 'finish', 'argument_parser', 'run_words', 'main']
 
 # %% ../../nbs/training/16_loop.ipynb #fdced99e
 import importlib
 import math
+import os
 import sys
 import threading
 import time
@@ -55,7 +56,7 @@ from .loader import batches, open_loader, readers_watched
 from .optim import apply_rates, planned_rates
 from .plots import LossPlot, save_figure
 from .recipe_fields import Recipe, RecipeWarning, change_recipe, settings_without_effect
-from .recipes import get_recipe
+from .recipe_files import open_recipe
 from dpt_nb.training.run_folder import (
     RunLock,
     Stopped,
@@ -389,7 +390,7 @@ def restore(
     checkpoint's."""
     length, rates = planned_rates(state.schedule)
     done, spent = load_checkpoint_into(out / "checkpoints", state.parts())
-    if done < length.get("total_steps", done + 1):  # else every step has been made
+    if done < state.steps:  # else every step has been made
         apply_rates(state.schedule, length, rates)
     return done, spent
 
@@ -421,7 +422,7 @@ def train(
         lock.take(check, make=True)
         with disk_full_guard(out):
             if accelerator.is_main_process:
-                begin_run(out, recipe, replace, names)
+                begin_run(out, recipe, replace, names, started_with(data_root, cpu, workers, trackers))
             accelerator.wait_for_everyone()
             run = open_log(state, out, resume, trackers, plot)
             make_steps(run, workers, progress and accelerator.is_main_process)
@@ -429,6 +430,15 @@ def train(
             accelerator.wait_for_everyone()  # the first writes longest; a launcher ends all when one has ended
             accelerator.end_training()
     return report
+
+
+def started_with(data_root: str | Path, cpu: bool, workers: int, trackers: tuple) -> dict:  # as `train` is given them
+    "What `command.json` says: with it and the recipe the run can be resumed from anywhere on this machine."
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    folder = os.path.abspath(data_root)
+    given = dict(data_root=folder, cpu=cpu, workers=workers, trackers=list(trackers))
+    return given | dict(num_processes=here, num_nodes=max(1, processes // here))
 
 
 def open_log(
@@ -527,7 +537,7 @@ def argument_parser() -> ArgumentParser:
         "dpt_nb.training.loop", description="Train by a recipe in as many processes as the launcher starts."
     )
     add = parser.add_argument
-    add("recipe", help="name of a recipe")
+    add("recipe", help="name of a recipe, a recipe file, or the folder of a run")
     add("--out", help="folder of the run; default: runs/RECIPE")
     add("--data-root", default="data", help="where data is kept")
     add("--set", action="append", default=[], help="change a field of the recipe, FIELD=VALUE; may be repeated")
@@ -545,13 +555,12 @@ def run_words(
     "Train as the words say."
     given = argument_parser().parse_args(words)
     import_modules(named_modules(given.imports))
-    out = given.out or f"runs/{given.recipe}"
     if given.resume:
-        import_saved(out)
-    recipe = change_recipe(get_recipe(given.recipe), given.set)
+        import_saved(given.out or f"runs/{given.recipe}")
+    recipe = change_recipe(open_recipe(given.recipe), given.set)
     return train(
         recipe,
-        out,
+        given.out or f"runs/{recipe.name}",
         given.data_root,
         given.resume,
         given.replace,

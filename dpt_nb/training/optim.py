@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['NORM_LAYERS', 'EMBEDDINGS', 'USUAL_LAYER_DECAY', 'lr_scale', 'norm_names', 'exempt_names', 'block_count',
            'check_layer_decay', 'still_names', 'parameter_groups', 'layer_decay_of', 'recipe_groups', 'build_optimizer',
-           'one_cycle', 'falling_rate', 'build_schedule', 'planned_rates', 'apply_rates']
+           'cycle_options', 'falling_rate', 'extension_rate', 'ExtendedCycle', 'planned_rate', 'build_schedule',
+           'planned_rates', 'apply_rates']
 
 # %% ../../nbs/training/optim.ipynb #7559d677
 import math
 import re
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
-from .recipe_fields import Recipe, RecipeError
+from .recipe_fields import Recipe, RecipeError, ScheduleGroup
 
 # %% ../../nbs/training/optim.ipynb #a21f2e14
 def lr_scale(
@@ -137,20 +140,19 @@ def build_optimizer(
     return kind(groups, lr=chosen.lr, betas=tuple(chosen.betas))
 
 
-def one_cycle(
+def cycle_options(
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
     steps: int,  # in all
-) -> torch.optim.lr_scheduler.OneCycleLR:
+) -> dict:  # of `OneCycleLR`
     "Raises `RecipeError` for a rise of a single step, which PyTorch's cycle cannot make."
     chosen, rise = recipe.schedule, float(recipe.schedule.warm_up)  # PyTorch takes no whole number
     if rise * steps == 1:
         raise RecipeError(
             f"schedule.warm_up is {rise} of {steps} steps, which is one single step. Try schedule.warm_up=0."
         )
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        [group["lr"] for group in optimizer.param_groups],
+    return dict(
+        max_lr=[group["lr"] for group in optimizer.param_groups],
         total_steps=steps,
         pct_start=rise,
         div_factor=chosen.start,
@@ -160,32 +162,89 @@ def one_cycle(
 
 
 def falling_rate(
-    name: str,  # "polynomial", "cosine" or "constant"
+    name: str,  # "polynomial", "cosine" or "constant"; of "one_cycle" the cosine that it falls by
     done: float,  # how much of the way after the warm-up is done, 0 to 1
     power: float,  # of the polynomial
 ) -> float:  # share of the largest rate
     "The learning rate after the warm-up."
     if name == "polynomial":
         return (1 - done) ** power
-    return (1 + math.cos(math.pi * done)) / 2 if name == "cosine" else 1.0
+    return (1 + math.cos(math.pi * done)) / 2 if name in ("cosine", "one_cycle") else 1.0
+
+# %% ../../nbs/training/optim.ipynb #cc34815a
+def extension_rate(
+    chosen: ScheduleGroup,  # of the recipe
+    lengths: tuple[int, ...],  # of the extensions, in steps
+    step: int,  # from 0, since the plan's last step
+) -> float:  # share of the largest rate
+    "The learning rate in an extension: a smaller copy of the plan. A constant rate stays what it was."
+    if chosen.name == "constant":
+        return 1.0
+    ends = [sum(lengths[: place + 1]) for place in range(len(lengths))]
+    place = next((place for place, end in enumerate(ends) if step < end), len(ends) - 1)  # after the end: the last
+    length, inside = lengths[place], step - ends[place] + lengths[place]
+    rising = round(chosen.warm_up * length)
+    if inside < rising:
+        return chosen.restart * (inside + 1) / (rising + 1)
+    done = min(1.0, (inside - rising) / max(1, length - rising))
+    return chosen.restart * falling_rate(chosen.name, done, chosen.power)
+
+
+class ExtendedCycle(torch.optim.lr_scheduler.OneCycleLR):
+    "PyTorch's cycle, and after it the extensions, whose first beta (SGD's momentum) stays where the cycle ended."
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        later: Callable[[int], float],  # step after the cycle, from 0 → share of the largest rate
+        **options,  # of `OneCycleLR`
+    ):
+        self.later = later
+        super().__init__(optimizer, **options)
+
+    def state_dict(self) -> dict:
+        "As PyTorch's cycle saves it: what comes later is the recipe's to say."
+        return {name: value for name, value in super().state_dict().items() if name != "later"}
+
+    def get_lr(self) -> list[float]:
+        "The rate of each group at the place of the schedule."
+        if self.last_epoch < self.total_steps:
+            return super().get_lr()
+        for group in self.optimizer.param_groups if self.cycle_momentum else ():
+            momentum = group["max_momentum"]
+            group.update(dict(betas=(momentum, *group["betas"][1:])) if self.use_beta1 else dict(momentum=momentum))
+        share = self.later(self.last_epoch - self.total_steps)
+        return [group["max_lr"] * share for group in self.optimizer.param_groups]
+
+# %% ../../nbs/training/optim.ipynb #753caa22
+def planned_rate(
+    recipe: Recipe,  # whose schedule is not one_cycle
+    steps: int,  # without the extensions
+    step: int,  # from 0
+) -> float:  # share of the largest rate
+    "The learning rate of a step, in the plan or after it."
+    chosen, rising = recipe.schedule, round(recipe.schedule.warm_up * steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    if step >= steps and recipe.loop.extensions:
+        return extension_rate(chosen, tuple(recipe.loop.extensions), step - steps)
+    return falling_rate(chosen.name, min(1.0, (step - rising) / max(1, steps - rising)), chosen.power)
 
 
 def build_schedule(
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
-    steps: int,  # in all
+    steps: int,  # in all, with the extensions
 ) -> torch.optim.lr_scheduler.LRScheduler:  # stepped once an optimizer step
     "The recipe's learning rates. Raises `RecipeError` for a rise of a single step."
-    chosen, rising = recipe.schedule, round(recipe.schedule.warm_up * steps)
-    if chosen.name == "one_cycle":
-        return one_cycle(recipe, optimizer, steps)
-
-    def rate(step):
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        return falling_rate(chosen.name, min(1.0, (step - rising) / max(1, steps - rising)), chosen.power)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    lengths = tuple(recipe.loop.extensions)
+    planned = steps - sum(lengths)
+    if recipe.schedule.name != "one_cycle":
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(planned_rate, recipe, planned))
+    options = cycle_options(recipe, optimizer, planned)
+    if lengths:
+        return ExtendedCycle(optimizer, partial(extension_rate, recipe.schedule, lengths), **options)
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, **options)
 
 # %% ../../nbs/training/optim.ipynb #f20fd13d
 def planned_rates(

@@ -6,8 +6,8 @@
 __all__ = ['JX_VIT_BASE', 'TOOLBOX', 'TOOLBOX_FIELDS', 'TOOLBOX_KITTI', 'TOOLBOX_NYU', 'TOOLBOX_POINTS', 'kitti_vitb',
            'kitti_vitb_config', 'nyu_vitb', 'nyu_vitb_config', 'kitti_hybrid', 'nyu_hybrid', 'PAPER', 'mix_relative',
            'ADE20K_FIELDS', 'ade20k_hybrid', 'ade20k_large', 'pascal_context_hybrid', 'depth_anything_metric',
-           'folder_depth', 'folder_labels', 'PAPER_RECIPES', 'toolbox_model', 'toolbox_sources', 'toolbox',
-           'toolbox_recipe', 'hybrid', 'ade20k']
+           'folder_depth', 'folder_tiny', 'folder_labels', 'PAPER_RECIPES', 'toolbox_model', 'toolbox_sources',
+           'toolbox', 'toolbox_recipe', 'hybrid', 'ade20k']
 
 # %% ../../nbs/training/paper_recipes.ipynb #efab1b6b
 from dataclasses import replace
@@ -277,7 +277,7 @@ pascal_context_hybrid = replace(
     model=ModelGroup(
         "dpt_hybrid_ade20k",
         weights="dpt_hybrid_ade20k",
-        changes=dict(heads={"label": dict(classes=59, auxiliary=True)}),
+        changes=dict(heads={"label": dict(num_classes=59, auxiliary=True)}),
     ),
     data=replace(ade20k_hybrid.data, name="pascal_context"),
     loop=LoopGroup(epochs=50.0, sync_bn=True),
@@ -343,13 +343,43 @@ folder_depth = Recipe(
     keep=KeepGroup(validate_every=100, save_steps=100),
     sources={"optimizer.lr": "the Toolbox's", "loop.ema": "smooths the last steps of a short run"},
 )
+folder_tiny = Recipe(
+    name="folder_tiny",
+    model=ModelGroup(
+        "dpt_tiny_scenes",
+        weights="dpt_tiny_scenes",
+        changes=dict(heads={"depth": dict(output="exp", hidden=16)}),
+    ),
+    data=DataGroup(
+        "folder",
+        batch_size=8,
+        transforms=[
+            ["Resize", dict(height=96, width=128, multiple=16, method="lower_bound")],
+            ["Crop", dict(height=96, width=128)],
+            ["Flip", {}],
+            ["ColorJitter", {}],
+        ],
+    ),
+    losses=folder_depth.losses,
+    optimizer=OptimizerGroup(lr=5e-4, betas=(0.9, 0.98)),
+    schedule=ScheduleGroup(warm_up=0.2),
+    loop=LoopGroup(steps=400),
+    keep=KeepGroup(validate_every=50, save_steps=50),
+    sources={
+        "model.weights": "come along with the library, and know rendered rooms and streets alone",
+        "data.transforms": "folder_depth's, at the size at which the network has learned",
+        "losses": "folder_depth's",
+        "optimizer.lr": "a third of what rooms_tiny begins from nothing with",
+        "loop.steps": "what two cores do in some minutes",
+    },
+)
 folder_labels = replace(
     folder_depth,
     name="folder_labels",
     model=ModelGroup(
         "dpt_base",
         backbone="pretrained",
-        changes=dict(heads={"label": dict(classes=2, auxiliary=True)}, batch_norm=True),
+        changes=dict(heads={"label": dict(num_classes=2, auxiliary=True)}, batch_norm=True),
     ),
     data=replace(
         folder_depth.data,
@@ -379,5 +409,6 @@ PAPER_RECIPES = (
     pascal_context_hybrid,
     depth_anything_metric,
     folder_depth,
+    folder_tiny,
     folder_labels,
 )

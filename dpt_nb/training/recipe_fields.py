@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RENAMED', 'KINDS_OF_FIELD', 'WAYS', 'CACHED', 'LIMITS', 'RecipeError', 'ModelGroup', 'DataGroup', 'OptimizerGroup',
            'TuneGroup', 'ScheduleGroup', 'LoopGroup', 'KeepGroup', 'Recipe', 'current_transform', 'renamed_fields',
-           'current_names', 'check_value', 'group_words', 'check_types', 'value_at', 'check_length', 'check_sharded',
-           'check_way', 'check_groups', 'check_batch', 'check_recipe', 'RecipeWarning', 'is_default',
-           'betas_without_effect', 'schedule_without_effect', 'weights_without_effect', 'tuning_without_effect',
-           'settings_without_effect', 'did_you_mean', 'fields_in_groups', 'nearest_path', 'changed', 'change_recipe',
-           'is_name_list', 'flat_rows', 'source_of', 'recipe_rows']
+           'current_options', 'current_data', 'current_names', 'check_value', 'group_words', 'check_types', 'value_at',
+           'check_length', 'check_sharded', 'check_way', 'check_groups', 'check_batch', 'check_recipe', 'RecipeWarning',
+           'is_default', 'betas_without_effect', 'schedule_without_effect', 'weights_without_effect',
+           'tuning_without_effect', 'settings_without_effect', 'did_you_mean', 'fields_in_groups', 'nearest_path',
+           'changed', 'change_recipe', 'is_name_list', 'flat_rows', 'source_of', 'recipe_rows']
 
 # %% ../../nbs/training/recipe_fields.ipynb #3180341c
 import difflib
@@ -87,6 +87,7 @@ class ScheduleGroup:
     end: float = 1e4  # the last one is the first divided by this (one_cycle)
     power: float = 0.9  # of the polynomial
     cycle_momentum: bool = True  # the first beta (SGD's momentum) goes from 0.95 to 0.85 and back (one_cycle)
+    restart: float = 0.3  # the rate that an extension rises to, as a share of the largest one
 
 # %% ../../nbs/training/recipe_fields.ipynb #009dca7f
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class LoopGroup:
 
     steps: int = 0  # optimizer steps; 0: told by `epochs`
     epochs: float = 0.0  # rounds through the training split; 0: told by `steps`
+    extensions: tuple = ()  # further steps after these, each with rates of its own: what `--extend` adds
     gradient_accumulation_steps: int = 1  # parts of a batch that go through the network one after the other
     ema: float = 0.0  # decay of a running mean of the weights, which is what is evaluated and saved; 0: none
     precision: str = "no"  # "no" is float32; "bf16" or "fp16"
@@ -165,14 +167,34 @@ def renamed_fields(saved: dict) -> dict:  # a recipe, as JSON
     return current
 
 
+def current_options(
+    saved: dict,  # of a split of Pascal Context
+) -> dict:
+    "Options under the names that they have now."
+    return {"num_classes" if name == "classes" else name: value for name, value in saved.items()}
+
+
+def current_data(
+    saved: dict,  # the data of a recipe
+) -> dict:
+    "Transforms and options under the names that they have now."
+    current = dict(saved)
+    if isinstance(saved.get("transforms"), list):
+        current["transforms"] = list(map(current_transform, saved["transforms"]))
+    splits = [split for split in ("train", "held_out") if isinstance(saved.get(split), dict)]
+    if saved.get("name") == "pascal_context":
+        current |= {split: current_options(saved[split]) for split in splits}
+    return current
+
+
 def current_names(
     saved: dict,  # a recipe, as JSON
 ) -> dict:
     "Its fields under the names that they have now."
     current = renamed_fields(saved)
     data, model = current.get("data"), current.get("model")
-    if isinstance(data, dict) and isinstance(data.get("transforms"), list):
-        current["data"] = data | dict(transforms=list(map(current_transform, data["transforms"])))
+    if isinstance(data, dict):
+        current["data"] = current_data(data)
     if isinstance(model, dict) and isinstance(model.get("changes"), dict):
         current["model"] = model | dict(changes=current_fields(model["changes"]))
     return current
@@ -240,7 +262,13 @@ LIMITS = {  # field → whether a value is possible, and the words for what is
         ("optimizer.lr", "optimizer.clip", "schedule.start", "schedule.end", "schedule.power"),
         (lambda value: value > 0, "above 0"),
     ),
-    **dict.fromkeys(("optimizer.layer_decay",), (lambda value: 0 < value <= 1, "above 0 and at most 1")),
+    **dict.fromkeys(
+        ("optimizer.layer_decay", "schedule.restart"), (lambda value: 0 < value <= 1, "above 0 and at most 1")
+    ),
+    "loop.extensions": (
+        lambda value: all(type(steps) is int and 1 <= steps < 2**53 for steps in value),
+        "numbers of steps, each at least 1",
+    ),
     **dict.fromkeys(
         ("optimizer.weight_decay", "optimizer.backbone", "optimizer.freeze_steps", "keep.pictures"),
         (lambda value: value >= 0, "0 or more"),

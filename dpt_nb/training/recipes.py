@@ -76,7 +76,7 @@ streets_tiny = replace(
 rooms_joint = replace(
     rooms_tiny,
     name="rooms_joint",
-    model=ModelGroup("dpt_tiny", changes=dict(heads={"depth": TINY_DEPTH, "label": dict(classes=12)})),
+    model=ModelGroup("dpt_tiny", changes=dict(heads={"depth": TINY_DEPTH, "label": dict(num_classes=12)})),
     losses=rooms_tiny.losses | {"label": dict(weight=0.2)},
     sources=rooms_tiny.sources
     | {
@@ -99,7 +99,7 @@ rooms_joint_normals = replace(
 rooms_labels = replace(
     rooms_joint,
     name="rooms_labels",
-    model=ModelGroup("dpt_tiny", changes=dict(heads={"label": dict(classes=12, auxiliary=True)}, batch_norm=True)),
+    model=ModelGroup("dpt_tiny", changes=dict(heads={"label": dict(num_classes=12, auxiliary=True)}, batch_norm=True)),
     losses={"label": dict(auxiliary_weight=0.2)},
     sources=rooms_joint.sources | {"losses": "the auxiliary head's share: as for ADE20K"},
 )

@@ -6,10 +6,10 @@
 __all__ = ['RUN_PARTS', 'FREE', 'ADJUSTABLE', 'RUN_LEFTOVER', 'TrainingError', 'Stopped', 'RunInUse', 'TrainingWarning',
            'is_run_config', 'read_run_config', 'read_run', 'default_of', 'with_defaults', 'as_json', 'differing_fields',
            'adjusted_fields', 'remove', 'is_leftover', 'holds_nothing', 'nearest_existing', 'check_writable',
-           'check_same_recipe', 'check_run', 'write_sample_names', 'remove_run', 'begin_run', 'split_fingerprint',
-           'first_difference', 'describe_change', 'is_fingerprint', 'saved_fingerprints', 'saved_sample_names',
-           'data_changes', 'check_same_data', 'restore_folder', 'remove_leftovers', 'run_writer', 'clear_leftovers',
-           'check_unused', 'RunLock']
+           'is_longer', 'check_same_recipe', 'check_run', 'write_sample_names', 'remove_run', 'begin_run',
+           'split_fingerprint', 'first_difference', 'describe_change', 'is_fingerprint', 'saved_fingerprints',
+           'saved_sample_names', 'data_changes', 'check_same_data', 'restore_folder', 'remove_leftovers', 'run_writer',
+           'clear_leftovers', 'check_unused', 'RunLock']
 
 # %% ../../nbs/training/run_folder.ipynb #168e42f8
 import gzip
@@ -51,6 +51,7 @@ class TrainingWarning(UserWarning):
 RUN_PARTS = (
     "config.json",
     "samples.json.gz",
+    "command.json",
     "metrics.jsonl",
     "metrics.jsonl.aside",
     "report.json",
@@ -166,7 +167,7 @@ def is_leftover(path: Path) -> bool:
     "Whether a run that was killed before its `config.json` was written leaves this."
     if path.name == "checkpoints" and path.is_dir():
         return all(RUN_LEFTOVER.fullmatch(inner.name) for inner in path.iterdir())
-    return path.name in (".lock", "samples.json.gz") or RUN_LEFTOVER.fullmatch(path.name) is not None
+    return path.name in (".lock", "samples.json.gz", "command.json") or RUN_LEFTOVER.fullmatch(path.name) is not None
 
 
 def holds_nothing(
@@ -198,13 +199,24 @@ def check_writable(
         raise TrainingError(f"{out} cannot be written to: {existing} is read-only for you. Choose another folder.")
 
 # %% ../../nbs/training/run_folder.ipynb #c2b41830
+def is_longer(saved: dict, asked: dict) -> bool:  # recipes, as JSON
+    "Whether the second has the extensions of the first, and further ones."
+    before, now = (
+        recipe["loop"].get("extensions") if isinstance(recipe["loop"], dict) else None for recipe in (saved, asked)
+    )
+    return isinstance(before, list) and now[: len(before)] == before
+
+
 def check_same_recipe(
     out: Path,  # folder of the run
     saved: dict,  # its recipe, as JSON
     recipe: Recipe,  # asked for
 ) -> None:
-    "Raises `TrainingError` for a recipe with which the run cannot be resumed."
-    differences = differing_fields(with_defaults(saved), as_json(recipe))
+    "Raises `TrainingError` for a recipe with which the run cannot be resumed. Further extensions make it longer."
+    saved, asked = with_defaults(saved), as_json(recipe)
+    if is_longer(saved, asked):
+        saved["loop"]["extensions"] = asked["loop"]["extensions"]
+    differences = differing_fields(saved, asked)
     allowed = adjusted_fields(differences)
     refused = "; ".join(difference for difference in differences if difference not in allowed)
     if refused:
@@ -256,6 +268,7 @@ def begin_run(
     recipe: Recipe,  # to be followed in it
     replace: bool = False,  # delete the run that is there
     names: dict | None = None,  # split → names of its samples; None: not noted
+    command: dict | None = None,  # data root and processes, to resume with; None: not noted
 ) -> None:
     "Make the folder and write down the recipe, and which samples the run is about."
     if replace:
@@ -263,6 +276,8 @@ def begin_run(
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     described = dict(recipe=asdict(recipe))
+    if command is not None:
+        write_report(out / "command.json", command)
     if names is not None:
         write_sample_names(out, names)
         described["data"] = {split: split_fingerprint(found) for split, found in names.items()}

@@ -47,14 +47,14 @@ from ..weights.load import load_backbone, load_checkpoint
 def step_layers(step: Fusion) -> list[nn.Module]:
     "The convolutions of a step of the decoder."
     units = [unit for unit in (step.unit, step.lateral_unit) if unit is not None]
-    return [layer for unit in units for layer in (unit.convolution1, unit.convolution2)] + [step.mix]
+    return [layer for unit in units for layer in (unit.convolution1, unit.convolution2)] + [step.out_conv]
 
 
 def branch_layers(branch: nn.Module) -> list[nn.Module]:
     "The convolutions of reassembling and fusion, which a network has once or for each head."
     layers = [layer for step in branch.decoder.steps for layer in step_layers(step)]
     for level in branch.reassemble:
-        layers += [level.reduce, level.widen] if level.kind == "tokens" else [level.widen]
+        layers += [level.project, level.to_features] if level.kind == "tokens" else [level.to_features]
     return layers
 
 
@@ -287,8 +287,8 @@ def total_steps(
     recipe: Recipe,
     samples: int,  # of the training split
 ) -> int:  # optimizer steps
-    """The recipe's steps, or what its epochs come to. Raises `RecipeError` where the incomplete batch that is left out
-    is all there is."""
+    """The recipe's steps, or what its epochs come to, and its extensions. Raises `RecipeError` where the incomplete
+    batch that is left out is all there is."""
     size = recipe.data.batch_size
     per_epoch = samples // size if recipe.data.drop_last else samples / size
     if not per_epoch:
@@ -296,7 +296,8 @@ def total_steps(
             f"data.drop_last leaves nothing of {samples} samples in batches of {size}. "
             "Set data.drop_last=false, or a smaller data.batch_size."
         )
-    return recipe.loop.steps or max(1, math.ceil(recipe.loop.epochs * per_epoch))
+    planned = recipe.loop.steps or max(1, math.ceil(recipe.loop.epochs * per_epoch))
+    return planned + sum(recipe.loop.extensions)
 
 
 def check_class_count(
@@ -308,7 +309,7 @@ def check_class_count(
     if names != outputs:
         raise RecipeError(
             f"The data has {names} classes and the head has {outputs} outputs, and there has to be one for each. "
-            f"Set model.changes.heads.{head}.classes={names}."
+            f"Set model.changes.heads.{head}.num_classes={names}."
         )
 
 

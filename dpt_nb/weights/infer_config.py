@@ -470,7 +470,7 @@ def infer_head(state: dict, name: str) -> dict:  # arguments of `build_head`
         auxiliary = dict(auxiliary=True) if "auxiliary.classify.weight" in state else {}
         if f"heads.{name}.norm.weight" not in state:
             auxiliary |= dict(form="plain")
-        return dict(classes=side(state, f"heads.{name}.classify.weight", 0)) | auxiliary
+        return dict(num_classes=side(state, f"heads.{name}.classify.weight", 0)) | auxiliary
     if spec is not None and spec.about:
         return {}
     if zoe := zoe_shapes(state, name):
@@ -507,8 +507,8 @@ def infer_config(
     return (
         infer_backbone_config(backbone_part(state), tables, wanted)
         | dict(
-            channels=[side(state, f"reassemble.{level}.widen.weight", 1) for level in range(4)],
-            features=side(state, "reassemble.0.widen.weight", 0),
+            channels=[side(state, f"reassemble.{level}.to_features.weight", 1) for level in range(4)],
+            features=side(state, "reassemble.0.to_features.weight", 0),
             readout="project" if "reassemble.3.read.project.weight" in state else "ignore",
             heads=heads,
             batch_norm=normed,
@@ -679,7 +679,7 @@ def mmseg_defaults(state: dict) -> dict:
     "mmsegmentation's segmentation models, or the Toolbox's for depth."
     if predicts_labels(state):
         classes = state["heads.label.classify.weight"].shape[0]
-        head = {LABEL_HEAD: dict(classes=classes, align_corners=False)}
+        head = {LABEL_HEAD: dict(num_classes=classes, align_corners=False)}
         normalization, pipeline = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD), "mmseg"
     else:
         head = {"depth": dict(output="relu_above", min_depth=1e-3, projection=True)}

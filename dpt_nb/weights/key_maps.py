@@ -159,10 +159,10 @@ PROMPT_PARTS = {f"prompt.convolution{number}": f"resConfUnit_depth.{2 * number -
 
 def scratch_rules(prefix: str) -> list[KeyRule]:
     "The decoder of isl-org/DPT `blocks.py`, kept by Depth Anything."
-    step_parts = {"mix": "out_conv"} | residual_unit_parts("resConfUnit{number}", "conv{place}", "bn{place}")
+    step_parts = {"out_conv": "out_conv"} | residual_unit_parts("resConfUnit{number}", "conv{place}", "bn{place}")
     rules = []
     for level in range(4):
-        rules += part_rules(f"reassemble.{level}.", prefix, {"widen": f"layer{level + 1}_rn"})
+        rules += part_rules(f"reassemble.{level}.", prefix, {"to_features": f"layer{level + 1}_rn"})
     for step in range(4):
         rules += part_rules(f"decoder.steps.{step}.", f"{prefix}refinenet{4 - step}.", step_parts | PROMPT_PARTS)
     return rules
@@ -172,7 +172,7 @@ def isl_org_rules(head: str) -> list[KeyRule]:
     "isl-org/DPT `models.py`, `vit.py`; MiDaS 3.1 `backbones/`."
     rules = swin_downsample_rules("pretrained.model.layers.")
     rules += [KeyRule("backbone.vit.{rest}", "pretrained.model.{rest}")]
-    level_parts = {"read.project": "0.project.0", "reduce": "3", "resample": "4"}
+    level_parts = {"read.project": "0.project.0", "project": "3", "resample": "4"}
     for level in range(4):
         rules += part_rules(f"reassemble.{level}.", f"pretrained.act_postprocess{level + 1}.", level_parts)
     rules += scratch_rules("scratch.")
@@ -191,7 +191,7 @@ def swin_downsample_rules(theirs: str) -> list[KeyRule]:
 # Depth Anything and mmsegmentation keep a level's parts in three lists
 LEVEL_LISTS = {
     "read.project": "readout_projects.{level}.0",
-    "reduce": "projects.{level}",
+    "project": "projects.{level}",
     "resample": "resize_layers.{level}",
 }
 
@@ -253,12 +253,12 @@ MMSEG_DEPTH = {
 
 def mmseg_decoder_rules(head: str, decoder: str) -> list[KeyRule]:  # decoder: what stands before its names there
     "What stands on the backbone in mmsegmentation's, the Toolbox's and DINOv3's code."
-    level_parts = LEVEL_LISTS | {"reduce": "projects.{level}.conv"}
+    level_parts = LEVEL_LISTS | {"project": "projects.{level}.conv"}
     unit_parts = residual_unit_parts("res_conv_unit{number}", "conv{place}.conv", "conv{place}.bn")
-    step_parts = {"mix": "project.conv"} | unit_parts
+    step_parts = {"out_conv": "project.conv"} | unit_parts
     return [
         *part_rules("reassemble.{level}.", f"{decoder}reassemble_blocks.", level_parts),
-        KeyRule("reassemble.{level}.widen.{rest}", f"{decoder}convs.{{level}}.conv.{{rest}}"),
+        KeyRule("reassemble.{level}.to_features.{rest}", f"{decoder}convs.{{level}}.conv.{{rest}}"),
         *part_rules("decoder.steps.{step}.", f"{decoder}fusion_blocks.{{step}}.", step_parts),
         *part_rules(f"heads.{head}.", decoder, by_head(head, MMSEG_LABEL, MMSEG_DEPTH)),
     ]
@@ -432,11 +432,11 @@ def depther_rules(head: str) -> list[KeyRule]:
 # %% ../../nbs/weights/key_maps.ipynb #9664f756
 TIPS_LEVEL = {
     "read.project": "reassemble.readout_projects.{level}",
-    "reduce": "reassemble.out_projections.{level}",
+    "project": "reassemble.out_projections.{level}",
     "resample": "reassemble.resize_layers.{level}",
-    "widen": "convs.{level}",
+    "to_features": "convs.{level}",
 }
-TIPS_STEP = {"mix": "out_conv", "unit.convolution{number}": "main_unit.conv{number}"}
+TIPS_STEP = {"out_conv": "out_conv", "unit.convolution{number}": "main_unit.conv{number}"}
 TIPS_STEP |= {"lateral_unit.convolution{number}": "residual_unit.conv{number}"}
 TIPS_FIRST = {"depth": "convolution1", "normal": "convolution1", "label": "convolution"}  # of two layers of a head
 TIPS_LAST = {"depth": "convolution3", "normal": "convolution3", "label": "classify"}
@@ -463,15 +463,15 @@ def transformers_decoder_rules(
 ) -> list[KeyRule]:
     "transformers' neck: reassembling and fusion."
     level_parts = {
-        "reduce": "reassemble_stage.layers.{level}.projection",
+        "project": "reassemble_stage.layers.{level}.projection",
         "resample": "reassemble_stage.layers.{level}.resize",
         "read.project": "reassemble_stage.readout_projects.{level}.0",
-        "widen": "convs.{level}",
+        "to_features": "convs.{level}",
     }
     unit_parts = residual_unit_parts("residual_layer{number}", "convolution{place}", "batch_norm{place}")
     return [
         *part_rules("reassemble.{level}.", neck, level_parts),
-        *part_rules("decoder.steps.{step}.", step, {"mix": "projection"} | unit_parts),
+        *part_rules("decoder.steps.{step}.", step, {"out_conv": "projection"} | unit_parts),
         *part_rules("decoder.steps.{step}.", step, {"prompt": "prompt_depth_layer"}),
     ]
 

@@ -21,7 +21,7 @@ from dpt_nb.network.dpt import DPT, build_branches, build_head, build_heads, emp
 from dpt_nb.network.heads import HEADS
 from dpt_nb.network.named import NAMED, changed_config
 from dpt_nb.network.patch_embed import resample_positions
-from dpt_nb.network.saved import config_from, load_strict, not_finite, state_dict_mismatch
+from dpt_nb.network.saved import config_from, current_tensors, load_strict, not_finite, state_dict_mismatch
 from dpt_nb.network.zoo import config_for, create_model
 from dpt_nb.weights.adapters import AdapterNote, adapted_folder, check_trunk, merged_state, read_adapted
 from dpt_nb.weights.depth_anything_3 import depth_anything_3_fields
@@ -129,7 +129,7 @@ def own_folder(source: Source, state: dict) -> LoadedCheckpoint:
         config = config_from(source.config, f"The config.json beside {source.path}")
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    return LoadedCheckpoint(source, "dpt_nb", state, config)
+    return LoadedCheckpoint(source, "dpt_nb", current_tensors(state), config)
 
 
 def check_folder(source: Source) -> None:

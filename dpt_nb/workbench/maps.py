@@ -203,7 +203,7 @@ def compute(
     self: ReadoutExplorer,
     kind: str,
     number: int,
-) -> dict[str, list]:  # as `DPT.look`
+) -> dict[str, list]:  # as `DPT.forward_features`
     "All that is computed once per image."
     return one_decoder(self.model).forward_features(chosen_image(kind, number, self.size, self.image)["image"][None])
 

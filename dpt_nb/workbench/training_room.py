@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALONE', 'training_command', 'run_environment', 'BackgroundRun', 'file_end', 'run_state', 'time_left', 'text_field',
-           'run_controls', 'TrainingRoom', 'step_sentence', 'length_sentence', 'last_validation', 'recipe_to_start',
-           'loop_words']
+           'recipe_choices', 'run_controls', 'TrainingRoom', 'step_sentence', 'length_sentence', 'last_validation',
+           'recipe_to_start', 'loop_words']
 
 # %% ../../nbs/workbench/training_room.ipynb #5e296ffb
 import os
@@ -28,7 +28,8 @@ from ..training.imports import check_reachable, with_imports
 from ..training.launch import check_launch
 from ..training.processes import GRACE, LAUNCHER, end_all
 from ..training.recipe_fields import Recipe, change_recipe
-from ..training.recipes import RECIPES, get_recipe
+from ..training.recipe_files import SUFFIXES, open_recipe
+from ..training.recipes import RECIPES
 from ..training.run_folder import TrainingError, check_run, check_unused, read_run
 from ..training.run_log import read_rows
 from ..training.slurm import shell_words
@@ -140,6 +141,15 @@ def text_field(
     return widgets.Text(str(value), description=words, tooltip=tip, continuous_update=False)
 
 
+def recipe_choices(
+    recipe: str,  # that has to be among them
+    folder: Path = Path(),  # where the page was started
+) -> list[str]:
+    "The recipes by name, and the recipe files in the folder."
+    here = [str(path) for path in sorted(folder.glob("*.y*ml")) if path.suffix in SUFFIXES]
+    return list(dict.fromkeys([*RECIPES, *here, recipe]))
+
+
 def run_controls(
     recipe: str,  # shown first
     out: str | Path,  # folder of the run
@@ -149,7 +159,7 @@ def run_controls(
     "What a run is started with."
     gpus = torch.cuda.device_count()
     return dict(
-        recipe=widgets.Dropdown(options=list(RECIPES), value=recipe, description="recipe"),
+        recipe=widgets.Dropdown(options=recipe_choices(recipe), value=recipe, description="recipe"),
         changes=text_field(changes, "changes", "FIELD=VALUE, as of dpt_train --set; spaces between"),
         out=text_field(out, "folder", "of the run"),
         data_root=text_field(data_root, "data", "where data is kept"),
@@ -217,7 +227,7 @@ def draw(
     processes: int,  # GPUs
 ) -> str:
     "The run in the folder, as far as it is."
-    followed = change_recipe(get_recipe(recipe), changes.split())
+    followed = change_recipe(open_recipe(recipe), changes.split())
     rows, last_checkpoint = run_state(Path(out))
     self.draw_curves(rows)
     self.show_panel(Path(out))
@@ -326,7 +336,7 @@ def recipe_to_start(
     resume: bool,  # from the last checkpoint
 ) -> Recipe:
     "Raises what `check_launch` and `check_run` do for what cannot be started."
-    recipe = change_recipe(get_recipe(values["recipe"]), values["changes"].split())
+    recipe = change_recipe(open_recipe(values["recipe"]), values["changes"].split())
     recipe = with_imports(recipe, values["out"] if resume else None)
     check_reachable(recipe)
     check_launch(recipe, values["processes"], 1, 0, None, None)
