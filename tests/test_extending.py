@@ -130,6 +130,7 @@ ARGUMENTS = {
     "dpt_convert": ["nowhere", "converted"],
     "dpt_export": ["nowhere", "network.onnx"],
     "dpt_data": ["check", "kitti", "nowhere"],
+    "dpt_runs": ["nowhere"],
 }
 QUICK = ["--cpu", "--workers", 0]
 

@@ -202,7 +202,7 @@ SHARED_OPTIONS = (  # the same in both splits
     "points",
     "label_map",
     "benchmark",
-    "classes",
+    "num_classes",
     "labels",
     "joint",
     "normals",
