@@ -976,13 +976,14 @@ def init_data(
     out: str | None,  # recipe to write, ends in .yaml
 ) -> int:  # exit code
     "Find the files, look at them, write a recipe, and say what comes next."
-    from dpt_nb.data.folder_recipe import check_recipe_place, folder_recipe, guess_pair, settled, write_recipe_file
+    from dpt_nb.data.folder_recipe import check_recipe_place, folder_recipe, guess_pair, settled
+    from dpt_nb.training.recipe_files import write_recipe
 
     path = Path(out or f"{root.resolve().name}.yaml")
     check_recipe_place(path)
     guessed = None if "pair" in options else guess_pair(root)
     found, options = settled(root, options | ({} if guessed is None else dict(pair=guessed)))
-    write_recipe_file(path, folder_recipe(found, options), str(found))
+    write_recipe(folder_recipe(found, options), path, heading=str(found))
     print(found)
     print(f"{path} has these settings: read it, correct it. Then")
     print(f"  dpt_train {path} --data-root {root} --out runs/{path.stem} --dry-run")

@@ -169,6 +169,29 @@ def image_of(*size, batch=2):
     return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
 
 
+def folder_of(peer, path):
+    peer.save_pretrained(path)
+    return path
+
+
+def gradients_under_our_names(peer, folder):
+    "Of a transformers model that was saved in `folder / peer`."
+    import torch
+    from safetensors.torch import load_file
+
+    from dpt_nb.weights.key_maps import key_rules, remap_state_dict
+
+    values = {parameter: parameter.data for parameter in peer.parameters()}
+    for parameter in values:
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    peer.save_pretrained(folder / "gradients")
+    for parameter, value in values.items():
+        parameter.data = value
+    gradients = load_file(folder / "gradients" / "model.safetensors")
+    config = json.loads((folder / "peer" / "config.json").read_text())
+    return remap_state_dict(gradients, key_rules("transformers", gradients, config))[0]
+
+
 @pytest.fixture(scope="module")
 def no_figures():
     "Runs in this process, and in forks of it, write figures without drawing them."

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import command_here
 from PIL import Image
 
 from dpt_nb.data.datasets import DatasetError
-from dpt_nb.data.folder import Folder
+from dpt_nb.data.folder import Folder, make_folder
 from dpt_nb.data.folder_survey import survey
 from dpt_nb.data.scene_sets import render_view
 from dpt_nb.data.stored_depth import read_stored
 from dpt_nb.images.files import ImageError
+from dpt_nb.training.recipe_files import read_recipe
 
 SIZE = (96, 128)
 COUNT = 6
@@ -371,3 +373,14 @@ def test_a_damaged_openexr_file_is_named(tmp_path):
         (tmp_path / "cut.exr").write_bytes(content)
         with pytest.raises(ImageError, match="cut.exr cannot be opened as OpenEXR"):
             read_stored(tmp_path / "cut.exr")
+
+
+def test_a_recipe_is_written_once_and_read_back(tmp_path):
+    make_folder(tmp_path / "own", count=6)
+    done = command_here("dpt_data", "init", "own", folder=tmp_path, check=0)
+    recipe = read_recipe(tmp_path / "own.yaml")
+    assert recipe.data.name == "folder" and recipe.data.train["depth_scale"] == 1000
+    assert "dpt_train own.yaml --data-root own" in done.stdout
+    before = (tmp_path / "own.yaml").read_text()
+    assert "is there already" in command_here("dpt_data", "init", "own", folder=tmp_path, check=1).stderr
+    assert (tmp_path / "own.yaml").read_text() == before

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import SHORT, command_here, image_of
+from conftest import SHORT, command_here, folder_of, gradients_under_our_names, image_of
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -24,7 +24,6 @@ from dpt_nb.network.zoo import create_model
 from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import change_recipe
 from dpt_nb.training.recipes import get_recipe
-from dpt_nb.weights.key_maps import key_rules, remap_state_dict
 from dpt_nb.weights.load import load_checkpoint
 from dpt_nb.weights.read import CheckpointError
 from dpt_nb.weights.write import convert
@@ -65,23 +64,6 @@ def prompted_peer(kind="metric", **changes):
 def prompt_of(*size, batch=2):
     metres = 1 + 4 * torch.rand(batch, 1, *size, generator=torch.Generator().manual_seed(sum(size)))
     return metres * torch.arange(1, batch + 1).reshape(-1, 1, 1, 1)  # each has its own range
-
-
-def folder_of(peer, path):
-    peer.save_pretrained(path)
-    return path
-
-
-def gradients_under_our_names(peer, folder):
-    values = {parameter: parameter.data for parameter in peer.parameters()}
-    for parameter in values:
-        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    peer.save_pretrained(folder / "gradients")
-    for parameter, value in values.items():
-        parameter.data = value
-    gradients = load_file(folder / "gradients" / "model.safetensors")
-    config = json.loads((folder / "peer" / "config.json").read_text())
-    return remap_state_dict(gradients, key_rules("transformers", gradients, config))[0]
 
 
 @pytest.mark.parametrize("kind", ["metric", "relative"])

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import transformers
-from conftest import SHORT
+from conftest import SHORT, folder_of, gradients_under_our_names, image_of
 from safetensors.torch import load_file
 from transformers import BeitConfig, ZoeDepthConfig, ZoeDepthForDepthEstimation, ZoeDepthImageProcessor
 
@@ -25,7 +25,6 @@ from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import change_recipe
 from dpt_nb.training.recipes import get_recipe
 from dpt_nb.weights.infer_config import infer_config, transformers_fields
-from dpt_nb.weights.key_maps import key_rules, remap_state_dict
 from dpt_nb.weights.load import load_checkpoint
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning
 from dpt_nb.weights.write import convert
@@ -79,27 +78,6 @@ def zoe_peer(kind, way=None, **changes):
     if way is not None:
         peer.metric_head.mlp_classifier.linear2.bias.copy_(100.0 * torch.eye(2)[way])
     return peer.eval()
-
-
-def image_of(*size, batch=2):
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
-
-
-def folder_of(peer, path):
-    peer.save_pretrained(path)
-    return path
-
-
-def gradients_under_our_names(peer, folder):
-    values = {parameter: parameter.data for parameter in peer.parameters()}
-    for parameter in values:
-        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    peer.save_pretrained(folder / "gradients")
-    for parameter, value in values.items():
-        parameter.data = value
-    gradients = load_file(folder / "gradients" / "model.safetensors")
-    config = json.loads((folder / "peer" / "config.json").read_text())
-    return remap_state_dict(gradients, key_rules("transformers", gradients, config))[0]
 
 
 def smallest_cosine(ours, expected):

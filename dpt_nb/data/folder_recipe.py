@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_FILES', 'FRACTIONS', 'INDOORS', 'OUTDOORS', 'patterns_of', 'candidates', 'fixed_folder', 'guess_pair',
-           'suffix_of', 'open_splits', 'settled', 'train_transforms', 'folder_recipe', 'check_recipe_place',
-           'write_recipe_file']
+           'suffix_of', 'open_splits', 'settled', 'train_transforms', 'folder_recipe', 'check_recipe_place']
 
 # %% ../../nbs/data/folder_recipe.ipynb #b3bdabb2
 import re
@@ -14,12 +13,10 @@ from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from .datasets import DatasetError
 from .folder import Folder
 from .folder_survey import Survey, has_colors, survey
-from .lists import write_text
 from .pairs import GAP, pattern_regex, walk_files
 from .stored_depth import depth_suffixes
 from ..images.images import IMAGE_SUFFIXES
@@ -156,15 +153,3 @@ def check_recipe_place(path: Path) -> None:
         raise DatasetError(f"{path} is there already and was left as it is: choose another name, or move it away.")
     if path.suffix not in (".yaml", ".yml"):
         raise DatasetError(f"{path} does not end in .yaml, by which a recipe file is known: add it.")
-
-
-def write_recipe_file(
-    path: Path,  # ends in .yaml
-    recipe: dict,  # of `folder_recipe`
-    remarks: str = "",  # lines that go above it
-) -> None:
-    "A recipe in YAML, whole or not at all. Raises `DatasetError` for a file that is there already."
-    check_recipe_place(path)
-    above = "".join(f"# {line}\n" for line in remarks.splitlines())
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
-    write_text(path, above + text)
