@@ -17,10 +17,10 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/run_notebooks.py --workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --ignore tests/test_repository.py -n 2 --dist loadfile --no-loadscope-reorder
 
-# The stories and the cells flagged slow, which train or export for minutes, get the machine to themselves.
+# The stories and the cells and tests flagged slow, which train or export for minutes.
 test-all: test
-	$(BIN)/python tests/run_notebooks.py --slow --workers 1
-	$(BIN)/python -m pytest -q tests --slow
+	OMP_NUM_THREADS=1 $(BIN)/python tests/run_notebooks.py --slow --workers 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --slow -m slow -n 2 --dist load
 
 # make lab at=workbench/workbench opens there instead; make workbench is short for that.
 at ?= index

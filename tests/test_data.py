@@ -619,6 +619,7 @@ def test_images_that_are_there_twice_are_found_by_content(tmp_path):
         assert all(name in problem.sentence for name in names), problem.sentence
 
 
+@pytest.mark.slow
 def test_no_two_scenes_pass_for_one(tmp_path):
     rooms = [open_dataset("rooms", tmp_path, split, progress=False, count=60) for split in ("train", "held_out")]
     streets = [open_dataset("streets", tmp_path, split, progress=False, count=20) for split in ("train", "held_out")]

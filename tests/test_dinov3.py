@@ -430,9 +430,9 @@ def test_timms_other_eva_networks_are_filled_by_name(tmp_path):
     [
         ("vit_tiny_patch16_224", dict(in_chans=4, **TINY)),
         ("vit_small_patch16_dinov3", dict(in_chans=6, **TINY)),
-        ("vit_tiny_patch16_224", dict(patch_size=8, **TINY)),
-        ("vit_small_patch14_reg4_dinov2", dict(TINY)),
-        ("beit_base_patch16_224", dict(in_chans=1, **TINY)),
+        pytest.param("vit_tiny_patch16_224", dict(patch_size=8, **TINY), marks=pytest.mark.slow),
+        pytest.param("vit_small_patch14_reg4_dinov2", dict(TINY), marks=pytest.mark.slow),
+        pytest.param("beit_base_patch16_224", dict(in_chans=1, **TINY), marks=pytest.mark.slow),
         ("resnet18", dict(in_chans=4)),
     ],
 )

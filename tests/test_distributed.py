@@ -25,7 +25,7 @@ from dpt_nb.images.images import write_label
 pytestmark = pytest.mark.usefixtures("no_figures")
 TWELVE = [
     "loop.steps=12",
-    "data.batch_size=8",
+    "data.batch_size=4",
     "data.train.count=16",
     "data.held_out.count=3",
     "keep.validate_every=12",

@@ -72,6 +72,7 @@ def test_a_run_is_a_recipe_by_its_folder_and_by_its_config(folder):
     assert "runs/table holds a run already" in taken.stderr and taken.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_launcher_a_script_and_a_dry_run_take_a_file(folder):
     words = ["-m", "dpt_nb.training.loop", "table.yaml", "--out", "runs/module", *HERE]
     command_forked("python", *words, folder=folder, check=0)

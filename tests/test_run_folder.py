@@ -50,6 +50,7 @@ def tries(folder, *counts):
     return found
 
 
+@pytest.mark.slow
 def test_kills_and_a_second_writer_change_nothing(tmp_path):
     found = tries(tmp_path, 0, 2, 0, 0, 1, 0)
     assert {each["way"] for each in found} >= {"resumed", "started anew"}
@@ -336,7 +337,11 @@ class Plain(nn.Module):
         return ((prediction - target).abs() * (target > 0)).mean()
 
 
-@pytest.mark.parametrize("changes", [[], ["loop.gradient_accumulation_steps=2"]], ids=["whole", "in parts"])
+@pytest.mark.parametrize(
+    "changes",
+    [[], pytest.param(["loop.gradient_accumulation_steps=2"], marks=pytest.mark.slow)],
+    ids=["whole", "in parts"],
+)
 def test_a_plain_loss_works_from_the_first_step_to_the_report(straight, tmp_path, changes):
     recipe = change_recipe(
         get_recipe("rooms_tiny"),

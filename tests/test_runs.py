@@ -82,7 +82,7 @@ def test_the_folder_says_how_the_run_was_started(home):
     assert set(json.loads((home / "six" / "config.json").read_text())) == {"recipe", "data"}  # as it has always been
 
 
-@pytest.mark.parametrize("signal", ["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("signal", [pytest.param("SIGINT", marks=pytest.mark.slow), "SIGKILL"])
 def test_a_run_that_was_ended_is_resumed_by_its_folder_from_anywhere(signal, home, tmp_path):
     words = ["--out", tmp_path / "run", "--data-root", "elsewhere/data", "--workers", "0", "--cpu", *QUICK]
     code, said = stopped(3, signal, "dpt_train", "rooms_tiny", *words, folder=home)
@@ -91,7 +91,9 @@ def test_a_run_that_was_ended_is_resumed_by_its_folder_from_anywhere(signal, hom
     same_end(home / "six", tmp_path / "run")
 
 
-@pytest.mark.parametrize("step, signal", [(8, "SIGINT"), (9, "SIGKILL"), (6, "SIGKILL")])
+@pytest.mark.parametrize(
+    "step, signal", [(8, "SIGINT"), pytest.param(9, "SIGKILL", marks=pytest.mark.slow), (6, "SIGKILL")]
+)
 def test_an_extension_that_is_ended_and_resumed_is_one_at_one_go(step, signal, home, longer, tmp_path):
     shutil.copytree(home / "six", tmp_path / "run")
     if step > 6:
@@ -211,6 +213,7 @@ def test_a_comparison_names_what_is_damaged_and_shows_the_rest(home, longer, tmp
     assert "was left as it is" in done.stderr and (tmp_path / "mine.png").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_as_two(home, tmp_path):
     words = ["rooms_tiny", "--out", "two", "--data-root", home / "elsewhere" / "data", "--workers", "0", "--cpu"]
     command_forked("dpt_train", *words, "--num-processes", "2", *QUICK, folder=tmp_path, check=0)

@@ -101,6 +101,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how, work
     assert steps == list(range(1, 15))
 
 
+@pytest.mark.slow
 def test_a_network_that_only_convolves_trains_and_opens(tmp_path):
     recipe = change_recipe(
         get_recipe("rooms_tiny"),

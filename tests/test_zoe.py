@@ -397,7 +397,8 @@ def test_exported_for_any_size(kind, form, opened, tmp_path):
     assert check_export(model, path, sizes=[(96, 96), (64, 128)], batches=(1, 2)).worst <= 1e-4
 
 
-@pytest.mark.parametrize("kind", ["boun", pytest.param("room", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["boun", "room"])
 def test_three_steps_of_training(kind, opened, tmp_path):
     recipe = change_recipe(
         get_recipe("rooms_tiny"),

@@ -8,7 +8,7 @@ __all__ = ['MEETING', 'HERE_ONLY', 'HANDLED', 'LAUNCHER', 'GRACE', 'SIGNAL_MEANS
            'run_job', 'exit_code', 'worker_main', 'forked_worker_main', 'Placement', 'meet_here', 'left_as_it_was',
            'meeting_options', 'fork_workers', 'children_of', 'started_by', 'end_all', 'launcher_words',
            'worker_environment', 'spawn_workers', 'killed_by', 'first_killed', 'killed_launcher', 'last_words',
-           'read_ends', 'raise_if_stopped', 'raise_failure', 'raise_worker_error']
+           'read_ends', 'wordless', 'told_with', 'raise_if_stopped', 'raise_failure', 'raise_worker_error']
 
 # %% ../../nbs/training/processes.ipynb #23b65459
 import ctypes
@@ -465,6 +465,30 @@ def read_ends(folder: Path) -> dict[int, dict]:  # rank → what `leave_end` wro
     return {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
+def wordless(
+    folder: Path,  # of the job
+    ends: dict[int, dict],  # of the processes that could write down how they ended
+) -> list[int]:  # ranks
+    "Forks that began, and have not written down how they ended."
+    begun = {int(path.stem) for path in folder.glob("*.log") if path.stem.isdigit()}
+    return sorted(begun - set(ends))
+
+
+def told_with(
+    silent: list[int],  # ranks of `wordless`
+    said: str,  # traceback of another process
+) -> str:
+    """The launcher names one of the forks that fail at the same moment, which may be one that only lost its connection
+    to the killed one."""
+    if not silent:
+        return f"A training process failed:\n{said}"
+    return (
+        f"Training process {silent[0]} ended without a word: it was killed, perhaps for lack of memory, or ended "
+        "because another had failed. The last checkpoint is untouched; go on with resume (--resume). "
+        f"Another training process said:\n{said}"
+    )
+
+
 def raise_if_stopped(
     stopped: list[str],  # what processes said that were asked to stop
     interrupted: bool,  # whether this process was asked to stop
@@ -489,7 +513,7 @@ def raise_failure(
     if killed := first_killed(story, ends):
         raise TrainingError(killed)
     if said:
-        raise TrainingError(f"A training process failed:\n{said[0]['said']}")
+        raise TrainingError(told_with(wordless(folder, ends), said[0]["said"]))
     if not ends or "exitcode  :" in story:
         words = last_words(folder) or story[-3000:].strip()
         raise TrainingError(f"The training processes could not be started, or ended silently:\n{words}")
