@@ -35,6 +35,8 @@ def check_values(
 class AbsoluteLoss(CountingLoss):
     "The mean absolute error over the known pixels of a batch and their channels; 0 where nothing is known."
 
+    over_parts = "mean"
+
     def __init__(
         self,
         missing: float = 0.0,  # what the ground truth holds where nothing is known

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from .alignment import fit_scale_shift, normalize_median_deviation
+from .batch_sum import batch_length, batch_sum
 
 # %% ../../nbs/objective/09_losses.ipynb #21d73749
 def measured_pair(
@@ -63,14 +64,14 @@ def silog_of_errors(
     mean_only: bool,  # of `silog_loss`
 ) -> torch.Tensor:  # scalar
     "√(var(g) + (1 - variance_focus)·mean(g)²) over all measured pixels, written as the length of a vector."
-    count = measured.sum()
-    mean = g.sum() / count.clamp_min(1)
+    count = batch_sum(measured.sum())
+    mean = batch_sum(g.sum()) / count.clamp_min(1)
     scale_term = (1 - variance_focus) ** 0.5 * mean
     if mean_only:
         return scale_term.abs()
     centred = torch.where(measured, g - mean, 0.0)
     # The root of an integer is float32, even where the loss is float64
-    deviation = torch.linalg.vector_norm(centred) / (count - 1).clamp_min(1).to(centred.dtype).sqrt()
+    deviation = batch_length(centred) / (count - 1).clamp_min(1).to(centred.dtype).sqrt()
     # A norm has the gradient 0 at 0, where √ of a sum of squares would have 0/0
     return torch.linalg.vector_norm(torch.stack((deviation, scale_term)))
 
@@ -94,7 +95,12 @@ def silog_loss(
 class CountingLoss(nn.Module):
     """A loss that counts, in `empty_images`, the images without one pixel to learn from. A subclass calls `count_empty`
     once in `forward`. Read the count with `int(loss.empty_images)`, which waits for the device;
-    `reset_empty_images` sets it to 0."""
+    `reset_empty_images` sets it to 0.
+
+    A subclass may say how parts of a batch, in several processes, become its value for the whole: `over_parts = "mean"`
+    where that is the mean of the parts' values, weighted by `part_weight`; `"sums"` where `forward` takes all its sums
+    by `batch_sum`. Otherwise the predictions of all processes are gathered. It holds for the very class that says it:
+    a subclass may compute something else."""
 
     def __init__(self):
         super().__init__()
@@ -169,6 +175,11 @@ class SILogLoss(CountingLoss):
         pairs = zip(prediction.split(self.images_per_group), target.split(self.images_per_group))
         return sum(silog_loss(*pair, *options) for pair in pairs) / groups
 
+    @property
+    def over_parts(self) -> str | None:
+        "Groups of neighbors may reach over two processes."
+        return None if self.images_per_group else "sums"
+
     def answered_groups(
         self,
         target: torch.Tensor,  # `(B, 1, H, W)` metres, 0 = not measured
@@ -217,14 +228,16 @@ def gradient_matching_loss(
         prediction, target, measured = measured_pair(prediction, target)
         prediction, target = (torch.where(measured, depth, 1.0) for depth in (prediction, target))
         residual = torch.log(prediction.clamp(min=0) + eps) - torch.log(target + eps)
-        total = residual.sum() * 0
-        for steps, pairs, _ in neighbor_steps(residual, measured, scales):
-            total = total + (steps.abs() * pairs).sum() / pairs.sum().clamp(min=1)
-        return total
+        neighbors = neighbor_steps(residual, measured, scales)
+        sums = [((steps.abs() * pairs).sum(), pairs.sum()) for steps, pairs, _ in neighbors]
+        distances, counts = (batch_sum(torch.stack(part)) for part in zip(*sums))
+        return residual.sum() * 0 + sum(distances / counts.clamp(min=1))
 
 # %% ../../nbs/objective/09_losses.ipynb #528e12a4
 class GradientMatchingLoss(CountingLoss):
     "`gradient_matching_loss` with its options remembered."
+
+    over_parts = "sums"
 
     def __init__(
         self,
@@ -251,6 +264,8 @@ class GradientMatchingLoss(CountingLoss):
 # %% ../../nbs/objective/09_losses.ipynb #05ced882
 class DepthLoss(SILogLoss):
     "SILog plus a weight times gradient matching. The warm-up concerns SILog alone."
+
+    over_parts = "sums"
 
     def __init__(
         self,
@@ -324,6 +339,11 @@ class DepthRegressionLoss(CountingLoss):
         super().__init__()
         check_kind(kind)
         self.kind = kind
+
+    @property
+    def over_parts(self) -> str | None:
+        "BerHu's bend follows the largest error of the batch."
+        return None if self.kind == "berhu" else "mean"
 
     def forward(
         self,
@@ -439,6 +459,8 @@ def ssi_loss(
 class SSILoss(CountingLoss):
     """`ssi_loss` with its options remembered. Prediction and target are inverse depth; `to_inverse_depth` makes it
     of metres."""
+
+    over_parts = "mean"
 
     def __init__(
         self,
@@ -573,6 +595,8 @@ def segmentation_loss(
 class SegmentationLoss(CountingLoss):
     """`segmentation_loss` with its options remembered; the class weights follow `.to(device)`. An image is empty
     when its every pixel is `ignore`."""
+
+    over_parts = "mean"
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ def check_normals(
 class AngularLoss(CountingLoss):
     "The mean angle, in radians, over the measured pixels of a batch; 0 where nothing is measured."
 
+    over_parts = "mean"
+
     def has_answer(
         self,
         target: torch.Tensor,  # `(B, 3, H, W)` unit vectors, 0 = not measured

@@ -15,6 +15,8 @@ from .metrics import SetMetric
 class SkyLoss(AbsoluteLoss):
     "The mean squared error over the known pixels of a batch; 0 where nothing is known."
 
+    over_parts = "mean"
+
     def __init__(
         self,
         missing: float = -1.0,  # what the ground truth holds where nothing is known

@@ -46,6 +46,8 @@ def confidence_loss(
 class ConfidenceLoss(CountingLoss):
     "`confidence_loss` with its options remembered."
 
+    over_parts = "mean"
+
     def __init__(
         self,
         alpha: float = 0.2,  # how much a confidence gains by its logarithm, above 0

@@ -29,9 +29,9 @@ from torch import nn
 
 from ..images.files import atomic_write, disk_full_reason
 from ..network.dpt import DPT
-from ..network.heads import HEADS
 from ..network.saved import current_tensors
-from .distributed import WholeModel, WholeOptimizer, is_first_process, several_processes
+from .batch_loss import how_shared
+from .distributed import WholeModel, WholeOptimizer, is_first_process
 from .run_folder import TrainingError, TrainingWarning, remove
 from ..weights.adapters import is_adapted, write_adapted
 
@@ -415,7 +415,7 @@ class MissingTargets:
         found = dict(self.before)
         for head, loss in self.losses.items():
             count = loss.empty_images.detach().clone()
-            if HEADS[head].categorical and several_processes():
+            if how_shared(head, loss) in ("mean", "sums"):  # else each process has counted the whole batch
                 dist.all_reduce(count)
             found[head] += int(count)
         return found
