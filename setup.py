@@ -33,6 +33,7 @@ setup(
         "heif": settings["heif_requirements"].split(),
         "lora": settings["lora_requirements"].split(),
         "nyu": settings["nyu_requirements"].split(),
+        "openvino": settings["openvino_requirements"].split(),
         "page": settings["page_requirements"].split(),
         "tensorboard": settings["tensorboard_requirements"].split(),
         "video": settings["video_requirements"].split(),

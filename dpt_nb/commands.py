@@ -99,6 +99,7 @@ def dpt_predict(
     batch: int | None = None,  # images that pass through the network together; default: 1 on a CPU, 8 on a GPU
     channels_last: bool = False,  # convolutions with the channels innermost, which GPUs like
     compile: bool = False,  # compile the network first, for long runs
+    engine: str = "torch",  # what computes: torch, compile, onnx, openvino, or auto, the fastest here
     again: bool = False,  # predict also what is in OUT already
     recursive: bool = False,  # also look into folders inside folders
     max_memory: str | None = None,  # bytes for one image, such as 4G; a larger one is tiled; default: half of the free
@@ -114,7 +115,7 @@ def dpt_predict(
     filming = dict(outputs=run.outputs if outputs else ("side",), smooth=smooth, every=every) | tiling
     inputs = sort_arguments(images, recursive, filming["outputs"])
     check_videos(inputs.videos, **filming)
-    options = dict(precision=precision, channels_last=channels_last, compile=compile)
+    options = dict(precision=precision, channels_last=channels_last, compile=compile, engine=engine)
     options |= parse_limits(max_memory, max_pixels)
     options |= dict(focal=focal) if focal is not None else dict(field_of_view=field_of_view)
     predictor = Feeding(flip, scales, size, resizing).open_predictor(model, variant, device, **options)

@@ -26,6 +26,7 @@ from PIL import Image
 from ..images.files import ImageError
 from ..images.headers import exif_focal
 from ..images.images import find_images, load_pil, open_undecoded, read_image, to_image, transpose_by_exif
+from .engine import open_engine
 from dpt_nb.inference.focal import (
     Focal,
     assumed_note,
@@ -159,13 +160,15 @@ class Predictor:
         scales: tuple[float, ...] = (1.0,),  # average over these multiples of that size
         precision: str = "float32",  # "float32", "float16" or "bfloat16"
         channels_last: bool = False,  # convolutions with the channels innermost
-        compile: bool = False,  # through `torch.compile`
+        compile: bool = False,  # through `torch.compile`; the same as engine="compile"
         resizing: str | None = None,  # one of `RESIZINGS`; None: as the config says
         depth_range: tuple[float, float] | None = None,  # metres: a view's depth is clamped to it before the average
         max_memory: float | None = None,  # bytes for one image, else it is seen in tiles; None: half of what is free
         max_pixels: int | None = None,  # of a file, the most that is unpacked; None: twice pillow's `MAX_IMAGE_PIXELS`
         focal: float | None = None,  # of the camera, in pixels of its images, for networks that need it
         field_of_view: float | None = None,  # or degrees across the longer side; neither: EXIF, else 60
+        engine: str = "torch",  # what computes the network: "torch", "compile", "onnx", "openvino", or "auto"
+        cache: str | Path | None = None,  # folder for what an engine writes; None: the user's cache
     ):
         check_colors(model)
         self.resizing = resizing or model.config.resizing
@@ -175,17 +178,23 @@ class Predictor:
         self.scales = tuple(sorted(scales, key=lambda scale: abs(1 - scale)))  # the first is what others are aligned to
         self.policy = resize_policy(model.config, model.backbone.patch)
         self.size = check_input_size(size, model.backbone.patch)
-        self.take_model(model, usable_device(device), channels_last, compile)
+        self.take_model(model, usable_device(device), channels_last)
+        self.take_engine("compile" if compile and engine == "torch" else engine, cache)
         self.take_lens(focal, field_of_view)
         self.max_memory = free_memory(self.device) / 2 if max_memory is None else max_memory
 
-    def take_model(self, model: DPT, device: torch.device, channels_last: bool, compile: bool) -> None:
-        "The model on its device, and the network that is asked: laid out in memory, compiled, given its prompt."
+    def take_model(self, model: DPT, device: torch.device, channels_last: bool) -> None:
+        "The model on its device, laid out in memory."
         self.device, self.model = device, model.to(device).eval()
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
-        network = self.model.to(memory_format=self.memory_format) if channels_last else self.model
-        network = torch.compile(network) if compile else network
-        self.network = PromptWanted(network) if model.config.prompt else network
+        if channels_last:
+            self.model.to(memory_format=self.memory_format)
+
+    def take_engine(self, name: str, cache: str | Path | None) -> None:
+        "The network that is asked, given its prompt."
+        opened = open_engine(name, self.model, self.device, self.precision, cache)
+        self.network = PromptWanted(opened.network) if self.model.config.prompt else opened.network
+        self.half = PRECISIONS[self.precision] if opened.autocast else None
 
     def take_lens(self, focal: float | None, field_of_view: float | None) -> None:
         "What is known of the camera, and the heads that need it. Raises `FocalError`."
@@ -277,10 +286,10 @@ def pass_through(
 @patch
 def run_network(self: Predictor, seen: torch.Tensor) -> dict[str, torch.Tensor]:
     "The network itself, at the precision and with the layout that were chosen."
-    half, fed = PRECISIONS[self.precision], self.padded(seen)
+    fed = self.padded(seen)
     if self.memory_format == torch.channels_last:
         fed = fed.contiguous(memory_format=self.memory_format)
-    with torch.autocast(self.device.type, half) if half else nullcontext():
+    with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
         return self.network(fed) if fed.shape == seen.shape else self.network(fed, tuple(seen.shape[-2:]))
 
 
