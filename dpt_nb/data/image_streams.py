@@ -210,7 +210,7 @@ class HubImages(StreamedImages):
 
     def __init__(
         self,
-        name: str,  # "owner/name", or "imagefolder:/path", "webdataset:/path/*.tar", "parquet:…", as its loaders are called
+        name: str,  # "owner/name", or a loader with its files: "imagefolder:/path", "parquet:/path/*.parquet"
         split: str = "train",  # of the set
         seed: int | None = None,  # of the order; None: as it is stored
         buffer: int = 1000,  # images among which the order is drawn
@@ -280,7 +280,7 @@ class WebShards(StreamedImages):
 
 # %% ../../nbs/data/image_streams.ipynb #597d9f5f
 class StreamDataset(IterableDataset):
-    "Samples of a stream, shared by the workers of a loader and by processes; give the loader `batch_size // world_size`."
+    "Samples of a stream, shared by workers and processes; the loader is given `batch_size // world_size`."
 
     def __init__(
         self,
@@ -334,6 +334,7 @@ def named_tars(
     names = [pattern.name.replace(ranged[0], f"{number:0{len(low)}}") for number in range(int(low), int(high) + 1)]
     if missing := [name for name in names if not (pattern.parent / name).is_file()]:
         raise DatasetError(
-            f"There is no {pattern.parent / missing[0]}, nor {len(missing) - 1} more of {len(names)} shards of {pattern}."
+            f"There is no {pattern.parent / missing[0]}, nor {len(missing) - 1} more of the {len(names)} shards that "
+            f"{pattern} names."
         )
     return [pattern.parent / name for name in names]
