@@ -154,12 +154,10 @@ def check_label_folder(
     about: dict,  # what will be written
 ) -> None:
     "Raises `DatasetError` for a folder of something else, or of labels that another teacher or size gave."
+    inside = [path.name for path in folder.iterdir()] if folder.is_dir() else []  # asked first: another may begin now
     found = read_facts(folder / MANIFEST)
     if found is None:
-        strange = folder.exists() and (
-            not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())
-        )
-        if strange:
+        if any(not name.startswith(".") for name in inside) or (folder.exists() and not folder.is_dir()):
             raise DatasetError(f"{folder} is not empty and holds no pseudo-labels. Choose another folder for them.")
         return
     other = [words for field, words in DECIDING.items() if found.get(field) != about.get(field)]
@@ -179,7 +177,7 @@ def finished_shards(folder: Path) -> list[int]:  # numbers, rising
 
 
 def finish_labels(folder: Path) -> dict:  # the manifest
-    "Say in the manifest that all is there, and take away what killed processes and locks left."
+    "Say in the manifest that all is there, and take away what killed processes and locks left. One process at a time."
     facts = [read_facts(shard_path(folder, number).with_suffix(".json")) for number in finished_shards(folder)]
     about = read_facts(folder / MANIFEST)
     counts, left_out = [fact["count"] for fact in facts], [why for fact in facts for why in fact["left_out"]]

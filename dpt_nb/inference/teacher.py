@@ -280,7 +280,9 @@ def write_pseudo_labels(
                         raise
                     continue
                 bar.update()
-    return finish_labels(folder)
+    with writer_lock(folder / ".finish.lock", folder, -1):
+        about = read_facts(folder / MANIFEST)
+        return about if "finished" in about else finish_labels(folder)
 
 # %% ../../nbs/inference/teacher.ipynb #32026e78
 def label_worker(
