@@ -34,6 +34,7 @@ setup(
         "lora": settings["lora_requirements"].split(),
         "nyu": settings["nyu_requirements"].split(),
         "page": settings["page_requirements"].split(),
+        "shards": settings["shards_requirements"].split(),
         "tensorboard": settings["tensorboard_requirements"].split(),
         "video": settings["video_requirements"].split(),
     },
