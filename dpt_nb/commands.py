@@ -1170,7 +1170,17 @@ def report_demo(
 # %% ../nbs/commands.ipynb #5adae606
 COMMANDS = {
     function.__name__: function
-    for function in (dpt_convert, dpt_data, dpt_demo, dpt_distill, dpt_eval, dpt_export, dpt_predict, dpt_runs, dpt_train)
+    for function in (
+        dpt_convert,
+        dpt_data,
+        dpt_demo,
+        dpt_distill,
+        dpt_eval,
+        dpt_export,
+        dpt_predict,
+        dpt_runs,
+        dpt_train,
+    )
 }
 
 

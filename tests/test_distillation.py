@@ -138,9 +138,9 @@ def test_pasted_parts_do_not_depend_on_workers_or_processes(home):
 
 
 def test_the_loss_of_a_mixed_image_by_hand():
-    """Four rows of four: the upper half is the image, the lower half is pasted. The upper prediction 0 … 7 has the lower
-    median 3 and the mean deviation 2, and the target is 2·prediction + 1 but for its last value. The lower half agrees
-    up to scale and shift, and has two pixels without a label."""
+    """Four rows of four: the upper half is the image, the lower half is pasted. The upper prediction 0 … 7 has the
+    lower median 3 and the mean deviation 2, the target is 2·prediction + 1 but for its last value. The lower half
+    agrees up to scale and shift, and has two pixels without a label."""
     upper = torch.arange(8, dtype=torch.float64)
     truth = 2 * upper + 1
     truth[7] += 8

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEAREST_TO_ZERO', 'MANIFEST', 'DECIDING', 'PseudoLabel', 'relative_label', 'png_bytes', 'encode_label',
            'decode_label', 'add_file', 'shard_path', 'write_shard', 'write_facts', 'read_facts', 'check_label_folder',
-           'finished_shards', 'finish_labels', 'shard_index', 'PseudoLabels']
+           'finished_shards', 'finish_labels', 'shard_index', 'spread_evenly', 'PseudoLabels']
 
 # %% ../../nbs/data/pseudo_labels.ipynb #c43a6edb
 import io
@@ -198,6 +198,18 @@ def shard_index(
     return list(tar_members(path).items())
 
 
+def spread_evenly(
+    count: int,
+    fraction: float,  # from 0 to 1
+) -> np.ndarray:  # `(count,)` bool
+    "Which places are chosen; one at least where the fraction is above 0 and something else remains."
+    places = np.arange(count)
+    chosen = np.floor((places + 1) * fraction + 1e-9) > np.floor(places * fraction + 1e-9)
+    if count > 1 and fraction > 0 and not chosen.any():
+        chosen[-1] = True
+    return chosen
+
+
 class PseudoLabels(Dataset):
     "Images with what a teacher says of them. Raises `DatasetError` where the labels are not there, or not complete."
 
@@ -220,7 +232,7 @@ class PseudoLabels(Dataset):
         self.shards = [shard_path(self.folder, number) for number in finished_shards(self.folder)]
         self.ends = list(accumulate(read_facts(path.with_suffix(".json"))["count"] for path in self.shards))
         places = np.arange(self.ends[-1] if self.ends else 0)
-        chosen = np.floor((places + 1) * held_out + 1e-9) > np.floor(places * held_out + 1e-9)
+        chosen = spread_evenly(len(places), held_out)
         self.places = places[chosen if split == "held_out" else ~chosen]
         if not len(self.places):
             raise DatasetError(

@@ -6,7 +6,7 @@
 __all__ = ['COLORS', 'DISTILLED', 'student_transforms', 'student_heads', 'base_recipe', 'distillation_recipe', 'usual_processes',
            'label_images', 'distill']
 
-# %% ../../nbs/training/distillation.ipynb #989b5e68
+# %% ../../nbs/training/distillation.ipynb #d757fde3
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from .recipe_files import SUFFIXES, open_recipe
 from .recipes import RECIPES
 from .run_folder import check_run
 
-# %% ../../nbs/training/distillation.ipynb #dd11843d
+# %% ../../nbs/training/distillation.ipynb #f70eb6b0
 COLORS = dict(probability=0.8, gamma=[0.7, 1.4], brightness=[0.6, 1.4], color=[0.8, 1.2])
 
 
@@ -71,7 +71,7 @@ DISTILLED = {  # field → where its value comes from
     "data.train.min_confidence": "a view and its mirror image differ by less than half of a map's mean deviation",
 }
 
-# %% ../../nbs/training/distillation.ipynb #ffb8d07c
+# %% ../../nbs/training/distillation.ipynb #69f781e6
 def base_recipe(student: str | Recipe) -> Recipe:  # student: as of `distillation_recipe`
     "The recipe that is named, or one for a network that is named. Raises `ConfigError` for what is neither."
     if isinstance(student, Recipe):
@@ -120,7 +120,7 @@ def distillation_recipe(
     )
     return check_recipe(recipe)
 
-# %% ../../nbs/training/distillation.ipynb #9b272433
+# %% ../../nbs/training/distillation.ipynb #c1d7bf15
 def usual_processes(cpu: bool) -> int:
     "One for each GPU, or one."
     return 1 if cpu else max(1, torch.cuda.device_count())
