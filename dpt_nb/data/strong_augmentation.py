@@ -66,6 +66,17 @@ class CutMix:
         "The same, with somewhere to take the other sample from."
         return replace(self, dataset=dataset, before=before)
 
+    def sides(
+        self,
+        size: tuple[int, int],  # height and width of the image
+        fraction: float,  # of its area
+        turn: float,  # -1: as wide as it may be, 1: as high
+    ) -> tuple[int, int]:  # height and width, each at least one, pixels
+        "Of a rectangle that fits into the image."
+        area, ratio = fraction * size[0] * size[1], self.ratio**-turn
+        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        return min(size[0], max(1, height)), min(size[1], max(1, width))
+
     def rectangle(
         self,
         size: tuple[int, int],  # height and width of the image
@@ -73,10 +84,7 @@ class CutMix:
     ) -> tuple[slice, slice]:  # rows and columns, each at least one
         "Where to paste."
         area, turn, down, right = _uniform(generator, count=4).tolist()
-        area = size[0] * size[1] * (self.smallest + area * (self.largest - self.smallest))
-        ratio = self.ratio ** (2 * turn - 1)
-        height = min(size[0], max(1, round(math.sqrt(area * ratio))))
-        width = min(size[1], max(1, round(math.sqrt(area / ratio))))
+        height, width = self.sides(size, self.smallest + area * (self.largest - self.smallest), 2 * turn - 1)
         top, left = int(down * (size[0] - height + 1)), int(right * (size[1] - width + 1))
         return slice(top, top + height), slice(left, left + width)
 

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['LABEL_HEADS', 'TeacherError', 'label_head', 'as_inverse', 'as_label', 'agreement', 'Teacher', 'weights_digest',
-           'open_teacher', 'shrunk', 'decoded', 'next_images', 'write_pseudo_labels', 'label_worker',
-           'write_in_processes']
+           'open_teacher', 'shrunk', 'jpeg_bytes', 'decoded', 'next_images', 'count_shards', 'write_pseudo_labels',
+           'label_worker', 'write_in_processes']
 
 # %% ../../nbs/inference/teacher.ipynb #5dbd682a
 import hashlib
 import io
 from collections.abc import Iterator
-from itertools import chain, groupby, islice
+from contextlib import suppress
+from itertools import chain, groupby, islice, product
 from pathlib import Path
 
 import torch
@@ -119,16 +120,21 @@ class Teacher:
         images: torch.Tensor,  # `(B, 3, H, W)` in [0, 1]
     ) -> list[PseudoLabel]:
         "Raises `PredictionError` for NaN or infinite values."
-        maps = self.predictor.predict(images)
-        values = maps[self.head]
-        if self.confidence == "head":
-            stated = maps["confidence"].clamp_min(0)
-            sure = stated / (1 + stated)
-        else:
-            mirrored = self.predictor.predict(images.flip(-1))[self.head].flip(-1)
-            pairs = [(as_inverse(self.head, one), as_inverse(self.head, other)) for one, other in zip(values, mirrored)]
-            sure, values = [agreement(*pair) for pair in pairs], (values + mirrored) / 2
+        values, sure = self.stated(images) if self.confidence == "head" else self.agreed(images)
         return [as_label(self.head, as_inverse(self.head, one), each) for one, each in zip(values, sure)]
+
+    def stated(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # of its head, and confidence
+        "What the network says of itself."
+        maps = self.predictor.predict(images)
+        confidence = maps["confidence"].clamp_min(0)
+        return maps[self.head], confidence / (1 + confidence)
+
+    def agreed(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:  # of its head, and confidence
+        "The mean of image and mirror image, and how far they agree."
+        one = self.predictor.predict(images)[self.head]
+        other = self.predictor.predict(images.flip(-1))[self.head].flip(-1)
+        inverse = zip(*([as_inverse(self.head, each) for each in values] for values in (one, other)))
+        return (one + other) / 2, [agreement(*pair) for pair in inverse]
 
 
 def weights_digest(model: DPT) -> str:  # 16 hexadecimal digits
@@ -161,11 +167,18 @@ def shrunk(
     scale = longer_side / max(height, width)
     size = tuple(max(1, round(side * scale)) for side in (height, width))
     smaller = resize_image(image[None], size, "antialiased")[0].clamp(0, 1)
-    stream = io.BytesIO()
-    colors = (smaller * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(colors).save(stream, format="JPEG", quality=95)
-    kept = StoredImage(stored.name, ".jpg", stream.getvalue())
+    kept = StoredImage(stored.name, ".jpg", jpeg_bytes(smaller))
     return kept, kept.decode()
+
+
+def jpeg_bytes(
+    image: torch.Tensor,  # `(3, H, W)` in [0, 1]
+) -> bytes:
+    "With little loss."
+    stream = io.BytesIO()
+    colors = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(colors).save(stream, format="JPEG", quality=95)
+    return stream.getvalue()
 
 
 def decoded(
@@ -251,6 +264,29 @@ def begin_folder(
     return read_facts(folder / MANIFEST)
 
 # %% ../../nbs/inference/teacher.ipynb #918c297b
+def count_shards(source: PlacedImages, about: dict) -> int:  # about: the manifest
+    "How many shards hold all images."
+    return -(-len(source) // about["shard_size"])
+
+
+@patch
+def write_placed(self: Teacher, source: PlacedImages, folder: Path, about: dict, bar: tqdm) -> None:
+    "What is not there: first what nobody else writes, then, where another gave up, that too."
+    for wait, number in product((0, -1), range(count_shards(source, about))):
+        if shard_path(folder, number).exists():
+            continue
+        with suppress(InUse):
+            self.write_one(source, folder, number, about, wait)
+            bar.update()
+
+
+@patch
+def write_stream(self: Teacher, source: StreamedImages, folder: Path, about: dict, bar: tqdm) -> None:
+    "From the first shard that is not there to the end. Raises `InUse` where another process reads the stream."
+    while self.write_one(source, folder, len(finished_shards(folder)), about, 0):
+        bar.update()
+
+
 def write_pseudo_labels(
     teacher: Teacher,
     source: PlacedImages | StreamedImages,  # of `open_images`
@@ -264,22 +300,11 @@ def write_pseudo_labels(
     about = teacher.begin_folder(source, folder, shard_size, longer_side)
     if "finished" in about:
         return about
-    known = isinstance(source, PlacedImages)
-    total = -(-len(source) // shard_size) if known else None
+    placed = isinstance(source, PlacedImages)
+    total, write = (count_shards(source, about), teacher.write_placed) if placed else (None, teacher.write_stream)
     done = len(finished_shards(folder))
     with tqdm(total=total, initial=done, desc="labels", unit="shard", disable=not progress) as bar:
-        for wait in (0, -1) if known else (0,):
-            for number in range(total) if known else iter(lambda: len(finished_shards(folder)), None):
-                if shard_path(folder, number).exists():
-                    continue
-                try:
-                    if not teacher.write_one(source, folder, number, about, wait):
-                        break
-                except InUse:
-                    if not known:
-                        raise
-                    continue
-                bar.update()
+        write(source, folder, about, bar)
     with writer_lock(folder / ".finish.lock", folder, -1):
         about = read_facts(folder / MANIFEST)
         return about if "finished" in about else finish_labels(folder)
