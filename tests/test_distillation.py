@@ -87,6 +87,7 @@ def straight(no_figures, home):
     return home / "straight"
 
 
+@pytest.mark.slow  # the room of the teacher interrupts one
 def test_a_killed_writer_goes_on_to_the_same_bytes(home, tmp_path):
     labelling = """
 import sys, time
@@ -113,6 +114,7 @@ rooms.write_pseudo_labels(teacher, rooms.open_images(sys.argv[2]), sys.argv[3], 
     assert (tmp_path / "labels/labels-000000.tar").stat().st_mtime_ns == kept
 
 
+@pytest.mark.slow
 def test_a_student_goes_on_to_the_same_weights(straight, home, tmp_path):
     out = tmp_path / "again"
     shutil.copytree(straight, out)
