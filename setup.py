@@ -35,6 +35,7 @@ setup(
         "nyu": settings["nyu_requirements"].split(),
         "openvino": settings["openvino_requirements"].split(),
         "page": settings["page_requirements"].split(),
+        "shards": settings["shards_requirements"].split(),
         "tensorboard": settings["tensorboard_requirements"].split(),
         "video": settings["video_requirements"].split(),
     },

@@ -8,16 +8,16 @@ __all__ = ['EXPONENTS', 'COMMANDS', 'OptionError', 'check_number', 'parse_amount
            'check_videos', 'predict_videos', 'named_once', 'depth_facts', 'extent', 'prediction_line',
            'report_predictions', 'report_run', 'dpt_train', 'need_recipe', 'check_sweep', 'train_planned',
            'train_sweep', 'list_recipes', 'print_dry_run', 'report_launch', 'report_training', 'check_processes',
-           'refuse_foreign', 'is_our_report', 'is_our_script', 'dpt_runs', 'dpt_eval', 'check_subject',
-           'check_subject_data', 'check_without_model', 'check_eval_numbers', 'choose_protocol', 'check_eval_files',
-           'DataSource', 'open_validation', 'scene_targets', 'refuse_training_images', 'evaluate_files',
-           'evaluate_model', 'submit', 'report_evaluation', 'row_name', 'write_galleries', 'write_panel',
-           'write_signed_figure', 'dpt_data', 'parse_assignments', 'parse_value', 'check_data_options', 'make_data',
-           'check_data', 'survey_splits', 'folder_of', 'init_data', 'show_data', 'dpt_convert', 'dpt_export',
-           'report_parity', 'parse_size', 'dpt_demo', 'print_next_steps', 'report_demo', 'how_to_parse',
-           'add_parameter', 'help_text', 'build_parser', 'OutputClosed', 'printable_output', 'present_output',
-           'flush_output', 'reader_is_gone', 'drop_output', 'print_error', 'main', 'run_command', 'say_error',
-           'short_warnings', 'is_expected', 'is_out_of_memory', 'error_sentence', 'system_sentence']
+           'refuse_foreign', 'is_our_report', 'is_our_script', 'dpt_distill', 'print_student', 'report_labels',
+           'dpt_runs', 'dpt_eval', 'check_subject', 'check_subject_data', 'check_without_model', 'check_eval_numbers',
+           'choose_protocol', 'check_eval_files', 'DataSource', 'open_validation', 'scene_targets',
+           'refuse_training_images', 'evaluate_files', 'evaluate_model', 'submit', 'report_evaluation', 'row_name',
+           'write_galleries', 'write_panel', 'write_signed_figure', 'dpt_data', 'parse_assignments', 'parse_value',
+           'check_data_options', 'make_data', 'check_data', 'survey_splits', 'folder_of', 'init_data', 'show_data',
+           'dpt_convert', 'dpt_export', 'report_parity', 'parse_size', 'dpt_demo', 'print_next_steps', 'report_demo',
+           'how_to_parse', 'add_parameter', 'help_text', 'build_parser', 'OutputClosed', 'printable_output',
+           'present_output', 'flush_output', 'reader_is_gone', 'drop_output', 'print_error', 'main', 'run_command',
+           'say_error', 'short_warnings', 'is_expected', 'is_out_of_memory', 'error_sentence', 'system_sentence']
 
 # %% ../nbs/commands.ipynb #b3c01205
 import argparse
@@ -525,6 +525,57 @@ def is_our_script(path: Path) -> bool:
     "Whether a file is a script that `dpt_train --slurm` wrote."
     text = path.read_text(encoding="utf-8")
     return text.startswith("#!") and "#SBATCH" in text and "dpt_nb" in text
+
+# %% ../nbs/commands.ipynb #c1756f43
+def dpt_distill(
+    *,
+    teacher: str,  # model that labels the images: folder, checkpoint of any project, Hub id, URL or name of the zoo
+    student: str,  # a recipe's name, a recipe file, the folder of a run, or the name of a network, also one of timm's
+    images: str,  # folder of images or of WebDataset shards, a pattern of shards, or hf:NAME of Hugging Face datasets
+    out: str,  # folder of the run
+    labels: str | None = None,  # folder for the teacher's labels; default: OUT_labels
+    labels_only: bool = False,  # write the labels and stop; may be typed on several machines that share the folder
+    variant: str | None = None,  # name of the zoo, for a teacher's file that does not tell which model it is
+    shard_size: int = 1000,  # images in a shard of labels
+    longer_side: int | None = None,  # pixels to which larger images are reduced before they are labelled and kept
+    precision: str = "float32",  # of the teacher: float32, float16 or bfloat16
+    set: list[str] | None = None,  # change a field of the student's recipe, FIELD=VALUE; may be repeated
+    resume: bool = False,  # go on with the run in OUT; labels always go on
+    cpu: bool = False,  # do not use CUDA
+    workers: int = 1,  # processes that read samples, for each training process
+    num_processes: int | None = None,  # that label, and that train; default: one for each GPU, or one
+    dry_run: bool = False,  # print the student's recipe and stop
+) -> None:
+    "Label images with a large network, and train a small one on the labels: as dpt_train, and a folder of shards."
+    check_processes(workers, num_processes)
+    check_number("--shard-size", shard_size, 1, 10**6)
+    check_number("--longer-side", longer_side, 1, 10**5)
+    if dry_run:
+        return print_student(student, set or [])
+    from dpt_nb.training.distillation import distill, label_images, usual_processes
+
+    labelling = dict(variant=variant, shard_size=shard_size, longer_side=longer_side, precision=precision)
+    options = dict(num_processes=num_processes or usual_processes(cpu), cpu=cpu)
+    if labels_only:
+        return report_labels(label_images(teacher, images, labels or f"{out}_labels", **options, **labelling))
+    options |= dict(labels=labels, changes=set or [], labelling=labelling, resume=resume, workers=workers)
+    report_training(distill(teacher, student, images, out, **options), f"distilled from {teacher}", out)
+
+
+def print_student(student: str, changes: list[str]) -> None:
+    "The recipe that a student would follow."
+    from dpt_nb.training.distillation import distillation_recipe
+    from dpt_nb.training.recipe_fields import change_recipe
+    from dpt_nb.training.recipes import recipe_table
+
+    print(recipe_table(change_recipe(distillation_recipe(student), changes)))
+
+
+def report_labels(about: dict) -> None:  # about: the manifest
+    "How many images were labelled, and which were not."
+    finished = about["finished"]
+    print(f"{finished['count']} images are labelled by {about['teacher']}, in {finished['shards']} shards.")
+    print(*finished["left_out"], sep="\n", end="\n" * bool(finished["left_out"]), file=sys.stderr)
 
 # %% ../nbs/commands.ipynb #6a6e82f6
 def dpt_runs(
@@ -1120,7 +1171,17 @@ def report_demo(
 # %% ../nbs/commands.ipynb #5adae606
 COMMANDS = {
     function.__name__: function
-    for function in (dpt_convert, dpt_data, dpt_demo, dpt_eval, dpt_export, dpt_predict, dpt_runs, dpt_train)
+    for function in (
+        dpt_convert,
+        dpt_data,
+        dpt_demo,
+        dpt_distill,
+        dpt_eval,
+        dpt_export,
+        dpt_predict,
+        dpt_runs,
+        dpt_train,
+    )
 }
 
 

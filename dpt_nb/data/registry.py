@@ -21,6 +21,7 @@ from .folder import Folder, make_folder
 from .kitti import KITTI, make_kitti
 from .nyu import NYU, make_nyu
 from .pascal_context import PascalContext, make_pascal_context
+from .pseudo_labels import PseudoLabels
 from .sampling import Mixture
 from .scene_sets import Scenes
 from ..images.files import WriteError, write_failure
@@ -37,6 +38,7 @@ DATASETS = Registry(
         "nyu": NYU,
         "ade20k": ADE20K,
         "pascal_context": PascalContext,
+        "pseudo_labels": PseudoLabels,
     },
 )
 RENDERED = ("rooms", "streets")  # rendered when they are missing, below any root

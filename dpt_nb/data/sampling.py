@@ -95,6 +95,8 @@ class TransformedDataset(Dataset):
         seed: int,  # with epoch and index, it determines the generator
         reading: torch.Tensor | None = None,  # `(workers,)` int64 in shared memory: which sample each worker reads
     ):
+        if hasattr(transform, "with_dataset"):  # some mix two samples
+            transform = transform.with_dataset(dataset)
         self.dataset, self.transform, self.seed, self.reading = dataset, transform, seed, reading
 
     def __len__(self) -> int:

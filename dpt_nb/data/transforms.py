@@ -540,5 +540,13 @@ class Compose:
             sample = transform(sample, generator)
         return dict(sample)
 
+    def with_dataset(self, dataset):
+        "The same, whose transforms that mix two samples know where to take the other one, and what comes before them."
+        bound = []
+        for place, transform in enumerate(self.transforms):
+            mixes = hasattr(transform, "with_dataset")
+            bound.append(transform.with_dataset(dataset, Compose(*self.transforms[:place])) if mixes else transform)
+        return Compose(*bound)
+
     def __repr__(self) -> str:
         return f"Compose({', '.join(map(repr, self.transforms))})"

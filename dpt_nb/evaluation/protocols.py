@@ -140,6 +140,7 @@ DEFAULT_PROTOCOLS = {  # name of a data set, as in `DATASETS` of `data.registry`
     "nyu": "nyu",
     "ade20k": "ade20k",
     "pascal_context": "pascal_context",
+    "pseudo_labels": "zero_shot",
 }
 
 

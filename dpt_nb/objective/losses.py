@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['silog_of_errors', 'silog_loss', 'CountingLoss', 'SILogLoss', 'gradient_matching_loss', 'GradientMatchingLoss',
            'DepthLoss', 'depth_regression_loss', 'DepthRegressionLoss', 'to_inverse_depth', 'image_gradient_loss',
-           'ssi_loss', 'SSILoss', 'check_class_weights', 'enlarge_auxiliary', 'segmentation_loss', 'SegmentationLoss']
+           'ssi_of_images', 'ssi_loss', 'SSILoss', 'check_class_weights', 'enlarge_auxiliary', 'segmentation_loss',
+           'SegmentationLoss']
 
 # %% ../../nbs/objective/09_losses.ipynb #3de37568
 from collections.abc import Iterator, Sequence
@@ -434,6 +435,25 @@ def image_gradient_loss(
     return total
 
 
+def ssi_of_images(
+    prediction: torch.Tensor,  # `(B, 1, H, W)` inverse depth, any scale and shift
+    target: torch.Tensor,  # `(B, 1, H, W)` inverse depth, 0 = not measured
+    alignment: str,  # of `ssi_loss`, as what follows
+    trim: float,
+    gradient: float,
+    scales: int,
+) -> tuple[torch.Tensor, torch.Tensor]:  # `(B,)` each: the loss, 0 where nothing is measured; and the measured pixels
+    "What `ssi_loss` is the mean of."
+    prediction, target, measured = measured_pair(prediction, target)
+    residual = aligned_residual(prediction, target, measured, alignment)
+    count = measured.flatten(1).sum(1)
+    errors = residual.abs() if alignment == "median" else residual.square()
+    image_loss = trimmed_sum(errors, measured, trim) / (2 * count).clamp_min(1)
+    if gradient:
+        image_loss = image_loss + gradient * image_gradient_loss(residual, measured, scales)
+    return image_loss, count
+
+
 def ssi_loss(
     prediction: torch.Tensor,  # `(B, 1, H, W)` inverse depth, any scale and shift
     target: torch.Tensor,  # `(B, 1, H, W)` inverse depth, 0 = not measured
@@ -446,13 +466,7 @@ def ssi_loss(
     measured pixel. Raises `ValueError` for unequal shapes, another `alignment`, or a `trim` that leaves nothing."""
     check_ssi(alignment, trim)
     with torch.autocast(prediction.device.type, enabled=False):
-        prediction, target, measured = measured_pair(prediction, target)
-        residual = aligned_residual(prediction, target, measured, alignment)
-        count = measured.flatten(1).sum(1)
-        errors = residual.abs() if alignment == "median" else residual.square()
-        image_loss = trimmed_sum(errors, measured, trim) / (2 * count).clamp_min(1)
-        if gradient:
-            image_loss = image_loss + gradient * image_gradient_loss(residual, measured, scales)
+        image_loss, count = ssi_of_images(prediction, target, alignment, trim, gradient, scales)
         return image_loss.sum() / (count > 0).sum().clamp_min(1)
 
 # %% ../../nbs/objective/09_losses.ipynb #95faf068

@@ -16,11 +16,13 @@ from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from functools import partial
 
+from ..data.strong_augmentation import Blur, CutMix
 from ..data.transforms import ColorJitter, Compose, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window
 from ..network.heads import HEADS
 from ..objective.absolute import AbsoluteLoss
 from ..objective.losses import DepthLoss, DepthRegressionLoss, SegmentationLoss, SILogLoss, SSILoss
 from ..objective.normals import AngularLoss
+from ..objective.regions import RegionSSILoss
 from ..objective.sky import SkyLoss
 from ..objective.uncertainty import ConfidenceLoss
 from ..registry import OWN, Registry, calling_module
@@ -228,7 +230,7 @@ TRANSFORMS = Registry(
     "transform",
     {
         transform.__name__: transform
-        for transform in (ColorJitter, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window)
+        for transform in (Blur, ColorJitter, Crop, CutMix, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window)
     },
 )
 
@@ -240,7 +242,7 @@ def loss_table(head: str, **known: type) -> Registry:  # known: name → class
 
 LOSSES = {  # head → its losses by name
     "depth": loss_table("depth", silog_and_gradient=DepthLoss, silog=SILogLoss, regression=DepthRegressionLoss),
-    "inverse_depth": loss_table("inverse_depth", scale_and_shift_invariant=SSILoss),
+    "inverse_depth": loss_table("inverse_depth", scale_and_shift_invariant=SSILoss, by_region=RegionSSILoss),
     "label": loss_table("label", cross_entropy=SegmentationLoss),
     "normal": loss_table("normal", angular=AngularLoss),
     "relative_depth": loss_table(
