@@ -10,14 +10,15 @@ __all__ = ['EXPONENTS', 'COMMANDS', 'OptionError', 'check_number', 'parse_amount
            'train_sweep', 'list_recipes', 'print_dry_run', 'report_launch', 'report_training', 'check_processes',
            'refuse_foreign', 'is_our_report', 'is_our_script', 'dpt_distill', 'print_student', 'report_labels',
            'dpt_runs', 'dpt_eval', 'check_subject', 'check_subject_data', 'check_without_model', 'check_eval_numbers',
-           'choose_protocol', 'check_eval_files', 'DataSource', 'open_validation', 'scene_targets',
-           'refuse_training_images', 'evaluate_files', 'evaluate_model', 'submit', 'report_evaluation', 'row_name',
-           'write_galleries', 'write_panel', 'write_signed_figure', 'dpt_data', 'parse_assignments', 'parse_value',
-           'check_data_options', 'make_data', 'check_data', 'survey_splits', 'folder_of', 'init_data', 'show_data',
-           'dpt_convert', 'dpt_export', 'report_parity', 'parse_size', 'dpt_demo', 'print_next_steps', 'report_demo',
-           'how_to_parse', 'add_parameter', 'help_text', 'build_parser', 'OutputClosed', 'printable_output',
-           'present_output', 'flush_output', 'reader_is_gone', 'drop_output', 'print_error', 'main', 'run_command',
-           'say_error', 'short_warnings', 'is_expected', 'is_out_of_memory', 'error_sentence', 'system_sentence']
+           'choose_protocol', 'check_eval_files', 'DataSource', 'open_validation', 'open_scenes', 'scene_targets',
+           'refuse_training_images', 'evaluate_files', 'evaluate_model', 'submit', 'check_fit_options', 'evaluate_fit',
+           'report_evaluation', 'row_name', 'write_galleries', 'write_panel', 'write_signed_figure', 'dpt_data',
+           'parse_assignments', 'parse_value', 'check_data_options', 'make_data', 'check_data', 'survey_splits',
+           'folder_of', 'init_data', 'show_data', 'dpt_convert', 'dpt_export', 'report_parity', 'parse_size',
+           'dpt_demo', 'print_next_steps', 'report_demo', 'how_to_parse', 'add_parameter', 'help_text', 'build_parser',
+           'OutputClosed', 'printable_output', 'present_output', 'flush_output', 'reader_is_gone', 'drop_output',
+           'print_error', 'main', 'run_command', 'say_error', 'short_warnings', 'is_expected', 'is_out_of_memory',
+           'error_sentence', 'system_sentence']
 
 # %% ../nbs/commands.ipynb #b3c01205
 import argparse
@@ -616,6 +617,9 @@ def dpt_eval(
     size: str | None = None,  # input resolution, height x width, such as 352x1216; default: as the authors test it
     # by which interpolation: antialiased, isl-org, depth-anything, mmseg, transformers, …; default: the model's own
     resizing: str | None = None,
+    # also fit a scale and a shift to the training split, of all images at once or one scale for each focal length
+    fit: Literal["none", "dataset", "focal"] = "none",
+    save_fit: str | None = None,  # with --fit dataset, of relative depth: folder for a model that says metres by it
     submission: str | None = None,  # write FILE.zip for KITTI's server, from its anonymous test images, and stop
     # folder for report.json, panel.png and a gallery of the worst, median and best images; default: print only
     out: str | None = None,
@@ -630,6 +634,7 @@ def dpt_eval(
         check_without_model(flip, submission, scales, variant or size or resizing)
     check_eval_numbers(count, batch_size, scale)
     check_eval_files(out, submission)
+    check_fit_options(fit, save_fit, predictions or submission)
     protocol = choose_protocol(protocol, data, submission)
     source = DataSource(data, data_root, parse_assignments(set or [], given=("count", "split")), count)
     source.follow_protocol(protocol)
@@ -640,6 +645,8 @@ def dpt_eval(
     predictor = Feeding(flip, scales, size, resizing).open_predictor(model, variant, device)
     if submission:
         return submit(predictor, source, submission)
+    if fit != "none":
+        return evaluate_fit(predictor, source, rules, batch_size, fit, dict(model=model) | settings, out, save_fit)
     evaluated = evaluate_model(predictor, source, rules, batch_size, per_image)
     settings |= dict(flip=flip, scales=scales, size=size or "", resizing=resizing or "")
     report_evaluation(*evaluated, dict(model=model) | settings, out, per_image)
@@ -758,8 +765,13 @@ def open_validation(predictor, source: DataSource):
         split = source.open("held_out")
         refuse_training_images(split, source)
         return split
+    return open_scenes(predictor, source, "held_out")
+
+
+def open_scenes(predictor, source: DataSource, split: str):
+    "A split of rendered scenes, at the model's input resolution."
     targets = scene_targets(predictor.model.config.heads)
-    return source.open("held_out", count=source.count, size=predictor.policy.window, **targets)
+    return source.open(split, count=source.count, size=predictor.policy.window, **targets)
 
 
 def scene_targets(heads: dict) -> dict[str, bool]:  # heads: of a config; options of rendered scenes
@@ -822,6 +834,48 @@ def submit(
     missing = f" The server wants {wanted}." if written != wanted else ""
     images = "test image" if written == 1 else "test images"
     print(f"{file} holds the predictions for {written} {images}, and was read back.{missing}")
+
+# %% ../nbs/commands.ipynb #8632fb64
+def check_fit_options(
+    fit: str,
+    save_fit: str | None,  # folder of a model to write
+    other: str | None,  # predictions in files, or a submission
+) -> None:
+    "Raises `OptionError` for options of `--fit` that do not go together, and for a folder that is there."
+    if fit != "none" and other:
+        raise OptionError("--fit asks a model about the training split, too: leave --predictions and --submission out.")
+    if save_fit and fit != "dataset":
+        raise OptionError(f"--save-fit writes a model with one scale and shift: add --fit dataset, found --fit {fit}.")
+    if save_fit and os.path.lexists(save_fit):
+        raise OptionError(f"{save_fit} exists and was left as it is: move it away, or choose another name.")
+
+
+def evaluate_fit(
+    predictor,
+    source: DataSource,
+    protocol,  # by which
+    batch_size: int,
+    by: str,  # "dataset" or "focal"
+    settings: dict,  # saved in the report
+    out: str | None,  # folder for report.json
+    save_fit: str | None,  # folder for a model of metric depth
+) -> None:
+    "Fit to the training split, evaluate on the validation split, print what each way of scaling reaches."
+    from dpt_nb.data.registry import RENDERED
+    from dpt_nb.evaluation.dataset_fit import FIT_ROWS, compare_fits, fit_dataset, metric_model
+    from dpt_nb.evaluation.evaluate import depth_table, write_report
+
+    held_out = open_validation(predictor, source)
+    train = open_scenes(predictor, source, "train") if source.name in RENDERED else source.open("train")
+    fit = fit_dataset(predictor, train, protocol, by, batch_size)
+    rows = compare_fits(predictor, fit, held_out, protocol, batch_size)
+    print(f"{fit}\n\n{depth_table(rows)}\n{rows['image by image']['images']} validation images evaluated.")
+    if out:
+        report = next(metrics for row, metrics in rows.items() if row in FIT_ROWS.values())
+        write_report(f"{out}/report.json", report | settings | dict(fit=fit.as_json(), rows=rows))
+    if save_fit:
+        metric_model(predictor.model, fit).save_pretrained(save_fit)
+        print(f"{save_fit} holds the model with this scale and shift: it predicts metres.")
 
 # %% ../nbs/commands.ipynb #a7d1e65c
 def report_evaluation(

@@ -420,7 +420,7 @@ def camera(self: Folder, entry: Entry) -> Intrinsics:
             "[fx, fy, cx, cy] or a file, or the columns fx, fy, cx, cy of files.csv.",
             "impossible camera",
         )
-    return find_camera(self.told_camera, self.root, entry.image, self.keys.get(entry.image, ()))
+    return find_camera(self.told_camera, self.root, entry.image, self.image_key(entry.image))
 
 # %% ../../nbs/data/folder.ipynb #a73cb264
 @patch
@@ -459,20 +459,19 @@ def pair_entries(
 
 @patch(as_prop=True)
 def keys(self: Folder) -> dict[Path, tuple[str, ...]]:
-    "What fills the gaps in the name of an image's camera."
+    "What fills the gaps in the names of images, where a pattern says them."
     if "found_keys" not in self.__dict__:
-        self.found_keys = {path: key for key, path in self.named_images()}
+        self.found_keys = {path: key for key, path in match_files(self.root, self.pair[0]).items()}
     return self.found_keys
 
 
 @patch
-def named_images(self: Folder) -> list[tuple[tuple[str, ...], Path]]:
-    "Each image with its name, or the parts of it that differ."
+def image_key(self: Folder, image: Path) -> tuple[str, ...]:
+    "What fills the gaps in the name of an image's camera: its own name, or the parts of it that differ."
     if self.pair is not None:
-        return list(match_files(self.root, self.pair[0]).items())
-    below = lambda path: next((place for place in path.parents if place.name == "rgb"), path.parent)
-    images = [entry.image for entry in self.entries]
-    return [((path.relative_to(below(path)).with_suffix("").as_posix(),), path) for path in images]
+        return self.keys.get(image, ())
+    below = next((place for place in image.parents if place.name == "rgb"), image.parent)
+    return (image.relative_to(below).with_suffix("").as_posix(),)
 
 
 def held_out_by_place(image: Path, folder: Path, fraction: float) -> bool:

@@ -19,6 +19,7 @@ from .ade20k import ADE20K, make_ade20k
 from .datasets import DatasetError, FileDataset
 from .folder import Folder, make_folder
 from .kitti import KITTI, make_kitti
+from .lidar_folder import make_lidar_folder
 from .nyu import NYU, make_nyu
 from .pascal_context import PascalContext, make_pascal_context
 from .pseudo_labels import PseudoLabels
@@ -114,6 +115,7 @@ MINIATURES = {
     "ade20k": make_ade20k,
     "pascal_context": make_pascal_context,
     "folder": make_folder,
+    "lidar_folder": make_lidar_folder,
 }
 
 

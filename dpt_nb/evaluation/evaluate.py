@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['METRIC_TABLES', 'check_cut', 'window_mask', 'to_evaluated', 'measured_pixels', 'check_target_sizes', 'ErrorsKept',
-           'read_share', 'in_batches', 'sample_focals', 'predicted', 'metrics_of_each', 'check_evaluation',
-           'check_share', 'process_count', 'class_names', 'predict_share', 'evaluate', 'check_same_size',
-           'median_depth', 'ConstantPredictor', 'check_class_numbers', 'class_shares', 'class_frequencies',
-           'FrequencyPredictor', 'mean_normal', 'metric_cell', 'metric_line', 'metric_table', 'depth_table',
-           'label_table', 'normal_table', 'other_metrics', 'report_tables', 'panel', 'write_report']
+           'read_share', 'in_batches', 'sample_focals', 'with_camera', 'predicted', 'metrics_of_each',
+           'check_evaluation', 'check_share', 'process_count', 'class_names', 'predict_share', 'evaluate',
+           'check_same_size', 'median_depth', 'ConstantPredictor', 'check_class_numbers', 'class_shares',
+           'class_frequencies', 'FrequencyPredictor', 'mean_normal', 'metric_cell', 'metric_line', 'metric_table',
+           'depth_table', 'label_table', 'normal_table', 'other_metrics', 'report_tables', 'panel', 'write_report']
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #a1859c26
 import copy
@@ -174,9 +174,22 @@ def sample_focals(
     if predictor.focal is None and predictor.field_of_view is None:
         raise EvaluationError(
             f"{batch[0]['path']} comes without its camera, and this network needs the focal length to say metres: "
-            "evaluate on data with intrinsics, or give the Predictor a focal length or field_of_view."
+            "evaluate on data with intrinsics (of a folder: --set camera=…), or give the Predictor a focal length or "
+            "field_of_view."
         )
     return {}
+
+
+def with_camera(
+    predictor,  # anything that predicts
+    sample: dict,  # of a data set
+):  # the same, or a copy that is told the sample's camera
+    "For an image that is predicted alone: its own focal length, where the network needs one and the sample knows it."
+    if not getattr(predictor, "canonical", None) or "intrinsics" not in sample:
+        return predictor
+    told = copy.copy(predictor)
+    told.focal, told.field_of_view = matrix_focal(sample["intrinsics"]).pixels, None
+    return told
 
 
 def predicted(

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..data.datasets import Entry, FileDataset
 from ..data.kitti import KITTI
 from ..data.nyu import NYUSync
-from .evaluate import evaluate, measured_pixels
+from .evaluate import evaluate, measured_pixels, with_camera
 from .protocols import EvaluationError, Protocol
 from ..images.files import atomic_write, write_failure
 from ..images.images import open_undecoded, read_depth, read_image
@@ -386,8 +386,9 @@ def write_predictions(
     sizes = {}
     with zipfile.ZipFile(path, "w") as archive:
         for index in tqdm(range(len(dataset)), desc="predicting", unit="image", disable=not progress, leave=False):
-            image, name = dataset[index]["image"], dataset.entries[index].image.name
-            archive.writestr(name, submission_png(metric_depth(predictor, image), name))
+            sample, name = dataset[index], dataset.entries[index].image.name
+            image, told = sample["image"], with_camera(predictor, sample)
+            archive.writestr(name, submission_png(metric_depth(told, image), name))
             sizes[name] = tuple(image.shape[-2:])
     return sizes
 

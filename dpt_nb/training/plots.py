@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..data.sampling import spread_indices
+from ..evaluation.evaluate import with_camera
 from ..evaluation.gallery import leading_metric
 from ..images.colors import color_depth, color_label, color_values, depth_range, label_patches, value_range
 from ..images.files import atomic_write
@@ -205,7 +206,8 @@ def draw_samples(
     "Some samples of a data set, evenly spread, and what a network predicts for them."
     indices = spread_indices(dataset, min(count, len(dataset)))
     samples = [dataset[index] for index in indices]
-    predictions = [prompted_by_truth(predictor, [sample])(sample["image"]) for sample in samples]
+    asked = (with_camera(prompted_by_truth(predictor, [sample]), sample) for sample in samples)
+    predictions = [ask(sample["image"]) for ask, sample in zip(asked, samples)]
     return validation_figure(samples, predictions, tuple(getattr(dataset, "classes", ())))
 
 

@@ -45,6 +45,7 @@ class DataGroup:
     train: dict = field(default_factory=dict)  # options of the training split
     held_out: dict = field(default_factory=dict)  # options of the validation split
     transforms: list = field(default_factory=list)  # [name, arguments] in order
+    canonical_focal: float = 0.0  # metres are learned for a camera of so many pixels as the network sees it; 0: as is
     drop_last: bool = False  # leave the incomplete batch at the end of each epoch out
     may_change: bool = False  # a run that is resumed may go on with other samples than it began with
 
@@ -282,6 +283,7 @@ LIMITS = {  # field → whether a value is possible, and the words for what is
         lambda value: value in ("vectors", "norms", "embeddings"),
         "vectors, norms or embeddings",
     ),
+    "data.canonical_focal": (lambda value: 0 <= value <= 1e6, "pixels from 0 to 1000000; 0 is none"),
     "tune.way": (lambda value: value in WAYS, "full, layer_decay, decoder or lora"),
     "tune.rank": (lambda value: value >= 1, "at least 1"),
     "tune.alpha": (lambda value: value > 0, "above 0"),

@@ -6,7 +6,7 @@
 __all__ = ['step_layers', 'branch_layers', 'conv_modules', 'kaiming_decoder', 'open_weights', 'new_model', 'build_model',
            'taught_heads', 'freeze_untrained', 'auxiliary_without_effect', 'network_without_effect', 'TrainState',
            'replicated', 'sharded', 'network_for', 'prepare', 'open_data', 'total_steps', 'check_class_count',
-           'name_classes', 'check_cameras', 'check_samples', 'open_run', 'get_protocol']
+           'name_classes', 'check_samples', 'open_run', 'get_protocol']
 
 # %% ../../nbs/training/train_state.ipynb #23702474
 import copy
@@ -25,7 +25,6 @@ from ..data.registry import open_dataset
 from ..data.sampling import sample_names
 from ..data.splits import check_splits, shared_options
 from ..evaluation.protocols import PROTOCOLS, Protocol, protocol_for
-from ..inference.focal import canonical_heads
 from ..network.dpt import DPT
 from ..network.fusion import Fusion
 from ..network.heads import HEADS, taught_by
@@ -33,6 +32,7 @@ from ..network.named import NAMED
 from ..network.zoo import create_model
 from ..registry import OWN
 from .batch_loss import takes
+from .canonical_camera import check_cameras, set_canonical_focal
 from .checkpointing import LastRow, MissingTargets
 from .distributed import WholeModel, WholeOptimizer, convert_sync_batchnorm, full_tensor, shard
 from .fine_tuning import TapCache, begin_way, open_tap_cache
@@ -102,7 +102,7 @@ def build_model(recipe: Recipe) -> DPT:
             f"The recipe has losses for {list(recipe.losses)} and the model has the heads {list(model.heads)}. "
             "Every loss needs its head, and there has to be one."
         )
-    return model
+    return set_canonical_focal(recipe, model)
 
 # %% ../../nbs/training/train_state.ipynb #b1606a54
 def taught_heads(losses: dict) -> set[str]:  # losses: by head
@@ -328,18 +328,6 @@ def name_classes(
             model.config.class_names = names
 
 # %% ../../nbs/training/train_state.ipynb #541b5058
-def check_cameras(state: TrainState) -> None:
-    "Raises `RecipeError` for a head that needs to know each image's camera, and data that do not say it."
-    needs = sorted(set(canonical_heads(state.network.config.heads)) & set(state.losses))
-    if needs and "intrinsics" not in state.train.targets:
-        raise RecipeError(
-            f"The head {needs[0]!r} counts metres for a camera of one focal length, so every image's camera has to be "
-            f"known, and the samples of {state.recipe.data.name} hold {', '.join(state.train.targets)}. Train on "
-            "data with intrinsics, or give the head anew without canonical_focal (model.changes.heads), to learn plain "
-            "metres."
-        )
-
-
 def check_samples(state: TrainState) -> None:
     "Raises `TrainingError` for training samples that the losses cannot use."
     recipe, configured = state.recipe, state.network.config.heads
@@ -366,7 +354,7 @@ def open_run(
     state.schedule = build_schedule(recipe, state.optimizer.optimizer, state.steps)
     state.taps = open_tap_cache(state, data_root)
     open_loader(state, 0, state.steps, 0)
-    check_cameras(state)
+    check_cameras(recipe, state.network.config, state.train, state.held_out)
     check_samples(state)
     return state
 
