@@ -57,6 +57,7 @@ from .optim import apply_rates, planned_rates
 from .plots import LossPlot, save_figure
 from .recipe_fields import Recipe, RecipeWarning, change_recipe, settings_without_effect
 from .recipe_files import open_recipe
+from .report import report_at_end, wants_report
 from dpt_nb.training.run_folder import (
     RunLock,
     Stopped,
@@ -528,6 +529,8 @@ def finish(
     report |= baseline_metrics(state, progress)
     report |= run_facts(run, model, seconds) | dict(without_truth=missing)
     write_report(run.out / "report.json", report)
+    if wants_report(state.recipe):
+        report_at_end(state.recipe, run.out, model, state.held_out, state.accelerator.device, progress)
     return report
 
 # %% ../../nbs/training/16_loop.ipynb #469f8b0d
