@@ -8,7 +8,7 @@ __all__ = ['EXPONENTS', 'COMMANDS', 'OptionError', 'check_number', 'parse_amount
            'check_videos', 'predict_videos', 'named_once', 'depth_facts', 'extent', 'prediction_line',
            'report_predictions', 'report_run', 'dpt_train', 'need_recipe', 'check_sweep', 'train_planned',
            'train_sweep', 'list_recipes', 'print_dry_run', 'report_launch', 'report_training', 'check_processes',
-           'refuse_foreign', 'is_our_report', 'is_our_script', 'dpt_runs', 'dpt_eval', 'check_subject',
+           'refuse_foreign', 'is_our_report', 'is_our_script', 'dpt_runs', 'dpt_report', 'dpt_eval', 'check_subject',
            'check_subject_data', 'check_without_model', 'check_eval_numbers', 'choose_protocol', 'check_eval_files',
            'DataSource', 'open_validation', 'scene_targets', 'refuse_training_images', 'evaluate_files',
            'evaluate_model', 'submit', 'report_evaluation', 'row_name', 'write_galleries', 'write_panel',
@@ -545,6 +545,19 @@ def dpt_runs(
     print(comparison)
     if out:
         print(f"\nThe curves are in {out}.")
+
+# %% ../nbs/commands.ipynb #d7d103e1
+def dpt_report(
+    run: str,  # folder of a run that has ended and began with given weights
+    *,
+    data_root: str | None = None,  # where data is kept; default: where it was when the run was trained
+    cpu: bool = False,  # do not use CUDA even where there is one
+) -> None:
+    "Compare a fine-tuned network with the one that it began as, say why it got worse, and write RUN/report.html."
+    from dpt_nb.training.report import report
+
+    print(report(run, data_root, cpu))
+    print(f"\nTables, curves and images are in {run}/report.html.")
 
 # %% ../nbs/commands.ipynb #083c755b
 def dpt_eval(
@@ -1119,7 +1132,17 @@ def report_demo(
 # %% ../nbs/commands.ipynb #5adae606
 COMMANDS = {
     function.__name__: function
-    for function in (dpt_convert, dpt_data, dpt_demo, dpt_eval, dpt_export, dpt_predict, dpt_runs, dpt_train)
+    for function in (
+        dpt_convert,
+        dpt_data,
+        dpt_demo,
+        dpt_eval,
+        dpt_export,
+        dpt_predict,
+        dpt_report,
+        dpt_runs,
+        dpt_train,
+    )
 }
 
 

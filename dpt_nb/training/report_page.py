@@ -170,10 +170,8 @@ def picture_row(shown: dict) -> list[str]:  # shown: of `BeforeAfter`; HTML
 
 def pictures(found: BeforeAfter) -> str:
     "A few of the images."
-    rows = [
-        f'<p>{escape(str(each["path"]))}</p><div class="row">{"".join(picture_row(each))}</div>' for each in found.shown
-    ]
-    return "".join(rows)
+    name = lambda each: escape("/".join(Path(str(each["path"])).parts[-2:]))
+    return "".join(f"<p>{name(each)}</p><div>{''.join(picture_row(each))}</div>" for each in found.shown)
 
 # %% ../../nbs/training/report_page.ipynb #fcc3872e
 STYLE = """
@@ -221,6 +219,7 @@ def depth_parts(report: Report) -> list[str]:  # HTML; empty without depth in me
     edge = error_table(border, "distance", "px") if border else "<p>Every pixel is measured: there is no border.</p>"
     return [
         "<h2>By depth</h2>",
+        "<p>Mean relative error of measured pixels; gray before, blue after.</p>",
         error_table(by_depth(pixels), "depth", "m"),
         "<h2>By distance to the border of what is measured</h2>",
         edge,
