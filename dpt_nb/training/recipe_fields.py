@@ -351,6 +351,11 @@ def check_way(recipe: Recipe) -> None:
             f"loop.fsdp does not go together with tune.way={way}: what is not trained needs neither gradients nor an "
             "optimizer's state, and little would be saved. Set loop.fsdp=false."
         )
+    if recipe.loop.fsdp and recipe.tune.agreement_weight:
+        raise RecipeError(
+            "loop.fsdp does not go together with tune.agreement_weight: each process would keep a whole copy of the "
+            "frozen original, which is what sharding is to avoid. Set loop.fsdp=false, or the weight to 0."
+        )
 
 
 def check_groups(head: str, arguments: dict, at_once: int) -> None:  # arguments: of its loss; at_once: images
@@ -446,6 +451,8 @@ def tuning_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
         for name, owner in owners.items()
         if way != owner and not is_default(recipe, f"tune.{name}")
     ]
+    if not recipe.tune.agreement_weight and not is_default(recipe, "tune.agreement_pixels"):
+        sentences.append("tune.agreement_pixels has no effect: tune.agreement_weight is 0.")
     still = ("optimizer.backbone", "optimizer.layer_decay", "optimizer.freeze_steps", "loop.checkpointing")
     if way == "decoder":
         changed_ones = [path for path in still if not is_default(recipe, path)]
