@@ -146,9 +146,8 @@ SMALL = ("data.train.size=[48,64]", "data.held_out.size=[48,64]", "keep.report_i
 SPARSE = ("tune.agreement_weight=0.5", "tune.agreement_pixels=all")
 
 
-@pytest.mark.parametrize(
-    "way", ["decoder", *(pytest.param(way, marks=pytest.mark.slow) for way in ("full", "layer_decay", "lora"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["full", "layer_decay", "decoder", "lora"])
 def test_held_to_the_original_resume_is_exact(way, home, tmp_path):
     words = [*SPARSE, *SMALL, f"tune.way={way}", "loop.steps=3"]
     straight = ran(tmp_path / "straight", home / "data", *words)
@@ -157,8 +156,8 @@ def test_held_to_the_original_resume_is_exact(way, home, tmp_path):
     (tmp_path / "straight" / "checkpoints" / "step-00000003.pt").unlink()
     shutil.rmtree(tmp_path / "straight" / "model")
     assert same(straight, ran(tmp_path / "straight", home / "data", *words, resume=True))
-    if way != "decoder":
-        assert not same(straight, ran(tmp_path / "free", home / "data", *words, "tune.agreement_weight=0"))
+    free = ran(tmp_path / "free", home / "data", *words, "tune.agreement_weight=0")
+    assert not same(straight, free), "the weight does something"
 
 
 @pytest.mark.slow

@@ -132,8 +132,9 @@ def several_cameras(numbers: Numbers) -> float:  # the correlation; 0 where fact
 
 def other_focal(numbers: Numbers) -> Cause | None:
     "Metres as of another lens."
-    heads, fits = numbers.recipe.model.changes.get("heads", {}), numbers.before
-    if fits is None or numbers.after is None or canonical_heads(heads):
+    recipe, fits = numbers.recipe, numbers.before
+    told = recipe.data.canonical_focal or canonical_heads(recipe.model.changes.get("heads", {}))
+    if fits is None or numbers.after is None or told:
         return None
     factor, related = fits.factor, several_cameras(numbers)
     one_lens = math.log(MODERATE) < abs(math.log(factor)) < math.log(LENS) and fits.spread < ALIKE
@@ -150,8 +151,8 @@ def other_focal(numbers: Numbers) -> Cause | None:
         f"{fits.set_scale:.3f}"
     )
     focal = sum(numbers.focals.values()) / len(numbers.focals) if numbers.focals else 500
-    changes = (f"model.changes.heads.depth.canonical_focal={focal:.0f}",)
-    how = f"let the head count metres for one focal length ({changes[0]}), with the camera of each image known"
+    changes = (f"data.canonical_focal={focal:.0f}",)
+    how = f"learn metres as one camera has them ({changes[0]}), with the camera of each image known (data.train.camera)"
     return Cause("another focal length", f"{several if related > 0.7 else single}: {how}.", changes)
 
 # %% ../../nbs/training/causes.ipynb #2fd0249a

@@ -45,6 +45,7 @@ class DataGroup:
     train: dict = field(default_factory=dict)  # options of the training split
     held_out: dict = field(default_factory=dict)  # options of the validation split
     transforms: list = field(default_factory=list)  # [name, arguments] in order
+    canonical_focal: float = 0.0  # metres are learned for a camera of so many pixels as the network sees it; 0: as is
     drop_last: bool = False  # leave the incomplete batch at the end of each epoch out
     may_change: bool = False  # a run that is resumed may go on with other samples than it began with
 
