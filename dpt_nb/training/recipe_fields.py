@@ -293,6 +293,7 @@ LIMITS = {  # field → whether a value is possible, and the words for what is
         lambda value: value in ("vectors", "norms", "embeddings"),
         "vectors, norms or embeddings",
     ),
+    "data.canonical_focal": (lambda value: 0 <= value <= 1e6, "pixels from 0 to 1000000; 0 is none"),
     "tune.way": (lambda value: value in WAYS, "full, layer_decay, decoder or lora"),
     "tune.rank": (lambda value: value >= 1, "at least 1"),
     "tune.alpha": (lambda value: value > 0, "above 0"),
