@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LENS', 'ALIKE', 'UNITS', 'MODERATE', 'GAIN', 'FORGOTTEN', 'RISE', 'PART', 'FALL', 'CAUSES', 'Numbers', 'log_numbers',
            'collect_numbers', 'Cause', 'unit_words', 'scale_changes', 'wrong_scale', 'correlation', 'several_cameras',
-           'other_focal', 'forgetting', 'windows', 'high_rate', 'few_images', 'find_causes']
+           'other_focal', 'forgetting', 'windows', 'loss_parts', 'high_rate', 'few_images', 'find_causes']
 
 # %% ../../nbs/training/causes.ipynb #1572850d
 import math
@@ -177,17 +177,23 @@ def forgetting(numbers: Numbers) -> Cause | None:
 RISE = 1.5  # of the training loss, over what it was in the first twentieth
 
 
-def windows(pairs: list[tuple], count: int = 20) -> list[tuple]:  # pairs: (step, value); likewise, of parts
+def windows(pairs: list[tuple], count: int) -> list[tuple]:  # pairs: (step, value); likewise, of parts
     "Means over parts of equal length: the last step and the mean value of each."
     cuts = [len(pairs) * place // count for place in range(count + 1)]
     parts = [pairs[first:last] for first, last in zip(cuts, cuts[1:]) if last > first]
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
+def loss_parts(numbers: Numbers) -> list[tuple]:  # (last step, mean loss) of each; none of a run under 12 steps
+    "A twentieth of the run each, but at least 3 steps: single batches differ by half."
+    count = min(20, len(numbers.losses) // 3)
+    return windows(numbers.losses, count) if count >= 4 else []
+
+
 def high_rate(numbers: Numbers) -> Cause | None:
     "Steps that are too long."
-    means = windows(numbers.losses)
-    if len(means) < 5 or means[0][1] <= 0 or not numbers.worse:
+    means = loss_parts(numbers)
+    if not means or means[0][1] <= 0 or not numbers.worse:
         return None
     step, highest = max(means[1:], key=lambda pair: pair[1])
     if highest < RISE * means[0][1]:
@@ -209,8 +215,8 @@ FALL = 0.9  # of the training loss, over what it was there
 
 def few_images(numbers: Numbers) -> Cause | None:
     "Overfitting."
-    means = windows(numbers.losses)
-    if len(numbers.errors) < 3 or len(means) < 5 or min(value for _, value in means) <= 0:
+    means = loss_parts(numbers)
+    if len(numbers.errors) < 3 or not means or min(value for _, value in means) <= 0:
         return None
     best_step, best = min(numbers.errors, key=lambda pair: pair[1])
     last_step, last = numbers.errors[-1]
