@@ -133,7 +133,7 @@ def test_a_learning_rate_that_is_too_high_is_found_on_a_real_run(home):
 @pytest.mark.slow
 def test_forgetting_above_the_lidar_is_found_and_the_agreement_lowers_it(home):
     street = lambda scene: 2 * lower_half(lidar(scene["depth"], scene["intrinsics"], lines=24))
-    words = ("loop.steps=40", "optimizer.lr=1e-3")
+    words = ("loop.steps=30", "optimizer.lr=1e-3")
     naive = tuned(home, "above", "streets", street, *words)
     held = tuned(home, "above", "streets", street, *words, "tune.agreement_weight=1")
     print(naive.numbers.change, held.numbers.change, naive.found.after["abs_rel"], held.found.after["abs_rel"])
