@@ -28,7 +28,7 @@ from .compare_runs import best_names, direction, is_figure, markdown_table, metr
 from .error_by import Row, by_border, by_depth, by_height
 
 # %% ../../nbs/training/report_page.ipynb #9834a42e
-@dataclass
+@dataclass(repr=False)
 class Report:
     "Before and after fine-tuning: shows itself in a cell, prints as text, is saved as a page."
 
@@ -56,6 +56,9 @@ class Report:
         before, after = self.found.before.get(metric, math.nan), self.found.after[metric]
         word = "worse" if self.numbers.worse else "better" if before != after else "the same"
         return f"On the same {images} validation images {metric} went from {before:.4f} to {after:.4f}: {word}."
+
+    def __repr__(self) -> str:
+        return f"Report({self.name!r}: {self.verdict()})"
 
     def __str__(self) -> str:
         causes = [f"{cause.name}: {cause.sentence}" for cause in self.causes] or [NO_CAUSE]
