@@ -141,6 +141,7 @@ def test_forgetting_above_the_lidar_is_found_and_the_agreement_lowers_it(home):
     assert held.found.after["abs_rel"] < 1.1 * naive.found.after["abs_rel"], "the measured part is learned all the same"
 
 
+SMALL = ("data.train.size=[48,64]", "data.held_out.size=[48,64]", "keep.report_images=0")
 SPARSE = ("tune.agreement_weight=0.5", "tune.agreement_pixels=all")
 
 
