@@ -126,7 +126,7 @@ def test_a_wrong_scale_is_found_on_a_real_run(home):
 @pytest.mark.slow
 def test_a_learning_rate_that_is_too_high_is_found_on_a_real_run(home):
     plain, often = lambda scene: scene["depth"], ("loop.steps=24", "keep.validate_every=6")
-    assert "learning rate too high" in causes(tuned(home, "metres", "rooms", plain, *often, "optimizer.lr=2e-2"))
+    assert "learning rate too high" in causes(tuned(home, "metres", "rooms", plain, *often, "optimizer.lr=1e-2"))
     assert "learning rate too high" not in causes(tuned(home, "metres", "rooms", plain, *often, "optimizer.lr=1e-4"))
 
 
@@ -157,15 +157,6 @@ def test_held_to_the_original_resume_is_exact(way, home, tmp_path):
     assert same(straight, ran(tmp_path / "straight", home / "data", *words, resume=True))
     free = ran(tmp_path / "free", home / "data", *words, "tune.agreement_weight=0")
     assert not same(straight, free), "the weight does something"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["full", "lora", "decoder"])
-def test_pieces_and_a_whole_batch_train_alike(way, home, tmp_path):
-    words = [*SPARSE, f"tune.way={way}", "optimizer.name=sgd", "optimizer.lr=0.01", "loop.steps=2"]
-    whole = ran(tmp_path / "whole", home / "data", *words)
-    pieces = ran(tmp_path / "pieces", home / "data", *words, "loop.gradient_accumulation_steps=2")
-    assert max(float((whole[name] - pieces[name]).abs().max()) for name in whole) < 1e-5
 
 
 @pytest.mark.slow
