@@ -1,10 +1,10 @@
 """Four ways to fine-tune one network on one task: error, seconds, memory, size of the file.
 
-    python benchmarks/fine_tuning.py [IMAGES] [STEPS]
+    python benchmarks/fine_tuning.py [IMAGES] [STEPS] [--short]
 
 The network that comes along knows depth and classes of rendered scenes. It learns which way surfaces face from a few
 rooms (64 by default, 200 steps of 8 images) without random augmentation, so that `decoder` asks
-its trunk once an image.
+its trunk once an image. --short is 32 rooms and 60 steps: a few minutes of one core.
 Memory is what weights, gradients, the optimizer's state and the activations of one step come to, see dry_run.
 """
 
@@ -33,6 +33,7 @@ def recipe_for(way, images, steps):
     rate = 5e-4 if way in ("full", "layer_decay") else 1.5e-3
     length = [f"loop.steps={steps}", "data.batch_size=8", f"optimizer.lr={rate}", f"keep.validate_every={steps}"]
     size = [f"data.train.count={images}", "data.held_out.count=64", "keep.pictures=0", "keep.best=false"]
+    size.append("keep.report_images=0")
     return change_recipe(
         get_recipe("rooms_tiny"), [*NETWORK, *length, *size, f"tune.way={way}", "keep.save_steps=10000"]
     )
@@ -51,8 +52,8 @@ def row(way, home, images, steps, state):
 
 
 def main():
-    given = [int(word) for word in sys.argv[1:3]]
-    images, steps = given + [64, 200][len(given) :]
+    given = [int(word) for word in sys.argv[1:] if word != "--short"]
+    images, steps = given + [32, 60][len(given) :] if "--short" in sys.argv else given + [64, 200][len(given) :]
     warnings.filterwarnings("ignore")
     print(f"{'way':12} {'mean angle':>10} {'seconds':>10} {'memory':>11} {'file':>9} {'learn':>11}")
     with tempfile.TemporaryDirectory() as home:

@@ -9,16 +9,16 @@ __all__ = ['EXPONENTS', 'COMMANDS', 'OptionError', 'check_number', 'parse_amount
            'report_predictions', 'report_run', 'dpt_train', 'need_recipe', 'check_sweep', 'train_planned',
            'train_sweep', 'list_recipes', 'print_dry_run', 'report_launch', 'report_training', 'check_processes',
            'refuse_foreign', 'is_our_report', 'is_our_script', 'dpt_distill', 'print_student', 'report_labels',
-           'dpt_runs', 'dpt_eval', 'check_subject', 'check_subject_data', 'check_without_model', 'check_eval_numbers',
-           'choose_protocol', 'check_eval_files', 'DataSource', 'open_validation', 'open_scenes', 'scene_targets',
-           'refuse_training_images', 'evaluate_files', 'evaluate_model', 'submit', 'check_fit_options', 'evaluate_fit',
-           'report_evaluation', 'row_name', 'write_galleries', 'write_panel', 'write_signed_figure', 'dpt_data',
-           'parse_assignments', 'parse_value', 'check_data_options', 'make_data', 'check_data', 'survey_splits',
-           'folder_of', 'init_data', 'show_data', 'dpt_convert', 'dpt_export', 'report_parity', 'parse_size',
-           'dpt_demo', 'print_next_steps', 'report_demo', 'how_to_parse', 'add_parameter', 'help_text', 'build_parser',
-           'OutputClosed', 'printable_output', 'present_output', 'flush_output', 'reader_is_gone', 'drop_output',
-           'print_error', 'main', 'run_command', 'say_error', 'short_warnings', 'is_expected', 'is_out_of_memory',
-           'error_sentence', 'system_sentence']
+           'dpt_runs', 'dpt_report', 'dpt_eval', 'check_subject', 'check_subject_data', 'check_without_model',
+           'check_eval_numbers', 'choose_protocol', 'check_eval_files', 'DataSource', 'open_validation', 'open_scenes',
+           'scene_targets', 'refuse_training_images', 'evaluate_files', 'evaluate_model', 'submit', 'check_fit_options',
+           'evaluate_fit', 'report_evaluation', 'row_name', 'write_galleries', 'write_panel', 'write_signed_figure',
+           'dpt_data', 'parse_assignments', 'parse_value', 'check_data_options', 'make_data', 'check_data',
+           'survey_splits', 'folder_of', 'init_data', 'show_data', 'dpt_convert', 'dpt_export', 'report_parity',
+           'parse_size', 'dpt_demo', 'print_next_steps', 'report_demo', 'how_to_parse', 'add_parameter', 'help_text',
+           'build_parser', 'OutputClosed', 'printable_output', 'present_output', 'flush_output', 'reader_is_gone',
+           'drop_output', 'print_error', 'main', 'run_command', 'say_error', 'short_warnings', 'is_expected',
+           'is_out_of_memory', 'error_sentence', 'system_sentence']
 
 # %% ../nbs/commands.ipynb #b3c01205
 import argparse
@@ -598,6 +598,19 @@ def dpt_runs(
     print(comparison)
     if out:
         print(f"\nThe curves are in {out}.")
+
+# %% ../nbs/commands.ipynb #d7d103e1
+def dpt_report(
+    run: str,  # folder of a run that has ended and began with given weights
+    *,
+    data_root: str | None = None,  # where data is kept; default: where it was when the run was trained
+    cpu: bool = False,  # do not use CUDA even where there is one
+) -> None:
+    "Compare a fine-tuned network with the one that it began as, say why it got worse, and write RUN/report.html."
+    from dpt_nb.training.report import report
+
+    print(report(run, data_root, cpu))
+    print(f"\nTables, curves and images are in {run}/report.html.")
 
 # %% ../nbs/commands.ipynb #083c755b
 def dpt_eval(
@@ -1233,6 +1246,7 @@ COMMANDS = {
         dpt_eval,
         dpt_export,
         dpt_predict,
+        dpt_report,
         dpt_runs,
         dpt_train,
     )

@@ -34,6 +34,7 @@ TINY = [
     "keep.save_steps=2",
     "keep.best=false",
     "keep.pictures=0",
+    "keep.report_images=0",
     "optimizer.lr=1e-3",
     "model.weights=dpt_tiny_scenes",
     "model.name=dpt_tiny_scenes",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WayCost', 'state_for_way', 'activation_bytes', 'seconds_of', 'one_batch', 'time_way', 'way_cost', 'way_line',
-           'way_lines', 'step_seconds', 'group_lines', 'peak_memory', 'effort_lines', 'dry_run']
+           'way_lines', 'agreement_lines', 'step_seconds', 'group_lines', 'peak_memory', 'effort_lines', 'dry_run']
 
 # %% ../../nbs/training/dry_run.ipynb #35dc6c29
 import statistics
@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 
 from ..network.zoo import count_parameters
-from .batch_loss import batch_fractions
 from .distributed import check_trackers, open_accelerator
-from .fine_tuning import TapCache, random_transforms, train_mode
+from .fine_tuning import TapCache, known_taps, random_transforms, train_mode
 from .loader import batches, open_loader, readers_watched
-from .loop import forward_backward, optimizer_step, part_loss, to_device, train_steps
+from .loop import forward_backward, optimizer_step, part_fractions, part_loss, to_device, train_steps
 from .optim import build_schedule, recipe_groups
 from .recipe_fields import WAYS, Recipe, RecipeError, changed, settings_without_effect
 from .run_folder import check_writable
@@ -73,7 +72,7 @@ def activation_bytes(
     train_mode(state)
     inputs = to_device(state, part)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        part_loss(state, inputs, 1, batch_fractions([inputs], state.losses)[0])
+        part_loss(state, inputs, 1, part_fractions(state, [inputs])[0])
     return sum(kept.values())
 
 
@@ -119,7 +118,8 @@ def way_cost(state: TrainState, way: str) -> WayCost:  # state: of a run in any 
     size = sum(each.nbytes for each in learning)
     whole = sum(each.nbytes for each in [*other.network.parameters(), *other.network.buffers()])
     moments = 1 if other.recipe.optimizer.name == "sgd" else 2
-    cost = WayCost(way, "", sum(each.numel() for each in learning), whole * (1 + (other.ema is not None)), size)
+    weights = whole * (1 + (other.ema is not None)) + (other.original.nbytes() if other.original else 0)
+    cost = WayCost(way, "", sum(each.numel() for each in learning), weights, size)
     cost.moments = moments * size
     time_way(other, cost)
     state.accelerator.free_memory()
@@ -146,6 +146,24 @@ def way_lines(costs: list[WayCost], recipe: Recipe) -> list[str]:
     if drawn := random_transforms(recipe):
         lines.append(f"  decoder asks the trunk at every step, because {', '.join(drawn)} may draw at random")
     return lines
+
+# %% ../../nbs/training/dry_run.ipynb #f3f1e846
+def agreement_lines(state: TrainState) -> list[str]:
+    "What the frozen original takes; nothing where there is none."
+    if state.original is None:
+        return []
+    inputs = to_device(state, one_batch(state)[0])
+    known = {name: inputs[name] for name in ("prompt_depth",) if name in inputs}
+    if state.recipe.tune.way == "decoder":
+        known |= known_taps(state, inputs["image"])  # asked once for both
+    ask = lambda: state.original.predict(inputs["image"], **known)
+    ask()  # warms up
+    parts = state.recipe.loop.gradient_accumulation_steps
+    seconds, size = parts * seconds_of(ask, state.accelerator.device), state.original.nbytes() / 2**20
+    return [
+        f"agreement with the frozen original (tune.agreement_weight={state.recipe.tune.agreement_weight:g}): "
+        f"{size:,.1f} MiB and {seconds:.2f} s a step of these"
+    ]
 
 # %% ../../nbs/training/dry_run.ipynb #ca62889e
 def step_seconds(
@@ -219,5 +237,6 @@ def dry_run(
         *(f"  {sentence}" for sentence in idle),
         *effort_lines(state, seconds),
         *way_lines([way_cost(state, way) for way in WAYS], recipe),
+        *agreement_lines(state),
     ]
     return "\n".join(lines)

@@ -76,6 +76,8 @@ class TuneGroup:
     alpha: float = 16.0  # what lora's matrices give is scaled by alpha / rank
     cache: str = "float16"  # decoder: number format in which taps of training images are kept; "none": they are not
     cache_gib: float = 2.0  # decoder: taps are kept in memory up to this size (GiB a process), above it on disk
+    agreement_weight: float = 0.0  # of the agreement with the frozen original, up to scale and shift; 0: none
+    agreement_pixels: str = "unmeasured"  # where the two are to agree: "unmeasured" or "all"
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class KeepGroup:
     save_total_limit: int = 2  # checkpoints kept
     best: bool = True  # keep the weights with the best validation metric, in best/
     pictures: int = 4  # validation samples that are drawn whenever the network is evaluated; 0: none
+    report_images: int = 32  # validation samples of report.html, where the run began with given weights; 0: no report
 
 # %% ../../nbs/training/recipe_fields.ipynb #735d1fac
 @dataclass(frozen=True)
@@ -271,7 +274,14 @@ LIMITS = {  # field → whether a value is possible, and the words for what is
         "numbers of steps, each at least 1",
     ),
     **dict.fromkeys(
-        ("optimizer.weight_decay", "optimizer.backbone", "optimizer.freeze_steps", "keep.pictures"),
+        (
+            "optimizer.weight_decay",
+            "optimizer.backbone",
+            "optimizer.freeze_steps",
+            "keep.pictures",
+            "keep.report_images",
+            "tune.agreement_weight",
+        ),
         (lambda value: value >= 0, "0 or more"),
     ),
     "optimizer.betas": (
@@ -289,6 +299,7 @@ LIMITS = {  # field → whether a value is possible, and the words for what is
     "tune.alpha": (lambda value: value > 0, "above 0"),
     "tune.cache": (lambda value: value in (*CACHED, "none"), "float16, bfloat16, float32 or none"),
     "tune.cache_gib": (lambda value: value >= 0, "0 or more"),
+    "tune.agreement_pixels": (lambda value: value in ("unmeasured", "all"), "unmeasured or all"),
     "model.decoder_init": (lambda value: value in ("", "kaiming_fan_out"), "kaiming_fan_out or empty"),
     "schedule.name": (
         lambda value: value in ("one_cycle", "polynomial", "cosine", "constant"),
@@ -341,6 +352,11 @@ def check_way(recipe: Recipe) -> None:
         raise RecipeError(
             f"loop.fsdp does not go together with tune.way={way}: what is not trained needs neither gradients nor an "
             "optimizer's state, and little would be saved. Set loop.fsdp=false."
+        )
+    if recipe.loop.fsdp and recipe.tune.agreement_weight:
+        raise RecipeError(
+            "loop.fsdp does not go together with tune.agreement_weight: each process would keep a whole copy of the "
+            "frozen original, which is what sharding is to avoid. Set loop.fsdp=false, or the weight to 0."
         )
 
 
@@ -437,6 +453,8 @@ def tuning_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
         for name, owner in owners.items()
         if way != owner and not is_default(recipe, f"tune.{name}")
     ]
+    if not recipe.tune.agreement_weight and not is_default(recipe, "tune.agreement_pixels"):
+        sentences.append("tune.agreement_pixels has no effect: tune.agreement_weight is 0.")
     still = ("optimizer.backbone", "optimizer.layer_decay", "optimizer.freeze_steps", "loop.checkpointing")
     if way == "decoder":
         changed_ones = [path for path in still if not is_default(recipe, path)]

@@ -55,6 +55,7 @@ RUN_PARTS = (
     "metrics.jsonl",
     "metrics.jsonl.aside",
     "report.json",
+    "report.html",
     "panel.png",
     "pictures",
     "checkpoints",
@@ -97,7 +98,14 @@ def read_run(
     return None if described is None else described["recipe"]
 
 # %% ../../nbs/training/run_folder.ipynb #c765f677
-FREE = ("loop.fsdp", "keep.pictures", "data.may_change", "imports", "tune.cache_gib")  # fields that change no weight
+FREE = (  # fields that change no weight
+    "loop.fsdp",
+    "keep.pictures",
+    "keep.report_images",
+    "data.may_change",
+    "imports",
+    "tune.cache_gib",
+)
 ADJUSTABLE = ("optimizer.lr", "optimizer.clip", "loop.precision")  # reported, not refused
 
 

@@ -31,6 +31,7 @@ from ..network.heads import HEADS, taught_by
 from ..network.named import NAMED
 from ..network.zoo import create_model
 from ..registry import OWN
+from .agreement import Original
 from .batch_loss import takes
 from .canonical_camera import check_cameras, set_canonical_focal
 from .checkpointing import LastRow, MissingTargets
@@ -170,6 +171,7 @@ class TrainState:
     steps: int = 0  # in all
     loader: object = None  # of the training split, while steps are made
     taps: TapCache | None = None  # of a trunk that stands still and sees the same images again
+    original: Original | None = None  # the network that the run began with, where it is held to it
     rates: dict = field(default_factory=dict)  # learning rates of the step that was made: `largest`, `backbone`
 
     @property
@@ -250,6 +252,7 @@ def prepare(
     set_seed(recipe.seed)
     losses, transform = build_losses(recipe), build_transforms(recipe)
     model = network_for(recipe, losses, accelerator)
+    original = Original(recipe, model) if recipe.tune.agreement_weight else None
     spread = sharded if recipe.loop.fsdp and accelerator.num_processes > 1 else replicated
     parts = spread(recipe, model, accelerator)
     if accelerator.process_index:  # the same weights in all processes, not the same dropout
@@ -257,8 +260,10 @@ def prepare(
     for loss in losses.values():
         if isinstance(loss, nn.Module):  # a function has no numbers of its own
             loss.to(accelerator.device)
+    if original:
+        original.network.to(accelerator.device)
     taught = dict(losses=losses, weights=loss_weights(recipe), missing_targets=MissingTargets(losses))
-    return TrainState(recipe, accelerator, **parts, transform=transform, **taught)
+    return TrainState(recipe, accelerator, **parts, transform=transform, original=original, **taught)
 
 # %% ../../nbs/training/train_state.ipynb #25676b82
 def open_data(
