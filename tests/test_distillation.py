@@ -213,7 +213,9 @@ def test_two_processes_train_as_one(home, straight, tmp_path):
         [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         for out in (straight, tmp_path / "two")
     ]
-    assert max(abs(one["loss"] - two["loss"]) for one, two in zip(*rows, strict=True)) <= 1e-5
+    apart = [abs(one["loss"] - two["loss"]) for one, two in zip(*rows, strict=True)]
+    # what is rounded otherwise in the second gradient grows: Adam divides small gradients by their own size
+    assert max(apart[:2]) <= 1e-6 and max(apart) <= 1e-4, apart
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from ..network.heads import HEADS, taught_by
 from ..objective.absolute import known_values
 from ..objective.alignment import fit_scale_shift, masked_mean
 from .batch_loss import head_fractions
-from .distributed import all_gather_batch
+from .distributed import process_sum, several_processes
 from .fine_tuning import STILL_TRUNK
 from .recipe_fields import Recipe, RecipeError
 
@@ -126,20 +126,20 @@ class Original:
 
     def fractions(self, parts: list[dict]) -> list[dict]:  # parts: of `to_device`; for each: head → its fraction
         "What each part of a batch counts in the mean over all parts and processes."
-        if len(parts) == 1:
-            return [dict.fromkeys(self.heads, 1.0)]
-        found = [{} for _ in parts]
+        shared, found = "mean" if several_processes() else "whole", [{} for _ in parts]
         for head in self.heads:
             masks = [self.counted(head, part) for part in parts]
-            for own, fraction in zip(found, head_fractions(masks, self, False)):
+            for own, fraction in zip(found, head_fractions(masks, self, shared)):
                 own[head] = fraction
         return found
 
     def loss(self, predictions: dict, originals: dict, inputs: dict, fractions: dict | None = None) -> tuple:
-        "As of `batch_loss`: what to go back from in this process, and what this part adds to the batch's loss."
-        processes, total = dist.get_world_size() if dist.is_initialized() else 1, 0.0
+        """As of `batch_loss`: what to go back from in this process, and what this part adds to the batch's loss. A mean
+        over images, of which each process sees its own."""
+        processes, total = dist.get_world_size() if several_processes() else 1, 0.0
         for head in self.heads:
             maps = (predictions[head], originals[head], self.counted(head, inputs))
-            value = agreement_loss(*map(all_gather_batch, maps), HEADS[head].scale == "metric")
-            total = total + self.weight * value * (1.0 if fractions is None else fractions[head])
-        return total * processes, total.detach()
+            value = agreement_loss(*maps, HEADS[head].scale == "metric")
+            total = total + self.weight * value * (1 / processes if fractions is None else fractions[head])
+        shown = total.detach()
+        return total * processes, process_sum(shown) if several_processes() else shown

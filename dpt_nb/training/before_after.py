@@ -154,7 +154,10 @@ class Comparison:
     def add(self, batch: list[dict], both: list[dict]) -> None:  # both: predictions before and after
         "Samples, and what each network says of them."
         for place, maps in enumerate(both):
-            known = self.metrics[place] or build_metrics(maps, batch[0], self.protocol, self.num_classes)
+            # one process compares; of several that trained the others do not wait to be asked for their share
+            known = self.metrics[place] or build_metrics(
+                maps, batch[0], self.protocol, self.num_classes, sync_on_compute=False
+            )
             self.metrics[place] = known
             update_metrics(known, maps, batch)
         for place, sample in enumerate(batch):
