@@ -333,6 +333,7 @@ def test_exported_for_any_size(kind, form, opened, tmp_path):
     assert check_export(model, path, sizes=sizes, batches=(2,)).worst <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

@@ -152,6 +152,7 @@ def test_hybrids_with_folded_constants_give_the_same_numbers(tmp_path):
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max() and expected.std() > 0.1
 
 
+@pytest.mark.slow
 def test_a_changed_weight_in_the_file_is_noticed(files, tmp_path):
     model, path, _ = files("DPT")
     file, path = onnx.load(path), tmp_path / "model.onnx"

@@ -134,7 +134,7 @@ def toolbox_files(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("flip", [False, True], ids=["plain", "flip"])
+@pytest.mark.parametrize("flip", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "flip"])
 @pytest.mark.parametrize(
     "size, weights, farthest", [("352x1216", "352x1216", 80), ("480x640", "480x640", 10), ("97x131", "352x1216", 80)]
 )

@@ -256,6 +256,7 @@ def test_names_that_are_too_long_or_no_text(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_names_are_printed_on_any_terminal(tmp_path):
     some_image(tmp_path / "box" / os.fsdecode(b"\xff\xc3\xbc\n.png"))
     words = ["dpt_predict", "box", *MODEL, "--out", "out"]

@@ -112,7 +112,7 @@ SHARES = [0.05, 0.3, 0.6, 0.9]
     "options",
     [
         pytest.param([], id="plain", marks=pytest.mark.slow),
-        pytest.param(["--window", "64", "--outputs", "png,npy,color"], id="window"),
+        pytest.param(["--window", "64", "--outputs", "png,npy,color"], id="window", marks=pytest.mark.slow),
         pytest.param(["--outputs", "npy,pfm,side"], id="many"),
     ],
 )

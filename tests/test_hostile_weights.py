@@ -235,6 +235,7 @@ def try_configs(configs, folder) -> dict:
     return counted
 
 
+@pytest.mark.slow
 def test_hostile_configs_have_clear_errors(tmp_path):
     counted = try_configs(hostile_configs(0, 2, 20), tmp_path)
     assert (

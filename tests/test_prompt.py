@@ -240,6 +240,7 @@ def test_an_exported_file_takes_prompts_of_any_size(form, small, tmp_path):
         open_export(path)(image_of(96, 128))
 
 
+@pytest.mark.slow
 def test_three_steps_of_training_with_prompts_made_of_the_truth(tmp_path):
     changes = dict(heads={"depth": SHARES | dict(hidden=16)}, prompt=True)
     recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, f"model.changes={json.dumps(changes)}", "loop.steps=3"])

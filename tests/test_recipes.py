@@ -84,6 +84,7 @@ def test_every_rate_of_the_published_run(name):
         assert {f"{rate:.3e}" for rate, _ in found[(epoch - 1) * per_epoch + place - 1]} == {printed}
 
 
+@pytest.mark.slow
 def test_every_rate_by_the_config():
     recipe = get_recipe("kitti_vitb_config")
     steps = total_steps(recipe, 23158)

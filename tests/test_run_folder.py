@@ -148,6 +148,7 @@ def test_files_of_a_run_with_any_content_are_told_in_a_sentence(straight, tmp_pa
     assert same_weights(straight / "run", out) and (out / "metrics.jsonl.aside").read_bytes() == b"\xff\n[]\n"
 
 
+@pytest.mark.slow
 def test_a_validation_that_was_killed_is_made_up_for(straight, tmp_path):
     out, evaluate = tmp_path / "run", dpt_nb.training.loop.evaluate_and_keep
 

@@ -92,7 +92,12 @@ def test_a_run_that_was_ended_is_resumed_by_its_folder_from_anywhere(signal, hom
 
 
 @pytest.mark.parametrize(
-    "step, signal", [(8, "SIGINT"), pytest.param(9, "SIGKILL", marks=pytest.mark.slow), (6, "SIGKILL")]
+    "step, signal",
+    [
+        (8, "SIGINT"),
+        pytest.param(9, "SIGKILL", marks=pytest.mark.slow),
+        pytest.param(6, "SIGKILL", marks=pytest.mark.slow),
+    ],
 )
 def test_an_extension_that_is_ended_and_resumed_is_one_at_one_go(step, signal, home, longer, tmp_path):
     shutil.copytree(home / "six", tmp_path / "run")

@@ -424,7 +424,7 @@ NETWORK = "After step 4 the network holds values that are not finite"  # at one 
     [
         pytest.param("weights", 2, f"{STATE} model.", marks=pytest.mark.slow),
         pytest.param("weights", 3, NETWORK, marks=pytest.mark.slow),
-        ("moments", 2, f"{STATE} optimiser."),
+        pytest.param("moments", 2, f"{STATE} optimiser.", marks=pytest.mark.slow),
     ],
 )
 def test_a_state_that_is_not_finite_is_neither_written_nor_called_good(straight, tmp_path, spoil, saves, expected):
@@ -481,6 +481,7 @@ def test_predictions_that_are_not_finite_are_an_error_and_never_best(straight, t
     assert not (tmp_path / "run" / "best").exists() and len(rows(tmp_path / "run")) == 1
 
 
+@pytest.mark.slow
 def test_infinite_predictions_that_can_be_evaluated_are_a_warning_and_never_best(straight, tmp_path):
     recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.validate_every=2", "keep.pictures=0"])
     kept, save_model = [], dpt_nb.training.loop.save_model
