@@ -131,6 +131,8 @@ ARGUMENTS = {
     "dpt_export": ["nowhere", "network.onnx"],
     "dpt_data": ["check", "kitti", "nowhere"],
     "dpt_runs": ["nowhere"],
+    "dpt_report": ["nowhere"],
+    "dpt_distill": ["--teacher", "none", "--student", "none", "--images", "nowhere", "--out", "run"],
 }
 QUICK = ["--cpu", "--workers", 0]
 
