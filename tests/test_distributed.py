@@ -84,6 +84,7 @@ def follow(folder):
     assert reports[0]["abs_rel"] == pytest.approx(reports[1]["abs_rel"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_follow_one(pair):
     follow(pair)
 
@@ -233,7 +234,7 @@ def test_a_head_without_a_loss_does_not_stop_two_processes(tmp_path):
     one, two = (rows(tmp_path / f"with{processes}") for processes in (1, 2))
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], abs=1e-5)
     reports = [json.loads((tmp_path / f"with{processes}" / "report.json").read_text()) for processes in (1, 2)]
-    order = [index for _, index in ResumableSampler(len(entries), 0, stop=4 * 8)]
+    order = [index for _, index in ResumableSampler(len(entries), 0, stop=4 * 4)]
     assert [report["without_truth"] for report in reports] == [{"label": sum(index % 2 == 0 for index in order)}] * 2
     first, second = weights(tmp_path / "with1"), weights(tmp_path / "with2")
     assert all(torch.allclose(first[name], second[name], rtol=1e-3, atol=5e-4) for name in first)
@@ -468,6 +469,7 @@ def test_asked_for_through_the_environment_shares_are_refused(pair, tmp_path):
     assert done.returncode != 0 and "set loop.fsdp=true" in done.stderr and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_two_processes_wrote_one_opens(pair, tmp_path):
     done = command_here(
         "dpt_eval",
@@ -500,6 +502,7 @@ def test_a_mistake_is_a_sentence_and_all_processes_end(pair, tmp_path):
     assert done.returncode != 0 and "A batch of 7 samples cannot be shared evenly by 2 processes" in done.stderr
 
 
+@pytest.mark.slow
 def test_run_as_a_module_an_error_of_its_own_is_one_line(pair):
     told = ["rooms_tiny", "--cpu", "--out", pair / "with1", "--data-root", pair / "data"]
     done = command_forked(sys.executable, "-m", "dpt_nb.training.loop", *told, folder=pair, check=1)

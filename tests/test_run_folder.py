@@ -391,3 +391,12 @@ def test_folders_of_the_run_are_left_as_they_are_when_they_are_somebodys(straigh
             progress=False,
         )
     assert (tmp_path / "run" / "model" / "mine").read_text() == "mine"
+
+
+def test_a_run_killed_after_its_last_state_was_written_keeps_no_more_states_than_others(straight, tmp_path):
+    "The state before the last two was still there, and nothing was left to be done but the report."
+    out = copied(straight, tmp_path / "run")
+    states = sorted(path.name for path in (out / "checkpoints").iterdir())
+    shutil.copy(out / "checkpoints" / states[0], out / "checkpoints" / "step-00000001.pt")
+    resumed(straight, out)
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == states

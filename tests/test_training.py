@@ -499,6 +499,7 @@ def test_infinite_predictions_that_can_be_evaluated_are_a_warning_and_never_best
     assert kept[0] == ("best", 3) and kept[-1][0] == "model"
 
 
+@pytest.mark.slow
 def test_other_data_is_found_out_before_a_run_goes_on(tmp_path):
     make_folder(tmp_path / "own", count=30)
     recipe = change_recipe(

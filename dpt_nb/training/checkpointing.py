@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DIGEST', 'DIGEST_LENGTH', 'OPTIONAL_PARTS', 'is_finite', 'nonfinite_names', 'lower_rate_hint', 'DigestedFile',
            'digest_of', 'is_whole_archive', 'damage', 'random_state', 'raise_if_broken', 'write_state',
-           'save_checkpoint', 'checkpoint_paths', 'checkpoint_step', 'name_mismatch', 'model_mismatch',
+           'save_checkpoint', 'drop_older', 'checkpoint_paths', 'checkpoint_step', 'name_mismatch', 'model_mismatch',
            'moment_mismatch', 'optimizer_mismatch', 'value_kind', 'kind_mismatch', 'part_mismatch', 'is_random_state',
            'is_moment', 'progress_mismatch', 'state_mismatch', 'set_aside', 'newest_intact', 'current_state',
            'read_state', 'count_states', 'restore_random_state', 'restore_parts', 'load_checkpoint_into',
@@ -165,9 +165,17 @@ def save_checkpoint(
     path = folder / f"step-{step:08d}.pt"
     if is_first_process():
         write_state(path, state | dict(step=step, seconds=seconds, random=[random for random, _ in gathered]))
-        for old in checkpoint_paths(folder)[:-last]:
-            old.unlink()
+        drop_older(folder, last)
     return path
+
+
+def drop_older(
+    folder: Path,  # `checkpoints/` of a run
+    last: int,  # how many to keep
+) -> None:
+    "Also those that a process left which was killed between writing a state and this."
+    for old in checkpoint_paths(folder)[:-last]:
+        old.unlink()
 
 
 def checkpoint_paths(

@@ -43,6 +43,7 @@ from ..registry import IMPORT_HELP, import_modules, named_modules
 from .batch_loss import batch_fractions, batch_loss
 from dpt_nb.training.checkpointing import (
     disk_full_guard,
+    drop_older,
     load_checkpoint_into,
     lower_rate_hint,
     nonfinite_names,
@@ -539,6 +540,7 @@ def finish(
     if not state.accelerator.is_main_process:
         return report
     save_trained(run, model, report)
+    drop_older(run.out / "checkpoints", state.recipe.keep.save_total_limit)
     report |= baseline_metrics(state, progress)
     report |= run_facts(run, model, seconds) | dict(without_truth=missing)
     write_report(run.out / "report.json", report)
