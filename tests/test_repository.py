@@ -184,6 +184,8 @@ def test_notebooks_are_committed_executed_and_clean(notebook):
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"], "a cell shows an error"
     assert not [output for output in outputs if output.get("name") == "stderr"], "a cell shows stderr"
+    noted = [cell["id"] for cell in cells if cell["execution_count"] is not None or "execution" in cell["metadata"]]
+    assert not noted, f"cells {noted} say when they were executed: make export cleans them"
     text = json.dumps(
         [
             [

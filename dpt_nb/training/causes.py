@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LENS', 'ALIKE', 'UNITS', 'MODERATE', 'GAIN', 'FORGOTTEN', 'RISE', 'PART', 'FALL', 'CAUSES', 'Numbers', 'log_numbers',
            'collect_numbers', 'Cause', 'unit_words', 'scale_changes', 'wrong_scale', 'correlation', 'several_cameras',
-           'other_focal', 'forgetting', 'windows', 'loss_parts', 'high_rate', 'few_images', 'find_causes']
+           'other_focal', 'ways_to_hold', 'forgetting', 'windows', 'loss_parts', 'high_rate', 'few_images',
+           'find_causes']
 
 # %% ../../nbs/training/causes.ipynb #1572850d
 import math
@@ -17,6 +18,7 @@ from ..evaluation.gallery import leading_metric
 from ..inference.focal import canonical_heads
 from .before_after import BeforeAfter
 from .error_by import Change, Fits, fit_errors, mean_change
+from .fine_tuning import STILL_TRUNK
 from .recipe_fields import Recipe
 
 # %% ../../nbs/training/causes.ipynb #b2c88714
@@ -159,18 +161,27 @@ def other_focal(numbers: Numbers) -> Cause | None:
 FORGOTTEN = 0.15  # change of shape, as a fraction of the depth
 
 
+def ways_to_hold(recipe: Recipe) -> tuple:  # settings
+    "What holds the network more than the run did."
+    weight = recipe.tune.agreement_weight
+    still = () if recipe.tune.way in STILL_TRUNK else ("tune.way=decoder", "tune.way=lora")
+    return (f"tune.agreement_weight={10 * weight or 0.1:g}", *still)
+
+
 def forgetting(numbers: Numbers) -> Cause | None:
     "What nothing is measured of."
     moved = numbers.change
     if moved is None or moved.fraction < 0.1 or not moved.uncovered > max(FORGOTTEN, 2 * moved.measured):
         return None
+    changes = _, *still = ways_to_hold(numbers.recipe)
+    more = "more " * bool(numbers.recipe.tune.agreement_weight)
     return Cause(
         "sparse top",
         f"{moved.fraction:.0%} of the image lies outside what is measured, as above a LiDAR, and there the prediction "
         f"has changed its shape by {moved.uncovered:.0%}, against {moved.measured:.0%} where there is ground truth: "
-        "what the network knew there is being forgotten, and no metric shows it. Hold it to the frozen original by "
-        "tune.agreement_weight=0.1, or leave the trunk as it is by tune.way=decoder or tune.way=lora.",
-        ("tune.agreement_weight=0.1", "tune.way=decoder", "tune.way=lora"),
+        f"what the network knew there is being forgotten, and no metric shows it. Hold it {more}to the frozen original "
+        f"by {changes[0]}{', or leave the trunk as it is by ' * bool(still)}{' or '.join(still)}.",
+        changes,
     )
 
 # %% ../../nbs/training/causes.ipynb #b293f088
