@@ -172,6 +172,17 @@ def test_two_processes_follow_one(way, home, tmp_path):
     assert "two: before and after" in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_a_batch_in_pieces_follows_the_whole(home, tmp_path):
+    mean = 'losses={"depth": {"loss": "regression"}}'  # which is put together from its parts exactly
+    words = [*SPARSE, *SMALL, mean, "optimizer.name=sgd", "optimizer.lr=0.01"]
+    whole = ran(tmp_path / "whole", home / "data", *words)
+    pieces = ran(tmp_path / "pieces", home / "data", *words, "loop.gradient_accumulation_steps=2")
+    assert max(float((whole[name] - pieces[name]).abs().max()) for name in whole) < 1e-5
+    free = ran(tmp_path / "free", home / "data", *words, "tune.agreement_weight=0")
+    assert max(float((whole[name] - free[name]).abs().max()) for name in whole) > 1e-4, "the weight does something"
+
+
 def test_what_cannot_be_held_is_refused():
     for words, sentence in (
         (["model.weights="], "begins with random weights"),
