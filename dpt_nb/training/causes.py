@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LENS', 'ALIKE', 'UNITS', 'MODERATE', 'GAIN', 'FORGOTTEN', 'RISE', 'PART', 'FALL', 'CAUSES', 'Numbers', 'log_numbers',
            'collect_numbers', 'Cause', 'unit_words', 'scale_changes', 'wrong_scale', 'correlation', 'several_cameras',
-           'other_focal', 'ways_to_hold', 'forgetting', 'windows', 'loss_parts', 'high_rate', 'few_images',
-           'find_causes']
+           'focal_changes', 'other_focal', 'ways_to_hold', 'forgetting', 'windows', 'loss_parts', 'high_rate',
+           'few_images', 'find_causes']
 
 # %% ../../nbs/training/causes.ipynb #1572850d
 import math
@@ -132,6 +132,12 @@ def several_cameras(numbers: Numbers) -> float:  # the correlation; 0 where fact
     return correlation(pairs) if len(pairs) >= 5 and fits.image_scale < GAIN * fits.set_scale else 0.0
 
 
+def focal_changes(numbers: Numbers, factor: float) -> tuple:  # factor: truth / prediction; none where no focal is known
+    "The focal length for which the network's metres are right as they are."
+    known = numbers.focals.values()
+    return (f"data.canonical_focal={sum(known) / len(known) / factor:.0f}",) if known else ()
+
+
 def other_focal(numbers: Numbers) -> Cause | None:
     "Metres as of another lens."
     recipe, fits = numbers.recipe, numbers.before
@@ -152,9 +158,9 @@ def other_focal(numbers: Numbers) -> Cause | None:
         f"through a lens {factor:.2f} times as long; that factor alone takes the error from {fits.as_is:.3f} to "
         f"{fits.set_scale:.3f}"
     )
-    focal = sum(numbers.focals.values()) / len(numbers.focals) if numbers.focals else 500
-    changes = (f"data.canonical_focal={focal:.0f}",)
-    how = f"learn metres as one camera has them ({changes[0]}), with the camera of each image known (data.train.camera)"
+    changes = focal_changes(numbers, 1.0 if related > 0.7 else factor)
+    number = changes[0] if changes else f"data.canonical_focal, set to its focal length in pixels / {factor:.2f}"
+    how = f"learn metres as one camera has them ({number}), with the camera of each image known (data.train.camera)"
     return Cause("another focal length", f"{several if related > 0.7 else single}: {how}.", changes)
 
 # %% ../../nbs/training/causes.ipynb #2fd0249a
