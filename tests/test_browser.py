@@ -1,6 +1,7 @@
 """The workbench in a real browser: JupyterLab opens the notebook, every page is looked at, a patch is clicked, a slider
 moves, a training run is started and interrupted."""
 
+import html
 import json
 import os
 import re
@@ -11,11 +12,20 @@ import time
 
 import pytest
 from conftest import REPOSITORY, SHORT, stop, wait_until
+from ipywidgets import FloatSlider, IntSlider
+
+from dpt_nb.workbench.loss_lab import LossLab
+from dpt_nb.workbench.scene_maker import SceneMaker
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 TABS = ("Token", "Maps", "Readouts", "Places", "Fusion", "Scenes", "Losses", "Compare", "Training")
+SLIDERS = (FloatSlider, IntSlider)
+COUNT_FIGURES = """figure => {
+    window.figures = 0;
+    new MutationObserver(() => window.figures++).observe(figure, {attributes: true, attributeFilter: ["src"]});
+}"""
 PATIENCE = 300_000  # milliseconds: a busy machine reads PyTorch slowly
 
 
@@ -104,6 +114,29 @@ def test_a_slider_moves_and_the_number_changes_by_keyboard_alone(workbench):
     assert slider.locator(".widget-readout").inner_text() != shown
     assert "AbsRel" in now and now.split(",")[0] != before.split(",")[0]
     wait_for_other_figure(workbench, figure, drawn)
+
+
+@pytest.mark.parametrize(
+    "name, control", [("Scenes", "number"), pytest.param("Losses", "room", marks=pytest.mark.slow)]
+)
+def test_what_is_shown_is_what_python_computes_for_the_values_shown(workbench, name, control):
+    said = open_tab(workbench, name)
+    before, slider = said.inner_text(), workbench.locator(".widget-slider:visible", has_text=control)
+    workbench.locator("img.widget-image:visible").first.evaluate(COUNT_FIGURES)
+    slider.get_by_role("slider").focus()
+    workbench.keyboard.press("ArrowRight")
+    wait_for_change(workbench, said, before)
+    workbench.wait_for_timeout(1500)  # what the browser would send back has come
+    assert workbench.evaluate("window.figures") == 1, "one press, one drawing"
+    sliders = workbench.locator(".widget-slider:visible")
+    words = [slider.locator(".widget-label").inner_text() for slider in sliders.all()]
+    shown = [float(slider.locator(".widget-readout").inner_text().replace(",", "")) for slider in sliders.all()]
+    page = dict(Scenes=SceneMaker, Losses=LossLab)[name]()
+    names = {each.description: own for own, each in page.controls.items() if isinstance(each, SLIDERS)}
+    page.set_controls(number=int(shown[words.index(control)]))
+    page.set_controls(**{names[word]: value for word, value in zip(words, shown) if word != control})
+    without_time = lambda words: re.sub(r"<[^>]*>|\(\d+ ms\)", "", words).strip()
+    assert without_time(said.inner_text()) == without_time(html.unescape(page.said.value))
 
 
 def test_tabs_open_by_keyboard(workbench):

@@ -27,7 +27,7 @@ from dpt_nb.objective.losses import (
 )
 from ..objective.metrics import DEPTH_METRICS, depth_errors
 from .pages import Explorer, Panels, rendered_scene, shipped_model
-from .scene_maker import menu, plain_slider, predict_maps, predicted_metres, roomy, whole_slider
+from .scene_maker import menu, plain_slider, predict_maps, predicted_metres, whole_slider
 
 # %% ../../nbs/workbench/loss_lab.ipynb #71451fb9
 DEPTH_LOSSES = {  # name → what it takes, and the loss
@@ -178,13 +178,12 @@ def loss_pull(
 # %% ../../nbs/workbench/loss_lab.ipynb #f487ac13
 def loss_controls() -> dict[str, widgets.Widget]:  # by name
     "The controls of the loss lab."
-    scale = dict(base=2, min=-1, max=1, step=0.05, description="scale", readout_format=".2f")
     which = "which of the two is scaled and shifted"
     return dict(
         start=menu(["ground truth", "the network's prediction"], "start from"),
         number=whole_slider("room", 3, 999, "which validation room"),
         quantity=menu(["depth", "inverse depth"], "scale and shift", tooltip=which),
-        scale=widgets.FloatLogSlider(1.2, **scale, **roomy()),
+        scale=plain_slider("scale, times", 1.2, 0.5, 2, 0.05),
         **change_sliders(),
         loss=menu(list(DEPTH_LOSSES), "loss that pulls", value="SILog, λ 0.85"),
     )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUSY', 'label_axes', 'Panels', 'finite_range', 'as_jpeg', 'fit_axis', 'explain_error', 'alert', 'page_halves',
-           'look_for_line', 'Explorer', 'close_page', 'shipped_model', 'rendered_scene', 'image_controls',
+           'look_for_line', 'Explorer', 'on_grid', 'close_page', 'shipped_model', 'rendered_scene', 'image_controls',
            'chosen_image', 'explored_size', 'response_times']
 
 # %% ../../nbs/workbench/pages.ipynb #088a2f48
@@ -331,6 +331,13 @@ def changed(self: Explorer, change: dict) -> None:  # change: what ipywidgets sa
         self.update()
 
 
+def on_grid(control: widgets.Widget, value):  # value: of the control; likewise, where its slider can stand
+    "The browser moves a slider to the nearest of its steps and sends that back: what is drawn is for what is shown."
+    if not isinstance(control, widgets.FloatSlider):
+        return value
+    return round(control.min + round((value - control.min) / control.step) * control.step, 6)
+
+
 @patch
 def set_controls(
     self: Explorer,
@@ -340,7 +347,7 @@ def set_controls(
     self.quiet = True
     try:
         for name, value in values.items():
-            self.controls[name].value = value
+            self.controls[name].value = on_grid(self.controls[name], value)
     finally:
         self.quiet = False
     self.update()

@@ -29,7 +29,7 @@ from ..objective.metrics import depth_errors
 from ..scenes.camera import Camera, pinhole
 from ..scenes.raycast import Scene, classes, render
 from ..scenes.scenes import random_scene
-from .pages import Explorer, Panels, shipped_model
+from .pages import Explorer, Panels, on_grid, shipped_model
 
 # %% ../../nbs/workbench/scene_maker.ipynb #b0578812
 def group_objects(
@@ -299,9 +299,9 @@ def whole_slider(words: str, value: int, most: int, tip: str) -> widgets.IntSlid
 def camera_controls() -> dict[str, widgets.Widget]:  # by name
     "Where the camera is, and where it looks."
     return dict(
-        height=plain_slider("camera height, m", 1.5, 0.1, 3.5, 0.05),
-        yaw=plain_slider("turn left, °", 0, -360, 360, 1, "the camera's yaw, anticlockwise seen from above"),
-        pitch=plain_slider("look down, °", 0, -60, 90, 1, "the camera's pitch"),
+        height=plain_slider("camera height, m", 1.5, 0.1, 3.5, 0.01),
+        yaw=plain_slider("turn left, °", 0, -360, 360, 0.5, "the camera's yaw, anticlockwise seen from above"),
+        pitch=plain_slider("look down, °", 0, -60, 90, 0.5, "the camera's pitch"),
         field_of_view=plain_slider("field of view, °", 60, 20, 130, 1, "across the longer side of the image"),
     )
 
@@ -310,8 +310,8 @@ def light_controls() -> dict[str, widgets.Widget]:  # by name
     "How bright it is, and where the light comes from."
     place = "0 as generated; the lamp from the west wall to the east, the sun once round"
     return dict(
-        brightness=plain_slider("lamp or sun", 1, 0, 3, 0.05, "how bright it is"),
-        ambient=plain_slider("ambient light", 0.5, 0, 1.5, 0.05, "light that comes from everywhere"),
+        brightness=plain_slider("lamp or sun", 1, 0, 3, 0.01, "how bright it is"),
+        ambient=plain_slider("ambient light", 0.5, 0, 1.5, 0.01, "light that comes from everywhere"),
         lamp=plain_slider("its place", 0, -1, 1, 0.05, place),
     )
 
@@ -362,12 +362,12 @@ def begin(
     self: SceneMaker,
     controls: dict[str, widgets.Widget],  # whose kind and number are set
 ) -> dict[str, widgets.Widget]:  # the same
-    "Put the sliders where the scene was generated, each with room for its value."
+    "Put the sliders where the scene was generated, to their steps, each with room for its value."
     kind, number = controls["kind"].value, controls["number"].value
     settings = scene_settings(random_scene(kind, SPLITS["held_out"] + number, self.size))
     controls["objects"].max = max(controls["objects"].max, settings["objects"])
     for name, value in settings.items():
-        controls[name].value = value
+        controls[name].value = on_grid(controls[name], value)
     controls["objects"].max = settings["objects"]
     controls["walls"].disabled = kind != "rooms"
     return controls
