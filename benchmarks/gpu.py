@@ -6,7 +6,8 @@ Three tables: the machine's ceiling (a large matrix product in each type); forwa
 L1, backward, AdamW). Each line says median milliseconds, images a second, the share of the measured ceiling of its
 type, the most memory that was in use, and, for forward passes, how far the answer is from the same network's float32.
 All modes of one batch size take turns, so that the machine's moods hit all alike. Random weights.
-`--device cpu --models dpt_tiny --repeats 1` shows that everything runs, and measures nothing of interest.
+`--device cpu --models dpt_tiny --repeats 1` shows that everything runs, and measures nothing of interest; `--without
+compiled` leaves out the modes whose name holds that word.
 """
 
 import argparse
@@ -105,7 +106,12 @@ def decoder_in_parts(model, image, size=4):
 def ours(name, device, dtype):
     "A network with the same random weights each time."
     torch.manual_seed(0)
-    return create_model(name).to(device, dtype).eval()
+    model = create_model(name)
+    with torch.no_grad():
+        [
+            each.add_(1) for each in model.heads.parameters() if each.shape == (1,)
+        ]  # above 0, where ReLU cuts nothing off
+    return model.to(device, dtype).eval()
 
 
 def channels_innermost(model):
@@ -172,10 +178,15 @@ def deviation(answer, expected):
     return ((answer[head].float() - expected[head]).abs().max() / (expected[head].max() - expected[head].min())).item()
 
 
-def measure_forward(name, batch, device, repeats, ceilings):
+def kept(modes, without):
+    "Modes whose name holds none of some words."
+    return {mode: how for mode, how in modes.items() if not any(word in mode for word in without)}
+
+
+def measure_forward(name, batch, device, repeats, ceilings, without):
     "A table."
     image = torch.rand(batch, 3, *SIZE.get(name, (384, 384)), device=device)
-    modes = our_modes(name, device) | their_modes(name, device)
+    modes = kept(our_modes(name, device) | their_modes(name, device), without)
     calls = {mode: partial(asked, net, how, image.to(dtype)) for mode, (net, how, dtype) in modes.items()}
     work, expected = flops(modes["ours, float32"][0], image), calls["ours, float32"]()
     for mode, span in take_turns(calls, device, repeats).items():
@@ -221,12 +232,12 @@ def training_steps(name, device):
     return steps
 
 
-def measure_training(name, batch, device, repeats, ceilings):
+def measure_training(name, batch, device, repeats, ceilings, without):
     "A table. A backward pass is counted as two forward passes. Memory is that of all networks and of one step."
     size = SIZE.get(name, (384, 384))
     image, truth = torch.rand(batch, 3, *size, device=device), torch.rand(batch, 1, *size, device=device)
     work = 3 * flops(ours(name, device, torch.float32), image)
-    calls = {way: partial(step, image, truth) for way, step in training_steps(name, device).items()}
+    calls = {way: partial(step, image, truth) for way, step in kept(training_steps(name, device), without).items()}
     rest = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else 0.0
     for way, span in take_turns(calls, device, repeats).items():
         share, memory = work / span / 1e12 / ceilings["bfloat16"], max(0.0, peak_memory(calls[way], device) - rest)
@@ -239,6 +250,7 @@ def main():
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--without", nargs="+", default=[])
     chosen = parser.parse_args()
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here: --device cpu shows that the script runs.")
@@ -251,7 +263,7 @@ def main():
     for measure in (measure_forward, measure_training):
         for name in chosen.models:
             for batch in chosen.batch:
-                measure(name, batch, chosen.device, chosen.repeats, ceilings)
+                measure(name, batch, chosen.device, chosen.repeats, ceilings, chosen.without)
 
 
 if __name__ == "__main__":

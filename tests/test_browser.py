@@ -160,6 +160,21 @@ def test_a_fault_is_a_sentence_and_the_page_goes_on(workbench):
     assert workbench.locator(".jp-OutputArea [role=alert]:visible").count() == 0
 
 
+def test_beside_an_error_the_figure_is_grey_and_the_words_have_the_contrast_of_all_words(workbench):
+    said, figure = open_tab(workbench, "Scenes"), workbench.locator("img.widget-image:visible").first
+    color = "element => getComputedStyle(element).color"
+    before, usual = said.inner_text(), said.evaluate(color)
+    workbench.locator(".widget-slider:visible", has_text="camera height").get_by_role("slider").focus()
+    workbench.keyboard.press("End")
+    told = wait_for_change(workbench, said, before)
+    wrong = workbench.locator(".jp-OutputArea [role=alert]:visible")
+    assert "choose a height in between" in told and wrong.evaluate(color) == usual
+    assert float(figure.evaluate("image => getComputedStyle(image).opacity")) < 0.5
+    workbench.get_by_role("button", name="as generated").click()
+    wait_for_change(workbench, said, told)
+    assert float(figure.evaluate("image => getComputedStyle(image).opacity")) == 1
+
+
 @pytest.mark.slow
 def test_the_training_room_starts_and_is_interrupted(workbench, server):
     said = open_tab(workbench, "Training")

@@ -131,14 +131,14 @@ class BarPanels(Panels):
         places, zeros = range(len(names)), [0.0] * len(names)
         self.bars = axis.barh(places, zeros, color=colors, height=0.7)
         (self.ticks,) = axis.plot(zeros, places, "|", color="black", markersize=9, markeredgewidth=1.5)
-        self.numbers = [axis.text(self.longest * 1.02, place, "0.000", fontsize=8, va="center") for place in places]
+        self.numbers = [axis.text(self.longest * 1.02, place, "0.000", fontsize=10, va="center") for place in places]
         self.name_bars(axis, names)
 
     def name_bars(self, axis, names: list[str]) -> None:
         "What stands beside the bars, and the line at 1."
         axis.set(yticks=range(len(names)), xlim=(0, self.longest), ylim=(len(names) - 0.5, -0.5))
-        axis.set_yticklabels(names, fontsize=8)
-        axis.tick_params(axis="x", labelsize=8)
+        axis.set_yticklabels(names, fontsize=10)
+        axis.tick_params(axis="x", labelsize=10)
         axis.axvline(1, color="grey", linewidth=0.8)
         axis.set_title("fraction of the constant guess's", fontsize=10)
 
@@ -150,10 +150,10 @@ def fill_bars(
     before: list[float],  # where the ticks are
     yardstick: list[float],  # what is drawn as 1
 ) -> None:
-    "The next bars; one that is longer than the axis is cut at its end, and its number is right."
-    for bar, number, value, width in zip(self.bars, self.numbers, values, self.widths(values, yardstick)):
-        bar.set_width(width)
-        number.set_text(f"{value:.3f}")
+    "The next bars; one that is longer than the axis is cut at its end and says so by an arrow before its number."
+    for bar, number, value, one in zip(self.bars, self.numbers, values, yardstick):
+        bar.set_width(min(value / one, self.longest))
+        number.set_text(f"{'▸ ' * (value > self.longest * one)}{value:.3g}")
     self.ticks.set_xdata(self.widths(before, yardstick))
 
 

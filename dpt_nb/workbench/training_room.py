@@ -200,7 +200,7 @@ class TrainingRoom(Explorer):
         self.buttons = {name: widgets.Button(description=name, tooltip=tip) for name, tip in self.TIPS.items()}
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self.press(name))
-        self.bar = widgets.IntProgress(0, 0, 1, description="steps", layout=widgets.Layout(width="auto"))
+        self.bar = widgets.IntProgress(0, 0, 1, description="steps", layout=widgets.Layout(width="100%"))
         self.pictures = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", display="none"))
         return dict(buttons=widgets.HBox(list(self.buttons.values())), bar=widgets.HBox([self.bar]))
 
