@@ -12,6 +12,7 @@ import argparse
 import copy
 import hashlib
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -261,7 +262,9 @@ def main(
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"Open it with: jupyter lab {Path(given.out) / 'index.ipynb'}")
+    jupyter = Path(sys.executable).with_name("jupyter")  # of this environment, where it has one
+    called = os.path.relpath(jupyter) if jupyter.exists() else "jupyter"
+    print(f"Open it with: {called} lab {Path(given.out) / 'index.ipynb'}")
     return 0
 
 
