@@ -235,11 +235,13 @@ class CourseProgress:
         self.rows = rows
 
     def totals(self) -> dict[str, tuple[int, int]]:
-        "What is done, and how much there is: `read`, `exercises` and `quiz`."
+        "What is done, and how much there is, where that is known: `read`, `exercises` and `quiz`."
+        lessons = [row for row in self.rows if row.questions]  # a quiz is where one says to have read
+        asking = [row for row in self.rows if row.exercises]
         return {
-            "read": (sum(row.read for row in self.rows), len(self.rows)),
-            "exercises": (sum(row.solved for row in self.rows), sum(row.exercises for row in self.rows)),
-            "quiz": (sum(row.answered for row in self.rows), sum(row.questions for row in self.rows)),
+            "read": (sum(row.read for row in lessons), len(lessons)),
+            "exercises": (sum(row.solved for row in asking), sum(row.exercises for row in asking)),
+            "quiz": (sum(row.answered for row in lessons), sum(row.questions for row in lessons)),
         }
 
 
