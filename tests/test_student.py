@@ -192,7 +192,8 @@ def right_version(exercise, shell):
     from IPython.display import display
 
     scope = dict(shell.user_ns, display=display)
-    exec(compile(exercise.answer, "<answer>", "exec"), scope)
+    for cell in (exercise.blank, exercise.answer):  # an answer may show the blank's mistake beside its own
+        exec(compile(cell, "<answer>", "exec"), scope)
     for node in ast.walk(ast.parse(exercise.answer)):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == exercise.checker:
             try:
