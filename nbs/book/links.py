@@ -1,0 +1,58 @@
+"Whether every link of a built site leads to a file, and to a place in it; and whether a page needs the network."
+
+import re
+import sys
+from html import unescape
+from pathlib import Path
+from urllib.parse import unquote
+
+TAG = re.compile(r"<[a-zA-Z][^>]*>")
+ATTRIBUTE = re.compile(r'\s(href|src|id)="([^"]*)"')
+ELSEWHERE = re.compile(r"(?!file:)[a-z][a-z+.-]+:|//", re.IGNORECASE)  # https:, mailto:, data:
+
+
+def attributes(page: Path) -> tuple[set[str], list[tuple[str, str, str]]]:
+    "The places of a page, and what it points to: tag, attribute, address."
+    places, pointed = set(), []
+    for tag in TAG.findall(page.read_text(encoding="utf-8")):
+        for name, value in ATTRIBUTE.findall(tag):
+            if name == "id":
+                places.add(unescape(value))
+            else:
+                pointed.append((tag[1:].split()[0].rstrip(">"), name, unescape(value)))
+    return places, pointed
+
+
+def broken_links(
+    site: Path,  # folder of the built site
+) -> list[str]:  # a sentence each
+    "Links that lead nowhere, and scripts, styles and pictures that would be fetched from the network."
+    read = {page: attributes(page) for page in sorted(site.rglob("*.html"))}
+    wrong = []
+    for page, (_, pointed) in read.items():
+        own = page.relative_to(site)
+        for tag, name, address in pointed:
+            if ELSEWHERE.match(address):
+                if tag not in ("a", "form") and not address.startswith("data:") and not is_said_only(tag, address):
+                    wrong.append(f"{own}: <{tag} {name}> needs the network: {address}")
+                continue
+            place, _, anchor = address.partition("#")
+            target = (page.parent / unquote(place.split("?")[0])).resolve() if place else page.resolve()
+            if target.is_dir():
+                target /= "index.html"
+            if not target.is_file():
+                wrong.append(f"{own}: nothing is at {address}")
+            elif anchor and target.suffix == ".html" and unquote(anchor) not in read[site / target.relative_to(site.resolve())][0]:
+                wrong.append(f"{own}: no such place: {address}")
+    return wrong
+
+
+def is_said_only(tag: str, address: str) -> bool:
+    "`<link rel=canonical>` and the like name an address and fetch nothing."
+    return tag == "link" and not address.endswith((".css", ".js", ".woff2", ".png", ".svg"))
+
+
+if __name__ == "__main__":
+    found = broken_links(Path(sys.argv[1]))
+    print(*found[:50], f"{len(found)} broken links", sep="\n")
+    sys.exit(bool(found))
