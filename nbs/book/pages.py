@@ -33,11 +33,12 @@ def fold_of(
     source: str,  # as it stands in the notebook
 ) -> tuple[str, str] | None:  # what is folded, in MyST-NB's words, and what is read on it
     "How a code cell is folded, if it is."
-    if re.match(r"# answer\b", source):
+    code = without_directives(source)
+    if re.match(r"# answer\b", code):
         return "hide-cell", "Answer"
-    if re.match(r"# checks?\b", source):
+    if re.match(r"# checks?\b", code):
         return "hide-cell", "Check of your answer"
-    if only_imports(without_directives(source)):
+    if only_imports(code):
         return "hide-input", "Imports"
     if re.search(r"^#\| hide", source, re.MULTILINE):
         return "hide-cell", "Helpers" if "import " in source else "More tests"
