@@ -1,4 +1,4 @@
-"""The course as a static site: `make book` builds `_docs/` from the notebooks as they are stored. Nothing is executed and
+"""The course as a static site: `make book` builds `_docs/` from the notebooks as they are stored. Nothing is executed,
 nothing is fetched.
 
     python nbs/book/build.py [--out FOLDER]
@@ -48,10 +48,10 @@ def prepare(pages: Path) -> None:
             path.unlink()
 
 
-def build(out: Path, work: Path) -> int:
-    "The site from its pages: how Sphinx ended. A warning is an error."
+def build(work: Path) -> int:
+    "The site from its pages, beside them: how Sphinx ended. A warning is an error."
     sphinx = [sys.executable, "-m", "sphinx", "-b", "html", "-c", HERE, "-d", work / "doctrees", "-j", "auto", "-q"]
-    return subprocess.run([*map(str, sphinx), "-W", "--keep-going", str(work / "pages"), str(out)]).returncode
+    return subprocess.run([*map(str, sphinx), "-W", "--keep-going", str(work / "pages"), str(work / "site")]).returncode
 
 
 def main() -> int:
@@ -66,14 +66,15 @@ def main() -> int:
         return 0
     start = time.monotonic()
     if asked.fresh:
-        for folder in (asked.out, asked.work):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(asked.work, ignore_errors=True)
     prepare(asked.work / "pages")
-    if code := build(asked.out, asked.work):
+    if code := build(asked.work):
         return code
-    if wrong := broken_links(asked.out):
-        print(*wrong, f"{len(wrong)} broken links in {asked.out}", sep="\n")
+    if wrong := broken_links(asked.work / "site"):
+        print(*wrong, f"{len(wrong)} broken links", sep="\n")
         return 1
+    shutil.rmtree(asked.out, ignore_errors=True)
+    shutil.copytree(asked.work / "site", asked.out, ignore=shutil.ignore_patterns(".buildinfo"))
     size = sum(path.stat().st_size for path in asked.out.rglob("*") if path.is_file())
     count = sum(1 for _ in asked.out.rglob("*.html"))
     print(f"{asked.out / 'index.html'}: {count} pages, {size / 1e6:.0f} MB, {time.monotonic() - start:.0f} s")

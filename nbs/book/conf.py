@@ -6,6 +6,8 @@ from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx.addnodes import pending_xref
+from sphinx.transforms.post_transforms import SphinxPostTransform
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # for pages.slug
@@ -37,12 +39,15 @@ html_theme_options = dict(
     collapse_navbar=True,
     show_toc_level=2,
     home_page_in_toc=True,
+    navbar_persistent=[],  # the search stands in the sidebar
     pygments_light_style="a11y-high-contrast-light",
     pygments_dark_style="a11y-high-contrast-dark",
 )
 html_static_path = [str(HERE / "book.css")]
 html_css_files = ["book.css"]
+html_favicon = str(HERE / "favicon.svg")
 html_copy_source = False
+smartquotes = False  # "add" is a word of Python
 html_use_index = False  # the search finds names
 html_show_sphinx = False
 add_module_names = False
@@ -56,12 +61,31 @@ def inline_math(self, node: nodes.math) -> None:
 
 
 def block_math(self, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    self.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
     raise nodes.SkipNode
+
+
+class NamesLeadToTheReference(SphinxPostTransform):
+    "A function or class that a text names in code leads to where it is described."
+
+    default_priority = 5  # before links are resolved
+
+    def run(self) -> None:
+        places = {}
+        for place, described in self.env.domains["py"].objects.items():
+            if described.objtype in ("function", "class"):
+                places.setdefault(place.split(".")[-1], []).append(place)
+        for code in list(self.document.findall(nodes.literal)):
+            name = code.astext().removesuffix("()")
+            told_apart = name != name.lower() or "_" in name  # `size` is a word as well
+            if told_apart and len(places.get(name, [])) == 1 and isinstance(code.parent, nodes.paragraph):
+                link = dict(refdomain="py", reftype="obj", reftarget=places[name][0], refexplicit=True, refwarn=True)
+                code.replace_self(pending_xref("", code.deepcopy(), refdoc=self.env.docname, **link))
 
 
 def setup(app) -> dict:
     "Formulas are MathML, which every browser draws by itself: no script, no fonts, and the color of the text."
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.config.html_math_renderer = "mathml"
+    app.add_post_transform(NamesLeadToTheReference)
     return dict(parallel_read_safe=True, parallel_write_safe=True)

@@ -27,6 +27,7 @@ def broken_links(
     site: Path,  # folder of the built site
 ) -> list[str]:  # a sentence each
     "Links that lead nowhere, and scripts, styles and pictures that would be fetched from the network."
+    site = site.resolve()
     read = {page: attributes(page) for page in sorted(site.rglob("*.html"))}
     wrong = []
     for page, (_, pointed) in read.items():
@@ -37,12 +38,16 @@ def broken_links(
                     wrong.append(f"{own}: <{tag} {name}> needs the network: {address}")
                 continue
             place, _, anchor = address.partition("#")
-            target = (page.parent / unquote(place.split("?")[0])).resolve() if place else page.resolve()
+            target = (page.parent / unquote(place.split("?")[0])).resolve() if place else page
             if target.is_dir():
                 target /= "index.html"
             if not target.is_file():
                 wrong.append(f"{own}: nothing is at {address}")
-            elif anchor and target.suffix == ".html" and unquote(anchor) not in read[site / target.relative_to(site.resolve())][0]:
+            elif (
+                anchor
+                and target.suffix == ".html"
+                and unquote(anchor) not in read[site / target.relative_to(site.resolve())][0]
+            ):
                 wrong.append(f"{own}: no such place: {address}")
     return wrong
 

@@ -1,5 +1,5 @@
-"""Notebooks become pages: what is for nbdev and the kernel is left out, answers are folded together with what they print,
-and links lead to pages, or to the repository. Needs nothing but Python."""
+"""Notebooks become pages: what is for nbdev and the kernel is left out, answers are folded together with what they
+print, and links lead to pages, or to the repository. Needs nothing but Python."""
 
 import ast
 import copy
@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
-CODE = re.compile(r"(^(`{3,}|~{3,}).*?^\2\s*$|`+[^`\n]*`+)", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"(^```.*?^```\s*$|^~~~.*?^~~~\s*$|`+[^`\n]*`+)", re.MULTILINE | re.DOTALL)
 VIEW = "application/vnd.jupyter.widget-view+json"
 FIGURES = ("image/png", "image/jpeg", "image/svg+xml")
 WIDGET = "*Sliders stand here: they need a kernel, so run the notebook in JupyterLab.*"
@@ -102,7 +102,9 @@ def lead_links(
         return f"]({address}/{Path(os.path.relpath(place, root)).as_posix()}{anchor})"
 
     parts = CODE.split(markdown)  # text, code, its fence, text, …
-    return "".join(LINK.sub(lead, part) if number % 3 == 0 else part for number, part in enumerate(parts) if number % 3 < 2)
+    return "".join(
+        LINK.sub(lead, part) if number % 3 == 0 else part for number, part in enumerate(parts) if number % 3 < 2
+    )
 
 
 def slug(heading: str) -> str:
@@ -160,8 +162,7 @@ def write(path: Path, text: str) -> Path:
 
 def contents(caption: str, names: list[str]) -> str:
     "A part of the table of contents, for the sidebar alone."
-    listed = "\n".join(f"/{name}" for name in names)
-    return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
+    return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(names) + "\n```\n"
 
 
 def wing_page(wing: str, notebooks: dict[str, dict], said: str) -> str:
@@ -203,18 +204,18 @@ def write_pages(
     lessons = sorted(filter(is_lesson, order), key=lambda name: Path(name).name)
     stories = [name for name in order if name.startswith("stories/")]
     wings = [wing for wing in dict.fromkeys(name.split("/")[0] for name in order if "/" in name) if wing != "stories"]
-    rest = [name for name in order if "/" not in name]
+    rest = sorted((name for name in order if "/" not in name), key="registry".__eq__)  # how names are kept, last
     written = []
     for wing in wings:
         its = {name: notebooks[name] for name in order if name.split("/")[0] == wing}
         said = ast.get_docstring(ast.parse((root / library / wing / "__init__.py").read_text(encoding="utf-8")))
         written.append(write(out / "wings" / f"{wing}.md", wing_page(wing, its, said or "")))
     parts = {
-        "Lessons": lessons,
-        "Stories": stories,
-        "Use and extend": ["commands", *(name for name in rest if name != "commands"), "glossary"],
-        "Wings, notebook by notebook": [f"wings/{wing}" for wing in wings],
-        "Functions and classes": reference,
+        "Lessons": [f"/{name}" for name in lessons],
+        "Stories": [f"/{name}" for name in stories],
+        "Use and extend": [f"/{name}" for name in [*rest, "glossary"]],
+        "Wings, notebook by notebook": [f"/wings/{wing}" for wing in wings],
+        "Functions and classes": [f"{Path(name).name} </{name}>" for name in reference],
     }
     for name, notebook in notebooks.items():
         page = page_of(notebook, nbs / f"{name}.ipynb", pages, root, address, library)

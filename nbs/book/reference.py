@@ -226,7 +226,9 @@ def write_reference(
     "A page for each module, and one for each wing that lists them."
     wings, written = {}, []
     for name, notebook in notebooks.items():
-        module = Module(f"{library}.{name}", (root / library / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        module = Module(
+            f"{library}.{name}", (root / library / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
+        )
         place = f"api/{name.replace('.', '/')}"
         written.append(write(out / f"{place}.md", module_page(module, notebook)))
         wings.setdefault(name.split(".")[0], {})[name] = module
@@ -240,7 +242,7 @@ def write_reference(
             f"- {{py:mod}}`{module.name}`: {from_the_top(docstring(module.tree), notebooks[name])}"
             for name, module in modules.items()
         ]
-        inside = "\n".join(f"/api/{name.replace('.', '/')}" for name in modules)
+        inside = "\n".join(f"{name.split('.')[-1]} </api/{name.replace('.', '/')}>" for name in modules)
         text = f"# {library}.{wing}\n\n" + "\n".join(rows) + f"\n\n```{{toctree}}\n:hidden:\n\n{inside}\n```\n"
         written.append(write(out / f"{own}.md", text))
     return listed, written
