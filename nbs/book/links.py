@@ -23,6 +23,13 @@ def attributes(page: Path) -> tuple[set[str], list[tuple[str, str, str]]]:
     return places, pointed
 
 
+def fetches(tag: str, address: str) -> bool:
+    "Whether a browser asks for an address by itself: `<a>` and `<link rel=canonical>` only name one."
+    if tag == "link":
+        return address.endswith((".css", ".js", ".woff2", ".ico", ".png", ".svg"))
+    return tag in ("script", "img", "iframe", "source", "video") and not address.startswith("data:")
+
+
 def broken_links(
     site: Path,  # folder of the built site
 ) -> list[str]:  # a sentence each
@@ -34,7 +41,7 @@ def broken_links(
         own = page.relative_to(site)
         for tag, name, address in pointed:
             if ELSEWHERE.match(address):
-                if tag not in ("a", "form") and not address.startswith("data:") and not is_said_only(tag, address):
+                if fetches(tag, address):
                     wrong.append(f"{own}: <{tag} {name}> needs the network: {address}")
                 continue
             place, _, anchor = address.partition("#")
@@ -43,18 +50,9 @@ def broken_links(
                 target /= "index.html"
             if not target.is_file():
                 wrong.append(f"{own}: nothing is at {address}")
-            elif (
-                anchor
-                and target.suffix == ".html"
-                and unquote(anchor) not in read[site / target.relative_to(site.resolve())][0]
-            ):
+            elif anchor and target in read and unquote(anchor) not in read[target][0]:
                 wrong.append(f"{own}: no such place: {address}")
     return wrong
-
-
-def is_said_only(tag: str, address: str) -> bool:
-    "`<link rel=canonical>` and the like name an address and fetch nothing."
-    return tag == "link" and not address.endswith((".css", ".js", ".woff2", ".png", ".svg"))
 
 
 if __name__ == "__main__":

@@ -101,10 +101,8 @@ def lead_links(
             return link[0]
         return f"]({address}/{Path(os.path.relpath(place, root)).as_posix()}{anchor})"
 
-    parts = CODE.split(markdown)  # text, code, its fence, text, …
-    return "".join(
-        LINK.sub(lead, part) if number % 3 == 0 else part for number, part in enumerate(parts) if number % 3 < 2
-    )
+    parts = CODE.split(markdown)  # text, code, text, …
+    return "".join(part if number % 2 else LINK.sub(lead, part) for number, part in enumerate(parts))
 
 
 def slug(heading: str) -> str:

@@ -226,11 +226,9 @@ def write_reference(
     "A page for each module, and one for each wing that lists them."
     wings, written = {}, []
     for name, notebook in notebooks.items():
-        module = Module(
-            f"{library}.{name}", (root / library / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
-        )
-        place = f"api/{name.replace('.', '/')}"
-        written.append(write(out / f"{place}.md", module_page(module, notebook)))
+        place = name.replace(".", "/")
+        module = Module(f"{library}.{name}", (root / library / f"{place}.py").read_text(encoding="utf-8"))
+        written.append(write(out / "api" / f"{place}.md", module_page(module, notebook)))
         wings.setdefault(name.split(".")[0], {})[name] = module
     listed = []
     for wing, modules in wings.items():
