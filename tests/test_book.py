@@ -21,7 +21,7 @@ from fastcore.docments import docments
 sys.path.insert(0, str(REPOSITORY / "nbs" / "book"))
 import build  # noqa: E402
 from links import broken_links  # noqa: E402
-from pages import code_cell, lead_links, page_of, sentence, slug, write_pages  # noqa: E402
+from pages import code_cell, from_the_top, lead_links, page_of, sentence, slug, write_pages  # noqa: E402
 from reference import Module, described, directive, module_page  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -105,6 +105,14 @@ def test_links_lead_to_pages_or_to_the_repository(tmp_path):
     ):
         assert lead(kept) == kept
     assert lead("`x` [s](../../benchmarks/a.py#L3) `y`") == f"`x` [s]({ADDRESS}/benchmarks/a.py#L3) `y`"
+
+
+def test_words_that_move_to_another_page_take_their_links_along():
+    said = "as in [the loop](16_loop.ipynb#A-place), [zoe](../network/zoe.ipynb) and [BTS](https://example.org)"
+    moved = (
+        "as in [the loop](/training/16_loop.ipynb#A-place), [zoe](/network/zoe.ipynb) and [BTS](https://example.org)"
+    )
+    assert from_the_top(said, "training/validation.ipynb") == moved
 
 
 def test_a_heading_has_the_anchor_that_links_in_jupyterlab_use():
@@ -251,7 +259,7 @@ def python_with_sphinx():
     if importlib.util.find_spec("myst_nb") and importlib.util.find_spec("sphinx_book_theme"):
         return sys.executable
     own = REPOSITORY / ".venv-book" / "bin" / "python"
-    return os.environ.get("DPT_NB_BOOK_PYTHON") or (own if own.exists() else None)
+    return own if own.exists() else None
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,12 @@ def slug(heading: str) -> str:
     return heading.replace(" ", "-")
 
 
+def from_the_top(said: str, notebook: str) -> str:
+    "Links of words that stand on another page: they were meant from where the notebook is."
+    home = Path("/" + notebook).parent
+    return LINK.sub(lambda link: f"]({os.path.normpath(home / link[1])}{link[2] or ''})", said)
+
+
 def module_of(notebook: dict) -> str | None:
     "Which module of the library a notebook exports."
     source = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
@@ -168,7 +174,7 @@ def wing_page(wing: str, notebooks: dict[str, dict], said: str) -> str:
     rows = []
     for name, notebook in notebooks.items():
         title, summary = title_of(notebook)
-        rows.append(f"- [{title}](/{name}.ipynb): {summary}")
+        rows.append(f"- [{title}](/{name}.ipynb): {from_the_top(summary, name)}")
     reference = [name for name in notebooks if not is_lesson(name)]
     listed = "\n".join(f"/{name}" for name in reference)
     return f"# {wing.capitalize()}\n\n{said}\n\n" + "\n".join(rows) + f"\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"

@@ -3,12 +3,11 @@ unit or range. Nothing is imported, so the book needs neither torch nor the libr
 
 import ast
 import io
-import os
 import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pages import LINK, write
+from pages import from_the_top, write
 
 FENCE = "`" * 8
 LONGEST_VALUE = 120  # characters of a constant that are shown
@@ -200,12 +199,6 @@ def directive(thing: Thing, depth: int = 0) -> str:
     lines += [f"{name} {words}".rstrip() for name, words in thing.fields]
     lines += ["", *(directive(one, depth + 1) for one in thing.inside), fence, ""]
     return "\n".join(lines)
-
-
-def from_the_top(said: str, notebook: str) -> str:
-    "Links of a docstring are meant from where its notebook is."
-    home = Path("/" + notebook).parent
-    return LINK.sub(lambda link: f"]({os.path.normpath(home / link[1])}{link[2] or ''})", said)
 
 
 def module_page(module: Module, notebook: str) -> str:
