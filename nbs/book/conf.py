@@ -43,6 +43,7 @@ html_theme_options = dict(
     pygments_light_style="a11y-high-contrast-light",
     pygments_dark_style="a11y-high-contrast-dark",
 )
+html_context = dict(default_mode="auto")  # as the reader's system is
 html_static_path = [str(HERE / "book.css")]
 html_css_files = ["book.css"]
 html_favicon = str(HERE / "favicon.svg")
