@@ -28,11 +28,7 @@ at ?= index
 lab: .venv/installed
 	$(BIN)/jupyter lab nbs/$(at).ipynb
 
-work# The course as a site in _docs/, from the outputs that are stored. Its own environment: it needs neither torch nor a kernel.
-book: .venv-book/installed
-	.venv-book/bin/python nbs/book/build.py
-
-bench: .venv/installed
+workbench: .venv/installed
 	$(BIN)/jupyter lab nbs/workbench/workbench.ipynb
 
 # The workbench without JupyterLab around it, as a page for the browser: on this machine only, at the address with the token that it prints.
@@ -74,5 +70,6 @@ clean:
 
 .venv-book/installed: settings.ini
 	test -x .venv-book/bin/python || $(PYTHON) -m venv .venv-book
-	.venv-book/bin/python nbs/book/build.py --requirements | .venv-book/bin/python -m pip install --quiet --requirement /dev/stdin
+	.venv-book/bin/python nbs/book/build.py --requirements > .venv-book/requirements.txt
+	.venv-book/bin/python -m pip install --quiet --requirement .venv-book/requirements.txt
 	touch $@
