@@ -50,7 +50,7 @@ from ..inference.predictor import Predictor
 from ..network.dpt import DPT
 from ..network.heads import HEADS
 
-# %% ../../nbs/deploy/quantization.ipynb #a445a30e
+# %% ../../nbs/deploy/quantization.ipynb #38480f47
 LEFT_OUT = ((), ("heads",), ("embedding",), ("decoder", "heads"), ("embedding", "decoder", "heads"))
 SUFFIXES = {"openvino": (".bin", ".xml"), "onnx": (".onnx",)}  # engine → the files it reads, the named one last
 RESTS = {"openvino": ("bfloat16", "float32"), "onnx": ("float32",)}  # engine → in what the parts left out can be
@@ -86,7 +86,7 @@ class Candidate:
     error: float  # to float32, or how much worse the metric is, as a fraction
     time: float  # of the same engine's float32, as a fraction
 
-
+# %% ../../nbs/deploy/quantization.ipynb #3b881600
 def choose(
     candidates: list[Candidate],
     most: float,  # the largest error
@@ -103,7 +103,7 @@ def choose(
     fastest = min(each.time for each in usable)
     return min((each for each in usable if each.time <= 1.05 * fastest), key=lambda each: each.error)
 
-# %% ../../nbs/deploy/quantization.ipynb #fc8782b9
+# %% ../../nbs/deploy/quantization.ipynb #9ccca46e
 def head_deviation(
     head: str,  # of `HEADS`
     found: torch.Tensor,  # `(B, C, H, W)`
@@ -122,7 +122,7 @@ def deviation(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -
     "Of the worst head."
     return max(head_deviation(head, found[head], values) for head, values in wanted.items())
 
-
+# %% ../../nbs/deploy/quantization.ipynb #edc04e93
 LEADING = {"abs_rel": 1, "mean_angle": 1, "miou": -1}  # metric → 1 where more is worse
 
 
@@ -143,7 +143,7 @@ def worsening(before: dict, after: dict) -> float:
         raise EngineError(f"The evaluation gives none of {', '.join(LEADING)}, by which is chosen: leave samples out.")
     return max(worse)
 
-# %% ../../nbs/deploy/quantization.ipynb #95b80a0e
+# %% ../../nbs/deploy/quantization.ipynb #a22eb097
 def open_quantized(
     model: DPT,
     engine: str,  # "openvino" or "onnx"
@@ -170,7 +170,7 @@ def time_in_turn(
             own.append(time.perf_counter() - begun)
     return [median(own[1:]) for own in times]
 
-
+# %% ../../nbs/deploy/quantization.ipynb #3334bdb1
 def error_to_float(
     reference: Callable,  # the network in float32
     seen: list[torch.Tensor],  # images of one size
@@ -210,7 +210,7 @@ def usual_protocol(model: DPT) -> Protocol:
         return PROTOCOLS["folder"]
     return PROTOCOLS["zero_shot" if any(kind.inverse for kind in kinds) else "zero_shot_median"]
 
-
+# %% ../../nbs/deploy/quantization.ipynb #e8704780
 def measure(
     reference: Callable,  # the network in float32
     ways: dict[tuple, Callable],  # (parts left out, rest) → what opens a network
@@ -232,7 +232,7 @@ def measure(
         raise EngineError(f"None of the quantized files can be opened ({refused}): take another engine or precision.")
     return found
 
-# %% ../../nbs/deploy/quantization.ipynb #2ea16bd1
+# %% ../../nbs/deploy/quantization.ipynb #31bc7519
 def tensors_digest(found, tensors: Iterable) -> None:
     "Add numbers and shapes to a hash."
     for values in tensors:
@@ -262,7 +262,7 @@ def file_digest(path: Path) -> str:
     "Of its bytes."
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
-
+# %% ../../nbs/deploy/quantization.ipynb #9b739393
 def stored(path: Path) -> Quantized | None:  # path: of the file
     "What is there and whole; None for what is not."
     try:
@@ -286,9 +286,9 @@ def keep(
     facts = facts | dict(digests={suffix: file_digest(path.with_suffix(suffix)) for suffix in suffixes})
     with atomic_write(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return Quantized(path, facts)
+    return Quantized(path, json.loads(json.dumps(facts)))  # as it will be read
 
-# %% ../../nbs/deploy/quantization.ipynb #3d376e61
+# %% ../../nbs/deploy/quantization.ipynb #cdffaa59
 def check_runnable(model: DPT, device: torch.device, engine: str) -> None:
     "Raises `EngineError` for what does not run in int8 here, and where a package is missing."
     if engine not in RESTS:
@@ -313,7 +313,7 @@ def commonest_size(seen: list[torch.Tensor]) -> list[torch.Tensor]:
     size, _ = Counter(image.shape for image in seen).most_common(1)[0]
     return [image for image in seen if image.shape == size]
 
-
+# %% ../../nbs/deploy/quantization.ipynb #e287f341
 def quantize_seen(
     model: DPT,  # on the CPU
     seen: list[torch.Tensor],  # calibration images `(1, 3, H, W)` in [0, 1], as the network sees them
@@ -355,7 +355,7 @@ def make(model, seen, engine, cache, choice, predictor, progress, path) -> Quant
         facts |= dict(images=len(seen), size=list(same[0].shape[-2:]), threads=torch.get_num_threads())
         return keep(by_parts[chosen.left_out], path, facts)
 
-
+# %% ../../nbs/deploy/quantization.ipynb #66ba8875
 def quantize(
     predictor: Predictor | DPT,  # on the CPU; how images come into the network is its affair
     images,  # yours, a dozen or more of the kind that will come: a folder, files, PIL images, arrays or tensors
@@ -369,7 +369,7 @@ def quantize(
     seen = predictor.network_inputs(images)
     return quantize_seen(predictor.model, seen, engine, cache, choice, predictor, progress)
 
-# %% ../../nbs/deploy/quantization.ipynb #aca204c4
+# %% ../../nbs/deploy/quantization.ipynb #e10a7a95
 def run_int8(engine: str, model: DPT, device: torch.device, calibration, cache) -> Engine:
     "An engine in 8 bits. Raises `EngineError` where it has nothing to be calibrated with."
     check_runnable(model, device, engine)
@@ -394,7 +394,7 @@ def check_same(facts: dict, model: DPT, engine: str) -> None:
 for engine in RESTS:
     INT8_ENGINES.register(engine, "dpt_nb.deploy.quantization")(partial(run_int8, engine))
 
-# %% ../../nbs/deploy/quantization.ipynb #61418765
+# %% ../../nbs/deploy/quantization.ipynb #4fada4e0
 def quantization_error(
     before: Predictor,
     after: Predictor,  # the same network with fewer bits
