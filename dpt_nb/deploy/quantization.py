@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LEFT_OUT', 'SUFFIXES', 'RESTS', 'LEADING', 'Choice', 'Candidate', 'choose', 'head_deviation', 'deviation', 'changes',
            'worsening', 'open_quantized', 'time_in_turn', 'error_to_float', 'mean_or_infinite', 'error_to_truth',
-           'usual_protocol', 'measure', 'tensors_digest', 'content_digest', 'file_digest', 'stored', 'keep',
-           'check_runnable', 'need_quantizer', 'commonest_size', 'quantize_seen', 'make', 'quantize', 'run_int8',
-           'check_same', 'quantization_error']
+           'usual_protocol', 'bfloat16_time', 'measure', 'tensors_digest', 'content_digest', 'file_digest', 'stored',
+           'keep', 'check_runnable', 'need_quantizer', 'commonest_size', 'quantize_seen', 'make', 'quantize',
+           'run_int8', 'check_same', 'quantization_error']
 
 # %% ../../nbs/deploy/quantization.ipynb #7a3db9b5
 import copy
@@ -210,7 +210,14 @@ def usual_protocol(model: DPT) -> Protocol:
         return PROTOCOLS["folder"]
     return PROTOCOLS["zero_shot" if any(kind.inverse for kind in kinds) else "zero_shot_median"]
 
-# %% ../../nbs/deploy/quantization.ipynb #e8704780
+# %% ../../nbs/deploy/quantization.ipynb #5ba25d31
+def bfloat16_time(model: DPT, cache, reference: Callable, image: torch.Tensor) -> float:  # of float32's, a fraction
+    "How fast OpenVINO is in bfloat16 alone, which 8 bits have to beat."
+    plain = ExportedNetwork(model, cache, partial(open_by_openvino, hint="bf16"), True)
+    slow, fast = time_in_turn([reference, plain], image)
+    return fast / slow
+
+
 def measure(
     reference: Callable,  # the network in float32
     ways: dict[tuple, Callable],  # (parts left out, rest) → what opens a network
@@ -313,7 +320,7 @@ def commonest_size(seen: list[torch.Tensor]) -> list[torch.Tensor]:
     size, _ = Counter(image.shape for image in seen).most_common(1)[0]
     return [image for image in seen if image.shape == size]
 
-# %% ../../nbs/deploy/quantization.ipynb #e287f341
+# %% ../../nbs/deploy/quantization.ipynb #5ba2ca6c
 def quantize_seen(
     model: DPT,  # on the CPU
     seen: list[torch.Tensor],  # calibration images `(1, 3, H, W)` in [0, 1], as the network sees them
@@ -352,6 +359,8 @@ def make(model, seen, engine, cache, choice, predictor, progress, path) -> Quant
         chosen = choose(candidates, choice.most)
         facts = dict(engine=engine, model=reference.digest, chosen=vars(chosen), candidates=[*map(vars, candidates)])
         facts |= dict(tolerance=choice.most, error_to="ground truth" if by_truth else "float32")
+        if by_openvino:
+            facts |= dict(bfloat16_time=bfloat16_time(model, cache, reference, same[0]))
         facts |= dict(images=len(seen), size=list(same[0].shape[-2:]), threads=torch.get_num_threads())
         return keep(by_parts[chosen.left_out], path, facts)
 
