@@ -82,7 +82,7 @@ def rooms(job, split, count):
     "Rendered rooms, kept in the cache."
     from dpt_nb.data.scene_sets import Scenes
 
-    return Scenes(job["cache"], "rooms", count, split)
+    return Scenes(job["cache"], "rooms", count, split, joint=True)  # as the network that comes along numbers them
 
 
 def calibrated(job, model):

@@ -112,7 +112,7 @@ def test_padding_is_not_for_a_file(tmp_path, vit):
         ExportedNetwork(vit[0], tmp_path, None, False)(torch.rand(1, 3, 96, 96), (90, 96))
 
 
-ROOMS = dict(kind="rooms", size=(96, 128))
+ROOMS = dict(kind="rooms", size=(96, 128), joint=True)
 
 
 def abs_rel(predictor, scenes):
