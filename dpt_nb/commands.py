@@ -158,6 +158,12 @@ class Computing:
         if self.calibration and self.precision != "int8":
             raise OptionError(f"--calibration is for --precision int8, found {self.precision}: leave it out.")
 
+    def refuse(self, reason: str) -> None:
+        "Raises `OptionError` unless all is as without options."
+        if (self.engine, self.precision) != ("torch", "float32"):
+            options = "--engine and --precision concern a model"
+            raise OptionError(f"{options}, and {reason}: leave them out, or name a --model.")
+
     def options(
         self,
         otherwise: Callable[[], list],  # gives images to calibrate with where none were named
@@ -687,7 +693,8 @@ def dpt_eval(
     check_subject(model, predictions, scale, data, submission)
     computing = Computing(engine, precision, calibration)
     if predictions:
-        check_without_model(flip, submission, scales, variant or size or resizing, computing)
+        check_without_model(flip, submission, scales, variant or size or resizing)
+        computing.refuse("--predictions are files that were predicted already")
     check_eval_numbers(count, batch_size, scale)
     check_eval_files(out, submission)
     check_fit_options(fit, save_fit, predictions or submission)
@@ -739,7 +746,6 @@ def check_without_model(
     submission: str | None,
     scales: str,
     opening: str | None,  # what was said of how a model is opened and fed
-    computing: Computing,
 ) -> None:
     "Raises `OptionError` for options that need a model, where predictions are evaluated."
     reason = "--predictions are files that were predicted already"
@@ -749,8 +755,6 @@ def check_without_model(
     if opening:
         options = "--variant, --size and --resizing"
         raise OptionError(f"{options} concern a model, and {reason}: leave them out, or name a --model.")
-    if (computing.engine, computing.precision) != ("torch", "float32"):
-        raise OptionError(f"--engine and --precision concern a model, and {reason}: leave them out, or name a --model.")
 
 
 def check_eval_numbers(
