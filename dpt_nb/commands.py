@@ -868,7 +868,7 @@ def training_images(predictor, source: DataSource) -> list:
     "Some of the training split, evenly spread. Raises `OptionError` where there is none."
     from dpt_nb.data.datasets import DatasetError
     from dpt_nb.data.registry import RENDERED
-    from dpt_nb.inference.predictor import MOST_CALIBRATION
+    from dpt_nb.inference.engine import MOST_CALIBRATION
 
     try:
         split = open_scenes(predictor, source, "train") if source.name in RENDERED else source.open("train")

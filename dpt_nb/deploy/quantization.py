@@ -45,7 +45,7 @@ from .quantize_file import PARTS, quantize_files
 from ..evaluation.evaluate import evaluate
 from ..evaluation.protocols import PROTOCOLS, Protocol
 from ..images.files import atomic_write
-from ..inference.engine import INT8_ENGINES, Engine, EngineError, Quantized
+from ..inference.engine import INT8_ENGINES, Engine, EngineError, Quantized, network_inputs
 from ..inference.predictor import Predictor
 from ..network.dpt import DPT
 from ..network.heads import HEADS
@@ -375,7 +375,7 @@ def quantize(
 ) -> Quantized:  # for `Predictor(calibration=…)`
     "Quantize a network for an engine, once for each content. Raises `EngineError`, and `ImageError` for the images."
     predictor = Predictor(predictor, "cpu") if isinstance(predictor, DPT) else predictor
-    seen = predictor.network_inputs(images)
+    seen = network_inputs(predictor, images)
     return quantize_seen(predictor.model, seen, engine, cache, choice, predictor, progress)
 
 # %% ../../nbs/deploy/quantization.ipynb #e10a7a95
