@@ -9,7 +9,7 @@ __all__ = ['LEFT_OUT', 'SUFFIXES', 'RESTS', 'LEADING', 'Choice', 'Candidate', 'c
            'keep', 'check_runnable', 'need_quantizer', 'commonest_size', 'quantize_seen', 'make', 'quantize',
            'run_int8', 'check_same', 'quantization_error']
 
-# %% ../../nbs/deploy/quantization.ipynb #7a3db9b5
+# %% ../../nbs/deploy/quantization.ipynb #35f3d5e9
 import copy
 import hashlib
 import json
@@ -23,7 +23,6 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch.utils.data import Dataset
@@ -143,7 +142,7 @@ def worsening(before: dict, after: dict) -> float:
         raise EngineError(f"The evaluation gives none of {', '.join(LEADING)}, by which is chosen: leave samples out.")
     return max(worse)
 
-# %% ../../nbs/deploy/quantization.ipynb #a22eb097
+# %% ../../nbs/deploy/quantization.ipynb #da442fbc
 def open_quantized(
     model: DPT,
     engine: str,  # "openvino" or "onnx"
@@ -159,16 +158,16 @@ def open_quantized(
 def time_in_turn(
     networks: list[Callable],
     image: torch.Tensor,  # `(1, 3, H, W)`
-    rounds: int = 7,
-) -> list[float]:  # seconds, medians
-    "Each once a round, the first round not counted."
-    times = [[] for _ in networks]
-    for _ in range(rounds + 1):
+    seconds: float = 3.0,  # after which no further round begins
+) -> list[float]:  # seconds, the shortest of each
+    "Each once a round, 5 to 40 rounds, the first not counted."
+    times, begun = [[] for _ in networks], time.perf_counter()
+    while len(times[-1]) < 6 or len(times[-1]) < 41 and time.perf_counter() - begun < seconds:
         for own, network in zip(times, networks):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             network(image)
-            own.append(time.perf_counter() - begun)
-    return [median(own[1:]) for own in times]
+            own.append(time.perf_counter() - started)
+    return [min(own[1:]) for own in times]
 
 # %% ../../nbs/deploy/quantization.ipynb #3334bdb1
 def error_to_float(
@@ -364,7 +363,7 @@ def make(model, seen, engine, cache, choice, predictor, progress, path) -> Quant
         facts |= dict(images=len(seen), size=list(same[0].shape[-2:]), threads=torch.get_num_threads())
         return keep(by_parts[chosen.left_out], path, facts)
 
-# %% ../../nbs/deploy/quantization.ipynb #66ba8875
+# %% ../../nbs/deploy/quantization.ipynb #b09c5711
 def quantize(
     predictor: Predictor | DPT,  # on the CPU; how images come into the network is its affair
     images,  # yours, a dozen or more of the kind that will come: a folder, files, PIL images, arrays or tensors
