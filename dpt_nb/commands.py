@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['EXPONENTS', 'COMMANDS', 'OptionError', 'check_number', 'parse_amount', 'dpt_predict', 'parse_limits', 'with_prompts',
-           'Feeding', 'is_video', 'Inputs', 'not_of_videos', 'sort_arguments', 'split_numbers', 'parse_numbers',
-           'check_videos', 'predict_videos', 'named_once', 'depth_facts', 'extent', 'prediction_line',
+           'Computing', 'Feeding', 'is_video', 'Inputs', 'not_of_videos', 'sort_arguments', 'split_numbers',
+           'parse_numbers', 'check_videos', 'predict_videos', 'named_once', 'depth_facts', 'extent', 'prediction_line',
            'report_predictions', 'report_run', 'dpt_train', 'need_recipe', 'check_sweep', 'train_planned',
            'train_sweep', 'list_recipes', 'print_dry_run', 'report_launch', 'report_training', 'check_processes',
            'refuse_foreign', 'is_our_report', 'is_our_script', 'dpt_distill', 'print_student', 'report_labels',
            'dpt_runs', 'dpt_report', 'dpt_eval', 'check_subject', 'check_subject_data', 'check_without_model',
            'check_eval_numbers', 'choose_protocol', 'check_eval_files', 'DataSource', 'open_validation', 'open_scenes',
-           'scene_targets', 'refuse_training_images', 'evaluate_files', 'evaluate_model', 'submit', 'check_fit_options',
-           'evaluate_fit', 'report_evaluation', 'row_name', 'write_galleries', 'write_panel', 'write_signed_figure',
-           'dpt_data', 'parse_assignments', 'parse_value', 'check_data_options', 'make_data', 'check_data',
-           'survey_splits', 'folder_of', 'init_data', 'show_data', 'dpt_convert', 'dpt_export', 'report_parity',
-           'parse_size', 'dpt_demo', 'print_next_steps', 'report_demo', 'how_to_parse', 'add_parameter', 'help_text',
-           'build_parser', 'OutputClosed', 'printable_output', 'present_output', 'flush_output', 'reader_is_gone',
-           'drop_output', 'print_error', 'main', 'run_command', 'say_error', 'short_warnings', 'is_expected',
-           'is_out_of_memory', 'error_sentence', 'system_sentence']
+           'scene_targets', 'open_computing', 'training_images', 'refuse_training_images', 'evaluate_files',
+           'evaluate_model', 'submit', 'check_fit_options', 'evaluate_fit', 'report_evaluation', 'row_name',
+           'write_galleries', 'write_panel', 'write_signed_figure', 'dpt_data', 'parse_assignments', 'parse_value',
+           'check_data_options', 'make_data', 'check_data', 'survey_splits', 'folder_of', 'init_data', 'show_data',
+           'dpt_convert', 'dpt_export', 'report_parity', 'parse_size', 'dpt_demo', 'print_next_steps', 'report_demo',
+           'how_to_parse', 'add_parameter', 'help_text', 'build_parser', 'OutputClosed', 'printable_output',
+           'present_output', 'flush_output', 'reader_is_gone', 'drop_output', 'print_error', 'main', 'run_command',
+           'say_error', 'short_warnings', 'is_expected', 'is_out_of_memory', 'error_sentence', 'system_sentence']
 
 # %% ../nbs/commands.ipynb #b3c01205
 import argparse
@@ -96,7 +96,9 @@ def dpt_predict(
     field_of_view: float | None = None,  # instead, and for ply: degrees across the longer side; default: 60
     smooth: float = 0.0,  # of videos: weight of the past in each frame, 0 to below 1
     every: int = 1,  # of videos: only each n-th frame
-    precision: str = "float32",  # float32, float16 or bfloat16
+    precision: str = "float32",  # float32, float16 or bfloat16; with onnx and openvino also int8
+    # with int8: folder of a dozen or more images like those that will come; default: the images to predict
+    calibration: str | None = None,
     batch: int | None = None,  # images that pass through the network together; default: 1 on a CPU, 8 on a GPU
     channels_last: bool = False,  # convolutions with the channels innermost, which GPUs like
     compile: bool = False,  # compile the network first, for long runs
@@ -116,7 +118,8 @@ def dpt_predict(
     filming = dict(outputs=run.outputs if outputs else ("side",), smooth=smooth, every=every) | tiling
     inputs = sort_arguments(images, recursive, filming["outputs"])
     check_videos(inputs.videos, **filming)
-    options = dict(precision=precision, channels_last=channels_last, compile=compile, engine=engine)
+    computing = Computing(engine, precision, calibration)
+    options = dict(channels_last=channels_last, compile=compile) | computing.options(lambda: inputs.files)
     options |= parse_limits(max_memory, max_pixels)
     options |= dict(focal=focal) if focal is not None else dict(field_of_view=field_of_view)
     predictor = Feeding(flip, scales, size, resizing).open_predictor(model, variant, device, **options)
@@ -144,6 +147,38 @@ def with_prompts(
 
 
 @dataclass
+class Computing:
+    "What computes a network, as typed."
+
+    engine: str
+    precision: str
+    calibration: str | None  # a folder of images
+
+    def __post_init__(self):
+        if self.calibration and self.precision != "int8":
+            raise OptionError(f"--calibration is for --precision int8, found {self.precision}: leave it out.")
+
+    def refuse(self, reason: str) -> None:
+        "Raises `OptionError` unless all is as without options."
+        if (self.engine, self.precision) != ("torch", "float32"):
+            options = "--engine and --precision concern a model"
+            raise OptionError(f"{options}, and {reason}: leave them out, or name a --model.")
+
+    def options(
+        self,
+        otherwise: Callable[[], list],  # gives images to calibrate with where none were named
+    ) -> dict:  # of `Predictor`
+        "In int8 with images. Raises `OptionError` where there are none."
+        options = dict(engine=self.engine, precision=self.precision)
+        if self.precision != "int8":
+            return options
+        images = self.calibration or otherwise()
+        if not images:
+            raise OptionError("--precision int8 has to see images first, and none is here: name some by --calibration.")
+        return options | dict(calibration=images)
+
+
+@dataclass
 class Feeding:
     "How images come into a network, as typed."
 
@@ -160,12 +195,21 @@ class Feeding:
         **options,  # of `Predictor`
     ):
         "A model, ready to be asked. Raises `OptionError` for a size or scales that are not understood."
-        scales, size = parse_numbers(self.scales, "--scales"), parse_size(self.size)
-        from dpt_nb.inference.predictor import Predictor
+        self.numbers()
         from dpt_nb.weights.load import load_checkpoint
 
-        options |= dict(flip=self.flip, scales=scales, size=size, resizing=self.resizing)
-        return Predictor(load_checkpoint(model, variant), device, **options)
+        return self.feed(load_checkpoint(model, variant), device, **options)
+
+    def numbers(self) -> dict:  # of `Predictor`
+        "Raises `OptionError` for a size or scales that are not understood."
+        return dict(scales=parse_numbers(self.scales, "--scales"), size=parse_size(self.size))
+
+    def feed(self, network, device: str | None, **options):  # network: loaded; options: of `Predictor`
+        "As `open_predictor`, of a network that is loaded."
+        from dpt_nb.inference.predictor import Predictor
+
+        options |= self.numbers() | dict(flip=self.flip, resizing=self.resizing)
+        return Predictor(network, device, **options)
 
 # %% ../nbs/commands.ipynb #f41ed6e1
 def is_video(
@@ -182,6 +226,7 @@ class Inputs:
     "What `dpt_predict` was given."
 
     images: list[str]  # images, and folders of them
+    files: list[Path]  # the images that these are
     videos: list[str]  # those that were named, and those that folders hold
     stems: list[str]  # what the results of each video are named after
     left: list[str]  # a sentence for each kind of thing that is left out
@@ -209,9 +254,9 @@ def sort_arguments(
     listing, impossible = list_files(images, recursive), not_of_videos(outputs)
     if impossible and listing.films and not videos:
         reason = f"videos, of which {', '.join(impossible)} cannot be written"
-        return Inputs(images, [], [], listing.left + [left_sentence(Path(), reason, listing.films)])
+        return Inputs(images, listing.files, [], [], listing.left + [left_sentence(Path(), reason, listing.films)])
     stems = [Path(path).stem for path in videos] + listing.film_stems
-    return Inputs(images, videos + list(map(str, listing.films)), stems, listing.left)
+    return Inputs(images, listing.files, videos + list(map(str, listing.films)), stems, listing.left)
 
 
 def split_numbers(text: str, option: str) -> tuple[float, ...]:
@@ -638,13 +683,18 @@ def dpt_eval(
     out: str | None = None,
     device: str | None = None,  # cpu, cuda, …; default: cuda where there is one
     batch_size: int = 16,  # changes the speed, not the numbers
+    engine: str = "torch",  # what computes: torch, compile, onnx, openvino, or auto, the fastest here
+    precision: str = "float32",  # float32, float16 or bfloat16; with onnx and openvino also int8
+    calibration: str | None = None,  # with int8: folder of images to calibrate with; default: the training split's
 ) -> None:
     "Evaluate a model, or predictions in files, by a protocol, beside the published rows where there are some."
     from dpt_nb.evaluation.protocols import PROTOCOLS
 
     check_subject(model, predictions, scale, data, submission)
+    computing = Computing(engine, precision, calibration)
     if predictions:
         check_without_model(flip, submission, scales, variant or size or resizing)
+        computing.refuse("--predictions are files that were predicted already")
     check_eval_numbers(count, batch_size, scale)
     check_eval_files(out, submission)
     check_fit_options(fit, save_fit, predictions or submission)
@@ -655,13 +705,14 @@ def dpt_eval(
     if predictions:
         evaluated = evaluate_files(predictions, scale, source, rules, batch_size, per_image)
         return report_evaluation(*evaluated, dict(predictions=predictions) | settings, out, per_image)
-    predictor = Feeding(flip, scales, size, resizing).open_predictor(model, variant, device)
+    predictor = open_computing(Feeding(flip, scales, size, resizing), computing, model, variant, device, source)
     if submission:
         return submit(predictor, source, submission)
     if fit != "none":
         return evaluate_fit(predictor, source, rules, batch_size, fit, dict(model=model) | settings, out, save_fit)
     evaluated = evaluate_model(predictor, source, rules, batch_size, per_image)
     settings |= dict(flip=flip, scales=scales, size=size or "", resizing=resizing or "")
+    settings |= dict(engine=engine, precision=precision, calibration=calibration or "")
     report_evaluation(*evaluated, dict(model=model) | settings, out, per_image)
 
 # %% ../nbs/commands.ipynb #f357a7d9
@@ -789,11 +840,43 @@ def open_scenes(predictor, source: DataSource, split: str):
 
 def scene_targets(heads: dict) -> dict[str, bool]:  # heads: of a config; options of rendered scenes
     "Which ground truth a network's heads need."
+    from dpt_nb.network.heads import HEADS
     from dpt_nb.scenes.raycast import classes
 
     all_labels = len(classes("rooms")) + len(classes("streets"))
-    joint = heads.get("label", {}).get("classes") == all_labels
+    joint = "label" in heads and HEADS["label"].class_count(heads["label"]) == all_labels
     return dict(joint=joint, normals="normal" in heads, sky="sky" in heads)
+
+
+def open_computing(
+    feeding: Feeding,
+    computing: Computing,
+    model: str,  # as `load_checkpoint` takes it
+    variant: str | None,
+    device: str | None,
+    source: DataSource,  # by whose training split int8 is calibrated where no images were named
+):
+    "A model on the engine that was asked for."
+    predictor = feeding.open_predictor(model, variant, device)
+    options = computing.options(lambda: training_images(predictor, source))
+    if options == dict(engine="torch", precision="float32"):
+        return predictor
+    return feeding.feed(predictor.model, device, **options)
+
+
+def training_images(predictor, source: DataSource) -> list:
+    "Some of the training split, evenly spread. Raises `OptionError` where there is none."
+    from dpt_nb.data.datasets import DatasetError
+    from dpt_nb.data.registry import RENDERED
+    from dpt_nb.inference.engine import MOST_CALIBRATION
+
+    try:
+        split = open_scenes(predictor, source, "train") if source.name in RENDERED else source.open("train")
+    except DatasetError as error:
+        reason = "--precision int8 is calibrated on the training split where no --calibration is named"
+        raise OptionError(f"{reason}, and it cannot be had: {error}") from None
+    count = min(len(split), MOST_CALIBRATION)
+    return [split[place * len(split) // count]["image"] for place in range(count)]
 
 
 def refuse_training_images(split, source: DataSource) -> None:
