@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOPS', 'PLACES', 'seconds_of_call', 'peak_arithmetic', 'peak_memory', 'Operation', 'attention_flops', 'moved_bytes',
-           'Recorder', 'place_modules', 'at_places', 'record_operations', 'by_place', 'roofline_table']
+           'Recorder', 'place_modules', 'at_places', 'record_operations', 'by_place', 'roofline_table', 'record_step']
 
 # %% ../../nbs/deploy/18_fast_lane.ipynb #491cf8cd
 import time
@@ -85,7 +85,7 @@ def moved_bytes(func, inputs, output) -> int:
         return 0
     return sum(each.nbytes for each in given + made)
 
-# %% ../../nbs/deploy/18_fast_lane.ipynb #6f31424b
+# %% ../../nbs/deploy/18_fast_lane.ipynb #2c4aac45
 class Recorder(TorchDispatchMode):
     "Notes each operation while it is active."
 
@@ -100,7 +100,7 @@ class Recorder(TorchDispatchMode):
         seconds = time.perf_counter() - begun
         count = FLOPS.get(func.overloadpacket) or flop_registry.get(func.overloadpacket)
         flops = count(*args, **(kwargs or {}), out_val=output) if count else 0
-        name = func.overloadpacket.__name__.strip("_")
+        name = func.overloadpacket.__name__.lstrip("_")
         size = moved_bytes(func, (args, kwargs), output)
         self.operations.append(Operation(self.place, name, seconds, flops, size))
         return output
@@ -177,3 +177,25 @@ def roofline_table(
             f"{part.bytes / 1e6:7.0f}{part.intensity:9.1f}{least / part.seconds:13.0%}"
         )
     return "\n".join(lines)
+
+# %% ../../nbs/deploy/18_fast_lane.ipynb #d9d182a4
+def record_step(
+    model: DPT,
+    loss: Callable,  # prediction and ground truth of the first head → scalar
+    optimizer: torch.optim.Optimizer,
+    image: torch.Tensor,  # `(B, 3, H, W)` in [0, 1]
+    truth: torch.Tensor,  # `(B, C, H, W)` of the first head
+) -> list[Operation]:  # places are "forward", "loss", "backward" and "optimizer"
+    "Every operation of a training step. The weights move."
+    recorder = Recorder()
+    with recorder:
+        recorder.place = "forward"
+        prediction = next(iter(model(image).values()))
+        recorder.place = "loss"
+        value = loss(prediction, truth)
+        recorder.place = "backward"
+        value.backward()
+        recorder.place = "optimizer"
+        optimizer.step()
+        optimizer.zero_grad()
+    return recorder.operations
