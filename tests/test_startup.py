@@ -126,7 +126,6 @@ from dpt_nb.images.colors import color_depth, show_images
 os.mkdir({str(tmp_path / "gone")!r}); os.chdir({str(tmp_path / "gone")!r}); os.rmdir({str(tmp_path / "gone")!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 show_images([color_depth(torch.rand(1, 8, 8))])
-import dpt_nb.training.loop
 print("drawn", os.path.exists({str(tmp_path / "gone")!r}))
 """
     environment = dict(MPLCONFIGDIR=str(tmp_path / "matplotlib"), MPLBACKEND="agg", PYTHONDONTWRITEBYTECODE="1")
