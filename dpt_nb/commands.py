@@ -927,6 +927,7 @@ def row_name(report: dict) -> str:
     name = str(report.get("model") or report["predictions"])
     name += " +flip" if report.get("flip") else ""
     name += f" at {report['scales']}" if report.get("scales", "1") != "1" else ""
+    name += f" {report['merge_tokens']:.0%} merged" if report.get("merge_tokens") else ""
     return name + (f" at input size {report['size']}" if report.get("size") else "")
 
 
