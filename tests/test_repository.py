@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-import torchvision
+import torchvision.transforms.v2
 from chapter_times import ROW, reading_minutes
 from conftest import REPOSITORY
 from draw_map import MAP, chapters, on_map, picked
