@@ -117,7 +117,7 @@ def test_merged_tokens_change_the_depth_a_little(photographs, tmp_path):
     assert 1e-4 < moved < 0.1
     scores = []
     for name, words in (("all", []), ("merged", ["--merge-tokens", "0.6"])):
-        options = (*model, "--count", 4, "--out", tmp_path / f"eval-{name}", *words)
+        options = (*model, "--count", 4, "--set", "joint=true", "--out", tmp_path / f"eval-{name}", *words)
         done = command_here("dpt_eval", *options, folder=tmp_path, check=0)
         assert ("60% merged" in done.stdout) == (name == "merged"), done.stdout
         scores.append(json.loads((tmp_path / f"eval-{name}" / "report.json").read_text()))
