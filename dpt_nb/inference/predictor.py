@@ -26,7 +26,7 @@ from PIL import Image
 from ..images.files import ImageError
 from ..images.headers import exif_focal
 from ..images.images import find_images, load_pil, open_undecoded, read_image, to_image, transpose_by_exif
-from .engine import Quantized, network_inputs, open_engine
+from .engine import EngineError, Quantized, network_inputs, open_engine
 from dpt_nb.inference.focal import (
     Focal,
     assumed_note,
@@ -56,6 +56,7 @@ from ..network.config import DPTConfig
 from ..network.dpt import DPT
 from ..network.heads import HEADS
 from ..network.prompt import PromptWanted
+from ..network.token_merging import TokenMerging, check_merge_share
 from ..objective.alignment import align_scale_shift
 
 # %% ../../nbs/inference/13_predictor.ipynb #6a472961
@@ -170,6 +171,7 @@ class Predictor:
         engine: str = "torch",  # what computes the network: "torch", "compile", "onnx", "openvino", or "auto"
         cache: str | Path | None = None,  # folder for what an engine writes; None: the user's cache
         calibration=None,  # for int8: your images, a folder or a list, or what `deploy.quantize` gave
+        merge_tokens: float = 0.0,  # share of the trunk's tokens that merge with ones like them, 0 to 0.8
     ):
         check_colors(model)
         self.resizing = resizing or model.config.resizing
@@ -180,7 +182,8 @@ class Predictor:
         self.policy = resize_policy(model.config, model.backbone.patch)
         self.size = check_input_size(size, model.backbone.patch)
         self.take_model(model, usable_device(device), channels_last)
-        self.take_engine("compile" if compile and engine == "torch" else engine, cache, calibration)
+        name = "compile" if compile and engine == "torch" else engine
+        self.take_engine(name, cache, calibration, merge_tokens)
         self.take_lens(focal, field_of_view)
         self.max_memory = free_memory(self.device) / 2 if max_memory is None else max_memory
 
@@ -191,12 +194,17 @@ class Predictor:
         if channels_last:
             self.model.to(memory_format=self.memory_format)
 
-    def take_engine(self, name: str, cache: str | Path | None, calibration) -> None:
-        "The network that is asked, given its prompt."
+    def take_engine(self, name: str, cache: str | Path | None, calibration, merge_tokens: float) -> None:
+        "The network that is asked, given its prompt. Raises `EngineError` for one whose tokens cannot merge."
+        self.merge_tokens = check_merge_share(merge_tokens)
+        if self.merge_tokens and name != "torch":
+            found = f"Found merge_tokens {merge_tokens} and the engine {name!r}"
+            raise EngineError(f"{found}: tokens merge in the engine torch alone, leave out one of the two.")
         if calibration is not None and not isinstance(calibration, Quantized):
             calibration = network_inputs(self, calibration)
         opened = open_engine(name, self.model, self.device, self.precision, cache, calibration)
-        self.network = PromptWanted(opened.network) if self.model.config.prompt else opened.network
+        network = TokenMerging(self.model, self.merge_tokens) if self.merge_tokens else opened.network
+        self.network = PromptWanted(network) if self.model.config.prompt else network
         self.half = PRECISIONS[self.precision] if opened.autocast else None
 
     def take_lens(self, focal: float | None, field_of_view: float | None) -> None:
