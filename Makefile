@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning: on few cores spinning slows every other process down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all lab workbench page bench export readme map clean
+.PHONY: demo test test-all lab student workbench page bench export readme map clean
 
 demo: .venv/installed
 	$(BIN)/dpt_demo --out runs/demo --replace
@@ -26,6 +26,10 @@ test-all: test
 at ?= index
 lab: .venv/installed
 	$(BIN)/jupyter lab nbs/$(at).ipynb
+
+# A copy to work in; what was worked on in it stays as it is.
+student: .venv/installed
+	$(BIN)/python -m dpt_nb.workbench.student student
 
 workbench: .venv/installed
 	$(BIN)/jupyter lab nbs/workbench/workbench.ipynb

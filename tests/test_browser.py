@@ -1,5 +1,5 @@
 """The workbench in a real browser: JupyterLab opens the notebook, every page is looked at, a patch is clicked, a slider
-moves, a training run is started and interrupted."""
+moves, a training run is started and interrupted; and a lesson's quiz, by keyboard alone."""
 
 import html
 import json
@@ -14,6 +14,7 @@ import pytest
 from conftest import REPOSITORY, SHORT, stop, wait_until
 from ipywidgets import FloatSlider, IntSlider
 
+from dpt_nb.workbench.course import read_lesson
 from dpt_nb.workbench.loss_lab import LossLab
 from dpt_nb.workbench.scene_maker import SceneMaker
 
@@ -47,13 +48,18 @@ def workbench(server, browser):
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.set_default_timeout(PATIENCE)
     page.goto(f"http://{address}/lab/tree/workbench.ipynb?token={token}")
-    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    page.get_by_text("| Idle").wait_for()  # the kernel is there: asked earlier, JupyterLab would ask back which one
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    run_all(page)
     page.get_by_role("tab", name=TABS[0]).wait_for()
     yield page
     page.close()
+
+
+def run_all(page):
+    "Run every cell of the notebook that is open, once its kernel is there: asked earlier, JupyterLab would ask back."
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    page.get_by_text("| Idle").wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
 
 def open_tab(page, name):
@@ -226,3 +232,42 @@ def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
         page.close()
     finally:
         stop(serving)
+
+
+QUIZ = """import os
+
+os.environ["DPT_NB_PROGRESS"] = "progress.json"
+from dpt_nb.workbench.quiz import quiz
+
+quiz("network/04_reassemble")"""
+
+
+@pytest.mark.slow
+def test_a_quiz_is_answered_by_keyboard_alone(server, browser, tmp_path_factory):
+    folder, address, token = server
+    cell = dict(cell_type="code", id="quiz", metadata={}, execution_count=None, outputs=[], source=QUIZ)
+    kernel = dict(kernelspec=dict(name="python3", display_name="Python 3"))
+    notebook = dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)
+    (folder / "quiz.ipynb").write_text(json.dumps(notebook))
+    page = browser.new_page(viewport=dict(width=1300, height=1100))
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"http://{address}/lab/tree/quiz.ipynb?token={token}")
+    run_all(page)
+    buttons, focused = page.locator("button.dpt-nb-choice"), "document.activeElement.innerText"
+    buttons.first.wait_for()
+    buttons.first.focus()  # from here on keys only
+    for number, question in enumerate(read_lesson("network/04_reassemble").quiz, 1):
+        for place, (choice, _) in enumerate(question.choices):
+            assert page.evaluate(focused).strip() == f"{'abcd'[place]}) {choice}"
+            if place == question.right:
+                page.keyboard.press("Enter" if number == 1 else "Space")
+                page.locator("[role=status]", has_text=f"Right: {question.choices[place][1]}").wait_for()
+                assert page.evaluate(focused).startswith("✓")
+            page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    kept = lambda: json.loads((folder / "progress.json").read_text())["lessons"]["network/04_reassemble"]
+    wait_until(lambda: kept().get("read"), seconds=60)
+    assert kept()["quiz"] == {str(number): dict(tries=1, solved=True) for number in (1, 2, 3)}
+    screenshots = os.environ.get("DPT_NB_SCREENSHOTS") or tmp_path_factory.mktemp("quiz")
+    page.screenshot(path=f"{screenshots}/quiz.png")
+    page.close()
