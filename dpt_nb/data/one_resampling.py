@@ -86,8 +86,9 @@ class Look:
         last_row, last_column = self.size[0] - 1, self.size[1] - 1
         corners = self.back @ np.array([[0, last_column, 0, last_column], [0, 0, last_row, last_row], [1, 1, 1, 1]])
         low, high = np.floor(corners[1::-1].min(1)).astype(int) - 1, np.ceil(corners[1::-1].max(1)).astype(int) + 2
-        low, high = low.clip(0, np.array(self.source) - 1), high.clip(1, self.source)
-        return slice(low[0], max(high[0], low[0] + 1)), slice(low[1], max(high[1], low[1] + 1))
+        low = low.clip(0, np.array(self.source) - 1)
+        (top, left), (bottom, right) = low.tolist(), np.maximum(low + 1, high.clip(1, self.source)).tolist()
+        return slice(top, bottom), slice(left, right)
 
     @cached_property
     def grid(self) -> torch.Tensor:  # `(1, H', W', 2)`, as `grid_sample` counts in the region
