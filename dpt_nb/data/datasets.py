@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST_MAP', 'DatasetError', 'DatasetWarning', 'check_whole_array', 'check_map_array', 'check_depth_array',
            'load_map', 'read_metres', 'read_stored_normal', 'read_normal', 'Entry', 'FileDataset', 'not_used',
-           'blank_map', 'camera_matrix', 'SampleIdentity']
+           'blank_map', 'camera_matrix', 'with_long_labels', 'SampleIdentity']
 
 # %% ../../nbs/data/12_datasets.ipynb #b219da04
 import math
@@ -252,7 +252,7 @@ def read_parts(
         if depth in self.targets and entry.depth:
             parts[depth] = self.read_depth_map(entry)
     if "label" in self.targets and entry.label:
-        parts["label"] = self.read_classes(self.need(entry.label))
+        parts["label"] = self.read_stored_classes(self.need(entry.label))
     if "normal" in self.targets and entry.normal:
         parts["normal"] = read_normal(self.need(entry.normal))
     return parts
@@ -274,6 +274,15 @@ def read_classes(
 ) -> torch.Tensor:  # `(H, W)` int64, 255 = ignore
     "A label map as it is stored; a data set with other conventions replaces this."
     return read_label(path)
+
+
+@patch
+def read_stored_classes(
+    self: FileDataset,
+    path: Path,  # of a label map
+) -> torch.Tensor:  # `(H, W)` int64 or uint8, 255 = ignore
+    "The same; a data set that has them in bytes replaces this, too, and saves time."
+    return self.read_classes(path)
 
 
 @patch
@@ -350,12 +359,21 @@ def checked_camera(self: FileDataset, entry: Entry) -> torch.Tensor:  # `(3, 3)`
     return camera_matrix(fx, fy, cx, cy)
 
 # %% ../../nbs/data/12_datasets.ipynb #ad95b667
+def with_long_labels(
+    sample: dict,
+) -> dict:  # the same or a new sample
+    "Classes in bytes become int64."
+    small = [name for name, value in sample.items() if getattr(value, "dtype", None) == torch.uint8 and name != "image"]
+    return sample | {name: sample[name].long() for name in small} if small else sample
+
+
 @patch
 def stored_sample(
     self: FileDataset,
     index: int,  # 0 … len - 1
 ) -> dict:  # the sample; its image may be an `UndecodedImage`
-    "A sample whose image waits. Raises `ImageError` or `DatasetError`, naming the file, for one that cannot be used."
+    """A sample whose image waits, and whose labels may be in bytes. Raises `ImageError` or `DatasetError`, naming the
+    file, for one that cannot be used."""
     entry = self.entries[range(len(self))[index]]
     sample = self.read_entry(entry)
     self.check_sizes(sample, entry)
@@ -375,8 +393,9 @@ def __getitem__(
 ) -> dict:  # the sample
     "One sample. Raises `ImageError` or `DatasetError`, naming the file, for one that cannot be used."
     sample = self.stored_sample(index)
-    waits = isinstance(sample["image"], UndecodedImage)
-    return sample | dict(image=sample["image"].exact()) if waits else sample
+    if isinstance(sample["image"], UndecodedImage):
+        sample["image"] = sample["image"].exact()
+    return with_long_labels(sample)
 
 # %% ../../nbs/data/12_datasets.ipynb #1243b716
 class SampleIdentity(NamedTuple):

@@ -536,9 +536,8 @@ def _recolored(
     if image.dtype != torch.uint8:
         return (image**gamma).mul_(factor.to(image)[:, None, None]).clamp_(0, 1)
     levels = (torch.arange(256) / 255).expand(3, 1, 256)
-    table, first = _recolored(levels, gamma, factor), torch.arange(0, 3 * 256, 256, dtype=torch.int32)
-    places = image.contiguous().int() + first[:, None, None]
-    return table.flatten().index_select(0, places.flatten()).view(image.shape)
+    table = _recolored(levels, gamma, factor)
+    return torch.stack([row[0][plane.int()] for row, plane in zip(table, image.contiguous())])
 
 # %% ../../nbs/data/11_transforms.ipynb #56b67653
 @dataclass(frozen=True)

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'BUILT_IN', 'built_in', 'DAMAGED', 'ORIENTATION', 'TURNS', 'NOTES', 'SCANS',
-           'BYTES', 'PLAIN', 'AnyImage', 'WRITTEN_AS', 'JPEG_SIDE', 'NO_IMAGE', 'NO_FILE', 'INSIDE', 'LINKED', 'CLOSED',
-           'PNG_BIT_DEPTH', 'EYE_WEIGHTS', 'MADE_BY', 'unreadable', 'register_heif', 'allowed_formats', 'pixel_limit',
-           'within_limit', 'first_bytes', 'formats_like', 'open_undecoded', 'exif_orientation', 'transpose_by_exif',
-           'check_scans', 'decode_image', 'open_image', 'decoding_failure', 'format_hint', 'plain_type', 'decode_plain',
-           'gray_to_rgb', 'over_white', 'pil_to_rgb', 'fits_bytes', 'crop_rows', 'colors_first', 'pil_to_image',
-           'read_image', 'UndecodedImage', 'read_or_wait', 'check_colors_first', 'check_unit_range',
-           'check_number_type', 'tensor_to_image', 'check_colors_last', 'array_to_image', 'load_pil', 'to_image',
-           'written_as', 'check_sides', 'write_image', 'reason_unused', 'list_folder', 'list_first', 'sort_folder',
-           'unused_words', 'find_images', 'check_scale', 'read_depth', 'check_png', 'to_numpy', 'map_array',
-           'scale_hint', 'to_16_bits', 'check_metres', 'write_depth', 'png_bits', 'read_label', 'farthest_first',
-           'from_black_and_white', 'label_palette', 'beyond_last', 'check_palette', 'full_palette', 'is_our_image',
-           'label_array', 'largest_class', 'text_chunks', 'write_label']
+           'AS_STORED', 'BYTES', 'PLAIN', 'AnyImage', 'WRITTEN_AS', 'JPEG_SIDE', 'NO_IMAGE', 'NO_FILE', 'INSIDE',
+           'LINKED', 'CLOSED', 'PNG_BIT_DEPTH', 'EYE_WEIGHTS', 'MADE_BY', 'unreadable', 'register_heif',
+           'allowed_formats', 'pixel_limit', 'within_limit', 'first_bytes', 'formats_like', 'open_undecoded',
+           'exif_orientation', 'transpose_by_exif', 'check_scans', 'decode_image', 'open_image', 'decoding_failure',
+           'format_hint', 'plain_type', 'decode_plain', 'gray_to_rgb', 'over_white', 'pil_to_rgb', 'fits_bytes',
+           'crop_rows', 'colors_first', 'pil_to_image', 'read_image', 'UndecodedImage', 'read_or_wait',
+           'check_colors_first', 'check_unit_range', 'check_number_type', 'tensor_to_image', 'check_colors_last',
+           'array_to_image', 'load_pil', 'to_image', 'written_as', 'check_sides', 'write_image', 'reason_unused',
+           'list_folder', 'list_first', 'sort_folder', 'unused_words', 'find_images', 'check_scale', 'read_depth',
+           'check_png', 'to_numpy', 'map_array', 'scale_hint', 'to_16_bits', 'check_metres', 'write_depth', 'png_bits',
+           'read_label', 'farthest_first', 'from_black_and_white', 'label_palette', 'beyond_last', 'check_palette',
+           'full_palette', 'is_our_image', 'label_array', 'largest_class', 'text_chunks', 'write_label']
 
 # %% ../../nbs/images/00_images.ipynb #7fef0fa9
 import os
@@ -288,6 +288,7 @@ def format_hint(
     return f" Maybe it cannot be read here: {reason}." if reason else ""
 
 # %% ../../nbs/images/00_images.ipynb #de8bc04f
+AS_STORED = 0  # torchvision's number for: as many channels as the file has
 BYTES = dict(L=torch.uint8, RGB=torch.uint8)  # pillow's mode → the type of its values
 PLAIN = {"JPEG": BYTES, "PNG": BYTES | {"I": torch.uint16, "I;16": torch.uint16}}  # format → such modes
 
@@ -305,8 +306,6 @@ def decode_plain(
     max_pixels: int | None = None,  # of `pixel_limit`
 ) -> torch.Tensor | None:  # `(C, H, W)` uint8 or uint16, 1 or 3 channels; None: pillow has to read it
     "A plain file's values, by torchvision's decoder."
-    from torchvision import io  # only here, since it takes a while
-
     try:
         with open_undecoded(path, path, max_pixels) as image:
             check_scans(image, path, max_pixels)
@@ -315,9 +314,9 @@ def decode_plain(
                 return None
             if kind == "PNG":
                 image.verify()  # libpng would write about the damage to the terminal
-        decode = io.decode_png if kind == "PNG" else io.decode_jpeg
-        values = decode(torch.from_numpy(np.fromfile(path, np.uint8)))
-    except Exception:  # damaged, or torchvision was built without it; pillow reads it, or says what is wrong
+        decode = torch.ops.image.decode_png if kind == "PNG" else torch.ops.image.decode_jpeg
+        values = decode(torch.from_numpy(np.fromfile(path, np.uint8)), AS_STORED, False)
+    except Exception:  # damaged, or torchvision has no decoder; pillow reads it, or says what is wrong
         return None
     return values if values.dtype == wanted and values.shape[1:] == size[::-1] else None
 
@@ -696,7 +695,7 @@ def read_depth(
     check_file(path)
     stored = decode_plain(path)
     if stored is not None and stored.dtype == torch.uint16:
-        return stored.float() / scale
+        return stored.float().div_(scale)
     image = open_image(path)
     if image.format != "PNG" or not image.mode.startswith("I"):
         found = f"{path} is a {image.format} file with {image.mode} pixels"
@@ -788,19 +787,20 @@ def png_bits(path: str | Path) -> int:
 
 def read_label(
     path: str | Path,  # 8-bit PNG, gray or with a palette
-) -> torch.Tensor:  # `(H, W)` int64 class index, 255 = ignore
+    keep_bytes: bool = False,  # uint8, an eighth of the memory
+) -> torch.Tensor:  # `(H, W)` int64 class index, 255 = ignore; or uint8
     """Read a label map. Raises `ImageError`, naming the file, when it is missing, damaged or anything but an 8-bit PNG
     with one index a pixel."""
     check_file(path)
     stored = decode_plain(path)
     if stored is not None and len(stored) == 1 and stored.dtype == torch.uint8 and png_bits(path) == 8:
-        return stored[0].long()
+        return stored[0] if keep_bytes else stored[0].long()
     image = open_image(path)
     found = f"is a {image.format} file"
     if image.format == "PNG":
         bits = png_bits(path)
         if image.mode == "P" or (image.mode == "L" and bits == 8):
-            return torch.tensor(np.asarray(image).astype(np.int64))
+            return torch.tensor(np.array(image), dtype=torch.uint8 if keep_bytes else torch.int64)
         found = f"has {image.mode} pixels with {bits} bits"
     raise ImageError(f"{path} {found}, and a label map is an 8-bit PNG, gray or with a palette.")
 
