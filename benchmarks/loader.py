@@ -7,8 +7,8 @@ Files in the published layouts and sizes are written to a temporary folder: KITT
 (640×480 JPEG and 16-bit PNG), ADE20K (683×512 JPEG and 8-bit PNG). They show scenes with a camera's grain added, so
 that a file is about as large, and as slow to decode, as a photograph. Bare decoding is pillow's, into an array and no
 further. The chain is timed as a training runs it (one resampling, from bytes), with one transform more at a time, and
-at last step by step on indexed samples, in floats. All steps of a round are timed in turn on one thread; the figures
-are medians over the rounds.
+at last step by step on indexed samples, in floats. All steps of a round are timed in turn on one thread, in processor time;
+the figures are medians over the rounds.
 """
 
 import statistics
@@ -76,11 +76,11 @@ def measure(dataset, transforms):
     for turn in range(ROUNDS + 1):  # the first warms up
         taken = {}
         for name, task in tasks.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             for repeat in range(REPEATS):
                 for index in indices:
                     task(turn * REPEATS + repeat, index)
-            taken[name] = (time.perf_counter() - start) / (REPEATS * len(indices))
+            taken[name] = (time.thread_time() - start) / (REPEATS * len(indices))
         rounds.append(taken)
     middle = lambda figure: {name: statistics.median(figure(taken, name) for taken in rounds[1:]) for name in tasks}
     return middle(lambda taken, name: taken[name]), middle(lambda taken, name: taken["decode"] / taken[name])
