@@ -7,7 +7,8 @@ Files in the published layouts and sizes are written to a temporary folder: KITT
 (640×480 JPEG and 16-bit PNG), ADE20K (683×512 JPEG and 8-bit PNG). They show scenes with a camera's grain added, so
 that a file is about as large, and as slow to decode, as a photograph. Bare decoding is pillow's, into an array and no
 further. The chain is timed as a training runs it (one resampling, from bytes), with one transform more at a time, and
-at last step by step on indexed samples, in floats. All steps of a round are timed in turn on one thread, in processor time;
+at last step by step on indexed samples, in floats. All steps of a round are timed in turn on one thread, in processor
+time;
 the figures are medians over the rounds.
 """
 

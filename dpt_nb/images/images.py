@@ -314,6 +314,8 @@ def decode_plain(
                 return None
             if kind == "PNG":
                 image.verify()  # libpng would write about the damage to the terminal
+        import torchvision  # noqa: F401  registers its decoders
+
         decode = torch.ops.image.decode_png if kind == "PNG" else torch.ops.image.decode_jpeg
         values = decode(torch.from_numpy(np.fromfile(path, np.uint8)), AS_STORED, False)
     except Exception:  # damaged, or torchvision has no decoder; pillow reads it, or says what is wrong
