@@ -1,10 +1,11 @@
-# `make demo`, `make test`, `make lab` and `make page` each work on a bare clone: they build .venv, install, and run.
+# `make demo`, `make test`, `make lab`, `make page` and `make book` each work on a bare clone: they build their environment,
+# install, and run.
 PYTHON ?= python3
 BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning: on few cores spinning slows every other process down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all lab student workbench page bench export readme map clean
+.PHONY: demo test test-all lab student workbench page book bench export readme map clean
 
 demo: .venv/installed
 	$(BIN)/dpt_demo --out runs/demo --replace
@@ -39,6 +40,10 @@ page: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[page]'
 	$(BIN)/python -m dpt_nb.workbench.serve nbs/workbench/workbench.ipynb
 
+# The course as a site in _docs/, from the outputs that are stored. Its own environment: it needs neither torch nor a kernel.
+book: .venv-book/installed
+	.venv-book/bin/python nbs/book/build.py
+
 bench: .venv/installed
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
@@ -59,10 +64,15 @@ map: .venv/installed
 	$(BIN)/python tests/draw_map.py
 
 clean:
-	rm -rf .venv runs data *.egg-info build dist
+	rm -rf .venv .venv-book _docs _proc runs data *.egg-info build dist
 
 .venv/installed: settings.ini setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv-book/installed: settings.ini
+	test -x .venv-book/bin/python || $(PYTHON) -m venv .venv-book
+	.venv-book/bin/python nbs/book/build.py --requirements | .venv-book/bin/python -m pip install --quiet --requirement /dev/stdin
 	touch $@

@@ -27,6 +27,7 @@ setup(
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={
+        "book": settings["book_requirements"].split(),
         "dev": settings["dev_requirements"].split(),
         "export": settings["export_requirements"].split(),
         "exr": settings["exr_requirements"].split(),

@@ -1,4 +1,5 @@
-"""Store what a reader sees, and no more: no widget state, and figures as JPEG where that is much smaller than PNG.
+"""Store what a reader sees, and no more: no widget state, figures as JPEG where that is much smaller than PNG, and
+answers folded together with what they print, which often says the answer.
 
 `python tests/static_outputs.py [NOTEBOOK …]` (all of nbs/ without any), after notebooks were executed and cleaned.
 A widget's view shows nothing without a kernel, and its state holds every figure once more, as base64 in the metadata.
@@ -7,11 +8,13 @@ A widget's view shows nothing without a kernel, and its state holds every figure
 import base64
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
 from PIL import Image
 
+ANSWER = re.compile(r"(#\|.*\n)*# answer\b")
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -55,10 +58,21 @@ def shrink_figure(output: dict, worth: float = 0.6) -> bool:  # changed in place
     return True
 
 
+def fold_answer(cell: dict) -> bool:  # changed in place; whether it was
+    "JupyterLab opens an answer's code and outputs when they are clicked."
+    folded = {"source_hidden": True, "outputs_hidden": True}
+    if cell["cell_type"] != "code" or not ANSWER.match("".join(cell["source"])):
+        return False
+    changed = cell["metadata"].get("jupyter") != folded
+    cell["metadata"]["jupyter"] = folded
+    return changed
+
+
 def make_static(notebook: dict) -> bool:  # changed in place; whether anything was
     "All outputs of a notebook."
     changed = notebook["metadata"].pop("widgets", None) is not None
     for cell in notebook["cells"]:
+        changed = fold_answer(cell) or changed
         for output in cell.get("outputs", []):
             if "data" in output:
                 changed = drop_views(output) or changed

@@ -213,3 +213,10 @@ def test_notebooks_are_committed_executed_and_clean(notebook):
     assert not re.search(r"/(home|root|work|Users|tmp)/", text), "an output shows a path of the machine that ran it"
     if notebook.stem != "index":
         assert outputs, "the notebook was not executed"
+    shown = [
+        cell["id"]
+        for cell in cells
+        if re.search(r"^# answer\b", "".join(cell["source"]), re.MULTILINE)
+        and cell["metadata"].get("jupyter") != {"source_hidden": True, "outputs_hidden": True}
+    ]
+    assert not shown, f"the answers {shown} are open before they are asked for: make export folds them"

@@ -1,0 +1,435 @@
+"""The course as a site: what becomes of cells, links and parameters; and, where `make book` was run, the whole of it in
+a real browser."""
+
+import functools
+import http.server
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from fastcore.docments import docments
+
+sys.path.insert(0, str(REPOSITORY / "nbs" / "book"))
+import build  # noqa: E402
+from links import broken_links  # noqa: E402
+from pages import code_cell, from_the_top, lead_links, page_of, sentence, slug, write_pages  # noqa: E402
+from reference import Module, described, directive, module_page  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LOOKED_AT = ("index", "network/04_reassemble", "objective/09_losses", "training/report_page", "api/network/reassemble")
+PATIENCE = 300_000  # milliseconds, on a busy machine
+ADDRESS = "https://example.org/blob/main"
+
+
+def code(source, *outputs):
+    return dict(cell_type="code", id="c", source=source, metadata={}, outputs=list(outputs), execution_count=None)
+
+
+def shown(**kinds):
+    return dict(
+        output_type="display_data", metadata={}, data={name.replace("_", "/"): kind for name, kind in kinds.items()}
+    )
+
+
+def tags(source, *outputs):
+    return code_cell(code(source, *outputs), "")["metadata"]["tags"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["#| default_exp network.dpt", "#| hide\nimport nbdev\n\nnbdev.nbdev_export()", "#| hide\nhome.cleanup()", ""],
+)
+def test_what_is_for_nbdev_alone_is_left_out(source):
+    assert code_cell(code(source), "") is None
+
+
+def test_code_loses_its_directives_and_keeps_everything_else():
+    cell = code_cell(code("#| export\n#| slow\ndef double(x):\n    # twice\n    return 2 * x"), "")
+    assert cell["source"] == "def double(x):\n    # twice\n    return 2 * x"
+    assert cell["metadata"]["tags"] == ["exported"]
+
+
+@pytest.mark.parametrize("source", ["# answer\nprint(42)", "#| slow\n# answer\nprint(42)"])
+def test_an_answer_is_folded_together_with_what_it_prints(source):
+    printed = dict(output_type="stream", name="stdout", text="42\n")
+    cell = code_cell(code(source, printed), "")
+    assert cell["metadata"]["tags"] == ["hide-cell"] and cell["source"] == "print(42)" and cell["outputs"] == [printed]
+    assert cell["metadata"]["mystnb"]["code_prompt_show"] == "Answer"
+
+
+def test_checks_and_imports_are_folded_and_a_test_is_not():
+    assert tags("# checks\ndef check(x):\n    return x") == ["hide-cell"]
+    assert tags("#| export\nimport torch\nfrom torch import nn") == ["exported", "hide-input"]
+    assert tags("#| hide\nimport time\n\nfrom torch import nn") == ["hide-input"]
+    assert tags("#| hide\ntest_eq(double(2), 4)") == ["hide-cell"]
+    assert tags("test_eq(double(2), 4)") == tags("import torch\n\nprint(torch.pi)") == tags("%matplotlib inline") == []
+
+
+def test_a_figure_stands_for_its_words_and_a_widget_for_a_sentence():
+    view = {"application/vnd.jupyter.widget-view+json": {}}
+    figure = shown(image_png="AAAA", text_plain="<Figure size 1000x200>")
+    with_view, alone = shown(image_png="AAAA", text_plain="Page()"), shown(text_plain="HBox(children=…)")
+    with_view["data"] |= view
+    alone["data"] |= view
+    kinds = [output["data"] for output in code_cell(code("page", figure, with_view, alone), "")["outputs"]]
+    assert kinds[:2] == [{"image/png": "AAAA"}] * 2
+    assert list(kinds[2]) == ["text/markdown"] and "JupyterLab" in kinds[2]["text/markdown"]
+
+
+def test_a_figure_is_called_what_the_text_above_it_says_last():
+    above = "## Levels\n\nFour maps. The *four* levels of [one room](a.ipynb), as `RGB`:\n\n| a | b |"
+    assert sentence(above) == "The four levels of one room, as RGB"
+    assert code_cell(code("figure"), above)["metadata"]["mystnb"]["image"]["alt"] == sentence(above)
+
+
+def test_links_lead_to_pages_or_to_the_repository(tmp_path):
+    home = tmp_path / "nbs" / "network"
+    pages = {tmp_path / "nbs" / "data" / "a.ipynb", tmp_path / "nbs" / "figures" / "map.jpg"}
+    lead = functools.partial(lead_links, home=home, pages=pages, root=tmp_path, address=ADDRESS)
+    for kept in (
+        "[a](../data/a.ipynb)",
+        "[a](../data/a.ipynb#A-place)",
+        "![map](../figures/map.jpg)",
+        "[web](https://example.org/a.py)",
+        "[here](#A-place)",
+        "`table[a](b.py)` and\n```python\ntable[a](b.py)\n```\n",
+    ):
+        assert lead(kept) == kept
+    assert lead("`x` [s](../../benchmarks/a.py#L3) `y`") == f"`x` [s]({ADDRESS}/benchmarks/a.py#L3) `y`"
+
+
+def test_words_that_move_to_another_page_take_their_links_along():
+    said = "as in [the loop](16_loop.ipynb#A-place), [zoe](../network/zoe.ipynb) and [BTS](https://example.org)"
+    moved = (
+        "as in [the loop](/training/16_loop.ipynb#A-place), [zoe](/network/zoe.ipynb) and [BTS](https://example.org)"
+    )
+    assert from_the_top(said, "training/validation.ipynb") == moved
+
+
+def test_a_heading_has_the_anchor_that_links_in_jupyterlab_use():
+    assert slug("Read: what to do with the class token") == "Read:-what-to-do-with-the-class-token"
+
+
+def test_a_page_says_where_its_notebook_and_its_module_are(tmp_path):
+    cells = [dict(cell_type="markdown", id="a", metadata={}, source="# Heads\n"), code("#| default_exp network.heads")]
+    page = page_of(
+        dict(cells=cells), tmp_path / "nbs" / "network" / "06_heads.ipynb", set(), tmp_path, ADDRESS, "dpt_nb"
+    )
+    assert len(page["cells"]) == 2 and len(cells) == 2
+    assert f"({ADDRESS}/nbs/network/06_heads.ipynb)" in page["cells"][1]["source"]
+    assert "{py:mod}`dpt_nb.network.heads`" in page["cells"][1]["source"]
+
+
+def test_every_notebook_is_a_page_and_every_answer_folded(tmp_path):
+    write_pages(REPOSITORY, tmp_path, ADDRESS, "dpt_nb", ["api/network"])
+    folded, there = 0, 0
+    for notebook in sorted((REPOSITORY / "nbs").rglob("[!.]*.ipynb")):
+        page = tmp_path / notebook.relative_to(REPOSITORY / "nbs")
+        cells = [cell for cell in json.loads(page.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+        assert not [cell for cell in cells if re.search(r"^#\||nbdev_export\(", cell["source"], re.MULTILINE)], page
+        folded += sum(cell["metadata"]["mystnb"].get("code_prompt_show") == "Answer" for cell in cells)
+        there += len(re.findall(r'^\s*"# answer', notebook.read_text(encoding="utf-8"), re.MULTILINE))
+    assert folded == there > 90
+    contents = (tmp_path / "index.ipynb").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^/([\w/]+)$", json.loads(contents)["cells"][-1]["source"], re.MULTILINE))
+    for wing in (tmp_path / "wings").iterdir():
+        listed |= set(re.findall(r"^/([\w/]+)$", wing.read_text(encoding="utf-8"), re.MULTILINE))
+    names = {page.relative_to(tmp_path).with_suffix("").as_posix() for page in tmp_path.rglob("*.ipynb")}
+    assert names - {"index"} <= listed
+
+
+SOURCE = """
+"Sizes."
+__all__ = ["LARGEST", "Patch", "halve", "round_up"]
+LARGEST = 1024  # pixels a side
+
+
+def round_up(
+    size: int,  # pixels
+    # of the backbone
+    patch: int = 16,  # pixels a side
+    *more: str,
+    exact=False,  # whether it may stay
+) -> int:  # a multiple of `patch`
+    "The next size that fits."
+    return -(-size // patch) * patch  # not said of the answer
+
+
+def halve(size: int, twice: bool = False) -> int:  # rounded up
+    "Half."
+    return -(-size // 2)
+
+
+def _hidden(x): ...
+
+
+@dataclass
+class Patch(Base):
+    "A square of pixels."
+
+    side: int = 16  # pixels
+
+    def _own(self): ...
+
+    @property
+    def area(self) -> int:
+        "Its pixels."
+        return self.side**2
+
+
+@patch
+def grow(
+    self: Patch,
+    by: float,  # times
+):
+    "A larger one."
+"""
+
+
+def test_the_reference_has_each_parameter_with_its_type_and_comment():
+    largest, patch, halve, round_up = described(Module("dpt_nb.sizes", SOURCE))
+    assert largest.said == "pixels a side" and ("value", "1024") in largest.options
+    assert round_up.signature == "(size: int, patch: int=16, *more: str, exact=False) -> int"
+    assert round_up.fields == [
+        (":param size:", "pixels"),
+        (":type size:", "int"),
+        (":param patch:", "of the backbone pixels a side"),
+        (":type patch:", "int"),
+        (":param more:", ""),
+        (":type more:", "str"),
+        (":param exact:", "whether it may stay"),
+        (":returns:", "a multiple of `patch`"),
+    ]
+    said = [(name, words) for name, words in halve.fields if words and not name.startswith(":type")]
+    assert said == [(":returns:", "rounded up")]
+    assert patch.signature == "(side: int = 16)" and (":param side:", "pixels") in patch.fields
+    assert [(one.kind, one.name) for one in patch.inside] == [("property", "area"), ("method", "grow")]
+    assert patch.inside[1].signature == "(by: float)" and "Bases: `Base`" in patch.said
+    assert "_hidden" not in module_page(Module("dpt_nb.sizes", SOURCE), "sizes.ipynb")
+    assert directive(patch).count("```````{py:method} grow(by: float)") == 1
+
+
+@pytest.mark.parametrize("name", ["network.reassemble", "network.zoo", "objective.losses", "images.images"])
+def test_the_reference_says_what_fastcore_reads_beside_the_parameters(name):
+    module = importlib.import_module(f"dpt_nb.{name}")
+    read = Module(module.__name__, Path(module.__file__).read_text(encoding="utf-8"))
+    functions = [thing for thing in described(read) if thing.kind == "function" and "**" not in thing.signature]
+    for thing in functions:
+        own = {key.split()[-1].strip(":"): words for key, words in thing.fields if not key.startswith(":type")}
+        theirs = {key: " ".join((words or "").split()) for key, words in docments(getattr(module, thing.name)).items()}
+        answer = theirs.pop("return", "")
+        assert own.pop("returns", "") == answer, thing.name
+        assert {key: words for key, words in own.items() if words} == {k: w for k, w in theirs.items() if w}, thing.name
+    assert functions
+
+
+def test_a_link_that_leads_nowhere_is_told_and_so_is_what_needs_the_network(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.html").write_text('<p id="here"><a href="#here">a</a><a href="../b.html#there%20is">b</a>')
+    (tmp_path / "b.html").write_text(
+        '<p id="there is"><a href="one/a.html?q=1">a</a> <a href="https://example.org">c</a>'
+    )
+    assert broken_links(tmp_path) == []
+    wrong = '<a href="c.html">c</a><a href="one/a.html#gone">a</a><script src="https://cdn.example.org/a.js"></script>'
+    (tmp_path / "b.html").write_text(wrong)
+    told = broken_links(tmp_path)
+    assert len(told) == 4  # what a.html points to is gone as well
+    assert any("nothing is at c.html" in one for one in told) and any("#gone" in one for one in told)
+    assert any("needs the network: https://cdn.example.org/a.js" in one for one in told)
+
+
+def test_what_the_book_needs_is_said_one_a_line():
+    said = subprocess.run(
+        [sys.executable, build.__file__, "--requirements"], capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    assert {re.split(r"[<>=]", line)[0] for line in said if line} >= {"sphinx", "myst-nb"}
+
+
+def python_with_sphinx():
+    "Which Python can build the book, if any."
+    if importlib.util.find_spec("myst_nb") and importlib.util.find_spec("sphinx_book_theme"):
+        return sys.executable
+    own = REPOSITORY / ".venv-book" / "bin" / "python"
+    return own if own.exists() else None
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "The book, built from nothing; a warning or a broken link ends it."
+    python = python_with_sphinx()
+    if python is None:
+        pytest.skip("nothing to build the book with: run make book once, or pip install -e '.[book]'")
+    home = tmp_path_factory.mktemp("book")
+    words = [python, build.__file__, "--out", home / "site", "--work", home / "work"]
+    built = subprocess.run([*map(str, words)], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return home / "site"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *words):
+        "Nothing is printed for each file."
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    "The site, served on this machine."
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    "A page that may ask for nothing outside this machine; what the browser complains of is in `page.complaints`."
+    page = browser.new_page(viewport=dict(width=1400, height=1000), base_url=address, color_scheme="light")
+    page.complaints = []
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("console", lambda said: said.type == "error" and page.complaints.append(said.text))
+    page.on("request", lambda asked: asked.url.startswith((address, "data:")) or page.complaints.append(asked.url))
+    page.set_default_timeout(PATIENCE)
+    yield page
+    page.close()
+    assert not page.complaints
+
+
+FAINT = """() => {
+    const paint = getComputedStyle, apart = ".visually-hidden, .headerlink, style, script";
+    const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1});
+    const drawn = canvas.getContext("2d", {willReadFrequently: true}), seen = {};
+    const number = color => seen[color] ??= (() => {
+        drawn.clearRect(0, 0, 1, 1); drawn.fillStyle = color; drawn.fillRect(0, 0, 1, 1);
+        return [...drawn.getImageData(0, 0, 1, 1).data].map(part => part / 255);
+    })();
+    const over = (front, back) => front.slice(0, 3).map((part, i) => part * front[3] + back[i] * (1 - front[3]));
+    const light = color => {
+        const [r, g, b] = color.map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = element => {
+        const layers = [];
+        for (let e = element; e; e = e.parentElement) layers.unshift(number(paint(e).backgroundColor));
+        return layers.reduce((back, front) => over(front, back), [1, 1, 1]);
+    };
+    const opacity = element => {
+        let all = 1;
+        for (let e = element; e; e = e.parentElement) all *= Number(paint(e).opacity);
+        return all;
+    };
+    const found = {};
+    for (const element of document.querySelectorAll("article *, .bd-sidebar-primary *, .bd-sidebar-secondary *")) {
+        const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+        if (!own || !element.checkVisibility() || element.closest(apart)) continue;
+        const back = ground(element), ink = number(paint(element).color);
+        ink[3] *= opacity(element);
+        const [low, high] = [light(over(ink, back)), light(back)].sort((a, b) => a - b);
+        const ratio = (high + 0.05) / (low + 0.05);
+        const key = `${element.tagName} .${element.className} in .${element.parentElement.className}`;
+        const words = element.textContent.trim().slice(0, 40);
+        if (ratio < 4.5) found[key] ??= `${ratio.toFixed(2)}: ${words}`;
+    }
+    return found;
+}"""
+
+
+def open_all_folds(page):
+    page.evaluate("document.querySelectorAll('article details').forEach(fold => fold.open = true)")
+
+
+@pytest.mark.slow
+def test_words_are_readable_in_the_light_and_in_the_dark(page, tmp_path_factory):
+    screenshots = os.environ.get("DPT_NB_SCREENSHOTS") or tmp_path_factory.mktemp("book_pages")
+    for name in LOOKED_AT:
+        page.goto(f"/{name}.html")
+        for theme in ("light", "dark"):
+            page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
+            page.wait_for_timeout(500)  # colors change slowly
+            page.screenshot(path=f"{screenshots}/{name.replace('/', '_')}-{theme}.png")
+            open_all_folds(page)
+            assert page.evaluate(FAINT) == {}, f"{name}, {theme}"
+
+
+@pytest.mark.slow
+def test_the_theme_switch_makes_the_page_dark(page):
+    page.goto("/network/04_reassemble.html")
+    switch, seen = page.locator("button.theme-switch-button:visible").first, set()
+    for _ in range(3):  # auto, light, dark
+        switch.click()
+        page.mouse.move(500, 500)
+        page.wait_for_timeout(500)
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness = sum(map(float, re.findall(r"[\d.]+", ground)[:3])) / 3
+        theme = page.evaluate("document.documentElement.dataset.theme")
+        assert brightness < 60 if theme == "dark" else brightness > 200
+        seen.add(theme)
+    assert seen == {"light", "dark"}
+    figure = page.locator(".cell_output img").first
+    assert figure.get_attribute("alt").startswith("The ")
+
+
+@pytest.mark.slow
+def test_the_search_finds_a_word_and_leads_to_it(page):
+    page.goto("/index.html")
+    page.keyboard.press("Control+k")
+    box = page.locator("input[type=search]:visible").first
+    box.fill("reassemble")
+    box.press("Enter")
+    page.locator("#search-results li").first.wait_for()
+    found = page.locator("#search-results li a").evaluate_all("links => links.map(link => link.getAttribute('href'))")
+    assert any(link.startswith("network/04_reassemble.html") for link in found)
+    assert any(link.startswith("api/network/reassemble.html") for link in found)
+    page.locator("#search-results li a[href^='network/04_reassemble.html']").first.click()
+    page.locator("article h1", has_text="Reassemble").wait_for()
+
+
+@pytest.mark.slow
+def test_an_answer_and_its_output_are_seen_only_when_they_are_asked_for(page):
+    page.goto("/network/04_reassemble.html")
+    fold = page.locator("details", has=page.locator("summary", has_text=re.compile(r"^\s*Answer"))).first
+    code, output = fold.locator(".cell_input"), fold.get_by_text("Right: the class token is gone").last
+    assert not code.is_visible() and not output.is_visible()
+    assert not page.get_by_text("Not yet:").last.is_visible()  # what the check says before there is an answer
+    fold.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    output.wait_for()
+    assert code.is_visible() and "torch.eye(dim)" in code.inner_text()
+
+
+@pytest.mark.slow
+def test_formulas_are_drawn_without_a_script(page):
+    page.goto("/objective/09_losses.html")
+    formula = page.locator("math[display=block]", has_text="SILog").first
+    box = formula.bounding_box()
+    assert formula.locator("msqrt").count() == 1 and box["width"] > 150 and box["height"] > 15
+    assert "$" not in "".join(page.locator("article p").all_inner_texts())
+
+
+@pytest.mark.slow
+def test_the_page_does_not_scroll_sideways(page):
+    page.set_viewport_size(dict(width=900, height=900))
+    for name in LOOKED_AT:
+        page.goto(f"/{name}.html")
+        open_all_folds(page)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 900, f"{name} is {wide} pixels wide"
