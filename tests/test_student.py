@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,8 @@ def right_version(exercise, shell):
     from IPython.display import display
 
     scope = dict(shell.user_ns, display=display)
-    exec(compile(exercise.answer, "<answer>", "exec"), scope)
+    for cell in (exercise.blank, exercise.answer):  # an answer may show the blank's mistake beside its own
+        exec(compile(cell, "<answer>", "exec"), scope)
     for node in ast.walk(ast.parse(exercise.answer)):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == exercise.checker:
             try:
@@ -255,8 +257,9 @@ def work_through(copy, name, folder):
     "name", [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in WORKED if name != QUICK)]
 )
 def test_a_copy_is_worked_through_from_blank_to_solved(copy, name, tmp_path, progress):
-    with multiprocessing.get_context("fork").Pool(1) as pool:  # a lesson defines the library's own names anew
-        said = pool.apply(work_through, (copy, name, tmp_path))
+    forks = multiprocessing.get_context("fork")  # a lesson defines the library's own names anew
+    with ProcessPoolExecutor(1, mp_context=forks) as pool:
+        said = pool.submit(work_through, copy, name, tmp_path).result()
     assert len(said) == len(EXERCISES[name])
     row = next(row for row in course_progress().rows if row.name == name)
     assert row.solved == len(said) and not row.read
