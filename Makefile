@@ -74,5 +74,6 @@ clean:
 
 .venv-book/installed: settings.ini
 	test -x .venv-book/bin/python || $(PYTHON) -m venv .venv-book
-	.venv-book/bin/python nbs/book/build.py --requirements | .venv-book/bin/python -m pip install --quiet --requirement /dev/stdin
+	.venv-book/bin/python nbs/book/build.py --requirements > .venv-book/requirements.txt
+	.venv-book/bin/python -m pip install --quiet --requirement .venv-book/requirements.txt
 	touch $@

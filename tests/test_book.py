@@ -354,6 +354,7 @@ FAINT = """() => {
 
 
 def open_all_folds(page):
+    page.add_style_tag(content="* { animation: none !important; transition: none !important; }")  # no fading in
     page.evaluate("document.querySelectorAll('article details').forEach(fold => fold.open = true)")
 
 

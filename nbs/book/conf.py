@@ -76,6 +76,9 @@ class NamesLeadToTheReference(SphinxPostTransform):
         for place, described in self.env.domains["py"].objects.items():
             if described.objtype in ("function", "class"):
                 places.setdefault(place.split(".")[-1], []).append(place)
+        for text in list(self.document.findall(nodes.Text)):
+            if text == " -- ":  # Sphinx's own, between a parameter and what is said of it
+                text.parent.replace(text, nodes.Text(" – "))
         for code in list(self.document.findall(nodes.literal)):
             name = code.astext().removesuffix("()")
             told_apart = name != name.lower() or "_" in name  # `size` is a word as well

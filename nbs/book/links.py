@@ -35,9 +35,7 @@ def broken_links(
 ) -> list[str]:  # a sentence each
     "Links that lead nowhere, and scripts, styles and pictures that would be fetched from the network."
     site = site.resolve()
-    pages = [
-        page for page in sorted(site.rglob("*.html")) if "_static" not in page.parts
-    ]  # there: the theme's templates
+    pages = [page for page in sorted(site.rglob("*.html")) if "_static" not in page.parts]  # templates are there
     read = {page: attributes(page) for page in pages}
     wrong = []
     for page, (_, pointed) in read.items():
