@@ -18,7 +18,6 @@ measured. Files of engines are kept in --cache.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,11 +36,6 @@ WAYS = [
     ("openvino", "bfloat16"),
     ("openvino", "int8"),
 ]
-
-
-def peak_memory():
-    "Of this process so far, bytes."
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def is_trained(name):
@@ -124,18 +118,21 @@ def prepare(job):
 
 def memory(job):
     "Peak bytes above importing."
+    import torch
+
     import dpt_nb.deploy.predictor_engines
     import dpt_nb.deploy.quantization
     import dpt_nb.weights.load  # noqa: F401
+    from dpt_nb.training.dry_run import peak_memory
 
     if job["engine"] != "torch":
         __import__({"onnx": "onnxruntime"}.get(job["engine"], job["engine"]))
-    before = peak_memory()
+    before = peak_memory(torch.device("cpu"))
     model = opened_model(job["model"])
     predictor, image = opened(job, model), picture(model)
     for _ in range(3):
         predictor.predict(image)
-    return dict(memory=peak_memory() - before)
+    return dict(memory=peak_memory(torch.device("cpu")) - before)
 
 
 def speed(job):

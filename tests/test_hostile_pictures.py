@@ -187,14 +187,15 @@ BOMBS = {
     "header.npy": (b"\x93NUMPY\2\0" + struct.pack("<I", 2**32 - 1) + b"{", "4294967295 bytes long"),
 }
 READ = """
-import resource, sys, time
+import sys, time, torch
+from dpt_nb.training.dry_run import peak_memory
 from dpt_nb.images.files import ImageError; from dpt_nb.images.images import read_image
 from dpt_nb.inference.outputs import read_map
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory(torch.device("cpu"))
 for path in sys.argv[1:]:
     try: (read_map if path.endswith(".npy") else read_image)(path); print(path, "was read")
     except ImageError as error: print(error)
-print("more by", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "kB")
+print("more by", (peak_memory(torch.device("cpu")) - before) // 1024, "kB")
 """
 
 
@@ -316,17 +317,18 @@ def test_above_the_budget_an_image_is_tiled_and_says_so(predictor, tmp_path):
 
 
 MEMORY = """
-import resource, sys
+import sys
 from dpt_nb.all import *
+from dpt_nb.training.dry_run import peak_memory
 import torch
 torch.manual_seed(0)
 heads = dict(depth=dict(output="exp"), label=dict(num_classes=int(sys.argv[3])))
 model = create_model("dpt_tiny", heads=heads, image_size=[384, 384])
 predictor = Predictor(model, "cpu", max_memory=float(sys.argv[2]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory(torch.device("cpu"))
 found = predictor(sys.argv[1])
 found.save("out")
-print("more by", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "kB", found.note)
+print("more by", (peak_memory(torch.device("cpu")) - before) // 1024, "kB", found.note)
 """
 
 

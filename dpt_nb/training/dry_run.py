@@ -7,7 +7,9 @@ __all__ = ['WayCost', 'state_for_way', 'activation_bytes', 'seconds_of', 'one_ba
            'way_lines', 'agreement_lines', 'step_seconds', 'group_lines', 'peak_memory', 'effort_lines', 'dry_run']
 
 # %% ../../nbs/training/dry_run.ipynb #35dc6c29
+import re
 import statistics
+import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -192,11 +194,14 @@ def group_lines(state: TrainState) -> list[str]:
 
 def peak_memory(device: torch.device) -> int:  # bytes
     "The most that this process has had so far."
-    import resource  # Unix only, and nothing else here is
-
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status")
+    if status.exists():  # `ru_maxrss` would begin with what the program had that started this one
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) * 1024
+    import resource  # Unix only, and nothing else here is
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def effort_lines(
