@@ -304,5 +304,5 @@ def on_map(notebooks: list[str]) -> bytes:
 if __name__ == "__main__":
     picture = draw_map()
     with atomic_write(MAP) as temporary:
-        picture.save(temporary, quality=84, optimize=True, comment=on_map([notebook for notebook, _ in chapters()]))
+        picture.save(temporary, quality=68, optimize=True, comment=on_map([notebook for notebook, _ in chapters()]))
     print(f"{MAP.relative_to(HERE)}: {picture.width}×{picture.height} pixels, {MAP.stat().st_size / 1000:.0f} kB")
