@@ -82,11 +82,12 @@ class ExportedNetwork:
         cache: str | Path | None,  # of `cache_folder`
         open_file: Callable,  # (file, heads, size) → a function of images → head → maps
         by_size: bool,  # whether the program is opened anew for each size
+        path: Path | None = None,  # a file that is there already, for any size; None: it is written
     ):
-        self.model, self.cache, self.open_file = model, cache, open_file
+        self.model, self.cache, self.open_file, self.path = model, cache, open_file, path
         self.windows = not model.backbone.any_size  # a file for each size
         self.by_size = by_size or self.windows
-        self.digest, self.opened = model_digest(model), {}
+        self.digest, self.opened = model_digest(model) if path is None else "", {}
 
     def program(self, shape: tuple[int, ...]) -> Callable:  # shape: of the images
         "What runs images of a shape."
@@ -99,6 +100,8 @@ class ExportedNetwork:
 
     def open_size(self, shape: tuple[int, ...]) -> Callable:
         "A file that is damaged is written anew, once."
+        if self.path is not None:
+            return self.open_file(self.path, list(self.model.heads), shape)
         written = lambda: exported(self.model, self.digest, shape[-2:] if self.windows else None, self.cache)
         heads = list(self.model.heads)
         try:
