@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import command_here
+from forked import command_forked
 from PIL import Image
 
 from dpt_nb.data.scene_sets import Scenes
@@ -78,6 +79,29 @@ def test_a_network_of_windows_has_a_file_for_each_size(tmp_path):
         found = Predictor(model, "cpu", size=size, engine="openvino", cache=tmp_path).predict(image)
         assert worst(found["inverse_depth"].numpy(), wanted) < 1e-4
     assert len(list(tmp_path.glob("*.onnx"))) == 2
+
+
+LET_GO = """
+import signal, subprocess, threading
+import torch
+from dpt_nb.inference.predictor import Predictor
+from dpt_nb.weights.load import load_checkpoint
+
+held = [Predictor(load_checkpoint({model!r}), "cpu", engine="openvino", cache={cache!r})]
+held[0].predict(torch.rand(1, 3, 96, 96))
+signal.signal(signal.SIGCHLD, lambda *_: print("heard"))
+elsewhere = threading.Thread(target=held.clear)
+elsewhere.start(), elsewhere.join()
+subprocess.run(["true"], check=True)
+"""
+
+
+def test_a_signal_is_heard_after_another_thread_let_go_of_openvino(vit, tmp_path):
+    "Where a processor has AMX, the process ended here without a word."
+    model = str(vit[1] / "model")
+    code = LET_GO.format(model=model, cache=str(tmp_path / "cache"))
+    done = command_forked("python", "-c", code, folder=tmp_path, check=0)
+    assert done.stdout == "heard\n", (done.stdout, done.stderr)
 
 
 def test_what_an_engine_cannot_do_is_a_sentence(photographs, tmp_path):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HINTS', 'CANDIDATES', 'model_digest', 'cache_folder', 'exported', 'check_exportable', 'ExportedNetwork',
-           'refuse_precision', 'need_package', 'open_by_onnx', 'run_by_onnx', 'open_by_openvino', 'run_by_openvino',
-           'seconds_of', 'measured', 'run_by_fastest']
+           'refuse_precision', 'need_package', 'open_by_onnx', 'run_by_onnx', 'openvino_core', 'open_by_openvino',
+           'run_by_openvino', 'seconds_of', 'measured', 'run_by_fastest']
 
 # %% ../../nbs/deploy/predictor_engines.ipynb #91e28ee1
+import functools
 import hashlib
 import json
 import os
@@ -155,11 +156,19 @@ def run_by_onnx(model, device, precision, cache) -> Engine:
 HINTS = dict(float32="f32", bfloat16="bf16")
 
 
-def open_by_openvino(path: Path, heads: list[str], shape: tuple[int, ...], hint: str) -> Callable:
-    "A file, prepared for images of one shape. Raises `EngineError` for one that OpenVINO cannot read."
+@functools.cache
+def openvino_core():
+    """One for the whole process, and never thrown away. Where a processor has AMX, the core gives the thread that makes
+    it another stack for signals, and takes that stack's memory back when it ends: if another thread lets go of it, the
+    first signal afterwards, such as the end of any child process, ends this process without a word."""
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def open_by_openvino(path: Path, heads: list[str], shape: tuple[int, ...], hint: str) -> Callable:
+    "A file, prepared for images of one shape. Raises `EngineError` for one that OpenVINO cannot read."
+    core = openvino_core()
     try:
         read = core.read_model(path)
         read.reshape({"image": list(shape)})

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'BUILT_IN', 'built_in', 'DAMAGED', 'ORIENTATION', 'TURNS', 'NOTES', 'SCANS',
-           'AS_STORED', 'BYTES', 'PLAIN', 'AnyImage', 'WRITTEN_AS', 'JPEG_SIDE', 'NO_IMAGE', 'NO_FILE', 'INSIDE',
-           'LINKED', 'CLOSED', 'PNG_BIT_DEPTH', 'EYE_WEIGHTS', 'MADE_BY', 'unreadable', 'register_heif',
-           'allowed_formats', 'pixel_limit', 'within_limit', 'first_bytes', 'formats_like', 'open_undecoded',
-           'exif_orientation', 'transpose_by_exif', 'check_scans', 'decode_image', 'open_image', 'decoding_failure',
-           'format_hint', 'plain_type', 'decode_plain', 'gray_to_rgb', 'over_white', 'pil_to_rgb', 'fits_bytes',
-           'crop_rows', 'colors_first', 'pil_to_image', 'read_image', 'UndecodedImage', 'read_or_wait',
-           'check_colors_first', 'check_unit_range', 'check_number_type', 'tensor_to_image', 'check_colors_last',
-           'array_to_image', 'load_pil', 'to_image', 'written_as', 'check_sides', 'write_image', 'reason_unused',
-           'list_folder', 'list_first', 'sort_folder', 'unused_words', 'find_images', 'check_scale', 'read_depth',
-           'check_png', 'to_numpy', 'map_array', 'scale_hint', 'to_16_bits', 'check_metres', 'write_depth', 'png_bits',
-           'read_label', 'farthest_first', 'from_black_and_white', 'label_palette', 'beyond_last', 'check_palette',
-           'full_palette', 'is_our_image', 'label_array', 'largest_class', 'text_chunks', 'write_label']
+           'AS_STORED', 'AnyImage', 'WRITTEN_AS', 'JPEG_SIDE', 'NO_IMAGE', 'NO_FILE', 'INSIDE', 'LINKED', 'CLOSED',
+           'PNG_BIT_DEPTH', 'EYE_WEIGHTS', 'MADE_BY', 'unreadable', 'register_heif', 'allowed_formats', 'pixel_limit',
+           'within_limit', 'first_bytes', 'formats_like', 'open_undecoded', 'exif_orientation', 'transpose_by_exif',
+           'check_scans', 'decode_image', 'open_image', 'decoding_failure', 'format_hint', 'is_plain', 'decode_jpeg',
+           'gray_to_rgb', 'over_white', 'pil_to_rgb', 'fits_bytes', 'crop_rows', 'colors_first', 'pil_to_image',
+           'read_image', 'UndecodedImage', 'read_or_wait', 'check_colors_first', 'check_unit_range',
+           'check_number_type', 'tensor_to_image', 'check_colors_last', 'array_to_image', 'load_pil', 'to_image',
+           'written_as', 'check_sides', 'write_image', 'reason_unused', 'list_folder', 'list_first', 'sort_folder',
+           'unused_words', 'find_images', 'check_scale', 'read_depth', 'check_png', 'to_numpy', 'map_array',
+           'scale_hint', 'to_16_bits', 'check_metres', 'write_depth', 'png_bits', 'read_label', 'farthest_first',
+           'from_black_and_white', 'label_palette', 'beyond_last', 'check_palette', 'full_palette', 'is_our_image',
+           'label_array', 'largest_class', 'text_chunks', 'write_label']
 
 # %% ../../nbs/images/00_images.ipynb #7fef0fa9
 import os
@@ -289,38 +289,32 @@ def format_hint(
 
 # %% ../../nbs/images/00_images.ipynb #de8bc04f
 AS_STORED = 0  # torchvision's number for: as many channels as the file has
-BYTES = dict(L=torch.uint8, RGB=torch.uint8)  # pillow's mode → the type of its values
-PLAIN = {"JPEG": BYTES, "PNG": BYTES | {"I": torch.uint16, "I;16": torch.uint16}}  # format → such modes
 
 
-def plain_type(
+def is_plain(
     image: Image.Image,  # not decoded yet
-) -> torch.dtype | None:  # None: it is not plain
-    "The type of a plain file's values."
-    return None if image.has_transparency_data else PLAIN.get(image.format, {}).get(image.mode)
+) -> bool:
+    "Whether a file holds 8-bit gray or opaque colors, and nothing else."
+    return image.format in ("JPEG", "PNG") and image.mode in ("L", "RGB") and not image.has_transparency_data
 
 
-def decode_plain(
+def decode_jpeg(
     path: str | Path,  # an existing file
-    kinds: tuple[str, ...] = ("PNG",),  # formats that are taken: of a PNG, any decoder gives the same values
     max_pixels: int | None = None,  # of `pixel_limit`
-) -> torch.Tensor | None:  # `(C, H, W)` uint8 or uint16, 1 or 3 channels; None: pillow has to read it
-    "A plain file's values, by torchvision's decoder."
+) -> torch.Tensor | None:  # `(C, H, W)` uint8, 1 or 3 channels; None: pillow has to read it
+    "A plain JPEG's values, by torchvision's decoder."
     try:
         with open_undecoded(path, path, max_pixels) as image:
             check_scans(image, path, max_pixels)
-            kind, size, wanted = image.format, image.size, plain_type(image)
-            if kind not in kinds or wanted is None:
+            size = image.size
+            if image.format != "JPEG" or not is_plain(image):
                 return None
-            if kind == "PNG":
-                image.verify()  # libpng would write about the damage to the terminal
         import torchvision  # noqa: F401  registers its decoders
 
-        decode = torch.ops.image.decode_png if kind == "PNG" else torch.ops.image.decode_jpeg
-        values = decode(torch.from_numpy(np.fromfile(path, np.uint8)), AS_STORED, False)
+        values = torch.ops.image.decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)), AS_STORED, False)
     except Exception:  # damaged, or torchvision has no decoder; pillow reads it, or says what is wrong
         return None
-    return values if values.dtype == wanted and values.shape[1:] == size[::-1] else None
+    return values if values.dtype == torch.uint8 and values.shape[1:] == size[::-1] else None
 
 # %% ../../nbs/images/00_images.ipynb #4d0b70c4
 def gray_to_rgb(
@@ -424,16 +418,13 @@ class UndecodedImage:
 
     def exact(self) -> torch.Tensor:  # `(3, H, W)` float32 in [0, 1]
         "As `read_image`. Raises `ImageError` for a damaged file."
-        return self.quick(("PNG",)).float().div_(255)
+        return pil_to_image(open_image(self.path, exif_transpose=False), self.path)
 
-    def quick(
-        self,
-        kinds: tuple[str, ...] = ("JPEG", "PNG"),  # formats that torchvision may decode
-    ) -> torch.Tensor:  # `(3, H, W)` uint8
+    def quick(self) -> torch.Tensor:  # `(3, H, W)` uint8
         "By whichever decoder is faster. Raises `ImageError` for a damaged file."
-        values = decode_plain(self.path, kinds)
+        values = decode_jpeg(self.path)
         if values is None:
-            return pil_to_image(open_image(self.path), self.path, keep_bytes=True)
+            return pil_to_image(open_image(self.path, exif_transpose=False), self.path, keep_bytes=True)
         return values.expand(3, -1, -1)
 
     def reduced(
@@ -461,7 +452,7 @@ def read_or_wait(
     check_file(path)
     try:
         with open_undecoded(path, path) as image:
-            if plain_type(image) == torch.uint8:
+            if is_plain(image):
                 return UndecodedImage(path, image.size)
     except Exception:  # it is read again, and the reason said
         pass
@@ -695,9 +686,6 @@ def read_depth(
     "Read a depth map. Raises `ImageError`, naming the file, when it is missing, damaged or not a 16-bit gray PNG."
     check_scale(scale)
     check_file(path)
-    stored = decode_plain(path)
-    if stored is not None and stored.dtype == torch.uint16:
-        return stored.float().div_(scale)
     image = open_image(path)
     if image.format != "PNG" or not image.mode.startswith("I"):
         found = f"{path} is a {image.format} file with {image.mode} pixels"
@@ -794,9 +782,6 @@ def read_label(
     """Read a label map. Raises `ImageError`, naming the file, when it is missing, damaged or anything but an 8-bit PNG
     with one index a pixel."""
     check_file(path)
-    stored = decode_plain(path)
-    if stored is not None and len(stored) == 1 and stored.dtype == torch.uint8 and png_bits(path) == 8:
-        return stored[0] if keep_bytes else stored[0].long()
     image = open_image(path)
     found = f"is a {image.format} file"
     if image.format == "PNG":
