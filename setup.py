@@ -32,6 +32,7 @@ setup(
         "export": settings["export_requirements"].split(),
         "exr": settings["exr_requirements"].split(),
         "heif": settings["heif_requirements"].split(),
+        "int8": settings["int8_requirements"].split(),
         "lora": settings["lora_requirements"].split(),
         "nyu": settings["nyu_requirements"].split(),
         "openvino": settings["openvino_requirements"].split(),

@@ -90,6 +90,7 @@ PICKS = {
     "workbench/loss_lab": Pick("loss lab", "page = LossLab()", box=(0.55, 0, 1, 1), fill=False),
     "workbench/training_room": Pick("training room", "room_page.press(", fill=False),
     "workbench/comparison": Pick("two networks", "page = Comparison()", (1, 2), columns=1),
+    "deploy/18_fast_lane": Pick("a fast lane", "draw_roof(base_operations", fill=False),
     "deploy/engines": Pick("export", "its depth, from ONNX Runtime", (0, 1), columns=1),
     "workbench/workbench": Pick("the workbench", "Workbench()", fill=False),
     "commands": Pick("commands", "--help", lines=slice(0, 9), words=(r"\s+(?=\[|--)", "\n ")),
@@ -303,5 +304,5 @@ def on_map(notebooks: list[str]) -> bytes:
 if __name__ == "__main__":
     picture = draw_map()
     with atomic_write(MAP) as temporary:
-        picture.save(temporary, quality=70, optimize=True, comment=on_map([notebook for notebook, _ in chapters()]))
+        picture.save(temporary, quality=68, optimize=True, comment=on_map([notebook for notebook, _ in chapters()]))
     print(f"{MAP.relative_to(HERE)}: {picture.width}×{picture.height} pixels, {MAP.stat().st_size / 1000:.0f} kB")

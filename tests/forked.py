@@ -2,6 +2,7 @@
 has imported them and computed nothing. They are for tests of what a process does, of its end and of what it leaves;
 how one starts from nothing is tested where a test starts it as a shell does."""
 
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -17,8 +18,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+from dpt_nb.all import ROOMS
+
+# `dpt_nb.all` imports a room when it is asked for a name, and a figure imports pyplot when it is drawn: what is named
+# here is in the process that forks, and no fork imports it again, into memory of its own, under a limit or on a full
+# disk.
+EVERYTHING = [
+    *(f"dpt_nb.{room}" for room in ROOMS),
+    "dpt_nb.commands",
+    "dpt_nb.training.processes",
+    "matplotlib.pyplot",
+]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["dpt_nb.all", "dpt_nb.commands", "dpt_nb.training.processes"])
+FORKS.set_forkserver_preload(EVERYTHING)
+
+
+def import_everything():
+    "For a process that forks by itself."
+    for name in EVERYTHING:
+        importlib.import_module(name)
 
 
 @contextmanager

@@ -121,9 +121,9 @@ def main() -> int:
     import fastcore.test  # noqa: F401  what the forks need
     import matplotlib_inline.backend_inline  # noqa: F401
     import nbdev.test  # noqa: F401
+    from forked import import_everything
 
-    import dpt_nb.all  # noqa: F401
-
+    import_everything()
     gc.freeze(), gc.enable()
     seconds = run_all(paths, given.workers, given.slow)
     print(f"{sum(map(abs, seconds.values())):6.0f} s of computing in {time.monotonic() - begun:.0f} s")

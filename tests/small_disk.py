@@ -67,8 +67,9 @@ def run(place: str, kilobytes: int, before: str, words: list[str], keep: str) ->
 
 if __name__ == "__main__":
     import onnxscript  # noqa: F401  what the forks need
+    from forked import import_everything
 
-    import dpt_nb.all  # noqa: F401
+    import_everything()
 
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)

@@ -21,7 +21,7 @@ from dpt_nb.workbench.scene_maker import SceneMaker
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
-TABS = ("Token", "Maps", "Readouts", "Places", "Fusion", "Scenes", "Losses", "Compare", "Training")
+TABS = ("Token", "Maps", "Readouts", "Places", "Merging", "Fusion", "Scenes", "Losses", "Compare", "Training")
 SLIDERS = (FloatSlider, IntSlider)
 COUNT_FIGURES = """figure => {
     window.figures = 0;

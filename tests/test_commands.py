@@ -107,6 +107,23 @@ def test_evaluating_a_saved_model_repeats_the_report(demo, tmp_path):
     assert "+flip" in flipped.stdout
 
 
+def test_merged_tokens_change_the_depth_a_little(photographs, tmp_path):
+    model, depths = ("--model", "dpt_tiny_scenes"), []
+    for name, words in (("all", []), ("merged", ["--merge-tokens", "0.6"])):
+        options = (*model, "--outputs", "npy", "--out", tmp_path / name, *words)
+        command_here("dpt_predict", photographs / "color.jpg", *options, folder=tmp_path, check=0)
+        depths.append(np.load(tmp_path / name / "color-depth.npy"))
+    moved = np.abs(depths[1] / depths[0] - 1).mean()
+    assert 1e-4 < moved < 0.1
+    scores = []
+    for name, words in (("all", []), ("merged", ["--merge-tokens", "0.6"])):
+        options = (*model, "--count", 4, "--set", "joint=true", "--out", tmp_path / f"eval-{name}", *words)
+        done = command_here("dpt_eval", *options, folder=tmp_path, check=0)
+        assert ("60% merged" in done.stdout) == (name == "merged"), done.stdout
+        scores.append(json.loads((tmp_path / f"eval-{name}" / "report.json").read_text()))
+    assert scores[0]["abs_rel"] != scores[1]["abs_rel"] == pytest.approx(scores[0]["abs_rel"], rel=0.2)
+
+
 def test_every_kind_of_photograph_is_predicted_at_its_own_size(demo, photographs, tmp_path):
     command_here(
         "dpt_predict",
@@ -178,6 +195,11 @@ def test_bad_images_get_a_sentence_each_and_good_ones_are_still_written(demo, ph
             "expected height and width in pixels, such as 384x512",
         ),
         (["dpt_export", "dpt_tiny_scenes", "depth.onnx", "--form", "tflite"], "There is no form 'tflite'"),
+        (["dpt_predict", "photo.jpg", "--model", "m", "--merge-tokens", "0.9"], "--merge-tokens 0.9, and 0 or more"),
+        (
+            ["dpt_predict", "photo.jpg", "--model", "dpt_tiny_scenes", "--merge-tokens", "0.4", "--engine", "onnx"],
+            "tokens merge in the engine torch alone",
+        ),
     ],
 )
 def test_mistakes_get_one_sentence(words, sentence, tmp_path, monkeypatch, capsys):

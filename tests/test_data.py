@@ -23,7 +23,7 @@ from dpt_nb.data.folder import Folder, make_folder
 from dpt_nb.data.kitti import KITTI_CAMERAS
 from dpt_nb.data.lists import split_lines
 from dpt_nb.data.registry import DATASETS, MINIATURES, open_dataset
-from dpt_nb.data.sampling import Mixture, training_loader
+from dpt_nb.data.sampling import Mixture, TransformedDataset, generator, training_loader
 from dpt_nb.data.splits import check_splits, shared_options
 from dpt_nb.data.transforms import NYU_WINDOW, ColorJitter, Compose, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate
 from dpt_nb.training.recipes import RECIPES
@@ -140,6 +140,20 @@ def test_batches_come_out_alike_whatever_the_workers(name, miniatures):
         batch["image"] for batch in training_loader(dataset, 2, 0, Compose(*PIPELINES[name]), stop=4, workers=workers)
     ]
     assert all(torch.equal(first, second) for first, second in zip(read(0), read(2), strict=True))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_one_resampling_of_files_is_the_chain_step_by_step(name, miniatures):
+    dataset, chain = open_dataset(name, miniatures / name, "train"), Compose(*PIPELINES[name])
+    for key in ((0, 0), (3, 1)):
+        at_once = TransformedDataset(dataset, chain, seed=5)[key]
+        stepwise = chain(dataset[key[1]], generator(5, *key))
+        assert at_once.keys() == stepwise.keys() and at_once["meta"] == stepwise["meta"]
+        assert at_once["image"].dtype == torch.float32 and at_once["image"].shape == stepwise["image"].shape
+        assert (at_once["image"] - stepwise["image"]).abs().mean() < 2 / 255
+        for entry in set(at_once) & {"depth", "label", "intrinsics"}:
+            assert at_once[entry].dtype == stepwise[entry].dtype
+            assert (at_once[entry] != stepwise[entry]).float().mean() < 1e-3  # rounding where two are equally near
 
 
 def test_real_sets_mix_with_scenes_as_inverse_depth(miniatures, tmp_path):

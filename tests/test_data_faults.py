@@ -206,6 +206,7 @@ def on_a_full_disk(function, limit: int):
 
     def run():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        sys.dont_write_bytecode = True  # half of one would be written, and read by every later process
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
             function()
@@ -251,6 +252,7 @@ def test_a_labeled_file_that_does_not_fit_says_so_and_leaves_nothing(tmp_path):
         "from dpt_nb.data.datasets import DatasetError\n"
         "from dpt_nb.data.registry import make_miniature\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "sys.dont_write_bytecode = True\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))\n"
         "try: make_miniature('nyu', sys.argv[1], count=2)\n"
         "except DatasetError as error: print(error)"

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from forked import import_everything
 
 OTHERS = (
     "home/.cache/Microsoft",
@@ -421,7 +422,7 @@ def work(subjects: Path, home: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    import dpt_nb.all  # noqa: F401
+    import_everything()
 
     print("ready", flush=True)
     for line in sys.stdin:

@@ -18,7 +18,17 @@ import torch
 from PIL import Image
 
 from dpt_nb.images.files import ImageError
-from dpt_nb.images.images import IMAGE_FORMATS, find_images, read_image, sort_folder, to_image, unreadable
+from dpt_nb.images.images import (
+    IMAGE_FORMATS,
+    find_images,
+    read_depth,
+    read_image,
+    read_label,
+    read_or_wait,
+    sort_folder,
+    to_image,
+    unreadable,
+)
 from dpt_nb.inference.outputs import read_map
 from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.zoo import create_model
@@ -197,6 +207,29 @@ for path in sys.argv[1:]:
     except ImageError as error: print(error)
 print("more by", (peak_memory(torch.device("cpu")) - before) // 1024, "kB")
 """
+
+
+def test_a_png_of_right_checksums_and_wrong_data_is_a_sentence_as_image_depth_and_label(tmp_path):
+    "Such a file ends the process in torchvision's decoder: no reader may hand it on, whatever it is read as."
+    modes = dict(RGB=[read_image, lambda path: read_or_wait(path).quick(), lambda path: read_or_wait(path).exact()])
+    modes |= {"I;16": [read_depth], "L": [read_label, lambda path: read_label(path, keep_bytes=True)]}
+    for mode, readers in modes.items():
+        whole = io.BytesIO()
+        Image.effect_noise((64, 48), 50).convert("I;16" if mode == "I;16" else mode).save(whole, "PNG")
+        whole, damaged, place = whole.getvalue(), bytearray(whole.getvalue()[:8]), 8
+        while place < len(whole):
+            size, kind = struct.unpack_from(">I4s", whole, place)
+            data = bytearray(whole[place + 8 : place + 8 + size])
+            if kind == b"IDAT":
+                data[len(data) // 2] ^= 255
+            damaged += struct.pack(">I", size) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            place += 12 + size
+        path = tmp_path / f"{mode[0]}.png"
+        path.write_bytes(damaged)
+        Image.open(path).verify()  # its checksums are right
+        for read in readers:
+            with pytest.raises(ImageError, match="is damaged or cut short"):
+                read(path)
 
 
 def test_small_files_that_claim_to_be_large_take_no_memory(tmp_path):

@@ -427,6 +427,7 @@ FULL = """
 import resource, signal, sys
 from dpt_nb.commands import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.dont_write_bytecode = True  # half of one would be written, and read by every later process
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 sys.exit(main(sys.argv[1:]))
 """

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-import torchvision
+import torchvision.transforms.v2
 from chapter_times import ROW, reading_minutes
 from conftest import REPOSITORY
 from draw_map import MAP, chapters, on_map, picked
@@ -169,6 +169,17 @@ def test_all_has_a_name_for_each_thing_and_shadows_nothing():
     assert len(everything.__all__) <= 75
 
 
+def test_editors_read_the_names_that_all_gives():
+    "They do not run `dpt_nb.all`: the imports beside its table of rooms are for them."
+    source = (REPOSITORY / "dpt_nb" / "all.py").read_text(encoding="utf-8")
+    (block,) = (node for node in ast.parse(source).body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    everything = importlib.import_module("dpt_nb.all")
+    read = {node.module: [name.name for name in node.names] for node in block.body}
+    assert read == {f"dpt_nb.{room}": names for room, names in everything.ROOMS.items()}
+    assert set(everything.__all__) == {name for names in everything.ROOMS.values() for name in names}
+
+
 @pytest.mark.parametrize("wing", WINGS[1:-1])
 def test_a_wing_gives_its_names(wing):
     package = importlib.import_module(f"dpt_nb.{wing}")
@@ -176,6 +187,10 @@ def test_a_wing_gives_its_names(wing):
     everything = importlib.import_module("dpt_nb.all")
     for name in package.__all__:
         assert getattr(package, name) is getattr(everything, name, getattr(package, name))
+    for room, names in everything.ROOMS.items():
+        if room.split(".")[0] == wing:
+            home = importlib.import_module(f"dpt_nb.{room}")
+            assert all(getattr(everything, name) is getattr(home, name) for name in names)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES.get)

@@ -123,9 +123,13 @@ class ADE20K(FileDataset):
 
     def read_classes(self, path: Path) -> torch.Tensor:  # `(H, W)` int64, 0 … 149, 255 = ignore
         "A label map of either release."
+        return self.read_stored_classes(path).long()
+
+    def read_stored_classes(self, path: Path) -> torch.Tensor:  # `(H, W)` int64 or uint8
+        "The same, in bytes where it is stored so."
         if self.release == "full":
             return full_to_benchmark()[decode_full_mask(path)]
-        return reduce_zero_label(read_stored(path, len(self.classes)))
+        return reduce_zero_label(read_stored(path, len(self.classes), keep_bytes=True))
 
 # %% ../../nbs/data/ade20k.ipynb #0d186df4
 @patch

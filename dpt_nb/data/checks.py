@@ -25,9 +25,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -46,6 +45,10 @@ from ..network.head_spec import HeadSpec, turn_directions
 from ..network.heads import truth_spec
 from ..objective.absolute import known_values
 from ..scenes.camera import pixel_rays
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/data/checks.ipynb #7e349e94
 class Problem(NamedTuple):
@@ -1006,7 +1009,7 @@ def visible_values(value: torch.Tensor, spec: HeadSpec, sparse: bool) -> torch.T
 
 
 def lay_depth(
-    axis: plt.Axes,  # drawn on
+    axis: "Axes",  # drawn on
     sample: dict,  # with image and map
     name: str,  # of a map of one number a pixel: "depth"
     classes: tuple = (),  # not used; the same call as `lay_label`
@@ -1029,7 +1032,7 @@ def gray_image(sample: dict) -> torch.Tensor:  # `(3, H, W)`
 
 
 def lay_colors(
-    axis: plt.Axes,  # drawn on
+    axis: "Axes",  # drawn on
     sample: dict,  # with image and map
     name: str,  # of a map of several numbers a pixel: "normal"
     classes: tuple = (),  # not used; the same call as `lay_label`
@@ -1062,7 +1065,7 @@ def colors_over_gray(
 
 
 def lay_label(
-    axis: plt.Axes,  # drawn on
+    axis: "Axes",  # drawn on
     sample: dict,  # with image and map
     name: str,  # "label"
     classes: tuple = (),  # names of the labels
@@ -1076,14 +1079,14 @@ def lay_label(
     name_labels(axis, [index for index in largest if index < len(palette)], palette, classes)
 
 
-def name_labels(axis: plt.Axes, labels: list[int], palette: torch.Tensor, classes: tuple) -> None:
+def name_labels(axis: "Axes", labels: list[int], palette: torch.Tensor, classes: tuple) -> None:
     "A legend beside a map."
     handles = label_patches(list(classes) or None, palette, labels)
     axis.legend(handles=handles, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def lay_truth(
-    axis: plt.Axes,  # drawn on
+    axis: "Axes",  # drawn on
     sample: dict,  # with image and map
     name: str,  # of the map
     classes: tuple,  # names of the labels
@@ -1097,8 +1100,10 @@ def lay_truth(
 def empty_rows(
     samples: list[dict],  # a row each
     columns: int,
-) -> tuple[plt.Figure, np.ndarray]:  # closed; its axes, row by row
+) -> "tuple[Figure, np.ndarray]":  # closed; its axes, row by row
     "A figure whose rows are as high as the images."
+    import matplotlib.pyplot as plt
+
     heights = [2 * tile_height(sample["image"]) for sample in samples]
     size = 2 * TILE_WIDTH * columns, sum(heights) + 0.35 * len(heights)
     figure = plt.figure(figsize=size, dpi=80, layout="constrained")
@@ -1107,7 +1112,7 @@ def empty_rows(
     return figure, axes
 
 
-def show_sample_image(axis: plt.Axes, sample: dict, index: int) -> None:
+def show_sample_image(axis: "Axes", sample: dict, index: int) -> None:
     "An image under its number and name."
     axis.imshow(sample["image"].permute(1, 2, 0).clamp(0, 1))
     axis.set_title(figure_text(f"{index}: {Path(sample['meta']['path']).name}"), fontsize=9)
@@ -1116,9 +1121,11 @@ def show_sample_image(axis: plt.Axes, sample: dict, index: int) -> None:
 def show_samples(
     dataset: Dataset,  # of samples
     indices: list[int],  # which ones, a row each
-) -> plt.Figure:  # closed
+) -> "Figure":  # closed
     """Each sample's image, its depth laid over the gray image, its labels and other ground truth over it likewise.
     Raises `ImageError` or `DatasetError` for a sample that cannot be read."""
+    import matplotlib.pyplot as plt
+
     samples = [dataset[index] for index in indices]
     maps = [name for name in truth_names() if name in samples[0]]
     figure, axes = empty_rows(samples, 1 + len(maps))

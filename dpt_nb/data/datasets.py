@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST_MAP', 'DatasetError', 'DatasetWarning', 'check_whole_array', 'check_map_array', 'check_depth_array',
            'load_map', 'read_metres', 'read_stored_normal', 'read_normal', 'Entry', 'FileDataset', 'not_used',
-           'blank_map', 'camera_matrix', 'SampleIdentity']
+           'blank_map', 'camera_matrix', 'with_long_labels', 'SampleIdentity']
 
 # %% ../../nbs/data/12_datasets.ipynb #b219da04
 import math
@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from torch.utils.data import Dataset
 
 from ..images.files import ImageError, check_array, check_file
-from ..images.images import check_scale, open_image, read_depth, read_image, read_label
+from ..images.images import UndecodedImage, check_scale, open_image, read_depth, read_label, read_or_wait
 from ..network.head_spec import bytes_to_directions, unit_length
 from ..network.heads import truth_spec
 
@@ -245,14 +245,14 @@ def verified(self: FileDataset) -> FileDataset:  # itself
 def read_parts(
     self: FileDataset,
     entry: Entry,
-) -> dict[str, torch.Tensor]:  # image, and every map that exists for it
+) -> dict[str, torch.Tensor | UndecodedImage]:  # image, and every map that exists for it
     "The files of an entry. Raises `ImageError` for one that cannot be read, `DatasetError` for one that is not there."
-    parts = dict(image=read_image(self.need(entry.image), exif_transpose=False))
+    parts = dict(image=read_or_wait(self.need(entry.image)))
     for depth in ("depth", "inverse_depth"):
         if depth in self.targets and entry.depth:
             parts[depth] = self.read_depth_map(entry)
     if "label" in self.targets and entry.label:
-        parts["label"] = self.read_classes(self.need(entry.label))
+        parts["label"] = self.read_stored_classes(self.need(entry.label))
     if "normal" in self.targets and entry.normal:
         parts["normal"] = read_normal(self.need(entry.normal))
     return parts
@@ -277,10 +277,19 @@ def read_classes(
 
 
 @patch
+def read_stored_classes(
+    self: FileDataset,
+    path: Path,  # of a label map
+) -> torch.Tensor:  # `(H, W)` int64 or uint8, 255 = ignore
+    "The same; a data set that has them in bytes replaces this, too, and saves time."
+    return self.read_classes(path)
+
+
+@patch
 def read_entry(
     self: FileDataset,
     entry: Entry,
-) -> dict[str, torch.Tensor]:  # image, and every map that exists for it
+) -> dict[str, torch.Tensor | UndecodedImage]:  # image, and every map that exists for it
     "As `read_parts`. Raises `ImageError` or `DatasetError`, naming the file, whatever went wrong."
     try:
         return self.read_parts(entry)
@@ -295,13 +304,13 @@ def read_entry(
 @patch
 def check_sizes(
     self: FileDataset,
-    sample: dict[str, torch.Tensor],  # of `read_parts`
+    sample: dict[str, torch.Tensor | UndecodedImage],  # of `read_parts`
     entry: Entry,
 ) -> None:
     "Raises `DatasetError` for a map of another size than its image."
     height, width = sample["image"].shape[-2:]
     for name, value in sample.items():
-        if value.shape[-2:] != (height, width):
+        if tuple(value.shape[-2:]) != (height, width):
             raise DatasetError(
                 f"{self.title}: {entry.image} has {height} rows and {width} columns, and its {name} {value.shape[-2]} "
                 f"and {value.shape[-1]}. Both have to be of one size; is one of them resized or of another image?",
@@ -350,12 +359,21 @@ def checked_camera(self: FileDataset, entry: Entry) -> torch.Tensor:  # `(3, 3)`
     return camera_matrix(fx, fy, cx, cy)
 
 # %% ../../nbs/data/12_datasets.ipynb #ad95b667
+def with_long_labels(
+    sample: dict,
+) -> dict:  # the same or a new sample
+    "Classes in bytes become int64."
+    small = [name for name, value in sample.items() if getattr(value, "dtype", None) == torch.uint8 and name != "image"]
+    return sample | {name: sample[name].long() for name in small} if small else sample
+
+
 @patch
-def __getitem__(
+def stored_sample(
     self: FileDataset,
     index: int,  # 0 … len - 1
-) -> dict:  # the sample
-    "One sample. Raises `ImageError` or `DatasetError`, naming the file, for one that cannot be used."
+) -> dict:  # the sample; its image may be an `UndecodedImage`
+    """A sample whose image waits, and whose labels may be in bytes. Raises `ImageError` or `DatasetError`, naming the
+    file, for one that cannot be used."""
     entry = self.entries[range(len(self))[index]]
     sample = self.read_entry(entry)
     self.check_sizes(sample, entry)
@@ -366,6 +384,18 @@ def __getitem__(
         elif name not in sample:
             sample[name] = blank_map(name, (height, width))
     return sample | dict(meta=dict(path=str(entry.image), height=height, width=width))
+
+
+@patch
+def __getitem__(
+    self: FileDataset,
+    index: int,  # 0 … len - 1
+) -> dict:  # the sample
+    "One sample. Raises `ImageError` or `DatasetError`, naming the file, for one that cannot be used."
+    sample = self.stored_sample(index)
+    if isinstance(sample["image"], UndecodedImage):
+        sample["image"] = sample["image"].exact()
+    return with_long_labels(sample)
 
 # %% ../../nbs/data/12_datasets.ipynb #1243b716
 class SampleIdentity(NamedTuple):

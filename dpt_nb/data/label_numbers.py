@@ -18,18 +18,19 @@ from ..scenes.raycast import classes as scene_classes
 
 # %% ../../nbs/data/label_numbers.ipynb #575fa01c
 def reduce_zero_label(
-    stored: torch.Tensor,  # `(H, W)` int64, 0 = not labelled, classes from 1
-) -> torch.Tensor:  # `(H, W)` int64, classes from 0, 255 = ignore
+    stored: torch.Tensor,  # `(H, W)` int64 or uint8, 0 = not labelled, classes from 1
+) -> torch.Tensor:  # `(H, W)` of the same type, classes from 0, 255 = ignore
     "From the published numbers to those of a sample."
-    return torch.where(stored == 0, 255, stored - 1)
+    return (stored.byte() - 1).to(stored.dtype)  # in bytes 0 - 1 is 255
 
 # %% ../../nbs/data/label_numbers.ipynb #f6d89567
 def read_stored(
     path: Path,  # 8-bit PNG
     count: int,  # how many classes the data set has
-) -> torch.Tensor:  # `(H, W)` int64 in 0 … count, as stored
+    keep_bytes: bool = False,  # uint8, an eighth of the memory
+) -> torch.Tensor:  # `(H, W)` int64 or uint8 in 0 … count, as stored
     "A published label map. Raises `ImageError` for what is not one, `DatasetError` for numbers above `count`."
-    stored = read_label(path)
+    stored = read_label(path, keep_bytes)
     if stored.max() > count:
         raise DatasetError(
             f"{path} holds the number {int(stored.max())}, and 0 (not labelled) to {count} were expected. "

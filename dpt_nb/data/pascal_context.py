@@ -89,7 +89,11 @@ class PascalContext(FileDataset):
 
     def read_classes(self, path: Path) -> torch.Tensor:  # `(H, W)` int64, 255 = ignore
         "A label map with or without the background."
-        stored = read_stored(path, len(PASCAL_CONTEXT_CLASSES))
+        return self.read_stored_classes(path).long()
+
+    def read_stored_classes(self, path: Path) -> torch.Tensor:  # `(H, W)` uint8
+        "The same in bytes."
+        stored = read_stored(path, len(PASCAL_CONTEXT_CLASSES), keep_bytes=True)
         return stored if len(self.classes) == 60 else reduce_zero_label(stored)
 
 # %% ../../nbs/data/pascal_context.ipynb #e2eccedf

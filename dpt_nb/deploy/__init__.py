@@ -6,5 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "engines": ["check_export", "open_export"],
+        "quantization": ["quantization_error", "quantize"],
     },
 )

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HINTS', 'CANDIDATES', 'model_digest', 'cache_folder', 'exported', 'check_exportable', 'ExportedNetwork',
-           'refuse_precision', 'need_package', 'open_by_onnx', 'run_by_onnx', 'open_by_openvino', 'run_by_openvino',
-           'seconds_of', 'measured', 'run_by_fastest']
+           'refuse_precision', 'need_package', 'open_by_onnx', 'run_by_onnx', 'openvino_core', 'open_by_openvino',
+           'run_by_openvino', 'seconds_of', 'measured', 'run_by_fastest']
 
 # %% ../../nbs/deploy/predictor_engines.ipynb #91e28ee1
+import functools
 import hashlib
 import json
 import os
@@ -82,11 +83,12 @@ class ExportedNetwork:
         cache: str | Path | None,  # of `cache_folder`
         open_file: Callable,  # (file, heads, size) → a function of images → head → maps
         by_size: bool,  # whether the program is opened anew for each size
+        path: Path | None = None,  # a file that is there already, for any size; None: it is written
     ):
-        self.model, self.cache, self.open_file = model, cache, open_file
+        self.model, self.cache, self.open_file, self.path = model, cache, open_file, path
         self.windows = not model.backbone.any_size  # a file for each size
         self.by_size = by_size or self.windows
-        self.digest, self.opened = model_digest(model), {}
+        self.digest, self.opened = model_digest(model) if path is None else "", {}
 
     def program(self, shape: tuple[int, ...]) -> Callable:  # shape: of the images
         "What runs images of a shape."
@@ -99,6 +101,8 @@ class ExportedNetwork:
 
     def open_size(self, shape: tuple[int, ...]) -> Callable:
         "A file that is damaged is written anew, once."
+        if self.path is not None:
+            return self.open_file(self.path, list(self.model.heads), shape)
         written = lambda: exported(self.model, self.digest, shape[-2:] if self.windows else None, self.cache)
         heads = list(self.model.heads)
         try:
@@ -152,11 +156,19 @@ def run_by_onnx(model, device, precision, cache) -> Engine:
 HINTS = dict(float32="f32", bfloat16="bf16")
 
 
-def open_by_openvino(path: Path, heads: list[str], shape: tuple[int, ...], hint: str) -> Callable:
-    "A file, prepared for images of one shape. Raises `EngineError` for one that OpenVINO cannot read."
+@functools.cache
+def openvino_core():
+    """One for the whole process, and never thrown away. Where a processor has AMX, the core gives the thread that makes
+    it another stack for signals, and takes that stack's memory back when it ends: if another thread lets go of it, the
+    first signal afterwards, such as the end of any child process, ends this process without a word."""
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def open_by_openvino(path: Path, heads: list[str], shape: tuple[int, ...], hint: str) -> Callable:
+    "A file, prepared for images of one shape. Raises `EngineError` for one that OpenVINO cannot read."
+    core = openvino_core()
     try:
         read = core.read_model(path)
         read.reshape({"image": list(shape)})

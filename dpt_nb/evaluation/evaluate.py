@@ -16,8 +16,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import torch
 import torch.distributed as distributed
 import torch.nn.functional as F
@@ -44,6 +44,9 @@ from ..inference.prompted import prompted_by_truth
 from ..network.heads import HEADS
 from ..objective.metrics import DEPTH_METRICS
 from ..objective.normals import THRESHOLDS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/evaluation/14_evaluate.ipynb #adb001ec
 def check_cut(
@@ -517,7 +520,7 @@ def panel(
     low: float | None = None,  # metres, of the color scale; None follows the data
     high: float | None = None,  # metres
     head: str = "depth",  # of metric depth
-) -> plt.Figure:
+) -> "Figure":
     "Image, ground truth, prediction and error, a row for each scene."
     samples = [dataset[index] for index in indices]
     predictions = [predicted(predictor, [sample | dict(path="")])[head][0].cpu() for sample in samples]

@@ -14,12 +14,11 @@ __all__ = ['MAIN_METRICS', 'CAPTION_FIGURES', 'ERROR_MAPS', 'main_metric', 'lead
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.cm import ScalarMappable
 from torch.utils.data import Dataset, Subset
 
 from ..data.checks import spread
@@ -35,6 +34,11 @@ from ..network.heads import HEADS
 from ..objective.absolute import known_values
 from ..objective.alignment import align_depth, align_inverse_depth
 from ..objective.normals import angle_between
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/evaluation/gallery.ipynb #49626e6b
 MAIN_METRICS = {
@@ -209,6 +213,8 @@ class Sheet:
         titles: tuple[str, ...],  # above the columns
         foot: float,  # left free below
     ):
+        import matplotlib.pyplot as plt
+
         self.tile, self.gap, self.line = tile_width(images), 0.08, 0.26
         heights = [self.tile * tile_height(image) / TILE_WIDTH for image in images]
         self.width = (self.tile + self.gap) * len(titles) + self.gap
@@ -223,8 +229,10 @@ class Sheet:
         for column, title in enumerate(titles):
             self.write(self.left(column) + self.tile / 2, self.height - 0.2, title, ha="center")
 
-    def add_rows(self, heights: list[float], captions: list[str], columns: int) -> list[list[plt.Axes]]:
+    def add_rows(self, heights: list[float], captions: list[str], columns: int) -> "list[list[Axes]]":
         "From the top, a caption and its images below it."
+        import matplotlib.pyplot as plt
+
         rows, top = [], self.height - 0.2
         for height, caption in zip(heights, captions):
             top -= self.line
@@ -238,7 +246,7 @@ class Sheet:
         "Where a column begins."
         return self.gap + number * (self.tile + self.gap)
 
-    def place(self, left: float, bottom: float, width: float, height: float) -> plt.Axes:
+    def place(self, left: float, bottom: float, width: float, height: float) -> "Axes":
         "Axes at a place."
         fractions = left / self.width, bottom / self.height, width / self.width, height / self.height
         return self.figure.add_axes(fractions)
@@ -247,7 +255,7 @@ class Sheet:
         "A line of text at a place."
         self.figure.text(left / self.width, bottom / self.height, figure_text(text), fontsize=8.5, va="bottom", **how)
 
-    def color_bar(self, first: int, columns: int, colors: ScalarMappable, words: str, ends: str) -> None:
+    def color_bar(self, first: int, columns: int, colors: "ScalarMappable", words: str, ends: str) -> None:
         "A color scale below some columns; `ends` has an arrow: max or both."
         place = self.place(self.left(first) + 0.1, 0.42, columns * self.tile - 0.2, 0.1)
         bar = self.figure.colorbar(colors, cax=place, orientation="horizontal", extend=ends)
@@ -260,7 +268,7 @@ class Sheet:
 
 # %% ../../nbs/evaluation/gallery.ipynb #058247ca
 def draw_picture(
-    axes: plt.Axes,
+    axes: "Axes",
     image: torch.Tensor,  # `(3, H, W)`; what is beyond [0, 1] is clipped
     **options,  # of `imshow`
 ) -> None:
@@ -269,10 +277,10 @@ def draw_picture(
 
 
 def draw_error(
-    axes: plt.Axes,
+    axes: "Axes",
     error: np.ndarray,  # `(H, W)`, NaN where it is not known
     most: float,  # that has the brightest color
-) -> ScalarMappable:
+) -> "ScalarMappable":
     "How far off a prediction is: the brighter, the farther."
     return axes.imshow(error, cmap="magma", vmin=0, vmax=most, interpolation="nearest")
 
@@ -282,7 +290,7 @@ def depth_gallery(
     maps: list[dict],  # of each, as `predicted` says it
     captions: list[str],  # of each
     protocol: Protocol,
-) -> plt.Figure:  # closed
+) -> "Figure":  # closed
     "Image, truth, prediction and relative error, a row an image, one color scale for all."
     drawn = depth_rows(samples, maps, protocol)
     known = np.nan_to_num(np.concatenate([truth.ravel() for truth, _, _ in drawn]))
@@ -338,7 +346,7 @@ def class_numbers(
     return prediction.argmax(0) if prediction.ndim == 3 else prediction
 
 
-def draw_tiles(axes: list[plt.Axes], *tiles: torch.Tensor) -> None:  # `(3, H, W)` each
+def draw_tiles(axes: "list[Axes]", *tiles: torch.Tensor) -> None:  # `(3, H, W)` each
     "One row, each pixel as it is."
     for axis, tile in zip(axes, tiles):
         draw_picture(axis, tile, interpolation="nearest")
@@ -351,7 +359,7 @@ def label_gallery(
     classes: tuple = (),  # names
     named: int = 28,  # classes named at most, the largest
     head: str = "label",  # that predicts classes
-) -> plt.Figure:  # closed
+) -> "Figure":  # closed
     "Image, ground truth, prediction and wrong pixels, a row an image, with a legend."
     labels = [class_numbers(own[head][0]) for own in maps]
     truths, missing = [sample[target_name(head)] for sample in samples], int(HEADS[head].missing)
@@ -429,11 +437,11 @@ def known_numbers(
 
 
 def draw_values(
-    axes: plt.Axes,
+    axes: "Axes",
     values: torch.Tensor,  # `(C, H, W)`
     spec: HeadSpec,  # of the head whose they are
     known: torch.Tensor,  # numbers whose range is that of the color scale
-) -> ScalarMappable:
+) -> "ScalarMappable":
     "A map in its head's own colors, or else by a color scale."
     if spec.color:
         return axes.imshow(spec.color(values).permute(1, 2, 0).numpy(), interpolation="nearest")
@@ -446,7 +454,7 @@ def value_gallery(
     maps: list[dict],  # of each, as `predicted` gives them
     captions: list[str],  # of each
     head: str,  # of one or more channels
-) -> plt.Figure:  # closed
+) -> "Figure":  # closed
     "Image, ground truth, prediction and error, a row an image, one color scale for all."
     drawn, spec = value_rows(samples, maps, head), HEADS[head]
     known = known_numbers(truth for truth, _, _ in drawn)
@@ -471,7 +479,7 @@ def gallery(
     figures: list[dict],  # of every image, in order, as `evaluate` hands them to `each`
     truth: str = "depth",  # or "label", "normal", …: what predictions are compared with
     count: int = 3,  # worst, median and best images each, at most
-) -> plt.Figure:  # closed: as the last value of a cell it is drawn
+) -> "Figure":  # closed: as the last value of a cell it is drawn
     "The worst, median and best images, predicted once more. Raises `EvaluationError` when none was evaluated."
     kinds = chosen_images(figures, truth, count)
     chosen = [(kind, place) for kind, places in kinds.items() for place in places]

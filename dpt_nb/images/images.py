@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'BUILT_IN', 'built_in', 'DAMAGED', 'ORIENTATION', 'TURNS', 'NOTES', 'SCANS',
-           'AnyImage', 'WRITTEN_AS', 'JPEG_SIDE', 'NO_IMAGE', 'NO_FILE', 'INSIDE', 'LINKED', 'CLOSED', 'PNG_BIT_DEPTH',
-           'EYE_WEIGHTS', 'MADE_BY', 'unreadable', 'register_heif', 'allowed_formats', 'pixel_limit', 'within_limit',
-           'first_bytes', 'formats_like', 'open_undecoded', 'exif_orientation', 'transpose_by_exif', 'check_scans',
-           'decode_image', 'open_image', 'decoding_failure', 'format_hint', 'gray_to_rgb', 'over_white', 'pil_to_rgb',
-           'fits_bytes', 'crop_rows', 'colors_first', 'pil_to_image', 'read_image', 'check_colors_first',
-           'check_unit_range', 'check_number_type', 'tensor_to_image', 'check_colors_last', 'array_to_image',
-           'load_pil', 'to_image', 'written_as', 'check_sides', 'write_image', 'reason_unused', 'list_folder',
-           'list_first', 'sort_folder', 'unused_words', 'find_images', 'check_scale', 'read_depth', 'check_png',
-           'to_numpy', 'map_array', 'scale_hint', 'to_16_bits', 'check_metres', 'write_depth', 'png_bits', 'read_label',
-           'farthest_first', 'from_black_and_white', 'label_palette', 'beyond_last', 'check_palette', 'full_palette',
-           'is_our_image', 'label_array', 'largest_class', 'text_chunks', 'write_label']
+           'AS_STORED', 'AnyImage', 'WRITTEN_AS', 'JPEG_SIDE', 'NO_IMAGE', 'NO_FILE', 'INSIDE', 'LINKED', 'CLOSED',
+           'PNG_BIT_DEPTH', 'EYE_WEIGHTS', 'MADE_BY', 'unreadable', 'register_heif', 'allowed_formats', 'pixel_limit',
+           'within_limit', 'first_bytes', 'formats_like', 'open_undecoded', 'exif_orientation', 'transpose_by_exif',
+           'check_scans', 'decode_image', 'open_image', 'decoding_failure', 'format_hint', 'is_plain', 'decode_jpeg',
+           'gray_to_rgb', 'over_white', 'pil_to_rgb', 'fits_bytes', 'crop_rows', 'colors_first', 'pil_to_image',
+           'read_image', 'UndecodedImage', 'read_or_wait', 'check_colors_first', 'check_unit_range',
+           'check_number_type', 'tensor_to_image', 'check_colors_last', 'array_to_image', 'load_pil', 'to_image',
+           'written_as', 'check_sides', 'write_image', 'reason_unused', 'list_folder', 'list_first', 'sort_folder',
+           'unused_words', 'find_images', 'check_scale', 'read_depth', 'check_png', 'to_numpy', 'map_array',
+           'scale_hint', 'to_16_bits', 'check_metres', 'write_depth', 'png_bits', 'read_label', 'farthest_first',
+           'from_black_and_white', 'label_palette', 'beyond_last', 'check_palette', 'full_palette', 'is_our_image',
+           'label_array', 'largest_class', 'text_chunks', 'write_label']
 
 # %% ../../nbs/images/00_images.ipynb #7fef0fa9
 import os
@@ -286,6 +287,35 @@ def format_hint(
     reason = unreadable(kind)
     return f" Maybe it cannot be read here: {reason}." if reason else ""
 
+# %% ../../nbs/images/00_images.ipynb #de8bc04f
+AS_STORED = 0  # torchvision's number for: as many channels as the file has
+
+
+def is_plain(
+    image: Image.Image,  # not decoded yet
+) -> bool:
+    "Whether a file holds 8-bit gray or opaque colors, and nothing else."
+    return image.format in ("JPEG", "PNG") and image.mode in ("L", "RGB") and not image.has_transparency_data
+
+
+def decode_jpeg(
+    path: str | Path,  # an existing file
+    max_pixels: int | None = None,  # of `pixel_limit`
+) -> torch.Tensor | None:  # `(C, H, W)` uint8, 1 or 3 channels; None: pillow has to read it
+    "A plain JPEG's values, by torchvision's decoder."
+    try:
+        with open_undecoded(path, path, max_pixels) as image:
+            check_scans(image, path, max_pixels)
+            size = image.size
+            if image.format != "JPEG" or not is_plain(image):
+                return None
+        import torchvision  # noqa: F401  registers its decoders
+
+        values = torch.ops.image.decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)), AS_STORED, False)
+    except Exception:  # damaged, or torchvision has no decoder; pillow reads it, or says what is wrong
+        return None
+    return values if values.dtype == torch.uint8 and values.shape[1:] == size[::-1] else None
+
 # %% ../../nbs/images/00_images.ipynb #4d0b70c4
 def gray_to_rgb(
     image: Image.Image,  # decoded, in a mode of 16 or 32 bits
@@ -374,6 +404,59 @@ def read_image(
     """Read a photograph: transparency over white, 16-bit gray kept (pillow reads 16-bit colors with 8), first frame.
     Raises `ImageError`, naming the file, when it cannot be used."""
     return pil_to_image(open_image(path, exif_transpose, max_pixels), path, keep_bytes)
+
+# %% ../../nbs/images/00_images.ipynb #9a3e507f
+class UndecodedImage:
+    "A plain JPEG or PNG as it is stored, whatever EXIF says: its size is known, its pixels wait."
+
+    def __init__(
+        self,
+        path: str | Path,
+        size: tuple[int, int],  # width and height, as pillow has them
+    ):
+        self.path, self.shape = path, (3, size[1], size[0])
+
+    def exact(self) -> torch.Tensor:  # `(3, H, W)` float32 in [0, 1]
+        "As `read_image`. Raises `ImageError` for a damaged file."
+        return pil_to_image(open_image(self.path, exif_transpose=False), self.path)
+
+    def quick(self) -> torch.Tensor:  # `(3, H, W)` uint8
+        "By whichever decoder is faster. Raises `ImageError` for a damaged file."
+        values = decode_jpeg(self.path)
+        if values is None:
+            return pil_to_image(open_image(self.path, exif_transpose=False), self.path, keep_bytes=True)
+        return values.expand(3, -1, -1)
+
+    def reduced(
+        self,
+        size: tuple[int, int],  # rows and columns, not more than there are
+        resample: Image.Resampling = Image.Resampling.BILINEAR,
+    ) -> torch.Tensor:  # `(3, *size)` uint8
+        "Decoded at the least size that is large enough, then averaged. Raises `ImageError` for a damaged file."
+        check_file(self.path)
+        try:
+            with open_undecoded(self.path, self.path) as image:
+                check_scans(image, self.path)
+                _, box = image.draft("RGB", size[::-1]) or (None, (0, 0, *image.size))
+                return colors_first(np.array(image.convert("RGB").resize(size[::-1], resample, box)))
+        except ImageError:
+            raise
+        except Exception as error:  # as `open_image`
+            raise ImageError(f"{self.path} {decoding_failure(self.path, error)}") from None
+
+
+def read_or_wait(
+    path: str | Path,  # a file in one of `IMAGE_FORMATS`
+) -> UndecodedImage | torch.Tensor:  # the latter `(3, H, W)` float32 in [0, 1]
+    "A plain file waits, others are read as they are stored. Raises `ImageError`, naming the file."
+    check_file(path)
+    try:
+        with open_undecoded(path, path) as image:
+            if is_plain(image):
+                return UndecodedImage(path, image.size)
+    except Exception:  # it is read again, and the reason said
+        pass
+    return read_image(path, exif_transpose=False)
 
 # %% ../../nbs/images/00_images.ipynb #f80cc13a
 def check_colors_first(
@@ -602,6 +685,7 @@ def read_depth(
 ) -> torch.Tensor:  # `(1, H, W)` float32 metres, 0 = not measured
     "Read a depth map. Raises `ImageError`, naming the file, when it is missing, damaged or not a 16-bit gray PNG."
     check_scale(scale)
+    check_file(path)
     image = open_image(path)
     if image.format != "PNG" or not image.mode.startswith("I"):
         found = f"{path} is a {image.format} file with {image.mode} pixels"
@@ -693,15 +777,17 @@ def png_bits(path: str | Path) -> int:
 
 def read_label(
     path: str | Path,  # 8-bit PNG, gray or with a palette
-) -> torch.Tensor:  # `(H, W)` int64 class index, 255 = ignore
+    keep_bytes: bool = False,  # uint8, an eighth of the memory
+) -> torch.Tensor:  # `(H, W)` int64 class index, 255 = ignore; or uint8
     """Read a label map. Raises `ImageError`, naming the file, when it is missing, damaged or anything but an 8-bit PNG
     with one index a pixel."""
+    check_file(path)
     image = open_image(path)
     found = f"is a {image.format} file"
     if image.format == "PNG":
         bits = png_bits(path)
         if image.mode == "P" or (image.mode == "L" and bits == 8):
-            return torch.tensor(np.asarray(image).astype(np.int64))
+            return torch.tensor(np.array(image), dtype=torch.uint8 if keep_bytes else torch.int64)
         found = f"has {image.mode} pixels with {bits} bits"
     raise ImageError(f"{path} {found}, and a label map is an 8-bit PNG, gray or with a palette.")
 

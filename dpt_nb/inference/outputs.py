@@ -24,9 +24,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
@@ -46,6 +45,10 @@ from .resizing import to_levels
 from ..network.head_spec import LEVELS, ZERO_LEVEL, bytes_to_directions, directions_to_bytes
 from ..network.heads import HEADS
 from ..registry import OWN, Registry, calling_module
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/inference/outputs.ipynb #22161162
 def row_strips(
@@ -395,7 +398,7 @@ def map_painter(head: str, values: torch.Tensor, class_names: tuple) -> Callable
 
 # %% ../../nbs/inference/outputs.ipynb #107194f9
 def draw_map(
-    axis: plt.Axes,  # drawn on
+    axis: "Axes",  # drawn on
     head: str,  # of `HEADS`
     values: torch.Tensor,  # the head's map
     class_names: tuple = (),  # of the labels
@@ -411,13 +414,13 @@ def draw_map(
         draw_numbers(axis, values[0], spec.cmap, spec.words)
 
 
-def draw_numbers(axis: plt.Axes, values: torch.Tensor, cmap: str, words: str) -> None:  # values: `(H, W)`
+def draw_numbers(axis: "Axes", values: torch.Tensor, cmap: str, words: str) -> None:  # values: `(H, W)`
     "Numbers with their color bar."
     axis.figure.colorbar(axis.imshow(values, cmap=cmap), ax=axis, label=words, shrink=0.8)
 
 
 def draw_labels(
-    axis: plt.Axes,  # drawn on
+    axis: "Axes",  # drawn on
     label: torch.Tensor,  # `(H, W)`
     class_names: tuple = (),
 ) -> None:
@@ -434,8 +437,10 @@ def map_figure(
     head: str,  # of `HEADS`
     values: torch.Tensor,  # the head's map
     class_names: tuple = (),  # of the labels
-) -> plt.Figure:  # closed, so that a notebook shows it once
+) -> "Figure":  # closed, so that a notebook shows it once
     "One map with its color bar or legend."
+    import matplotlib.pyplot as plt
+
     figure, axis = plt.subplots(figsize=(6, 4.2), layout="constrained")
     draw_map(axis, head, values, class_names)
     axis.set(xticks=[], yticks=[])
@@ -450,8 +455,10 @@ def overlay_figure(
     class_names: tuple = (),  # of the labels
     title: str = "",
     opacity: float = 0.5,  # of the map, 0 to 1
-) -> plt.Figure:  # closed, so that a notebook shows it once
+) -> "Figure":  # closed, so that a notebook shows it once
     "A map over its image, with a legend of what is there, or a color bar."
+    import matplotlib.pyplot as plt
+
     figure, axis = plt.subplots(figsize=(6, 4.2), layout="constrained")
     draw_map(axis, head, values, class_names)
     put_under(axis, thinned(image), opacity, gray=not HEADS[head].categorical)
@@ -460,7 +467,7 @@ def overlay_figure(
     return figure
 
 
-def put_under(axis: plt.Axes, image: torch.Tensor, opacity: float, gray: bool) -> None:
+def put_under(axis: "Axes", image: torch.Tensor, opacity: float, gray: bool) -> None:
     "An image `(3, h, w)` below the map that an axis shows."
     shown = axis.images[0]
     shown.set_alpha(opacity)
@@ -470,7 +477,7 @@ def put_under(axis: plt.Axes, image: torch.Tensor, opacity: float, gray: bool) -
 
 def write_figure(
     path: str | Path,  # ends in .png
-    figure: plt.Figure,
+    figure: "Figure",
 ) -> None:
     "Whole or not at all."
     with whole_output(path) as temporary:

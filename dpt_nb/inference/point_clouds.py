@@ -11,8 +11,8 @@ __all__ = ['POINT', 'PLY_HEADER', 'PointError', 'camera_for', 'relative_to_depth
 # %% ../../nbs/inference/point_clouds.ipynb #941590b0
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from .focal import check_intrinsics
 from .resizing import resize_image
 from ..network.heads import HEADS
 from ..scenes.camera import pinhole, unproject
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/inference/point_clouds.ipynb #b2902a05
 class PointError(ImageError):
@@ -284,7 +287,7 @@ def turntable(
     degrees: tuple[float, ...] = (-40, -20, 0, 20, 40),  # of the views, to the right
     pitch: float = 12.0,  # degrees, upwards
     field_of_view: float = 60.0,  # degrees across the longer side
-) -> plt.Figure:
+) -> "Figure":
     "Points from several sides, in one figure."
     cloud = points.cpu(), colors.cpu()
     angles = [(math.radians(angle), math.radians(pitch)) for angle in degrees]

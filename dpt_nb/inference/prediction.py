@@ -9,8 +9,8 @@ __all__ = ['Prediction', 'map_to_numpy', 'PredictionError', 'all_finite', 'check
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -30,6 +30,9 @@ from dpt_nb.inference.outputs import (
 )
 from .point_clouds import map_points, write_ply
 from ..network.heads import HEADS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/inference/prediction.ipynb #c03af6ee
 @dataclass(repr=False)
@@ -75,8 +78,10 @@ def map_to_numpy(
 
 # %% ../../nbs/inference/prediction.ipynb #aa840db3
 @patch
-def show(self: Prediction) -> plt.Figure:  # closed, so that a notebook shows it once
+def show(self: Prediction) -> "Figure":  # closed, so that a notebook shows it once
     "The image and each map, with a color bar in metres or a legend."
+    import matplotlib.pyplot as plt
+
     columns = 1 + len(self.maps)
     figure, axes = plt.subplots(1, columns, figsize=(4.2 * columns, 3.4), layout="constrained")
     axes[0].imshow(thinned(self.image).permute(1, 2, 0))

@@ -26,7 +26,7 @@ from PIL import Image
 from ..images.files import ImageError
 from ..images.headers import exif_focal
 from ..images.images import find_images, load_pil, open_undecoded, read_image, to_image, transpose_by_exif
-from .engine import open_engine
+from .engine import EngineError, Quantized, network_inputs, open_engine
 from dpt_nb.inference.focal import (
     Focal,
     assumed_note,
@@ -56,6 +56,7 @@ from ..network.config import DPTConfig
 from ..network.dpt import DPT
 from ..network.heads import HEADS
 from ..network.prompt import PromptWanted
+from ..network.token_merging import TokenMerging, check_merge_share
 from ..objective.alignment import align_scale_shift
 
 # %% ../../nbs/inference/13_predictor.ipynb #6a472961
@@ -75,7 +76,7 @@ def usable_device(
     return chosen
 
 # %% ../../nbs/inference/13_predictor.ipynb #27fd9cb2
-PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": None}
 
 # %% ../../nbs/inference/13_predictor.ipynb #b095c4c5
 class PredictorError(ValueError):
@@ -158,7 +159,7 @@ class Predictor:
         size: int | tuple[int, int] | None = None,  # height and width the network sees; None: as the config says
         classes: tuple | None = None,  # names of the labels; None: those that came with the weights
         scales: tuple[float, ...] = (1.0,),  # average over these multiples of that size
-        precision: str = "float32",  # "float32", "float16" or "bfloat16"
+        precision: str = "float32",  # "float32", "float16" or "bfloat16"; of onnx and openvino also "int8"
         channels_last: bool = False,  # convolutions with the channels innermost
         compile: bool = False,  # through `torch.compile`; the same as engine="compile"
         resizing: str | None = None,  # one of `RESIZINGS`; None: as the config says
@@ -169,6 +170,8 @@ class Predictor:
         field_of_view: float | None = None,  # or degrees across the longer side; neither: EXIF, else 60
         engine: str = "torch",  # what computes the network: "torch", "compile", "onnx", "openvino", or "auto"
         cache: str | Path | None = None,  # folder for what an engine writes; None: the user's cache
+        calibration=None,  # for int8: your images, a folder or a list, or what `deploy.quantize` gave
+        merge_tokens: float = 0.0,  # share of the trunk's tokens that merge with ones like them, 0 to 0.8
     ):
         check_colors(model)
         self.resizing = resizing or model.config.resizing
@@ -179,7 +182,8 @@ class Predictor:
         self.policy = resize_policy(model.config, model.backbone.patch)
         self.size = check_input_size(size, model.backbone.patch)
         self.take_model(model, usable_device(device), channels_last)
-        self.take_engine("compile" if compile and engine == "torch" else engine, cache)
+        name = "compile" if compile and engine == "torch" else engine
+        self.take_engine(name, cache, calibration, merge_tokens)
         self.take_lens(focal, field_of_view)
         self.max_memory = free_memory(self.device) / 2 if max_memory is None else max_memory
 
@@ -190,10 +194,17 @@ class Predictor:
         if channels_last:
             self.model.to(memory_format=self.memory_format)
 
-    def take_engine(self, name: str, cache: str | Path | None) -> None:
-        "The network that is asked, given its prompt."
-        opened = open_engine(name, self.model, self.device, self.precision, cache)
-        self.network = PromptWanted(opened.network) if self.model.config.prompt else opened.network
+    def take_engine(self, name: str, cache: str | Path | None, calibration, merge_tokens: float) -> None:
+        "The network that is asked, given its prompt. Raises `EngineError` for one whose tokens cannot merge."
+        self.merge_tokens = check_merge_share(merge_tokens)
+        if self.merge_tokens and name != "torch":
+            found = f"Found merge_tokens {merge_tokens} and the engine {name!r}"
+            raise EngineError(f"{found}: tokens merge in the engine torch alone, leave out one of the two.")
+        if calibration is not None and not isinstance(calibration, Quantized):
+            calibration = network_inputs(self, calibration)
+        opened = open_engine(name, self.model, self.device, self.precision, cache, calibration)
+        network = TokenMerging(self.model, self.merge_tokens) if self.merge_tokens else opened.network
+        self.network = PromptWanted(network) if self.model.config.prompt else network
         self.half = PRECISIONS[self.precision] if opened.autocast else None
 
     def take_lens(self, focal: float | None, field_of_view: float | None) -> None:

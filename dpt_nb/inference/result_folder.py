@@ -247,6 +247,7 @@ def fingerprint(
 def settings_of(predictor: Predictor) -> tuple:
     "Those that change what is predicted; of the lens where a head needs it."
     chosen = attrgetter("flip", "size", "scales", "precision", "classes", "policy", "resizing")(predictor)
+    chosen += (getattr(predictor.network, "path", ""),) if predictor.precision == "int8" else ()  # named by its content
     return chosen + ((predictor.focal, predictor.field_of_view) if predictor.canonical else ())
 
 

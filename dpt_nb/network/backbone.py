@@ -308,5 +308,13 @@ class ViTBackbone(Backbone):
                 intermediates[index] = Tap(kept[:, in_front:], kept[:, :readable], grid)
         return intermediates
 
-    def intermediates(self, image: torch.Tensor) -> dict[int, Tap]:
-        return self.forward_blocks(*self.embed(image))
+    def before_blocks(
+        self,
+        image: torch.Tensor,  # `(B, 3, H, W)` normalised
+    ) -> tuple[dict, torch.Tensor, tuple[int, int]]:  # taps by name, `(B, P + rows·columns, D)`, rows and columns
+        "What is tapped in front of the blocks, and what the first block gets."
+        return {}, *self.embed(image)
+
+    def intermediates(self, image: torch.Tensor) -> dict[str | int, torch.Tensor | Tap]:
+        taps, tokens, grid = self.before_blocks(image)
+        return taps | self.forward_blocks(tokens, grid)

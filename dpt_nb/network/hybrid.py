@@ -15,7 +15,7 @@ from timm.models import is_model_in_modules
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
-from .backbone import SettingError, Tap, ViTBackbone, open_vit, register_backbone
+from .backbone import SettingError, ViTBackbone, open_vit, register_backbone
 
 # %% ../../nbs/network/hybrid.ipynb #8b0354f9
 def resnet_arguments(
@@ -106,9 +106,9 @@ class HybridBackbone(ViTBackbone):
     def embed(self, image: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         return super().embed(self.forward_resnet(image)[0])
 
-    def intermediates(self, image: torch.Tensor) -> dict[str | int, torch.Tensor | Tap]:
+    def before_blocks(self, image: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor, tuple[int, int]]:
         features, maps = self.forward_resnet(image)
-        return maps | self.forward_blocks(*super().embed(features))
+        return maps, *super().embed(features)
 
 # %% ../../nbs/network/hybrid.ipynb #1887a624
 class DeviationConv(StdConv2dSame):

@@ -14,7 +14,6 @@ __all__ = ['LEVEL_CHOICES', 'InsideError', 'one_decoder', 'global_backbone', 'jo
 # %% ../../nbs/network/08_inside.ipynb #5b1f1634
 from typing import NamedTuple
 
-import matplotlib
 import torch
 import torch.nn.functional as F
 from timm.layers import AttentionRope, apply_rot_embed_cat
@@ -230,6 +229,8 @@ def attention_overlay(
     opacity: float = 0.75,  # of the colors over the grey image
 ) -> torch.Tensor:  # `(3, H, W)` RGB in [0, 1]
     "Weights as heat over an image, the largest brightest."
+    import matplotlib
+
     relative = (weights.float() / weights.max().clamp(min=1e-12)).cpu()
     heat = torch.tensor(matplotlib.colormaps["magma"](relative.numpy()), dtype=torch.float32)[..., :3].permute(2, 0, 1)
     stretched = F.interpolate(heat[None], size=image.shape[-2:])[0]

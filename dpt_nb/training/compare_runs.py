@@ -12,8 +12,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import matplotlib.pyplot as plt
+from typing import TYPE_CHECKING
 
 from ..evaluation.evaluate import other_metrics
 from ..evaluation.gallery import leading_metric
@@ -23,6 +22,9 @@ from .recipe_fields import RecipeError, flat_rows
 from .recipe_files import read_recipe
 from .run_folder import TrainingError
 from .run_log import sorted_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/training/compare_runs.ipynb #1acdfde5
 def is_figure(value) -> bool:
@@ -222,8 +224,10 @@ def draw_curves(comparison: RunComparison, axes) -> None:  # axes: two
     axes[1].set(xlabel="step", ylabel=f"validation {leading[0] if leading else 'metric'}")
 
 
-def curves_figure(comparison: RunComparison) -> plt.Figure:  # closed
+def curves_figure(comparison: RunComparison) -> "Figure":  # closed
     "The curves of runs, each in its own color in both pictures."
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     draw_curves(comparison, axes)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)

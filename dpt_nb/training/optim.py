@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NORM_LAYERS', 'EMBEDDINGS', 'USUAL_LAYER_DECAY', 'lr_scale', 'norm_names', 'exempt_names', 'block_count',
-           'check_layer_decay', 'still_names', 'parameter_groups', 'layer_decay_of', 'recipe_groups', 'build_optimizer',
-           'cycle_options', 'falling_rate', 'extension_rate', 'ExtendedCycle', 'planned_rate', 'build_schedule',
-           'planned_rates', 'apply_rates']
+           'check_layer_decay', 'still_names', 'parameter_groups', 'layer_decay_of', 'recipe_groups',
+           'computed_as_built', 'build_optimizer', 'cycle_options', 'falling_rate', 'extension_rate', 'ExtendedCycle',
+           'planned_rate', 'build_schedule', 'planned_rates', 'apply_rates']
 
 # %% ../../nbs/training/optim.ipynb #7559d677
 import math
@@ -127,17 +127,26 @@ def recipe_groups(recipe: Recipe, model: nn.Module) -> list[dict]:
     return parameter_groups(model, chosen.weight_decay, chosen.lr, chosen.backbone, decay, chosen.no_weight_decay)
 
 
+def computed_as_built(optimizer: torch.optim.Optimizer, state: dict) -> dict:  # state: of a checkpoint
+    "A state that was saved by an optimizer without fused steps goes on with them, and the other way round."
+    groups = [saved | dict(fused=own["fused"]) for saved, own in zip(state["param_groups"], optimizer.param_groups)]
+    return state | dict(param_groups=groups)
+
+
 def build_optimizer(
     recipe: Recipe,
     model: nn.Module,
 ) -> torch.optim.Optimizer:
-    "The recipe's optimizer for the parameters of a model."
-    chosen = recipe.optimizer
-    groups = recipe_groups(recipe, model)
+    "The recipe's optimizer for the parameters of a model; one kernel moves all of them, where they are not sharded."
+    chosen, groups = recipe.optimizer, recipe_groups(recipe, model)
+    options = dict(lr=chosen.lr, fused=not recipe.loop.fsdp)
     if chosen.name == "sgd":
-        return torch.optim.SGD(groups, lr=chosen.lr, momentum=chosen.betas[0])
-    kind = torch.optim.AdamW if chosen.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=chosen.lr, betas=tuple(chosen.betas))
+        optimizer = torch.optim.SGD(groups, momentum=chosen.betas[0], **options)
+    else:
+        kind = torch.optim.AdamW if chosen.name == "adamw" else torch.optim.Adam
+        optimizer = kind(groups, betas=tuple(chosen.betas), **options)
+    optimizer.register_load_state_dict_pre_hook(computed_as_built)
+    return optimizer
 
 
 def cycle_options(

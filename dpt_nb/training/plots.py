@@ -11,8 +11,8 @@ __all__ = ['target_map', 'draw_all', 'range_and_words', 'value_tiles', 'joint_ra
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -25,6 +25,10 @@ from ..images.images import label_palette
 from ..inference.predictor import Predictor
 from ..inference.prompted import prompted_by_truth
 from ..network.heads import HEADS
+
+if TYPE_CHECKING:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/training/plots.ipynb #be14a798
 def target_map(
@@ -65,8 +69,11 @@ def value_tiles(
     head: str,  # of `HEADS`, not one of classes
     targets: list,  # `(C, H, W)` each; None where there is none
     predictions: list,  # `(C, H, W)` each
-) -> tuple[list, list, plt.cm.ScalarMappable | None, str]:  # images of both, the colors, and what they mean
+) -> "tuple[list, list, ScalarMappable | None, str]":  # images of both, the colors, and what they mean
     "Maps as images; directions, which are colored by themselves, have no colors to explain."
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     spec, known = HEADS[head], [values for values in targets if values is not None] or predictions
     if spec.color is not None:
         return draw_all(spec.color, targets), draw_all(spec.color, predictions), None, spec.words
@@ -74,7 +81,7 @@ def value_tiles(
     if not spec.scale:  # what is not known is black
         targets = draw_all(lambda values: values.where(values != spec.missing, torch.nan), targets)
     draw = partial(color_depth if spec.scale else color_values, low=ends[0], high=ends[1], cmap=spec.cmap)
-    colors = plt.cm.ScalarMappable(plt.Normalize(*shown), spec.cmap)
+    colors = ScalarMappable(Normalize(*shown), spec.cmap)
     return draw_all(draw, targets), draw_all(draw, predictions), colors, words
 
 
@@ -129,9 +136,9 @@ def draw_column(
 
 
 def add_color_bar(
-    figure: plt.Figure,
+    figure: "Figure",
     axes,  # below which it stands
-    colors: plt.cm.ScalarMappable | None,
+    colors: "ScalarMappable | None",
     words: str,  # what they mean
 ) -> None:
     "A color bar below some axes, for colors that need one."
@@ -142,7 +149,7 @@ def add_color_bar(
 
 
 def draw_head(
-    figure: plt.Figure,
+    figure: "Figure",
     axes,  # `(samples, 2)`, or `(samples, 1)` without ground truth
     head: str,  # of `HEADS`
     targets: list,
@@ -172,8 +179,10 @@ def empty_grid(
     rows: int,
     columns: int,
     shape: tuple[int, int, int],  # of an image: `(3, H, W)`
-) -> tuple[plt.Figure, np.ndarray]:  # figure, and `(rows, columns)` axes
+) -> "tuple[Figure, np.ndarray]":  # figure, and `(rows, columns)` axes
     "Room for images of one shape, and for what explains their colors below them."
+    import matplotlib.pyplot as plt
+
     size = (2 * columns, 2 * shape[1] / shape[2] * rows + 0.9)
     return plt.subplots(rows, columns, squeeze=False, figsize=size, layout="constrained")
 
@@ -182,8 +191,10 @@ def validation_figure(
     samples: list[dict],  # of a data set
     predictions: list,  # `Prediction` each
     class_names: tuple = (),  # of the labels
-) -> plt.Figure:  # closed
+) -> "Figure":  # closed
     "A row for each sample: the image, and each head's ground truth and prediction."
+    import matplotlib.pyplot as plt
+
     heads = list(predictions[0].maps)
     widths = [1 if HEADS[head].about else 2 for head in heads]
     figure, axes = empty_grid(len(samples), 1 + sum(widths), samples[0]["image"].shape)
@@ -202,7 +213,7 @@ def draw_samples(
     predictor: Predictor,
     dataset,  # of samples
     count: int,  # how many to draw, at most
-) -> plt.Figure:  # closed
+) -> "Figure":  # closed
     "Some samples of a data set, evenly spread, and what a network predicts for them."
     indices = spread_indices(dataset, min(count, len(dataset)))
     samples = [dataset[index] for index in indices]
@@ -235,8 +246,10 @@ def save_figure(
 # %% ../../nbs/training/plots.ipynb #ccc41e75
 def beside_picture(
     path: Path,  # `step-XXXXXXXX.png`
-) -> tuple[plt.Figure, dict]:  # figure, and two empty axes: 0 and 1
+) -> "tuple[Figure, dict]":  # figure, and two empty axes: 0 and 1
     "A validation figure, with room for two curves to its left."
+    import matplotlib.pyplot as plt
+
     layout = dict(figsize=(12, 4.6), width_ratios=[1, 2], layout="constrained")
     figure, axes = plt.subplot_mosaic([[0, 2], [1, 2]], **layout)
     axes[2].imshow(plt.imread(path))
@@ -272,8 +285,10 @@ class LossPlot:
         leading = leading_metric(row)
         return leading and leading[0]
 
-    def figure(self) -> plt.Figure:  # closed
+    def figure(self) -> "Figure":  # closed
         "Loss and validation side by side; one above the other, to the left of the last figure, where there is one."
+        import matplotlib.pyplot as plt
+
         drawn = sorted(self.pictures.glob("step-*.png")) if self.pictures else []
         figure, axes = (
             beside_picture(drawn[-1]) if drawn else plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")

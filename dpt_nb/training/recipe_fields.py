@@ -6,10 +6,11 @@
 __all__ = ['RENAMED', 'KINDS_OF_FIELD', 'WAYS', 'CACHED', 'LIMITS', 'RecipeError', 'ModelGroup', 'DataGroup', 'OptimizerGroup',
            'TuneGroup', 'ScheduleGroup', 'LoopGroup', 'KeepGroup', 'Recipe', 'current_transform', 'renamed_fields',
            'current_options', 'current_data', 'current_names', 'check_value', 'group_words', 'check_types', 'value_at',
-           'check_length', 'check_sharded', 'check_way', 'check_groups', 'check_batch', 'check_recipe', 'RecipeWarning',
-           'is_default', 'betas_without_effect', 'schedule_without_effect', 'weights_without_effect',
-           'tuning_without_effect', 'settings_without_effect', 'did_you_mean', 'fields_in_groups', 'nearest_path',
-           'changed', 'change_recipe', 'is_name_list', 'flat_rows', 'source_of', 'recipe_rows']
+           'check_length', 'check_sharded', 'is_stage', 'check_growth', 'check_way', 'check_groups', 'check_batch',
+           'check_recipe', 'RecipeWarning', 'is_default', 'betas_without_effect', 'schedule_without_effect',
+           'weights_without_effect', 'tuning_without_effect', 'settings_without_effect', 'did_you_mean',
+           'fields_in_groups', 'nearest_path', 'changed', 'change_recipe', 'is_name_list', 'flat_rows', 'source_of',
+           'recipe_rows']
 
 # %% ../../nbs/training/recipe_fields.ipynb #3180341c
 import difflib
@@ -100,6 +101,7 @@ class LoopGroup:
     steps: int = 0  # optimizer steps; 0: told by `epochs`
     epochs: float = 0.0  # rounds through the training split; 0: told by `steps`
     extensions: tuple = ()  # further steps after these, each with rates of its own: what `--extend` adds
+    growth: tuple = ()  # stages of smaller images, each [share of the steps at which it ends, share of both sides]
     gradient_accumulation_steps: int = 1  # parts of a batch that go through the network one after the other
     ema: float = 0.0  # decay of a running mean of the weights, which is what is evaluated and saved; 0: none
     precision: str = "no"  # "no" is float32; "bf16" or "fp16"
@@ -345,6 +347,28 @@ def check_sharded(loop: LoopGroup) -> None:
         raise RecipeError(f"loop.fsdp does not go together with {asked}. Leave out one or the other.")
 
 
+def is_stage(value) -> bool:  # value: of `loop.growth`
+    "Whether it is two shares."
+    numbers = isinstance(value, (tuple, list)) and len(value) == 2
+    return numbers and all(isinstance(share, (int, float)) and 0 < share < 1 for share in value)
+
+
+def check_growth(recipe: Recipe) -> None:
+    "Raises `RecipeError` for stages that are not two shares each, in order, and for a trunk that is asked only once."
+    stages = recipe.loop.growth
+    ends = [stage[0] for stage in stages if is_stage(stage)]
+    if len(ends) < len(stages) or ends != sorted(set(ends)):
+        raise RecipeError(
+            f"loop.growth is {stages!r}, and has to be a list of stages in order, each the share of the steps at which "
+            "it ends and the share of both sides, above 0 and below 1: [[0.6, 0.5]]."
+        )
+    if stages and recipe.tune.way == "decoder" and recipe.tune.cache != "none":
+        raise RecipeError(
+            "loop.growth does not go together with tune.way=decoder, which keeps what the trunk said of each image, at "
+            "one size: leave growth out, or set tune.cache=none."
+        )
+
+
 def check_way(recipe: Recipe) -> None:
     "Raises `RecipeError` for a sharded network of which little is trained, or that keeps its trunk for itself."
     way = recipe.tune.way
@@ -389,6 +413,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
     check_length(recipe)
     check_sharded(recipe.loop)
     check_way(recipe)
+    check_growth(recipe)
     check_batch(recipe)
     return recipe
 

@@ -37,6 +37,7 @@ from .canonical_camera import check_cameras, set_canonical_focal
 from .checkpointing import LastRow, MissingTargets
 from .distributed import WholeModel, WholeOptimizer, convert_sync_batchnorm, full_tensor, shard
 from .fine_tuning import TapCache, begin_way, open_tap_cache
+from .growth import check_any_size
 from .loader import open_loader
 from .optim import build_optimizer, build_schedule
 from .recipe_fields import Recipe, RecipeError
@@ -240,6 +241,7 @@ def network_for(
     model = begin_way(recipe, freeze_untrained(build_model(recipe), losses))
     if recipe.loop.sync_bn and accelerator.num_processes > 1:
         model = convert_sync_batchnorm(model, accelerator.device)
+    check_any_size(recipe.loop, model.backbone)
     model.backbone.set_grad_checkpointing(recipe.loop.checkpointing)
     return model.to(memory_format=torch.channels_last) if recipe.loop.channels_last else model
 

@@ -25,9 +25,6 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from ipyevents import Event
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..data.scene_sets import SPLITS
@@ -74,6 +71,9 @@ class Panels:
 
     def lay_out(self, rows: int, columns: int, size: tuple[float, float]) -> None:  # size: width and height, inches
         "A figure of gray panels."
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
         self.figure = Figure(figsize=size, dpi=80, layout="constrained")
         self.canvas = FigureCanvasAgg(self.figure)
         self.axes = list(self.figure.subplots(rows, columns, squeeze=False).flat)
@@ -238,6 +238,8 @@ def curve(
 
 def fit_axis(axis) -> None:  # axis: of matplotlib
     "Numbers at the edges, and the ends where those of the lines are."
+    from matplotlib.ticker import MaxNLocator
+
     axis.set_aspect("auto")
     axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.yaxis.set_major_locator(MaxNLocator(5))

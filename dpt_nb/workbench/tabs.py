@@ -22,14 +22,16 @@ from .scene_maker import SceneMaker
 from ..network.zoo import count_parameters
 from .fusion import FusionExplorer
 from .maps import MapExplorer, PositionExplorer, ReadoutExplorer
+from .merging import MergingExplorer
 from .tokens import TokenExplorer
 from .training_room import TrainingRoom
 
-PAGES = {  # title of the tab, short enough for nine side by side → page
+PAGES = {  # title of the tab, short enough for ten side by side → page
     "Token": TokenExplorer,
     "Maps": MapExplorer,
     "Readouts": ReadoutExplorer,
     "Places": PositionExplorer,
+    "Merging": MergingExplorer,
     "Fusion": FusionExplorer,
     "Scenes": SceneMaker,
     "Losses": LossLab,
