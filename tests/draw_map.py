@@ -48,7 +48,7 @@ PICKS = {
     "data/ade20k": Pick("ADE20K", "show_label(ade[0]", (0,)),
     "data/pascal_context": Pick("Pascal Context", "show_label(context[3]", (0,)),
     "images/00_images": Pick("image files", "show_images([read[name]", (0, 1, 2, 4, 5, 6), columns=3),
-    "network/02_patch_embed": Pick("tokens", "draw_patches(patches, 6, 8, patch)", tuple(range(48)), columns=8),
+    "network/02_patch_embed": Pick("tokens", "48 patches, 48 tokens", tuple(range(48)), columns=8),
     "network/03_backbone": Pick("four taps", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
     "network/04_reassemble": Pick("four levels", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
     "network/05_fusion": Pick("fusion", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
