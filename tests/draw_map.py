@@ -48,15 +48,17 @@ PICKS = {
     "data/ade20k": Pick("ADE20K", "show_label(ade[0]", (0,)),
     "data/pascal_context": Pick("Pascal Context", "show_label(context[3]", (0,)),
     "images/00_images": Pick("image files", "show_images([read[name]", (0, 1, 2, 4, 5, 6), columns=3),
-    "network/02_patch_embed": Pick("tokens", "draw_patches(patches, 6, 8, patch)", tuple(range(48)), columns=8),
-    "network/03_backbone": Pick("four taps", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
-    "network/04_reassemble": Pick("four levels", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
+    "network/02_patch_embed": Pick("tokens", "48 patches, 48 tokens", tuple(range(48)), columns=8),
+    "network/03_backbone": Pick("four taps", 'create_model("dpt_tiny_scenes", pretrained=True)', (0, 1, 2), columns=1),
+    "network/04_reassemble": Pick(
+        "four levels", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3), columns=1
+    ),
     "network/05_fusion": Pick("fusion", 'create_model("dpt_tiny_scenes", pretrained=True)', (1, 2, 3, 4)),
     "network/06_heads": Pick("heads", "invert, KITTI constants", (0,), fill=False),
     "weights/key_maps": Pick(
         "weights", '"heads.inverse_depth.convolution3.bias",', lines=slice(0, 10), words=(r"(?m)^ +(\S+) +", r" \1 ")
     ),
-    "network/08_inside": Pick("looking inside", "for name in places for block in range(4)]", (1, 5, 8, 12)),
+    "network/08_inside": Pick("looking inside", "for name in places for block in range(4)]", (1, 4, 7, 13)),
     "objective/09_losses": Pick("losses", "g (log m)", (3, 6), columns=1),
     "objective/10_metrics": Pick("metrics", "1 − AbsRel", (1,)),
     "data/11_transforms": Pick("augmentation", "draw(dict(list(shown.items())[5:]), 3.4)", (0, 1, 6, 7)),

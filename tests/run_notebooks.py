@@ -26,7 +26,7 @@ LONGEST = (  # begun first, or one process ends long after the other
     "network/zoo",
     "workbench/training_room",
     "deploy/engines",
-    "network/08_inside",
+    "network/inside",
     "commands",
     "deploy/export",
     "weights/load",

@@ -14,7 +14,7 @@ from timm.models.beit import gen_relative_position_index
 from torch import nn
 
 from .backbone import BackboneError, ViTBackbone, open_vit, register_backbone
-from .patch_embed import resize_places, sizes_known
+from .position_table import resize_places, sizes_known
 
 # %% ../../nbs/network/beit.ipynb #e6cf4120
 @lru_cache(maxsize=8)

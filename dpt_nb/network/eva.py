@@ -14,7 +14,7 @@ from timm.models.eva import EvaBlockPostNorm
 from torch import nn
 
 from .backbone import BackboneError, ViTBackbone, open_vit, register_backbone
-from .patch_embed import sizes_known
+from .position_table import sizes_known
 
 # %% ../../nbs/network/eva.ipynb #651011cb
 def centred_rotation(

@@ -59,7 +59,7 @@ class Fusion(nn.Module):
         size = size or (2 * deep.shape[-2], 2 * deep.shape[-1])
         return F.interpolate(mixed, size=size, mode="bilinear", align_corners=True)
 
-# %% ../../nbs/network/05_fusion.ipynb #30221de8
+# %% ../../nbs/network/05_fusion.ipynb #2fd054a7
 class Decoder(nn.Module):
     "Levels, shallow to deep → the fused map of each step, deepest first (DPT §3.1)."
 
@@ -69,10 +69,8 @@ class Decoder(nn.Module):
         batch_norm: bool = False,  # in the residual conv units
         levels: int = 4,  # how many levels come in
         bias: bool | None = None,  # in the residual conv units; None: exactly where no batch norm follows
-        doubles: bool = False,  # levels are resized to doubled grids; False: steps take the levels' sizes
     ):
         super().__init__()
-        self.doubles = doubles
         self.steps = nn.ModuleList(Fusion(features, index > 0, batch_norm, bias) for index in range(levels))
 
     def forward(
@@ -81,22 +79,8 @@ class Decoder(nn.Module):
         **given,  # to every step, where one takes more
     ) -> list[torch.Tensor]:  # `(B, features, h', w')` after each step, deepest first
         from_deep = levels[::-1]
-        if self.doubles:
-            return self.double(from_deep)
         sizes = [tuple(level.shape[-2:]) for level in from_deep[1:]] + [None]
         fused = [self.steps[0](from_deep[0], size=sizes[0], **given)]
         for step, level, size in zip(self.steps[1:], from_deep[1:], sizes[1:]):
             fused.append(step(fused[-1], level, size, **given))
-        return fused
-
-    def double(
-        self,
-        from_deep: list[torch.Tensor],  # `(B, features, h, w)` each, deep to shallow
-    ) -> list[torch.Tensor]:  # `(B, features, h', w')` after each step, deepest first
-        "mmsegmentation's `FeatureFusionBlock`: the level gives way, not the sum."
-        fused = [self.steps[0](from_deep[0])]
-        for step, level in zip(self.steps[1:], from_deep[1:]):
-            # Of equal size this returns the same values; a branch would tie an exported network to one kind of grid
-            fitted = F.interpolate(level, size=tuple(fused[-1].shape[-2:]), mode="bilinear", align_corners=False)
-            fused.append(step(fused[-1], fitted))
         return fused
