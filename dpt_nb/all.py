@@ -19,9 +19,13 @@ if TYPE_CHECKING:  # for editors and type checkers, which read and do not run
     from dpt_nb.weights.load import load_backbone, load_checkpoint
     from dpt_nb.weights.write import convert
     from dpt_nb.objective.alignment import align_scale_shift
-    from dpt_nb.objective.losses import GradientMatchingLoss, SILogLoss, SSILoss, SegmentationLoss
-    from dpt_nb.objective.metrics import DepthMetrics, SegmentationMetrics, depth_errors
+    from dpt_nb.objective.depth_losses import SILogLoss, SSILoss
+    from dpt_nb.objective.depth_metrics import DepthMetrics
+    from dpt_nb.objective.gradient_matching import GradientMatchingLoss
+    from dpt_nb.objective.metrics import depth_errors
     from dpt_nb.objective.normals import AngularLoss, NormalMetrics
+    from dpt_nb.objective.segmentation_losses import SegmentationLoss
+    from dpt_nb.objective.segmentation_metrics import SegmentationMetrics
     from dpt_nb.data.checks import check_datasets, show_samples
     from dpt_nb.data.datasets import Entry, FileDataset
     from dpt_nb.data.folder import Folder
@@ -62,9 +66,13 @@ ROOMS = {  # room → what it gives
     "weights.load": ["load_backbone", "load_checkpoint"],
     "weights.write": ["convert"],
     "objective.alignment": ["align_scale_shift"],
-    "objective.losses": ["GradientMatchingLoss", "SILogLoss", "SSILoss", "SegmentationLoss"],
-    "objective.metrics": ["DepthMetrics", "SegmentationMetrics", "depth_errors"],
+    "objective.depth_losses": ["SILogLoss", "SSILoss"],
+    "objective.depth_metrics": ["DepthMetrics"],
+    "objective.gradient_matching": ["GradientMatchingLoss"],
+    "objective.metrics": ["depth_errors"],
     "objective.normals": ["AngularLoss", "NormalMetrics"],
+    "objective.segmentation_losses": ["SegmentationLoss"],
+    "objective.segmentation_metrics": ["SegmentationMetrics"],
     "data.checks": ["check_datasets", "show_samples"],
     "data.datasets": ["Entry", "FileDataset"],
     "data.folder": ["Folder"],

@@ -11,7 +11,8 @@ from dpt_nb.evaluation.protocols import PROTOCOLS
 from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.dpt import DPT
 from dpt_nb.network.zoo import create_model
-from dpt_nb.objective.losses import DepthLoss, SegmentationLoss
+from dpt_nb.objective.depth_losses import DepthLoss
+from dpt_nb.objective.segmentation_losses import SegmentationLoss
 from dpt_nb.scenes.raycast import render
 from dpt_nb.scenes.scenes import random_scene
 from dpt_nb.training.loop import train

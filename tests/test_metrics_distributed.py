@@ -10,7 +10,10 @@ import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 
-from dpt_nb.objective.metrics import WHDR, BoundaryFScore, DepthMetrics, SegmentationMetrics
+from dpt_nb.objective.depth_edges import BoundaryFScore
+from dpt_nb.objective.depth_metrics import DepthMetrics
+from dpt_nb.objective.ordinal_pairs import WHDR
+from dpt_nb.objective.segmentation_metrics import SegmentationMetrics
 
 SHARES = [
     ([0], [1, 2, 3, 4]),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as functional
 
 from dpt_nb.network.zoo import create_model
-from dpt_nb.objective.losses import gradient_matching_loss
+from dpt_nb.objective.gradient_matching import gradient_matching_loss
 from dpt_nb.scenes.raycast import render
 from dpt_nb.scenes.scenes import random_scene
 

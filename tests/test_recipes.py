@@ -10,7 +10,7 @@ from torch import nn
 
 from dpt_nb.data.sampling import training_loader
 from dpt_nb.network.zoo import create_model
-from dpt_nb.objective.losses import SILogLoss
+from dpt_nb.objective.depth_losses import SILogLoss
 from dpt_nb.training.batch_loss import batch_fractions, batch_loss
 from dpt_nb.training.optim import build_optimizer, build_schedule, parameter_groups
 from dpt_nb.training.paper_recipes import TOOLBOX_POINTS

@@ -30,7 +30,7 @@ from dpt_nb.evaluation.evaluate import evaluate
 from dpt_nb.images.images import write_depth
 from dpt_nb.network.dpt import DPT
 from dpt_nb.network.zoo import create_model
-from dpt_nb.objective.losses import DepthLoss
+from dpt_nb.objective.depth_losses import DepthLoss
 from dpt_nb.training.batch_loss import batch_fractions, batch_loss
 from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe

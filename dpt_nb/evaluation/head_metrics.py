@@ -23,8 +23,10 @@ from ..network.head_spec import HeadSpec
 from ..network.heads import HEADS
 from ..network.sky import SkyHead  # noqa: F401  its kind of prediction registers itself
 from ..objective.absolute import AbsoluteMetrics, known_values
-from ..objective.metrics import DepthMetrics, SegmentationMetrics, SetMetric
+from ..objective.depth_metrics import DepthMetrics
+from ..objective.metrics import SetMetric
 from ..objective.normals import NormalMetrics
+from ..objective.segmentation_metrics import SegmentationMetrics
 from ..objective.sky import SkyMetrics
 from ..objective.uncertainty import SparsificationMetrics
 from ..registry import Registry, calling_module

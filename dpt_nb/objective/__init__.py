@@ -6,8 +6,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "alignment": ["align_scale_shift"],
-        "losses": ["GradientMatchingLoss", "SILogLoss", "SSILoss", "SegmentationLoss"],
-        "metrics": ["DepthMetrics", "SegmentationMetrics", "depth_errors"],
+        "depth_losses": ["SILogLoss", "SSILoss"],
+        "depth_metrics": ["DepthMetrics"],
+        "gradient_matching": ["GradientMatchingLoss"],
+        "metrics": ["depth_errors"],
         "normals": ["AngularLoss", "NormalMetrics"],
+        "segmentation_losses": ["SegmentationLoss"],
+        "segmentation_metrics": ["SegmentationMetrics"],
     },
 )

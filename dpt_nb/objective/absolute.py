@@ -8,7 +8,7 @@ __all__ = ['known_values', 'check_values', 'AbsoluteLoss', 'AbsoluteMetrics']
 # %% ../../nbs/objective/absolute.ipynb #1011f7ce
 import torch
 
-from .losses import CountingLoss
+from .base_loss import CountingLoss
 from .metrics import SetMetric
 
 # %% ../../nbs/objective/absolute.ipynb #63e41edd

@@ -9,7 +9,7 @@ __all__ = ['THRESHOLDS', 'ANGLE_BINS', 'angle_between', 'check_normals', 'Angula
 import torch
 
 from .absolute import known_values
-from .losses import CountingLoss
+from .base_loss import CountingLoss
 from .metrics import SetMetric
 
 # %% ../../nbs/objective/normals.ipynb #4e979c20

@@ -8,7 +8,8 @@ __all__ = ['RegionSSILoss']
 # %% ../../nbs/objective/regions.ipynb #74da1eba
 import torch
 
-from .losses import SSILoss, ssi_of_images
+from .depth_losses import SSILoss
+from .losses import ssi_of_images
 
 # %% ../../nbs/objective/regions.ipynb #ba93922a
 class RegionSSILoss(SSILoss):

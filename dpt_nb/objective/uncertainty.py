@@ -9,8 +9,11 @@ __all__ = ['CURVE_STEPS', 'depth_differences', 'confidence_loss', 'ConfidenceLos
 # %% ../../nbs/objective/uncertainty.ipynb #69e0ef99
 import torch
 
-from .losses import CountingLoss, log_difference, measured_pair
-from .metrics import SetMetric, check_choice, scored_pixels, to_metres
+from .base_loss import CountingLoss, measured_pair
+from .depth_metrics import to_metres
+from .losses import log_difference
+from .metric_inputs import check_choice, scored_pixels
+from .metrics import SetMetric
 
 # %% ../../nbs/objective/uncertainty.ipynb #222dca25
 def depth_differences(

@@ -20,9 +20,10 @@ from ..data.strong_augmentation import Blur, CutMix
 from ..data.transforms import ColorJitter, Compose, Crop, Flip, KBCrop, Pad, Rescale, Resize, Rotate, Window
 from ..network.heads import HEADS
 from ..objective.absolute import AbsoluteLoss
-from ..objective.losses import DepthLoss, DepthRegressionLoss, SegmentationLoss, SILogLoss, SSILoss
+from ..objective.depth_losses import DepthLoss, DepthRegressionLoss, SILogLoss, SSILoss
 from ..objective.normals import AngularLoss
 from ..objective.regions import RegionSSILoss
+from ..objective.segmentation_losses import SegmentationLoss
 from ..objective.sky import SkyLoss
 from ..objective.uncertainty import ConfidenceLoss
 from ..registry import OWN, Registry, calling_module

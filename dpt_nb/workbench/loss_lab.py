@@ -18,13 +18,9 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from ..data.scene_sets import SPLITS
 from ..network.dpt import DPT
-from dpt_nb.objective.losses import (
-    depth_regression_loss,
-    gradient_matching_loss,
-    silog_loss,
-    ssi_loss,
-    to_inverse_depth,
-)
+from ..objective.depth_losses import depth_regression_loss
+from ..objective.gradient_matching import gradient_matching_loss
+from ..objective.losses import silog_loss, ssi_loss, to_inverse_depth
 from ..objective.metrics import DEPTH_METRICS, depth_errors
 from .pages import Explorer, Panels, rendered_scene, shipped_model
 from .scene_maker import menu, plain_slider, predict_maps, predicted_metres, whole_slider
@@ -54,7 +50,7 @@ def evaluate_losses(
     maps: dict[str, torch.Tensor],  # `depth` `(1, 1, H, W)` metres, above 0, and `inverse_depth`, of any sign
     truth: torch.Tensor,  # `(1, 1, H, W)` metres, 0 = not measured
 ) -> dict[str, float]:  # name → value, the losses and then the errors
-    "Every loss of `objective.losses` for depth, and every error of `objective.metrics`."
+    "Every loss of depth, and every error of `objective.metrics`."
     targets = dict(depth=truth, inverse_depth=to_inverse_depth(truth))
     values = {name: loss(maps[kind], targets[kind]).item() for name, (kind, loss) in DEPTH_LOSSES.items()}
     errors = depth_errors(maps["depth"], truth).items()
