@@ -47,7 +47,7 @@ PICKS = {
     "data/nyu": Pick("NYUv2", "sync: JPEG", (0, 1, 2, 3)),
     "data/ade20k": Pick("ADE20K", "show_label(ade[0]", (0,)),
     "data/pascal_context": Pick("Pascal Context", "show_label(context[3]", (0,)),
-    "images/00_images": Pick("image files", "show_images([read[name]", (0, 1, 2, 4, 5, 6), columns=3),
+    "images/00_images": Pick("image files", "labels: a class", (0, 1, 2, 3, 4, 5), columns=3),
     "network/02_patch_embed": Pick("tokens", "48 patches, 48 tokens", tuple(range(48)), columns=8),
     "network/03_backbone": Pick("four taps", 'create_model("dpt_tiny_scenes", pretrained=True)', (0, 1, 2), columns=1),
     "network/04_reassemble": Pick(
@@ -61,7 +61,7 @@ PICKS = {
     "network/08_inside": Pick("looking inside", "for name in places for block in range(4)]", (1, 4, 7, 13)),
     "objective/09_losses": Pick("losses", "g (log m)", (3, 6), columns=1),
     "objective/10_metrics": Pick("metrics", "1 − AbsRel", (1,)),
-    "data/11_transforms": Pick("augmentation", "draw(dict(list(shown.items())[5:]), 3.4)", (0, 1, 6, 7)),
+    "data/11_transforms": Pick("augmentation", "def draw(samples, height", (1, 3, 7, 9)),
     "data/sampling": Pick("loading", "epoch {epoch}", (0, 1, 2, 3)),
     "data/checks": Pick("data care", "show_samples(KITTI(kitti_root), [0, 1])", (0, 1), columns=1),
     "inference/13_predictor": Pick("predicting", "street.show()", (0, 1), split=True),
