@@ -90,7 +90,7 @@ PICKS = {
     "workbench/loss_lab": Pick("loss lab", "page = LossLab()", box=(0.55, 0, 1, 1), fill=False),
     "workbench/training_room": Pick("training room", "room_page.press(", fill=False),
     "workbench/comparison": Pick("two networks", "page = Comparison()", (1, 2), columns=1),
-    "deploy/18_fast_lane": Pick("a fast lane", "draw_roof(base_operations", fill=False),
+    "deploy/19_fast_lane": Pick("a fast lane", "draw_roof(base_operations", fill=False),
     "deploy/engines": Pick("export", "its depth, from ONNX Runtime", (0, 1), columns=1),
     "workbench/workbench": Pick("the workbench", "Workbench()", fill=False),
     "commands": Pick("commands", "--help", lines=slice(0, 9), words=(r"\s+(?=\[|--)", "\n ")),

@@ -44,12 +44,12 @@ def words(recipe, out, data, *assignments, workers=0):
 def typed(processes, *told):
     "A run in a number of processes, as one types it."
     launcher = Path(sys.executable).parent / "torchrun"
-    return [launcher, "--standalone", "--nproc-per-node", str(processes), "-m", "dpt_nb.training.loop", *told]
+    return [launcher, "--standalone", "--nproc-per-node", str(processes), "-m", "dpt_nb.training.run", *told]
 
 
 def begin(processes, *told):
     "The same in forks of a process that has torch already."
-    return forked_ranks(processes, sys.executable, "-m", "dpt_nb.training.loop", *told, folder=".")
+    return forked_ranks(processes, sys.executable, "-m", "dpt_nb.training.run", *told, folder=".")
 
 
 def run(processes, recipe, out, data, *assignments, resume=False):
@@ -505,5 +505,5 @@ def test_a_mistake_is_a_sentence_and_all_processes_end(pair, tmp_path):
 @pytest.mark.slow
 def test_run_as_a_module_an_error_of_its_own_is_one_line(pair):
     told = ["rooms_tiny", "--cpu", "--out", pair / "with1", "--data-root", pair / "data"]
-    done = command_forked(sys.executable, "-m", "dpt_nb.training.loop", *told, folder=pair, check=1)
+    done = command_forked(sys.executable, "-m", "dpt_nb.training.run", *told, folder=pair, check=1)
     assert done.stderr.count("\n") == 1 and "holds a run already" in done.stderr, done.stderr

@@ -247,7 +247,7 @@ if __name__ == "__main__":
 
 
 def test_a_process_that_a_launcher_starts_imports_what_it_is_told(place, trained):
-    loop = [sys.executable, "-m", "dpt_nb.training.loop"]
+    loop = [sys.executable, "-m", "dpt_nb.training.run"]
     command_forked(*loop, "ramps", "--import", "my_ramps", *QUICK, "--out", "told", folder=place, check=0)
     assert losses(place / "told") == losses(trained)
     inherits = {IMPORTS: "my_ramps"}
@@ -273,7 +273,7 @@ launch("ramps2", "queued", cpu=True, workers=0, scheduler="slurm")
 """
     run_script(script, tmp_path)
     text = (tmp_path / "queued.sbatch").read_text()
-    words = shlex.split(next(line for line in text.splitlines() if "dpt_nb.training.loop" in line).rstrip("& "))
+    words = shlex.split(next(line for line in text.splitlines() if "dpt_nb.training.run" in line).rstrip("& "))
     assert words[words.index("--import") + 1] == "my_slurm_ramps"
     assert not any(word.startswith("imports=") for word in words)
     (exported,) = [line for line in text.splitlines() if line.startswith("export PYTHONPATH=")]
