@@ -24,10 +24,10 @@ from dpt_nb.network.zoo import create_model
 from dpt_nb.objective.regions import RegionSSILoss
 from dpt_nb.training.checkpointing import save_model
 from dpt_nb.training.distillation import distillation_recipe
-from dpt_nb.training.run import train
 from dpt_nb.training.recipe_fields import change_recipe
 from dpt_nb.training.recipe_files import write_recipe
-from dpt_nb.training.recipes import build_transforms
+from dpt_nb.training.recipe_parts import build_transforms
+from dpt_nb.training.run import train
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 SIZE = (32, 48)

@@ -143,7 +143,8 @@ UNEQUAL = (
     """
 import sys, torch, torch.distributed as dist
 from dpt_nb.network.zoo import create_model
-from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.recipe_parts import build_losses
+from dpt_nb.training.recipes import get_recipe
 from dpt_nb.training.batch_loss import batch_fractions, batch_loss
 from dpt_nb.training.distributed import convert_sync_batchnorm
 
@@ -182,7 +183,8 @@ SURE = (
     """
 import sys, torch, torch.distributed as dist
 from dpt_nb.network.zoo import create_model
-from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.recipe_parts import build_losses
+from dpt_nb.training.recipes import get_recipe
 from dpt_nb.training.batch_loss import batch_fractions, batch_loss
 
 dist.init_process_group("gloo")

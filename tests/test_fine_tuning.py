@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from dpt_nb.network.dpt import DPT
 from dpt_nb.network.zoo import create_model
 from dpt_nb.training.fine_tuning import begin_way
-from dpt_nb.training.run import train
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe, settings_without_effect
 from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.weights.adapters import AdapterError, add_adapters, is_adapted, merged_state, read_adapted
 from dpt_nb.weights.load import load_checkpoint
 from dpt_nb.weights.write import convert

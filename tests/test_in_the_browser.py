@@ -32,12 +32,16 @@ def test_the_cells_are_written_once_and_below_the_title():
 
 def test_the_cell_does_nothing_where_the_library_is():
     "Neither pip nor a widget manager is called, and nothing is imported that was not there."
-    watched = "import sys; sys.executable = 'not to be called'\n" + install_code() + "\nassert 'nbdev' not in sys.modules"
+    watched = (
+        "import sys; sys.executable = 'not to be called'\n" + install_code() + "\nassert 'nbdev' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", watched], check=True, cwd=REPOSITORY, env=dict(os.environ, PYTHONPATH="."))
 
 
 def test_binder_installs_torch_for_processors_and_then_this_clone():
-    asked = [line for line in (BINDER / "requirements.txt").read_text().splitlines() if not line.startswith(("#", "--"))]
+    asked = [
+        line for line in (BINDER / "requirements.txt").read_text().splitlines() if not line.startswith(("#", "--"))
+    ]
     known = settings()
     assert set(asked) <= {*known["requirements"].split(), *known["dev_requirements"].split()}
     assert {re.match(r"\w+", each)[0] for each in asked} == {"torch", "torchvision", "jupyterlab"}
@@ -87,7 +91,10 @@ def test_a_lesson_runs_where_the_library_was_not_installed(tmp_path):
             words, check=True, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
         ).stdout
 
-    assert run("import importlib.util as u; print(u.find_spec('dpt_nb'), u.find_spec('torch') is not None)") == "None True\n"
+    assert (
+        run("import importlib.util as u; print(u.find_spec('dpt_nb'), u.find_spec('torch') is not None)")
+        == "None True\n"
+    )
     notebook = json.loads((REPOSITORY / "nbs/network/04_reassemble.ipynb").read_text(encoding="utf-8"))
     (cell,) = ("".join(cell["source"]) for cell in notebook["cells"] if cell["id"] == INSTALL)
     first, second = re.findall(r'"(https://[^"]+\.zip)"', cell)

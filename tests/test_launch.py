@@ -24,10 +24,10 @@ from dpt_nb.data.datasets import DatasetError
 from dpt_nb.data.folder import make_folder
 from dpt_nb.data.registry import open_dataset
 from dpt_nb.training.launch import launch
-from dpt_nb.training.run import run_words
 from dpt_nb.training.processes import recipe_words
 from dpt_nb.training.recipe_fields import change_recipe
 from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import run_words
 from dpt_nb.training.run_folder import TrainingError
 from dpt_nb.workbench.training_room import BackgroundRun
 

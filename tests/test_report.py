@@ -15,10 +15,10 @@ from dpt_nb.scenes.raycast import lidar, render
 from dpt_nb.scenes.scenes import random_scene
 from dpt_nb.training.distributed import open_accelerator
 from dpt_nb.training.dry_run import dry_run
-from dpt_nb.training.run import train
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe, settings_without_effect
 from dpt_nb.training.recipes import get_recipe
 from dpt_nb.training.report import report
+from dpt_nb.training.run import train
 from dpt_nb.training.train_state import prepare
 from dpt_nb.weights.load import load_checkpoint
 

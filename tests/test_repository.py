@@ -118,7 +118,7 @@ def on_the_way() -> list[str]:
 
 
 def test_a_lesson_takes_three_quarters_of_an_hour_and_all_of_them_ten_hours():
-    numbered = [path.relative_to(REPOSITORY / "nbs").with_suffix("").as_posix() for path in lessons()]
+    numbered = list(map(NAMES.get, lessons()))
     stories = [name for name in on_the_way() if name.startswith("stories/")]
     minutes = {name: reading_minutes(name) for name in [*numbered, *stories]}
     assert {"stories/first_depth", "stories/what_became_of_dpt"} <= set(stories)
@@ -128,7 +128,7 @@ def test_a_lesson_takes_three_quarters_of_an_hour_and_all_of_them_ten_hours():
 
 
 def test_the_ways_through_lead_to_every_lesson_in_its_order():
-    way, numbered = on_the_way(), {path.relative_to(REPOSITORY / "nbs").with_suffix("").as_posix() for path in lessons()}
+    way, numbered = on_the_way(), set(map(NAMES.get, lessons()))
     number = lambda name: int(re.search(r"/(\d\d)_", name)[1])
     led = [name for name in way if name in numbered]
     assert led == sorted(led, key=number)

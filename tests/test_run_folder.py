@@ -28,9 +28,10 @@ from dpt_nb.data.registry import open_dataset
 from dpt_nb.images.files import InUse
 from dpt_nb.images.images import write_depth, write_label
 from dpt_nb.training.dry_run import dry_run
-from dpt_nb.training.run import train
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe
-from dpt_nb.training.recipes import LOSSES, get_recipe
+from dpt_nb.training.recipe_parts import LOSSES
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.training.run_folder import RunInUse, TrainingError, TrainingWarning, clear_leftovers
 from dpt_nb.training.run_log import RunLog
 

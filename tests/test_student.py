@@ -112,7 +112,8 @@ def test_a_copy_has_neither_answers_nor_checks_in_clear(copy):
 def test_what_is_read_stays_as_it_is_and_blanks_are_blank(copy):
     for name, exercises in EXERCISES.items():
         cells = json.loads((copy / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-        before = [cell for cell in NOTEBOOKS[name]["cells"][: exercises[0].place - 2] if not student.is_for_course(cell)]
+        before = NOTEBOOKS[name]["cells"][: exercises[0].place - 2]
+        before = [cell for cell in before if not student.is_for_course(cell)]
         assert cells[: len(before)] == before, name
         for exercise in exercises:
             blank = next(cell for cell in cells if source_of(cell) == exercise.blank)

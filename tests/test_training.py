@@ -33,9 +33,10 @@ from dpt_nb.network.dpt import DPT
 from dpt_nb.network.zoo import create_model
 from dpt_nb.objective.losses import DepthLoss
 from dpt_nb.training.batch_loss import batch_fractions, batch_loss
-from dpt_nb.training.run import train
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe
-from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.recipe_parts import build_losses
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.training.run_folder import TrainingError, TrainingWarning
 from dpt_nb.training.train_state import build_model
 

@@ -19,10 +19,10 @@ import torch
 from ..data.registry import open_dataset
 from ..registry import import_here, module_folders
 from .imports import check_reachable, import_saved, with_imports
-from .loop import train
 from .processes import Placement, can_fork, fork_workers, raise_worker_error, recipe_words, spawn_workers
 from .recipe_fields import Recipe, change_recipe
 from .recipe_files import open_recipe
+from .run import train
 from .run_folder import TrainingError, check_run
 from .run_log import following
 from .slurm import SlurmOptions, write_slurm
@@ -148,7 +148,7 @@ def check_placement(num_processes: int, num_nodes: int, node_rank: int) -> None:
     if "WORLD_SIZE" in os.environ:
         raise TrainingError(
             f"This process was itself started by a launcher, as one of {os.environ['WORLD_SIZE']}: call `train` here, "
-            "or let the launcher start dpt_nb.training.loop."
+            "or let the launcher start dpt_nb.training.run."
         )
     if num_processes < 1 or not 0 <= node_rank < num_nodes:
         raise TrainingError(

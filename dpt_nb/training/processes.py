@@ -41,9 +41,9 @@ from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
 from ..images.files import atomic_write
 from .distributed import loopback_interface
-from .loop import train
 from .recipe_fields import Recipe, RecipeError, change_recipe, recipe_rows
 from .recipes import RECIPES, get_recipe
+from .run import train
 from .run_folder import Stopped, TrainingError
 from .signals import stop_on_signal
 
