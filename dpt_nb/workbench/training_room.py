@@ -25,8 +25,7 @@ from fastcore.basics import patch
 from ..evaluation.gallery import leading_metric
 from ..training.checkpointing import checkpoint_paths, checkpoint_step
 from ..training.imports import check_reachable, with_imports
-from ..training.launch import check_launch
-from ..training.processes import GRACE, LAUNCHER, end_all
+from ..training.processes import GRACE, LAUNCHER, check_launch, end_all
 from ..training.recipe_fields import Recipe, change_recipe
 from ..training.recipe_files import SUFFIXES, open_recipe
 from ..training.recipes import RECIPES
