@@ -24,7 +24,8 @@ import sys
 from types import SimpleNamespace
 
 if importlib.util.find_spec("LIBRARY") is None:
-    for source in ("ADDRESS/archive/refs/tags/vVERSION.zip", "ADDRESS/archive/refs/heads/BRANCH.zip"):
+    for version in ("tags/vVERSION", "heads/BRANCH"):
+        source = f"ADDRESS/archive/refs/{version}.zip"
         if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source]).returncode == 0:
             break
     importlib.invalidate_caches()

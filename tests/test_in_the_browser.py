@@ -81,6 +81,8 @@ def test_a_lesson_runs_where_the_library_was_not_installed(tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     (home,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    uninstall = [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools"]  # an old one hides the other
+    subprocess.run(uninstall, check=True)
     (home / "all_else.pth").write_text(f"{all_but_the_library(tmp_path / 'all_else')}\n")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PIP_"))}
     environment |= dict(PIP_NO_INDEX="1", PIP_CONFIG_FILE=os.devnull, IN_TEST="1", MPLBACKEND="agg")
@@ -97,9 +99,9 @@ def test_a_lesson_runs_where_the_library_was_not_installed(tmp_path):
     )
     notebook = json.loads((REPOSITORY / "nbs/network/04_reassemble.ipynb").read_text(encoding="utf-8"))
     (cell,) = ("".join(cell["source"]) for cell in notebook["cells"] if cell["id"] == INSTALL)
-    first, second = re.findall(r'"(https://[^"]+\.zip)"', cell)
-    missing = tmp_path / "no_such_tag.zip"
-    asked = cell.replace(first, missing.as_uri()).replace(second, wheel.as_uri())
+    (address,) = re.findall(r'f"https://[^"]+/{version}\.zip"', cell)
+    offered = {f"tags/v{settings()['version']}": tmp_path / "no_such_tag.zip", f"heads/{settings()['branch']}": wheel}
+    asked = cell.replace(address, f"{ {name: path.as_uri() for name, path in offered.items()} }[version]")
     shown = "import dpt_nb, nbdev, sys; nbdev.nbdev_export(); print(dpt_nb.__file__, dpt_nb.__version__)"
     places = f"\nfrom dpt_nb.network.reassemble import Reassemble\n{shown}"
     place, version = run(asked + places).split()
