@@ -84,6 +84,7 @@ PICKS = {
     ),
     "training/16_loop": Pick("training", "stride 4, no gradient matching", (0, 1, 2, 3)),
     "training/17_launch": Pick("many processes", "process 0 of 2", box=(0, 0, 0.41, 1), fill=False),
+    "training/18_own_data": Pick("your own data", "naive=naive))", (0, 1, 2, 3)),
     "workbench/pages": Pick("pages", "page = SceneByNumber()", (0, 1), columns=1),
     "workbench/maps": Pick("inside, by clicks", "page = MapExplorer()", fill=False),
     "workbench/scene_maker": Pick("scene maker", "page = SceneMaker()", fill=False),
