@@ -380,7 +380,7 @@ def finish(
 def argument_parser() -> ArgumentParser:
     "What `python -m dpt_nb.training.run` takes."
     parser = ArgumentParser(
-        "dpt_nb.training.loop", description="Train by a recipe in as many processes as the launcher starts."
+        "dpt_nb.training.run", description="Train by a recipe in as many processes as the launcher starts."
     )
     add = parser.add_argument
     add("recipe", help="name of a recipe, a recipe file, or the folder of a run")
@@ -428,8 +428,8 @@ def main() -> int:  # exit code: 0, 1 for an error that was foreseen, 130 for a 
         return 130 if isinstance(error, Stopped) else 1
 
 
-if __name__ == "__main__" and Path(sys.argv[0]).name == "loop.py":
-    code = importlib.import_module("dpt_nb.training.loop").main()  # errors of __main__ are classes that nobody knows
+if __name__ == "__main__" and Path(sys.argv[0]).name == "run.py":
+    code = importlib.import_module("dpt_nb.training.run").main()  # errors of __main__ are classes that nobody knows
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)
