@@ -52,6 +52,7 @@ export: .venv/installed
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/static_outputs.py
+	$(BIN)/python tests/in_the_browser.py
 	$(BIN)/python tests/chapter_times.py
 	$(BIN)/python tests/render_readme.py
 

@@ -38,9 +38,10 @@ from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.dpt import DPT
 from dpt_nb.scenes.camera import unproject
 from dpt_nb.scenes.scenes import random_scene
-from dpt_nb.training.loop import train
+from dpt_nb.training.course_recipes import TINY_DEPTH
 from dpt_nb.training.recipe_fields import Recipe
-from dpt_nb.training.recipes import TINY_DEPTH, get_recipe
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 
 NETWORKS = ("dpt_tiny", "resnet_tiny")  # with attention, and without
 ROOT = Path(__file__).resolve().parent.parent

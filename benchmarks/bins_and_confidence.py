@@ -28,9 +28,10 @@ from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.confidence import stated_error
 from dpt_nb.network.dpt import DPT
 from dpt_nb.objective.uncertainty import SparsificationMetrics, calibration_table
-from dpt_nb.training.loop import train
+from dpt_nb.training.course_recipes import TINY_BINS, TINY_DEPTH
 from dpt_nb.training.recipe_fields import Recipe
-from dpt_nb.training.recipes import TINY_BINS, TINY_DEPTH, get_recipe
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, DATA = ROOT / "runs" / "bins_and_confidence", ROOT / "data"

@@ -38,7 +38,7 @@ def one_run(words, seed, data_root):
     "Train once, here. A line of JSON."
     import torch
 
-    from dpt_nb.training.loop import train
+    from dpt_nb.training.run import train
 
     torch.set_num_threads(1)
     recipe = change_recipe(get_recipe("rooms_tiny", seed=seed), words)

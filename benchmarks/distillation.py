@@ -25,8 +25,8 @@ from dpt_nb.images.images import read_depth
 from dpt_nb.inference.predictor import Predictor
 from dpt_nb.objective.losses import to_inverse_depth
 from dpt_nb.training.distillation import distillation_recipe, label_images
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.weights.load import load_checkpoint
 
 FEW, MANY = 24, 240

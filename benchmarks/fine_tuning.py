@@ -16,9 +16,9 @@ from pathlib import Path
 
 from dpt_nb.training.distributed import open_accelerator
 from dpt_nb.training.dry_run import way_cost
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import WAYS, change_recipe
 from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.training.train_state import open_run
 
 NETWORK = ["model.weights=dpt_tiny_scenes", "model.name=dpt_tiny_scenes", 'losses={"normal": {}}', "data.transforms=[]"]

@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which read and do not run
     from dpt_nb.evaluation.protocols import PROTOCOLS, Protocol
     from dpt_nb.training.compare_runs import compare_runs
     from dpt_nb.training.launch import launch
-    from dpt_nb.training.loop import train
+    from dpt_nb.training.run import train
     from dpt_nb.training.recipe_fields import Recipe, change_recipe
     from dpt_nb.training.recipe_files import read_recipe, write_recipe
     from dpt_nb.training.recipes import get_recipe, recipe_table
@@ -88,7 +88,7 @@ ROOMS = {  # room → what it gives
     "evaluation.protocols": ["PROTOCOLS", "Protocol"],
     "training.compare_runs": ["compare_runs"],
     "training.launch": ["launch"],
-    "training.loop": ["train"],
+    "training.run": ["train"],
     "training.recipe_fields": ["Recipe", "change_recipe"],
     "training.recipe_files": ["read_recipe", "write_recipe"],
     "training.recipes": ["get_recipe", "recipe_table"],

@@ -1302,9 +1302,9 @@ def dpt_demo(
     set: list[str] | None = None,  # change a field of the recipe, FIELD=VALUE; may be repeated
 ) -> None:
     "Render rooms, train a small DPT from scratch, evaluate it on rooms it has not seen, and draw the result."
-    from dpt_nb.training.loop import train
     from dpt_nb.training.recipe_fields import change_recipe
     from dpt_nb.training.recipes import get_recipe
+    from dpt_nb.training.run import train
 
     recipe = change_recipe(get_recipe("rooms_tiny", seed=seed), set or [])
     report = train(recipe, out, data_root, resume=resume, replace=replace, cpu=cpu)

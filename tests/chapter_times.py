@@ -4,7 +4,7 @@ measured.
 `python tests/chapter_times.py` counts the reading again and leaves the running as it stands.
 `python tests/chapter_times.py objective/09_losses` runs that one as well, as `make test` does, and `all` runs every
 one (half an hour and more).
-Reading: 200 words of prose a minute, and 20 lines of code a minute; hidden cells are not read.
+Reading: 200 words of prose a minute, and 20 lines of code a minute; hidden cells and buttons are not read.
 Running: processor time of the chapter and all that it starts, in one thread. A busy machine stretches the clock,
 and this much less.
 """
@@ -34,7 +34,8 @@ def reading_minutes(notebook: str) -> int:
     sources = {
         kind: ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind] for kind in ("markdown", "code")
     }
-    words = sum(len(re.findall(r"\w[\w'’-]*", text)) for text in sources["markdown"])
+    prose = [text for text in sources["markdown"] if not text.startswith("[![")]  # buttons are not
+    words = sum(len(re.findall(r"\w[\w'’-]*", text)) for text in prose)
     lines = sum(
         bool(line.strip()) and not line.startswith("#|")
         for text in sources["code"]

@@ -68,9 +68,9 @@ class Fault:
 
 def run(out, end, at=None, environment=None, full=False, **options):
     "In a fork: train, and leave in a file how it ended and how many file operations it took."
-    from dpt_nb.training.loop import train
     from dpt_nb.training.recipe_fields import change_recipe
     from dpt_nb.training.recipes import get_recipe
+    from dpt_nb.training.run import train
 
     child = os.fork()
     if child:

@@ -21,7 +21,7 @@ from execnb.shell import CaptureShell
 ROOT = Path(__file__).resolve().parents[1]
 STORIES = ROOT / "nbs" / "stories"  # whole experiments
 LONGEST = (  # begun first, or one process ends long after the other
-    "training/16_loop",
+    "training/run",
     "training/17_launch",
     "network/zoo",
     "workbench/training_room",

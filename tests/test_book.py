@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from fastcore.docments import docments
+from in_the_browser import install_code
 
 sys.path.insert(0, str(REPOSITORY / "nbs" / "book"))
 import build  # noqa: E402
@@ -46,7 +47,13 @@ def tags(source, *outputs):
 
 @pytest.mark.parametrize(
     "source",
-    ["#| default_exp network.dpt", "#| hide\nimport nbdev\n\nnbdev.nbdev_export()", "#| hide\nhome.cleanup()", ""],
+    [
+        "#| default_exp network.dpt",
+        "#| hide\nimport nbdev\n\nnbdev.nbdev_export()",
+        "#| hide\nhome.cleanup()",
+        install_code(),
+        "",
+    ],
 )
 def test_what_is_for_nbdev_alone_is_left_out(source):
     assert code_cell(code(source), "") is None

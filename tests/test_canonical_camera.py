@@ -12,9 +12,11 @@ from dpt_nb.data.registry import open_dataset
 from dpt_nb.evaluation.evaluate import with_camera
 from dpt_nb.inference.predictor import Predictor
 from dpt_nb.training.distributed import open_accelerator
-from dpt_nb.training.loop import part_loss, to_device, train
+from dpt_nb.training.loop import part_loss, to_device
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe
-from dpt_nb.training.recipes import TRANSFORMS, get_recipe
+from dpt_nb.training.recipe_parts import TRANSFORMS
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.training.train_state import open_run
 from dpt_nb.weights.load import load_checkpoint
 

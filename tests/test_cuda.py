@@ -15,9 +15,9 @@ from dpt_nb.objective.depth_losses import DepthLoss
 from dpt_nb.objective.segmentation_losses import SegmentationLoss
 from dpt_nb.scenes.raycast import render
 from dpt_nb.scenes.scenes import random_scene
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import change_recipe
 from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

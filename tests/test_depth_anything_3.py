@@ -30,9 +30,9 @@ from dpt_nb.inference.video import VideoWriter
 from dpt_nb.network.dpt import DPT
 from dpt_nb.network.named import NAMED
 from dpt_nb.network.zoo import count_parameters, create_model
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe
 from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.weights.key_maps import depth_anything_3_rules, remap_state_dict
 from dpt_nb.weights.load import load_checkpoint, open_checkpoint
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning

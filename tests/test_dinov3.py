@@ -24,9 +24,9 @@ from dpt_nb.network.zoo import config_for, create_model
 from dpt_nb.scenes.raycast import render
 from dpt_nb.scenes.scenes import random_scene
 from dpt_nb.training.distributed import shard
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import change_recipe
 from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.weights.infer_config import infer_config, transformers_fields
 from dpt_nb.weights.key_maps import key_rules, remap_state_dict
 from dpt_nb.weights.load import load_backbone, load_checkpoint

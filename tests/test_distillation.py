@@ -24,10 +24,10 @@ from dpt_nb.network.zoo import create_model
 from dpt_nb.objective.regions import RegionSSILoss
 from dpt_nb.training.checkpointing import save_model
 from dpt_nb.training.distillation import distillation_recipe
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import change_recipe
 from dpt_nb.training.recipe_files import write_recipe
-from dpt_nb.training.recipes import build_transforms
+from dpt_nb.training.recipe_parts import build_transforms
+from dpt_nb.training.run import train
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 SIZE = (32, 48)
@@ -208,7 +208,7 @@ def test_two_processes_label_as_one(home, tmp_path):
 def test_two_processes_train_as_one(home, straight, tmp_path):
     told = ["rooms_tiny.yaml", "--cpu", "--workers", "0", "--out", tmp_path / "two", "--data-root", home / "labels"]
     write_recipe(recipe(), tmp_path / "rooms_tiny.yaml")
-    end_together(forked_ranks(2, sys.executable, "-m", "dpt_nb.training.loop", *told, folder=tmp_path))
+    end_together(forked_ranks(2, sys.executable, "-m", "dpt_nb.training.run", *told, folder=tmp_path))
     rows = [
         [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         for out in (straight, tmp_path / "two")

@@ -44,12 +44,12 @@ def words(recipe, out, data, *assignments, workers=0):
 def typed(processes, *told):
     "A run in a number of processes, as one types it."
     launcher = Path(sys.executable).parent / "torchrun"
-    return [launcher, "--standalone", "--nproc-per-node", str(processes), "-m", "dpt_nb.training.loop", *told]
+    return [launcher, "--standalone", "--nproc-per-node", str(processes), "-m", "dpt_nb.training.run", *told]
 
 
 def begin(processes, *told):
     "The same in forks of a process that has torch already."
-    return forked_ranks(processes, sys.executable, "-m", "dpt_nb.training.loop", *told, folder=".")
+    return forked_ranks(processes, sys.executable, "-m", "dpt_nb.training.run", *told, folder=".")
 
 
 def run(processes, recipe, out, data, *assignments, resume=False):
@@ -143,7 +143,8 @@ UNEQUAL = (
     """
 import sys, torch, torch.distributed as dist
 from dpt_nb.network.zoo import create_model
-from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.recipe_parts import build_losses
+from dpt_nb.training.recipes import get_recipe
 from dpt_nb.training.batch_loss import batch_fractions, batch_loss
 from dpt_nb.training.distributed import convert_sync_batchnorm
 
@@ -182,7 +183,8 @@ SURE = (
     """
 import sys, torch, torch.distributed as dist
 from dpt_nb.network.zoo import create_model
-from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.recipe_parts import build_losses
+from dpt_nb.training.recipes import get_recipe
 from dpt_nb.training.batch_loss import batch_fractions, batch_loss
 
 dist.init_process_group("gloo")
@@ -505,5 +507,5 @@ def test_a_mistake_is_a_sentence_and_all_processes_end(pair, tmp_path):
 @pytest.mark.slow
 def test_run_as_a_module_an_error_of_its_own_is_one_line(pair):
     told = ["rooms_tiny", "--cpu", "--out", pair / "with1", "--data-root", pair / "data"]
-    done = command_forked(sys.executable, "-m", "dpt_nb.training.loop", *told, folder=pair, check=1)
+    done = command_forked(sys.executable, "-m", "dpt_nb.training.run", *told, folder=pair, check=1)
     assert done.stderr.count("\n") == 1 and "holds a run already" in done.stderr, done.stderr

@@ -17,7 +17,8 @@ from dpt_nb.network.dpt import DPT
 from dpt_nb.network.heads import HeadError, register_head
 from dpt_nb.registry import IMPORTS, RegistryError, import_here
 from dpt_nb.training.launch import launch
-from dpt_nb.training.recipes import get_recipe, register_loss
+from dpt_nb.training.recipe_parts import register_loss
+from dpt_nb.training.recipes import get_recipe
 from dpt_nb.training.run_folder import TrainingError
 
 MODULE = """
@@ -31,7 +32,8 @@ from dpt_nb.evaluation.protocols import Protocol, register_protocol
 from dpt_nb.network.backbone import Backbone, register_backbone
 from dpt_nb.network.heads import register_head
 from dpt_nb.training.recipe_fields import DataGroup, KeepGroup, LoopGroup, ModelGroup, OptimizerGroup, Recipe
-from dpt_nb.training.recipes import register_loss, register_recipe, register_transform
+from dpt_nb.training.recipe_parts import register_loss, register_transform
+from dpt_nb.training.recipes import register_recipe
 
 
 @register_dataset("ramps")
@@ -203,7 +205,8 @@ import sys
 sys.path.append({str(place)!r})
 import my_ramps
 from dpt_nb.training.launch import launch
-from dpt_nb.training.recipes import get_recipe, register_loss
+from dpt_nb.training.recipe_parts import register_loss
+from dpt_nb.training.recipes import get_recipe
 given = dict(cpu=True, workers=0, progress=False, num_processes=2, method="fork")
 launch("ramps", "two", **given)
 
@@ -247,7 +250,7 @@ if __name__ == "__main__":
 
 
 def test_a_process_that_a_launcher_starts_imports_what_it_is_told(place, trained):
-    loop = [sys.executable, "-m", "dpt_nb.training.loop"]
+    loop = [sys.executable, "-m", "dpt_nb.training.run"]
     command_forked(*loop, "ramps", "--import", "my_ramps", *QUICK, "--out", "told", folder=place, check=0)
     assert losses(place / "told") == losses(trained)
     inherits = {IMPORTS: "my_ramps"}
@@ -273,7 +276,7 @@ launch("ramps2", "queued", cpu=True, workers=0, scheduler="slurm")
 """
     run_script(script, tmp_path)
     text = (tmp_path / "queued.sbatch").read_text()
-    words = shlex.split(next(line for line in text.splitlines() if "dpt_nb.training.loop" in line).rstrip("& "))
+    words = shlex.split(next(line for line in text.splitlines() if "dpt_nb.training.run" in line).rstrip("& "))
     assert words[words.index("--import") + 1] == "my_slurm_ramps"
     assert not any(word.startswith("imports=") for word in words)
     (exported,) = [line for line in text.splitlines() if line.startswith("export PYTHONPATH=")]
@@ -287,7 +290,7 @@ launch("ramps2", "queued", cpu=True, workers=0, scheduler="slurm")
 
 
 def test_what_a_cell_registered_is_refused_where_nobody_could_know_it(tmp_path):
-    with mock.patch.dict("dpt_nb.training.recipes.LOSSES"):
+    with mock.patch.dict("dpt_nb.training.recipe_parts.LOSSES"):
         cell = dict(__name__="__main__", register_loss=register_loss)
         exec("register_loss('cell', head='sound')(dict)", cell)
         recipe = get_recipe("rooms_tiny", losses=dict(sound={}))

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from dpt_nb.network.dpt import DPT
 from dpt_nb.network.zoo import create_model
 from dpt_nb.training.fine_tuning import begin_way
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe, settings_without_effect
 from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.weights.adapters import AdapterError, add_adapters, is_adapted, merged_state, read_adapted
 from dpt_nb.weights.load import load_checkpoint
 from dpt_nb.weights.write import convert
@@ -215,7 +215,7 @@ def test_a_recipe_saved_without_ways_is_full():
 def test_two_processes_follow_one(way, runs, home, tmp_path):
     words = ["rooms_tiny", "--cpu", "--workers", 0, "--out", tmp_path / "two", "--data-root", home / "data"]
     told = map(str, [*words, *changes(*TINY, f"tune.way={way}")])
-    end_together(forked_ranks(2, sys.executable, "-m", "dpt_nb.training.loop", *told, folder="."))
+    end_together(forked_ranks(2, sys.executable, "-m", "dpt_nb.training.run", *told, folder="."))
     read = lambda out: [json.loads(line)["loss"] for line in Path(out, "metrics.jsonl").read_text().splitlines()]
     assert read(tmp_path / "two") == pytest.approx(read(home / way), abs=1e-4)
     file = "adapter.safetensors" if way == "lora" else "model.safetensors"

@@ -151,9 +151,9 @@ def make_subjects(place: Path) -> None:
     from dpt_nb.data.folder import make_folder
     from dpt_nb.data.registry import make_miniature
     from dpt_nb.inference.video import VideoWriter
-    from dpt_nb.training.loop import train
     from dpt_nb.training.recipe_fields import change_recipe
     from dpt_nb.training.recipes import get_recipe
+    from dpt_nb.training.run import train
     from dpt_nb.weights.load import load_checkpoint
 
     photo = Image.fromarray(

@@ -18,9 +18,10 @@ from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.dpt import DPT
 from dpt_nb.network.heads import HEADS, DepthHead, NormalHead, SegmentationHead, register_head
 from dpt_nb.objective.absolute import AbsoluteMetrics
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import change_recipe
-from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.recipe_parts import build_losses
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 
 SIZE = (48, 64)
 

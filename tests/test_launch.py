@@ -19,14 +19,15 @@ from forked import Forked, command_forked
 from safetensors.torch import load_file
 
 import dpt_nb.training.loop
+import dpt_nb.training.run
 from dpt_nb.data.datasets import DatasetError
 from dpt_nb.data.folder import make_folder
 from dpt_nb.data.registry import open_dataset
 from dpt_nb.training.launch import launch
-from dpt_nb.training.loop import run_words
 from dpt_nb.training.processes import recipe_words
 from dpt_nb.training.recipe_fields import change_recipe
 from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import run_words
 from dpt_nb.training.run_folder import TrainingError
 from dpt_nb.workbench.training_room import BackgroundRun
 
@@ -372,7 +373,7 @@ def test_a_script_for_slurm(data, tmp_path):
     ):
         assert f"--{option}" in header
     command = shlex.split(text[text.index("srun") : text.index(" &\n")].replace("\\\n", " "))
-    words = command[command.index("dpt_nb.training.loop") + 1 : -1]
+    words = command[command.index("dpt_nb.training.run") + 1 : -1]
     recipe = change_recipe(
         get_recipe(words[0]), [words[index + 1] for index, word in enumerate(words) if word == "--set"]
     )
@@ -437,10 +438,10 @@ def test_names_reach_the_training_as_they_are(odd, tmp_path, monkeypatch):
         done = subprocess.run(["bash", script.absolute()], capture_output=True, env=environment, timeout=60)
         assert done.returncode == 0, done.stderr
         words = json.loads((tmp_path / "given").read_text())
-        words = words[words.index("dpt_nb.training.loop") + 1 :]
+        words = words[words.index("dpt_nb.training.run") + 1 :]
         assert not list(tmp_path.rglob("pwned"))
         parsed = mock.MagicMock()
-        monkeypatch.setattr(dpt_nb.training.loop, "train", parsed)
+        monkeypatch.setattr(dpt_nb.training.run, "train", parsed)
         run_words(words)
         (given, out, data_root, *_, trackers), _ = parsed.call_args
         assert (out, data_root, trackers) == (f"{name}/run", odd, (odd,)) and given.data.train == recipe.data.train

@@ -74,12 +74,12 @@ def test_a_run_is_a_recipe_by_its_folder_and_by_its_config(folder):
 
 @pytest.mark.slow
 def test_a_launcher_a_script_and_a_dry_run_take_a_file(folder):
-    words = ["-m", "dpt_nb.training.loop", "table.yaml", "--out", "runs/module", *HERE]
+    words = ["-m", "dpt_nb.training.run", "table.yaml", "--out", "runs/module", *HERE]
     command_forked("python", *words, folder=folder, check=0)
     assert losses(folder / "runs/module") == losses(folder / "runs/table")
     command_here("dpt_train", "table.yaml", "--out", "runs/job", "--slurm", *HERE, folder=folder, check=0)
     script = (folder / "runs/job.sbatch").read_text()
-    assert "-m dpt_nb.training.loop rooms_tiny" in script and "optimizer.lr=0.0005" in script
+    assert "-m dpt_nb.training.run rooms_tiny" in script and "optimizer.lr=0.0005" in script
     dry = command_here("dpt_train", "table.yaml", "--dry-run", *HERE, folder=folder, check=0)
     assert "0.0005   ← table.yaml" in dry.stdout and "steps: 4 of 4 samples" in dry.stdout
 

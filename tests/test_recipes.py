@@ -15,15 +15,8 @@ from dpt_nb.training.batch_loss import batch_fractions, batch_loss
 from dpt_nb.training.optim import build_optimizer, build_schedule, parameter_groups
 from dpt_nb.training.paper_recipes import TOOLBOX_POINTS
 from dpt_nb.training.recipe_fields import change_recipe
-from dpt_nb.training.recipes import (
-    RECIPES,
-    build_losses,
-    build_transforms,
-    difference_table,
-    get_recipe,
-    recipe_differences,
-    recipe_table,
-)
+from dpt_nb.training.recipe_parts import build_losses, build_transforms
+from dpt_nb.training.recipes import RECIPES, difference_table, get_recipe, recipe_differences, recipe_table
 from dpt_nb.training.train_state import kaiming_decoder, total_steps
 
 PUBLISHED = {"kitti": (23158, 1447, 34728), "nyu": (24231, 1514, 36336)}  # training images, steps an epoch, steps

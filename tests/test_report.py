@@ -15,10 +15,10 @@ from dpt_nb.scenes.raycast import lidar, render
 from dpt_nb.scenes.scenes import random_scene
 from dpt_nb.training.distributed import open_accelerator
 from dpt_nb.training.dry_run import dry_run
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe, settings_without_effect
 from dpt_nb.training.recipes import get_recipe
 from dpt_nb.training.report import report
+from dpt_nb.training.run import train
 from dpt_nb.training.train_state import prepare
 from dpt_nb.weights.load import load_checkpoint
 
@@ -166,7 +166,7 @@ def test_two_processes_follow_one(way, home, tmp_path):
     one = ran(tmp_path / "one", home / "data", *words)
     start = ["rooms_tiny", "--cpu", "--workers", 0, "--out", tmp_path / "two", "--data-root", home / "data"]
     told = map(str, [*start, *changes(*ROOMS, *words)])
-    end_together(forked_ranks(2, sys.executable, "-m", "dpt_nb.training.loop", *told, folder="."))
+    end_together(forked_ranks(2, sys.executable, "-m", "dpt_nb.training.run", *told, folder="."))
     two = load_checkpoint(tmp_path / "two" / "model").state_dict()
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
     assert "two: before and after" in (tmp_path / "two" / "report.html").read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ import torchvision.transforms.v2
 from chapter_times import ROW, reading_minutes
 from conftest import REPOSITORY
 from draw_map import MAP, chapters, on_map, picked
+from in_the_browser import lessons, with_browser_cells
 from nbdev.export import nb_export
 from PIL import Image
 from render_readme import render
@@ -107,6 +108,41 @@ def test_the_front_door_says_how_long_each_chapter_takes():
         assert abs(int(read.split()[0]) - counted) <= max(5, counted / 5), (
             f"{notebook} takes {counted} minutes to read, and the front door says {read}: run make readme"
         )
+
+
+def on_the_way() -> list[str]:
+    "The notebooks that the three ways through the course lead to in order: the lists of the front door."
+    index = json.loads((REPOSITORY / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    (ways,) = ("".join(cell["source"]) for cell in index if "## Three ways through" in "".join(cell["source"]))
+    return list(dict.fromkeys(re.findall(r"\(([\w/]+)\.ipynb\)", "".join(re.findall(r"(?m)^\d+\. .*\n?", ways)))))
+
+
+def test_a_lesson_takes_three_quarters_of_an_hour_and_all_of_them_ten_hours():
+    numbered = list(map(NAMES.get, lessons()))
+    stories = [name for name in on_the_way() if name.startswith("stories/")]
+    minutes = {name: reading_minutes(name) for name in [*numbered, *stories]}
+    assert {"stories/first_depth", "stories/what_became_of_dpt"} <= set(stories)
+    longer = {name: taken for name, taken in minutes.items() if taken > 45}
+    assert not longer, f"a lesson is read in 45 minutes at most: {longer}"
+    assert sum(minutes.values()) <= 600, f"{sum(minutes.values())} minutes in all, and 600 are ten hours: {minutes}"
+
+
+def test_the_ways_through_lead_to_every_lesson_in_its_order():
+    way, numbered = on_the_way(), set(map(NAMES.get, lessons()))
+    number = lambda name: int(re.search(r"/(\d\d)_", name)[1])
+    led = [name for name in way if name in numbered]
+    assert led == sorted(led, key=number)
+    missing = {name for name in numbered - set(led) if number(name) > 1}  # files and scenes: before the first token
+    assert not missing, f"no way through leads to {missing}"
+
+
+@pytest.mark.parametrize("lesson", lessons(), ids=NAMES.get)
+def test_a_lesson_can_be_opened_in_the_browser(lesson):
+    stored = json.loads(lesson.read_text(encoding="utf-8"))
+    place = lesson.relative_to(REPOSITORY).as_posix()
+    assert stored["cells"] == with_browser_cells(stored, place)["cells"], (
+        f"the first cells of {place} are not those that install the library in the browser: run make export"
+    )
 
 
 def test_the_map_shows_every_chapter():

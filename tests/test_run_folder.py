@@ -19,6 +19,7 @@ from torch import nn
 
 import dpt_nb.training.distributed
 import dpt_nb.training.loop
+import dpt_nb.training.run
 import dpt_nb.training.train_state
 import dpt_nb.training.validation
 from dpt_nb.data.checks import looked_at
@@ -27,9 +28,10 @@ from dpt_nb.data.registry import open_dataset
 from dpt_nb.images.files import InUse
 from dpt_nb.images.images import write_depth, write_label
 from dpt_nb.training.dry_run import dry_run
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe
-from dpt_nb.training.recipes import LOSSES, get_recipe
+from dpt_nb.training.recipe_parts import LOSSES
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.training.run_folder import RunInUse, TrainingError, TrainingWarning, clear_leftovers
 from dpt_nb.training.run_log import RunLog
 
@@ -150,7 +152,7 @@ def test_files_of_a_run_with_any_content_are_told_in_a_sentence(straight, tmp_pa
 
 @pytest.mark.slow
 def test_a_validation_that_was_killed_is_made_up_for(straight, tmp_path):
-    out, evaluate = tmp_path / "run", dpt_nb.training.loop.evaluate_and_keep
+    out, evaluate = tmp_path / "run", dpt_nb.training.run.evaluate_and_keep
 
     def die(run, step):
         if step == 6:
@@ -158,7 +160,7 @@ def test_a_validation_that_was_killed_is_made_up_for(straight, tmp_path):
         return evaluate(run, step)
 
     recipe = change_recipe(get_recipe("rooms_tiny"), QUICK)
-    with mock.patch("dpt_nb.training.loop.evaluate_and_keep", die), pytest.raises(KeyboardInterrupt):
+    with mock.patch("dpt_nb.training.run.evaluate_and_keep", die), pytest.raises(KeyboardInterrupt):
         train(recipe, out, straight / "data", cpu=True, workers=0, progress=False)
     assert (out / "checkpoints" / "step-00000006.pt").exists(), "the state was not saved before the validation"
     with mock.patch("dpt_nb.training.loop.optimizer_step", side_effect=AssertionError("a step was made again")):
@@ -197,8 +199,8 @@ def test_a_living_run_is_neither_resumed_nor_replaced_nor_cleared(straight, tmp_
 
 def test_a_reader_that_is_killed_is_named_also_during_a_validation(straight, tmp_path):
     recipe = change_recipe(get_recipe("rooms_tiny"), [*QUICK, "keep.validate_every=1", "loop.steps=40"])
-    loop, validation = dpt_nb.training.loop, dpt_nb.training.validation
-    for module, moment in ((validation, "evaluate"), (loop, "save_checkpoint"), (loop, "optimizer_step")):
+    loop, run, validation = dpt_nb.training.loop, dpt_nb.training.run, dpt_nb.training.validation
+    for module, moment in ((validation, "evaluate"), (run, "save_checkpoint"), (loop, "optimizer_step")):
         original = getattr(module, moment)
 
         def kill_first(*words, **options):

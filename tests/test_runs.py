@@ -19,10 +19,10 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 QUICK = changes(*SHORT, "keep.pictures=0", "keep.best=false")
 STEP = """
 import os, signal, sys
-import dpt_nb.training.loop as loop
+import dpt_nb.training.run as run
 from dpt_nb.commands import main
 
-after = loop.Run.after
+after = run.Run.after
 
 
 def stopped_at(self, step, loss, asked, bar):
@@ -31,7 +31,7 @@ def stopped_at(self, step, loss, asked, bar):
     after(self, step, loss, asked, bar)
 
 
-loop.Run.after = stopped_at
+run.Run.after = stopped_at
 sys.exit(main(sys.argv[3:]))
 """
 

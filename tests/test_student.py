@@ -114,13 +114,21 @@ def test_what_is_read_stays_as_it_is_and_blanks_are_blank(copy):
     for name, exercises in EXERCISES.items():
         cells = json.loads((copy / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
         before = NOTEBOOKS[name]["cells"][: exercises[0].place - 2]
+        before = [cell for cell in before if not student.is_for_course(cell)]
         assert cells[: len(before)] == before, name
         for exercise in exercises:
             blank = next(cell for cell in cells if source_of(cell) == exercise.blank)
             assert blank["outputs"] == [], (name, exercise.number)
     for name in set(NOTEBOOKS) - set(EXERCISES):
         kept = json.loads((copy / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-        assert kept == [cell for cell in NOTEBOOKS[name]["cells"] if "nbdev_export()" not in source_of(cell)], name
+        assert kept == [cell for cell in NOTEBOOKS[name]["cells"] if not student.is_for_course(cell)], name
+        assert "nbdev_export()" not in "".join(codes(name, copy)), name
+
+
+def test_a_copy_does_not_open_the_course_elsewhere(copy):
+    for name in LESSONS:
+        text = (copy / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert "mybinder.org" not in text and "pip" not in "".join(codes(name, copy)[:2]), name
 
 
 def test_links_and_pictures_of_a_copy_lead_somewhere(copy):

@@ -20,10 +20,11 @@ from dpt_nb.network.named import TIPS_SIZES, named_config
 from dpt_nb.network.zoo import create_model
 from dpt_nb.scenes.raycast import render
 from dpt_nb.scenes.scenes import random_scene
-from dpt_nb.training.loop import train
 from dpt_nb.training.optim import parameter_groups
 from dpt_nb.training.recipe_fields import change_recipe
-from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.recipe_parts import build_losses
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.training.train_state import freeze_untrained
 from dpt_nb.weights.infer_config import infer_config, transformers_fields
 from dpt_nb.weights.key_maps import key_rules, remap_state_dict

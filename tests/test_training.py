@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 import dpt_nb.network.heads
 import dpt_nb.training.loop
+import dpt_nb.training.run
 import dpt_nb.training.validation
 from dpt_nb.data.folder import make_folder
 from dpt_nb.data.registry import open_dataset
@@ -32,9 +33,10 @@ from dpt_nb.network.dpt import DPT
 from dpt_nb.network.zoo import create_model
 from dpt_nb.objective.depth_losses import DepthLoss
 from dpt_nb.training.batch_loss import batch_fractions, batch_loss
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe
-from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.recipe_parts import build_losses
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.training.run_folder import TrainingError, TrainingWarning
 from dpt_nb.training.train_state import build_model
 
@@ -142,7 +144,7 @@ def wait_for(path, running):
 HALF_A_CHECKPOINT = """
 import sys, time, torch
 from pathlib import Path
-from dpt_nb.training.loop import run_words
+from dpt_nb.training.run import run_words
 
 save, marker = torch.save, Path(sys.argv[1])
 
@@ -184,7 +186,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(s
     leftover = names - {"step-00000004.pt"}
     assert "step-00000004.pt" in names and len(leftover) == 1 and leftover.pop().startswith("."), names
     torch.load(tmp_path / "run" / "checkpoints" / "step-00000004.pt", weights_only=True)
-    done = command(sys.executable, "-m", "dpt_nb.training.loop", *words, "--resume", folder=tmp_path, check=0)
+    done = command(sys.executable, "-m", "dpt_nb.training.run", *words, "--resume", folder=tmp_path, check=0)
     assert "damaged" not in done.stderr
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {
         "step-00000012.pt",
@@ -239,7 +241,7 @@ def test_a_full_disk_loses_nothing_already_written(straight, small_disk, tmp_pat
     words = [
         sys.executable,
         "-m",
-        "dpt_nb.training.loop",
+        "dpt_nb.training.run",
         "rooms_tiny",
         "--cpu",
         "--workers",
@@ -262,7 +264,7 @@ def test_a_file_as_large_as_allowed_loses_nothing_already_written(straight, tmp_
     words = [
         sys.executable,
         "-m",
-        "dpt_nb.training.loop",
+        "dpt_nb.training.run",
         "rooms_tiny",
         "--cpu",
         "--workers",
@@ -485,11 +487,11 @@ def test_predictions_that_are_not_finite_are_an_error_and_never_best(straight, t
 @pytest.mark.slow
 def test_infinite_predictions_that_can_be_evaluated_are_a_warning_and_never_best(straight, tmp_path):
     recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "keep.validate_every=2", "keep.pictures=0"])
-    kept, save_model = [], dpt_nb.training.loop.save_model
+    kept, save_model = [], dpt_nb.training.run.save_model
     note = lambda model, folder: kept.append((folder.name, len(rows(tmp_path / "run")))) or save_model(model, folder)
     with (
         mock.patch("dpt_nb.network.heads.to_depth", unwell_until(3, dpt_nb.network.heads.to_depth, torch.inf)),
-        mock.patch.object(dpt_nb.training.loop, "save_model", note),
+        mock.patch.object(dpt_nb.training.run, "save_model", note),
     ):
         with pytest.warns(
             TrainingWarning,
@@ -600,14 +602,14 @@ def test_tensorboard_has_every_step_once_after_a_run_went_on(straight, tmp_path)
 
     recipe, out = change_recipe(get_recipe("rooms_tiny"), LONGER), tmp_path / "run"
     options = dict(cpu=True, workers=0, progress=False, trackers=("tensorboard",))
-    after = dpt_nb.training.loop.Run.after
+    after = dpt_nb.training.run.Run.after
 
     def stopping(self, step, loss, asked, bar):
         after(self, step, loss, asked, bar)
         if step == 11:
             raise KeyboardInterrupt  # as if killed: three steps after the last checkpoint
 
-    with mock.patch.object(dpt_nb.training.loop.Run, "after", stopping), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(dpt_nb.training.run.Run, "after", stopping), pytest.raises(KeyboardInterrupt):
         train(recipe, out, straight / "data", **options)
     train(recipe, out, straight / "data", resume=True, **options)
     events = EventAccumulator(str(out / "tensorboard"), size_guidance=dict(scalars=0)).Reload()

@@ -15,8 +15,9 @@ from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.dpt import DPT
 from dpt_nb.network.zoo import create_model
 from dpt_nb.training.batch_loss import batch_loss
-from dpt_nb.training.loop import train
-from dpt_nb.training.recipes import build_losses, get_recipe
+from dpt_nb.training.recipe_parts import build_losses
+from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.training.train_state import build_model, freeze_untrained
 from dpt_nb.weights.load import CheckpointError, CheckpointWarning, load_checkpoint
 from dpt_nb.weights.write import convert

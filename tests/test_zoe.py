@@ -21,9 +21,9 @@ from dpt_nb.network.named import named_config
 from dpt_nb.network.zoo import create_model
 from dpt_nb.scenes.raycast import render
 from dpt_nb.scenes.scenes import random_scene
-from dpt_nb.training.loop import train
 from dpt_nb.training.recipe_fields import change_recipe
 from dpt_nb.training.recipes import get_recipe
+from dpt_nb.training.run import train
 from dpt_nb.weights.infer_config import infer_config, transformers_fields
 from dpt_nb.weights.load import load_checkpoint
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "compare_runs": ["compare_runs"],
         "launch": ["launch"],
-        "loop": ["train"],
+        "run": ["train"],
         "recipe_fields": ["Recipe", "change_recipe"],
         "recipe_files": ["read_recipe", "write_recipe"],
         "recipes": ["get_recipe", "recipe_table"],

@@ -18,7 +18,8 @@ from ..network.backbone import FAMILIES, families_that_open
 from ..network.heads import HEADS
 from ..registry import HERE, Registry, import_here, inherited_modules, is_module_name
 from .recipe_fields import DataGroup, Recipe
-from .recipes import LOSSES, RECIPES, TRANSFORMS
+from .recipe_parts import LOSSES, TRANSFORMS
+from .recipes import RECIPES
 from .run_folder import TrainingError, read_run
 
 # %% ../../nbs/training/imports.ipynb #7fb7856e

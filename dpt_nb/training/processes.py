@@ -8,7 +8,8 @@ __all__ = ['MEETING', 'HERE_ONLY', 'HANDLED', 'LAUNCHER', 'GRACE', 'SIGNAL_MEANS
            'run_job', 'exit_code', 'worker_main', 'forked_worker_main', 'Placement', 'meet_here', 'left_as_it_was',
            'meeting_options', 'fork_workers', 'children_of', 'started_by', 'end_all', 'launcher_words',
            'worker_environment', 'spawn_workers', 'killed_by', 'first_killed', 'killed_launcher', 'last_words',
-           'read_ends', 'wordless', 'told_with', 'raise_if_stopped', 'raise_failure', 'raise_worker_error']
+           'read_ends', 'wordless', 'told_with', 'raise_if_stopped', 'raise_failure', 'raise_worker_error',
+           'check_method', 'check_shared_evenly', 'check_placement', 'check_launch']
 
 # %% ../../nbs/training/processes.ipynb #23b65459
 import ctypes
@@ -41,9 +42,9 @@ from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
 from ..images.files import atomic_write
 from .distributed import loopback_interface
-from .loop import train
 from .recipe_fields import Recipe, RecipeError, change_recipe, recipe_rows
 from .recipes import RECIPES, get_recipe
+from .run import train
 from .run_folder import Stopped, TrainingError
 from .signals import stop_on_signal
 
@@ -535,6 +536,58 @@ def raise_worker_error(
     raise_if_stopped(stopped, interrupted, bool(ends) and not said)
     if not interrupted:
         raise_failure(folder, story, ends, said)
+
+# %% ../../nbs/training/processes.ipynb #116101cf
+def check_method(
+    method: str | None,
+    num_processes: int,  # here
+    everywhere: int,  # processes on all machines
+) -> None:
+    "Raises `TrainingError` for a way to start processes that does not exist, or not for so many."
+    known = method in (None, "kernel", "fork", "fresh")
+    if not known or (method == "kernel" and everywhere > 1) or (method == "fork" and num_processes == 1):
+        raise TrainingError(
+            f"{everywhere} processes, {num_processes} of them here, cannot be started by the method {method!r}. "
+            "Leave it out, or take 'fresh'."
+        )
+
+
+def check_shared_evenly(
+    recipe: Recipe,
+    processes: int,  # on all machines
+) -> None:
+    "Raises `TrainingError` for a batch that cannot be cut into equal parts."
+    size = recipe.data.batch_size // recipe.loop.gradient_accumulation_steps
+    if size % processes:
+        raise TrainingError(
+            f"A batch of {size} samples cannot be shared evenly by {processes} processes. "
+            "Change data.batch_size or their number."
+        )
+
+
+def check_placement(num_processes: int, num_nodes: int, node_rank: int) -> None:  # as in `Placement`
+    "Raises `TrainingError` in a process that a launcher has started, and for numbers of processes that cannot be."
+    if "WORLD_SIZE" in os.environ:
+        raise TrainingError(
+            f"This process was itself started by a launcher, as one of {os.environ['WORLD_SIZE']}: call `train` here, "
+            "or let the launcher start dpt_nb.training.run."
+        )
+    if num_processes < 1 or not 0 <= node_rank < num_nodes:
+        raise TrainingError(
+            f"{num_processes} processes on machine {node_rank} of {num_nodes}: at least one of each is needed, "
+            "and machines count from 0."
+        )
+
+
+def check_launch(
+    recipe: Recipe, num_processes: int, num_nodes: int, node_rank: int, scheduler: str | None, method: str | None
+) -> None:
+    "Raises `TrainingError` for what cannot be started."
+    check_placement(num_processes, num_nodes, node_rank)
+    check_shared_evenly(recipe, num_processes * num_nodes)
+    if scheduler not in (None, "slurm"):
+        raise TrainingError(f"There is no scheduler {scheduler!r} here, only 'slurm'.")
+    check_method(method, num_processes, num_processes * num_nodes)
 
 # %% ../../nbs/training/processes.ipynb #b1fdac04
 if __name__ == "__main__" and Path(sys.argv[0]).name == "processes.py":

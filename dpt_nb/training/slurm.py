@@ -39,7 +39,7 @@ trap 'asked=yes; scancel --signal=INT "$SLURM_JOB_ID"' TERM
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}" TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100{found}
 srun --kill-on-bad-exit=0 {python} {launcher} \\
     --nproc-per-node {processes} \\
-    -m dpt_nb.training.loop {words} "${{how[@]}}" &
+    -m dpt_nb.training.run {words} "${{how[@]}}" &
 running=$!
 wait "$running"
 code=$?
@@ -96,7 +96,7 @@ def sbatch_value(
 def shell_words(
     recipe: Recipe,
     options: dict,  # of `train`
-) -> list[str]:  # RECIPE and options, as `python -m dpt_nb.training.loop` takes them
+) -> list[str]:  # RECIPE and options, as `python -m dpt_nb.training.run` takes them
     "The same run as a command, apart from whether it resumes or replaces."
     name, assignments = recipe_words(replace(recipe, imports=()))
     given = [("--out", options["out"]), ("--data-root", options["data_root"]), ("--workers", str(options["workers"]))]

@@ -41,7 +41,7 @@ from .growth import check_any_size
 from .loader import open_loader
 from .optim import build_optimizer, build_schedule
 from .recipe_fields import Recipe, RecipeError
-from .recipes import build_losses, build_transforms, loss_weights
+from .recipe_parts import build_losses, build_transforms, loss_weights
 from .run_folder import TrainingError
 from ..weights.load import load_backbone, load_checkpoint
 

@@ -25,8 +25,7 @@ from fastcore.basics import patch
 from ..evaluation.gallery import leading_metric
 from ..training.checkpointing import checkpoint_paths, checkpoint_step
 from ..training.imports import check_reachable, with_imports
-from ..training.launch import check_launch
-from ..training.processes import GRACE, LAUNCHER, end_all
+from ..training.processes import GRACE, LAUNCHER, check_launch, end_all
 from ..training.recipe_fields import Recipe, change_recipe
 from ..training.recipe_files import SUFFIXES, open_recipe
 from ..training.recipes import RECIPES
@@ -39,13 +38,13 @@ from .pages import Explorer, Panels, explain_error
 ALONE = (  # one process: SIGINT interrupts it whatever its parent said, and it ends with its parent
     "import ctypes, runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, signal.SIGINT); "
-    "runpy.run_module('dpt_nb.training.loop', run_name='__main__', alter_sys=True)"
+    "runpy.run_module('dpt_nb.training.run', run_name='__main__', alter_sys=True)"
 )
 
 
 def training_command(words: list[str], processes: int) -> list[str]:
     "One training process, or several and their launcher."
-    several = [LAUNCHER, "--nproc-per-node", str(processes), "-m", "dpt_nb.training.loop"]
+    several = [LAUNCHER, "--nproc-per-node", str(processes), "-m", "dpt_nb.training.run"]
     return [sys.executable, "-c", *([ALONE] if processes == 1 else several), *words]
 
 
@@ -61,7 +60,7 @@ class BackgroundRun:
 
     def __init__(
         self,
-        words: list[str],  # RECIPE and options, as `python -m dpt_nb.training.loop` takes them
+        words: list[str],  # RECIPE and options, as `python -m dpt_nb.training.run` takes them
         processes: int = 1,  # one for each GPU
     ):
         self.story = tempfile.TemporaryFile()  # what it prints
@@ -360,7 +359,7 @@ def begin(
 
 
 def loop_words(recipe: Recipe, out: str, data_root: str) -> list[str]:
-    "What `python -m dpt_nb.training.loop` is told."
+    "What `python -m dpt_nb.training.run` is told."
     options = dict(out=out, data_root=data_root, workers=1, trackers=[], cpu=not torch.cuda.is_available())
     return shell_words(recipe, options)
 

@@ -13,6 +13,7 @@ CODE = re.compile(r"(^```.*?^```\s*$|^~~~.*?^~~~\s*$|`+[^`\n]*`+)", re.MULTILINE
 VIEW = "application/vnd.jupyter.widget-view+json"
 FIGURES = ("image/png", "image/jpeg", "image/svg+xml")
 WIDGET = "*Sliders stand here: they need a kernel, so run the notebook in JupyterLab.*"
+BROWSER = re.compile(r"^# @title In the browser\b", re.MULTILINE)  # installs the library on Colab and Binder
 HOUSEKEEPING = re.compile(r"(import nbdev|(nbdev\.)?nbdev_export\(\)|\w+\.cleanup\(\))\Z")
 
 
@@ -72,7 +73,7 @@ def code_cell(
     "A code cell as it stands on the page."
     source = "".join(cell["source"])
     code = without_directives(source)
-    if all(HOUSEKEEPING.match(line) for line in code.splitlines() if line.strip()):
+    if BROWSER.search(code) or all(HOUSEKEEPING.match(line) for line in code.splitlines() if line.strip()):
         return None
     outputs = [shown for output in cell["outputs"] if (shown := shown_output(output))]
     metadata, tags = {"mystnb": {"image": {"alt": sentence(above)}}}, []
