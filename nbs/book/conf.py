@@ -45,7 +45,7 @@ html_theme_options = dict(
 )
 html_context = dict(default_mode="auto")  # as the reader's system is
 CARDS = HERE.parents[1] / settings["lib_name"] / "workbench" / "cards" / "custom.css"  # figures on a dark page
-html_static_path = [str(HERE / "book.css"), str(CARDS)]
+html_static_path = [str(HERE / "book.css"), str(CARDS), *map(str, HERE.glob("token_explorer*.js"))]
 html_css_files = ["book.css", "custom.css"]
 html_favicon = str(HERE / "favicon.svg")
 html_copy_source = False
