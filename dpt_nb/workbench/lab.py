@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CARDS', 'luminance', 'contrast', 'card_sheet', 'lab_words', 'card_options', 'open_lab']
 
-# %% ../../nbs/workbench/lab.ipynb #bbc62f62
+# %% ../../nbs/workbench/lab.ipynb #3e1b912b
 import sys
 from importlib.resources import files
 from pathlib import Path
 
-# %% ../../nbs/workbench/lab.ipynb #66f875e9
+# %% ../../nbs/workbench/lab.ipynb #c0d5546b
 def luminance(
     color,  # whatever matplotlib takes for one, such as "gray" or "#111"
 ) -> float:  # 0 for black to 1 for white
@@ -29,7 +29,7 @@ def contrast(
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 
-# %% ../../nbs/workbench/lab.ipynb #8b302bb6
+# %% ../../nbs/workbench/lab.ipynb #3c0f4e19
 CARDS = files("dpt_nb.workbench") / "cards"  # a folder with `custom.css`, the name that JupyterLab looks for
 
 
@@ -37,7 +37,7 @@ def card_sheet() -> str:  # CSS
     "How figures lie on a dark page."
     return (CARDS / "custom.css").read_text(encoding="utf-8")
 
-# %% ../../nbs/workbench/lab.ipynb #16be30a6
+# %% ../../nbs/workbench/lab.ipynb #38c7269b
 def lab_words(
     notebook: str | Path,  # opened first
     options: tuple[str, ...] = (),  # of JupyterLab, such as "--no-browser"
