@@ -282,7 +282,9 @@ def python_with_sphinx():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    "The book, built from nothing; a warning or a broken link ends it."
+    "The book, built from nothing (a warning or a broken link ends it), or one that DPT_NB_SITE names."
+    if built := os.environ.get("DPT_NB_SITE"):
+        return Path(built)
     python = python_with_sphinx()
     if python is None:
         pytest.skip("nothing to build the book with: run make book once, or pip install -e '.[book]'")
