@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dpt_nb.data.scene_sets import SPLITS
 from dpt_nb.images.files import atomic_write
 from dpt_nb.network.dpt import DPT
 from dpt_nb.network.inside import AttentionMaps, attention_maps
@@ -51,6 +50,8 @@ def weights(
 
 def scene_image(kind: str, number: int) -> torch.Tensor:
     "`(3, H, W)` in [0, 1]."
+    from dpt_nb.data.scene_sets import SPLITS  # here, so that tests which only read do not render its views first
+
     return render(random_scene(kind, SPLITS["held_out"] + number, SIZE))["image"]
 
 
