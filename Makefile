@@ -26,14 +26,14 @@ test-all: test
 # make lab at=workbench/workbench opens there instead; make workbench is short for that.
 at ?= index
 lab: .venv/installed
-	$(BIN)/jupyter lab nbs/$(at).ipynb
+	$(BIN)/python -m dpt_nb.workbench.lab nbs/$(at).ipynb
 
 # A copy to work in; what was worked on in it stays as it is.
 student: .venv/installed
 	$(BIN)/python -m dpt_nb.workbench.student student
 
 workbench: .venv/installed
-	$(BIN)/jupyter lab nbs/workbench/workbench.ipynb
+	$(BIN)/python -m dpt_nb.workbench.lab nbs/workbench/workbench.ipynb
 
 # The workbench without JupyterLab around it, as a page for the browser: on this machine only, at the address with the token that it prints.
 page: .venv/installed

@@ -27,6 +27,8 @@ from drawn_once import draw_views_once
 from forked import quick_figures
 from PIL import Image
 
+from dpt_nb.workbench.lab import card_options
+
 VIEWS = "DPT_NB_VIEWS"
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHORT = [
@@ -281,6 +283,51 @@ def stop(running):
         running.wait()
 
 
+# For a page in a browser, given a selector of its words: those with less contrast than 4.5, with what they have.
+FAINT = """words => {
+    const paint = getComputedStyle, apart = ".visually-hidden, .headerlink, style, script";
+    const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1});
+    const drawn = canvas.getContext("2d", {willReadFrequently: true}), seen = {};
+    const number = color => seen[color] ??= (() => {
+        drawn.clearRect(0, 0, 1, 1); drawn.fillStyle = color; drawn.fillRect(0, 0, 1, 1);
+        return [...drawn.getImageData(0, 0, 1, 1).data].map(part => part / 255);
+    })();
+    const over = (front, back) => front.slice(0, 3).map((part, i) => part * front[3] + back[i] * (1 - front[3]));
+    const light = color => {
+        const [r, g, b] = color.map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = element => {
+        const layers = [];
+        for (let e = element; e; e = e.parentElement) layers.unshift(number(paint(e).backgroundColor));
+        return layers.reduce((back, front) => over(front, back), [1, 1, 1]);
+    };
+    const opacity = element => {
+        let all = 1;
+        for (let e = element; e; e = e.parentElement) all *= Number(paint(e).opacity);
+        return all;
+    };
+    const found = {};
+    for (const element of document.querySelectorAll(words)) {
+        const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+        if (!own || !element.checkVisibility() || element.closest(apart)) continue;
+        const back = ground(element), ink = number(paint(element).color);
+        ink[3] *= opacity(element);
+        const [low, high] = [light(over(ink, back)), light(back)].sort((a, b) => a - b);
+        const ratio = (high + 0.05) / (low + 0.05);
+        const key = `${element.tagName} .${element.className} in .${element.parentElement.className}`;
+        const words = element.textContent.trim().slice(0, 40);
+        if (ratio < 4.5) found[key] ??= `${ratio.toFixed(2)}: ${words}`;
+    }
+    return found;
+}"""
+
+
+def darkest_and_brightest(picture):
+    "Of a screenshot, as grays from 0 to 255."
+    return Image.open(io.BytesIO(picture)).convert("L").getextrema()
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     "A JupyterLab in an empty folder that answers: its folder, address and token."
@@ -292,6 +339,7 @@ def server(tmp_path_factory):
         "--port=0",
         f"--IdentityProvider.token={token}",
         f"--ServerApp.root_dir={folder}",
+        *card_options(),
     ]
     environment = os.environ | dict(
         CUDA_VISIBLE_DEVICES="",

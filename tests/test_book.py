@@ -1,10 +1,12 @@
 """The course as a site: what becomes of cells, links and parameters; and, where `make book` was run, the whole of it in
 a real browser."""
 
+import base64
 import functools
 import http.server
 import importlib
 import importlib.util
+import io
 import json
 import os
 import re
@@ -14,10 +16,17 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import REPOSITORY
+import torch
+from book_attention import MODEL, SCENES, quantized, read_explored, scene_attention, scene_image, weights
+from conftest import FAINT, REPOSITORY, darkest_and_brightest
 from fastcore.docments import docments
 from in_the_browser import install_code
+from PIL import Image
+
+from dpt_nb.network.inside import attention_overlay
+from dpt_nb.network.zoo import create_model
 
 sys.path.insert(0, str(REPOSITORY / "nbs" / "book"))
 import build  # noqa: E402
@@ -26,7 +35,15 @@ from pages import code_cell, from_the_top, lead_links, page_of, sentence, slug, 
 from reference import Module, described, directive, module_page  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LOOKED_AT = ("index", "network/04_reassemble", "objective/09_losses", "training/report_page", "api/network/reassemble")
+LOOKED_AT = (
+    "index",
+    "token_explorer",
+    "network/04_reassemble",
+    "objective/09_losses",
+    "training/report_page",
+    "api/network/reassemble",
+)
+WORDS = "article *, .bd-sidebar-primary *, .bd-sidebar-secondary *"
 PATIENCE = 300_000  # milliseconds, on a busy machine
 ADDRESS = "https://example.org/blob/main"
 
@@ -272,7 +289,9 @@ def python_with_sphinx():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    "The book, built from nothing; a warning or a broken link ends it."
+    "The book, built from nothing (a warning or a broken link ends it), or one that DPT_NB_SITE names."
+    if built := os.environ.get("DPT_NB_SITE"):
+        return Path(built)
     python = python_with_sphinx()
     if python is None:
         pytest.skip("nothing to build the book with: run make book once, or pip install -e '.[book]'")
@@ -322,45 +341,6 @@ def page(browser, address):
     assert not page.complaints
 
 
-FAINT = """() => {
-    const paint = getComputedStyle, apart = ".visually-hidden, .headerlink, style, script";
-    const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1});
-    const drawn = canvas.getContext("2d", {willReadFrequently: true}), seen = {};
-    const number = color => seen[color] ??= (() => {
-        drawn.clearRect(0, 0, 1, 1); drawn.fillStyle = color; drawn.fillRect(0, 0, 1, 1);
-        return [...drawn.getImageData(0, 0, 1, 1).data].map(part => part / 255);
-    })();
-    const over = (front, back) => front.slice(0, 3).map((part, i) => part * front[3] + back[i] * (1 - front[3]));
-    const light = color => {
-        const [r, g, b] = color.map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const ground = element => {
-        const layers = [];
-        for (let e = element; e; e = e.parentElement) layers.unshift(number(paint(e).backgroundColor));
-        return layers.reduce((back, front) => over(front, back), [1, 1, 1]);
-    };
-    const opacity = element => {
-        let all = 1;
-        for (let e = element; e; e = e.parentElement) all *= Number(paint(e).opacity);
-        return all;
-    };
-    const found = {};
-    for (const element of document.querySelectorAll("article *, .bd-sidebar-primary *, .bd-sidebar-secondary *")) {
-        const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-        if (!own || !element.checkVisibility() || element.closest(apart)) continue;
-        const back = ground(element), ink = number(paint(element).color);
-        ink[3] *= opacity(element);
-        const [low, high] = [light(over(ink, back)), light(back)].sort((a, b) => a - b);
-        const ratio = (high + 0.05) / (low + 0.05);
-        const key = `${element.tagName} .${element.className} in .${element.parentElement.className}`;
-        const words = element.textContent.trim().slice(0, 40);
-        if (ratio < 4.5) found[key] ??= `${ratio.toFixed(2)}: ${words}`;
-    }
-    return found;
-}"""
-
-
 def open_all_folds(page):
     page.add_style_tag(content="* { animation: none !important; transition: none !important; }")  # no fading in
     page.evaluate("document.querySelectorAll('article details').forEach(fold => fold.open = true)")
@@ -376,7 +356,7 @@ def test_words_are_readable_in_the_light_and_in_the_dark(page, tmp_path_factory)
             page.wait_for_timeout(500)  # colors change slowly
             page.screenshot(path=f"{screenshots}/{name.replace('/', '_')}-{theme}.png")
             open_all_folds(page)
-            assert page.evaluate(FAINT) == {}, f"{name}, {theme}"
+            assert page.evaluate(FAINT, WORDS) == {}, f"{name}, {theme}"
 
 
 @pytest.mark.slow
@@ -442,3 +422,125 @@ def test_the_page_does_not_scroll_sideways(page):
         open_all_folds(page)
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 900, f"{name} is {wide} pixels wide"
+
+
+@pytest.mark.slow
+def test_a_figure_lies_on_a_dimmed_card_in_the_dark_alone(page):
+    page.goto("/objective/09_losses.html")
+    figure, seen = page.locator(".cell_output img").first, {}
+    for theme in ("light", "dark"):
+        page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
+        page.wait_for_timeout(500)
+        seen[theme] = darkest_and_brightest(figure.screenshot())
+    assert seen["light"][1] == 255 and seen["dark"][1] < 235, "a white slab on a dark page"
+    assert seen["dark"][0] < 40, "its words are as dark as before"
+    assert figure.evaluate("image => parseFloat(getComputedStyle(image).borderTopLeftRadius)") > 0
+
+
+WEIGHTS = "([scene, block, head, token]) => window.tokenExplorer.row(scene, block, head, token)"
+SAID = "#token-explorer-said"
+
+
+@pytest.fixture
+def explorer(page):
+    "The explorer without a kernel, its first figure drawn."
+    page.goto("/token_explorer.html")
+    page.wait_for_function("document.querySelector('#token-explorer-said').textContent.startsWith('The patch')")
+    return page
+
+
+def spoken(words):
+    "What a sentence of the explorer says: who asks, over how many tokens, what share for patches, how much to whom."
+    found = re.search(
+        r"about (\d+) of 193 tokens in block (\d), (.*?)\. (\d+) % .* most, ([\d.]+) %, to row (\d+), column (\d+)",
+        words,
+    )
+    spread, block, head, among, most, row, column = found.groups()
+    return int(spread), int(block), head, int(among), float(most), (int(row), int(column))
+
+
+def expected(table, block, head, token):
+    "The same from stored weights `(blocks, heads, tokens, tokens)`; head 3: the mean."
+    weights = table[block].mean(0)[token] if head == 3 else table[block, head, token]
+    spread = np.exp(-(weights[weights > 0] * np.log(weights[weights > 0])).sum())
+    place = divmod(int(weights[1:].argmax()), 16)
+    name = "the mean of the heads" if head == 3 else f"head {head}"
+    return round(spread), block, name, round(100 * weights[1:].sum()), round(100 * weights[1:].max(), 1), place
+
+
+@pytest.mark.slow
+def test_the_explorer_shows_the_stored_attention_by_mouse_and_by_keyboard_alone(explorer, tmp_path_factory):
+    tables = [weights(scene["attention"]) for scene in read_explored()["scenes"]]
+    for scene, block, head, token in [(0, 0, 0, 1), (1, 3, 2, 192), (0, 2, 1, 0), (1, 1, 3, 77)]:
+        table = tables[scene][block]
+        wanted = table.mean(0)[token] if head == 3 else table[head, token]
+        np.testing.assert_allclose(explorer.evaluate(WEIGHTS, [scene, block, head, token]), wanted, atol=1e-12)
+    said = explorer.locator(SAID)
+    at = lambda row, column: 1 + 16 * row + column
+    assert spoken(said.inner_text()) == expected(tables[0], 0, 0, at(6, 4))
+    image = explorer.locator("#token-explorer-image")
+    box = image.bounding_box()
+    image.click(position=dict(x=box["width"] * 7.5 / 16, y=box["height"] * 4.5 / 12))
+    assert "row 4, column 7 " in said.inner_text() and spoken(said.inner_text()) == expected(tables[0], 0, 0, at(4, 7))
+    down = explorer.evaluate("scrollY")
+    keys = "ArrowDown ArrowDown ArrowLeft Home ArrowLeft ArrowRight ArrowUp"  # the left edge stops
+    for key in keys.split():
+        explorer.keyboard.press(key)
+    assert "row 5, column 1 " in said.inner_text() and explorer.evaluate("scrollY") == down, "the page scrolled"
+    drawn = explorer.locator("#token-explorer-map").screenshot()
+    explorer.locator("#token-explorer-block").focus()
+    explorer.keyboard.press("ArrowRight"), explorer.keyboard.press("Tab")
+    for _ in range(3):
+        explorer.keyboard.press("ArrowRight")
+    assert spoken(said.inner_text()) == expected(tables[0], 1, 3, at(5, 1))
+    assert explorer.locator("#token-explorer-map").screenshot() != drawn
+    explorer.keyboard.press("Tab"), explorer.keyboard.press("Space")
+    assert said.inner_text().startswith("The class token") and spoken(said.inner_text()) == expected(tables[0], 1, 3, 0)
+    explorer.locator("#token-explorer-scene").select_option("a street")
+    explorer.wait_for_function(f"!document.querySelector('{SAID}').textContent.includes('{said.inner_text()}')")
+    assert spoken(said.inner_text()) == expected(tables[1], 1, 3, 0)
+
+
+@pytest.mark.slow
+def test_the_explorer_draws_what_the_lesson_draws(explorer):
+    "Pixel for pixel, but for the frame."
+    stored = read_explored()
+    image = torch.tensor(np.array(Image.open(io.BytesIO(stored["scenes"][0]["pixels"])))).permute(2, 0, 1) / 255
+    row = torch.tensor(weights(stored["scenes"][0]["attention"])[0, 0, 0, 1:]).reshape(12, 16)
+    explorer.locator("#token-explorer-class").click()
+    explorer.wait_for_function(f"document.querySelector('{SAID}').textContent.startsWith('The class token')")
+    address = explorer.evaluate("document.querySelector('#token-explorer-map').toDataURL()")
+    drawn = np.array(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).convert("RGB"))[::2, ::2]
+    wanted = 255 * attention_overlay(image, row).permute(1, 2, 0).numpy()
+    assert np.abs(drawn - wanted).max() < 2
+
+
+@pytest.mark.slow
+def test_the_explorer_works_from_a_file(browser, site):
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto((site / "token_explorer.html").as_uri())
+    page.wait_for_function(f"document.querySelector('{SAID}').textContent.startsWith('The patch')")
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", range(2))
+def test_what_the_explorer_has_stored_is_what_the_network_computes(scene):
+    stored, (kind, number) = read_explored(), list(SCENES.values())[scene]
+    image = scene_image(kind, number)
+    pixels = np.array(Image.open(io.BytesIO(stored["scenes"][scene]["pixels"])))
+    assert np.abs(pixels - 255 * image.permute(1, 2, 0).numpy()).max() < 1.01
+    table, maps = scene_attention(create_model(MODEL, pretrained=True).eval(), image)
+    assert (tuple(stored["grid"]), stored["prefix"], maps.class_token) == (maps.grid, maps.prefix, True)
+    away = np.abs(weights(stored["scenes"][scene]["attention"]) - table.double().numpy()) / table.amax(-1, True).numpy()
+    assert away.max() < 0.005, "the page promises half a percent of the row's largest"
+
+
+def test_a_weight_in_a_byte_is_within_half_a_step_of_its_root():
+    table = torch.softmax(4 * torch.randn(50, 193, generator=torch.Generator().manual_seed(0)), -1)
+    largest = table.amax(-1, keepdim=True)
+    stored = quantized(table)
+    assert stored.dtype == np.uint8 and (stored.max(-1) == 255).all()
+    assert (((stored / 255.0) - (table / largest).sqrt().numpy()) ** 2).max() <= (0.5 / 255) ** 2 * 1.001
+    np.testing.assert_allclose(weights(stored).sum(-1), 1, atol=1e-12)

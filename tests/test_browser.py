@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import REPOSITORY, SHORT, stop, wait_until
+from conftest import FAINT, REPOSITORY, SHORT, darkest_and_brightest, stop, wait_until
 from ipywidgets import FloatSlider, IntSlider
 
 from dpt_nb.workbench.course import read_lesson
@@ -271,3 +271,57 @@ def test_a_quiz_is_answered_by_keyboard_alone(server, browser, tmp_path_factory)
     screenshots = os.environ.get("DPT_NB_SCREENSHOTS") or tmp_path_factory.mktemp("quiz")
     page.screenshot(path=f"{screenshots}/quiz.png")
     page.close()
+
+
+DARK = """import os
+
+os.environ["DPT_NB_PROGRESS"] = "progress.json"
+from dpt_nb.workbench.quiz import quiz
+from dpt_nb.workbench.tokens import TokenExplorer
+
+display(TokenExplorer(), quiz("network/04_reassemble"))"""
+THEMES = "config/lab/user-settings/@jupyterlab/apputils-extension/themes.jupyterlab-settings"
+
+
+def stored_figure(notebook):
+    "The first output of a lesson that is a figure."
+    cells = json.loads((REPOSITORY / "nbs" / notebook).read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    return next(output for output in outputs if "image/png" in output.get("data", ()))
+
+
+@pytest.mark.slow
+def test_figures_and_words_are_readable_in_jupyterlabs_dark_theme(server, browser, tmp_path_factory):
+    folder, address, token = server
+    dark = folder / THEMES
+    dark.parent.mkdir(parents=True, exist_ok=True)
+    dark.write_text(json.dumps(dict(theme="JupyterLab Dark")))
+    cell = lambda source, *outputs: dict(
+        cell_type="code", id=f"a{len(source)}", metadata={}, execution_count=None, outputs=outputs, source=source
+    )
+    cells = [cell("", stored_figure("network/beit.ipynb")), cell(DARK)]
+    kernel = dict(kernelspec=dict(name="python3", display_name="Python 3"))
+    (folder / "dark.ipynb").write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
+    screenshots = os.environ.get("DPT_NB_SCREENSHOTS") or tmp_path_factory.mktemp("dark")
+    page = browser.new_page(viewport=dict(width=1300, height=1900))
+    page.set_default_timeout(PATIENCE)
+    try:
+        page.goto(f"http://{address}/doc/tree/dark.ipynb?token={token}")
+        page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+        stored = page.locator(".jp-RenderedImage img").first
+        stored.wait_for()
+        darkest, brightest = darkest_and_brightest(stored.screenshot())
+        assert darkest < 40 and brightest < 235, "a white slab on a dark page"
+        page.screenshot(path=f"{screenshots}/dark-stored.png")
+        run_all(page)
+        page.locator("button.dpt-nb-choice").first.wait_for()
+        figure = page.locator("img.widget-image:visible").first
+        figure.wait_for()
+        page.wait_for_timeout(1000)
+        page.screenshot(path=f"{screenshots}/dark-live.png")
+        darkest, brightest = darkest_and_brightest(figure.screenshot())
+        assert darkest < 40 and brightest < 235
+        assert page.evaluate(FAINT, ".jp-OutputArea *") == {}
+    finally:
+        dark.unlink()
+        page.close()

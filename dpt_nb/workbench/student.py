@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import UUID, uuid5
 
@@ -281,9 +282,9 @@ def main(
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2
-    jupyter = Path(sys.executable).with_name("jupyter")  # of this environment, where it has one
-    called = os.path.relpath(jupyter) if jupyter.exists() else "jupyter"
-    print(f"Open it with: {called} lab {Path(given.out) / 'index.ipynb'}")
+    here = find_spec("jupyterlab") is not None  # in this environment
+    called = f"{os.path.relpath(sys.executable)} -m dpt_nb.workbench.lab" if here else "jupyter lab"
+    print(f"Open it with: {called} {Path(given.out) / 'index.ipynb'}")
     return 0
 
 

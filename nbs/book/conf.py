@@ -44,8 +44,9 @@ html_theme_options = dict(
     pygments_dark_style="a11y-high-contrast-dark",
 )
 html_context = dict(default_mode="auto")  # as the reader's system is
-html_static_path = [str(HERE / "book.css")]
-html_css_files = ["book.css"]
+CARDS = HERE.parents[1] / settings["lib_name"] / "workbench" / "cards" / "custom.css"  # figures on a dark page
+html_static_path = [str(HERE / "book.css"), str(CARDS), *map(str, HERE.glob("token_explorer*.js"))]
+html_css_files = ["book.css", "custom.css"]
 html_favicon = str(HERE / "favicon.svg")
 html_copy_source = False
 smartquotes = False  # "add" is a word of Python

@@ -14,6 +14,8 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 FIGURES = ("image/png", "image/jpeg", "image/svg+xml")
 WIDGET = "*Sliders stand here: they need a kernel, so run the notebook in JupyterLab.*"
 BROWSER = re.compile(r"^# @title In the browser\b", re.MULTILINE)  # installs the library on Colab and Binder
+EXPLORER = Path(__file__).with_name("token_explorer.md")  # a page that needs no kernel
+EXPLORED = ("network/08_inside", "workbench/tokens")  # notebooks from which a line leads there
 HOUSEKEEPING = re.compile(r"(import nbdev|(nbdev\.)?nbdev_export\(\)|\w+\.cleanup\(\))\Z")
 
 
@@ -130,6 +132,8 @@ def where_it_is(notebook: dict, path: Path, root: Path, address: str, library: s
     line = f"{{.where}}\nNotebook [`{place}`]({address}/{place})"
     if module := module_of(notebook):
         line += f", library {{py:mod}}`{library}.{module}`"
+    if place.removeprefix("nbs/").removesuffix(".ipynb") in EXPLORED:
+        line += f", to be tried here: [what a token sees](/{EXPLORER.name})"
     return dict(cell_type="markdown", id="where", metadata={}, source=line)
 
 
@@ -210,7 +214,7 @@ def write_pages(
     stories = [name for name in order if name.startswith("stories/")]
     wings = [wing for wing in dict.fromkeys(name.split("/")[0] for name in order if "/" in name) if wing != "stories"]
     rest = sorted((name for name in order if "/" not in name), key="registry".__eq__)  # how names are kept, last
-    written = []
+    written = [write(out / EXPLORER.name, EXPLORER.read_text(encoding="utf-8"))]
     for wing in wings:
         its = {name: notebooks[name] for name in order if name.split("/")[0] == wing}
         said = ast.get_docstring(ast.parse((root / library / wing / "__init__.py").read_text(encoding="utf-8")))
@@ -218,6 +222,7 @@ def write_pages(
     parts = {
         "Lessons": [f"/{name}" for name in lessons],
         "Stories": [f"/{name}" for name in stories],
+        "Without a kernel": [f"/{EXPLORER.stem}"],
         "Use and extend": [f"/{name}" for name in [*rest, "glossary"]],
         "Wings, notebook by notebook": [f"/wings/{wing}" for wing in wings],
         "Functions and classes": [f"{Path(name).name} </{name}>" for name in reference],
