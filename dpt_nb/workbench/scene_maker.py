@@ -29,7 +29,7 @@ from ..objective.metrics import depth_errors
 from ..scenes.camera import Camera, pinhole
 from ..scenes.raycast import Scene, classes, render
 from ..scenes.scenes import random_scene
-from .pages import Explorer, Panels, on_grid, shipped_model
+from .pages import Explorer, Panels, Reading, legend_line, on_grid, shipped_model
 
 # %% ../../nbs/workbench/scene_maker.ipynb #b0578812
 def group_objects(
@@ -337,12 +337,16 @@ class SceneMaker(Explorer):
 
     heading = "Scene maker"
     look_for = (
-        "where the error sits as a slider leaves what the network has seen. Open the field of view to 110°: the "
-        "network takes the wide image for an ordinary one and puts everything too far away. Make everything twice as "
-        "large: the image stays, true depth doubles, and the whole room turns red. Take the light away: the walls come "
-        "too near, and door and picture lose their labels, while what glows keeps its own. Sky has no depth and stays "
-        "white."
+        "where the error sits as a slider leaves what the network has seen: open the field of view to 110°; make "
+        "everything twice as large, where the image stays and true depth doubles; take the light away. Sky has no "
+        "depth and stays white."
     )
+    shipped = (
+        "The network that comes along takes the wide image for an ordinary one and puts everything too far away; of "
+        "the larger world the whole room turns red; without light the walls come too near, and door and picture lose "
+        "their labels, while what glows keeps its own."
+    )
+    lesson = "scenes/01_scenes"
 
     def __init__(
         self,
@@ -447,6 +451,19 @@ def show_depth(
     self.panels.fill(2, depth[0], "Spectral", limits)
     self.panels.fill(5, (depth[0] - truth) / truth, "RdBu", (-0.5, 0.5))
 
+# %% ../../nbs/workbench/scene_maker.ipynb #c75e7e86
+@patch
+def words_at(
+    self: SceneMaker,
+    panel: int,  # number of the panel
+    row: int,  # of the pixel
+    column: int,
+) -> str:
+    "What the panel says, and what is there."
+    depth, name = self.truth["depth"][0, row, column], classes(self.scene.kind)[self.truth["label"][row, column]]
+    there = f"{name}, {depth:.2f} m away" if depth > 0 else name
+    return there if panel in (0, 1, 3) else f"{self.panels.read(panel, row, column).split(', row')[0]}; it is {there}"
+
 # %% ../../nbs/workbench/scene_maker.ipynb #f9fb86a5
 @patch
 def show_labels(
@@ -459,10 +476,13 @@ def show_labels(
     count = first_street + len(classes("streets"))
     palette = label_palette(count)
     label = self.truth["label"] + (first_street if kind == "streets" else 0)
-    self.panels.fill(3, color_label(label, palette))
+    names = classes("rooms") + classes("streets")
+    self.panels.fill(3, color_label(label, palette), reading=Reading(label, names=names))
+    self.legend.value = legend_line(label, names, palette)
     if "label" not in maps or maps["label"].shape[1] != count:
         self.panels.clear(4, "no labels of both kinds predicted")
         return ""
     predicted = maps["label"][0].argmax(0)
-    self.panels.fill(4, color_label(predicted, palette))
+    self.panels.fill(4, color_label(predicted, palette), reading=Reading(predicted, names=names))
+    self.legend.value = legend_line(torch.stack([label, predicted]), names, palette)
     return f"; {100 * (predicted == label).float().mean():.0f} % of the pixels get their label"

@@ -25,7 +25,7 @@ from dpt_nb.network.inside import (
     token_row,
 )
 from ..scenes.raycast import classes
-from .pages import Explorer, Panels, chosen_image, explored_size, image_controls, shipped_model
+from .pages import Explorer, Panels, Reading, chosen_image, explored_size, image_controls, shipped_model
 
 # %% ../../nbs/workbench/tokens.ipynb #ca0247f8
 def attention_on_kind(
@@ -73,10 +73,15 @@ class TokenExplorer(Explorer):
 
     heading = "What a token sees"
     look_for = (
-        "in block 0 a few patches that everybody looks at, and from block 1 on an almost even gaze (the sentence "
-        "counts tokens); whether a patch looks at its own kind more than that kind fills the image; and how little "
-        "the lower row, the class token's, and the rollout change when another patch is clicked."
+        "in which blocks a token looks at a few patches, and in which evenly (the sentence counts tokens); whether a "
+        "patch looks at its own kind more than that kind fills the image; and how much the class token's panels and "
+        "the rollout change when another patch is clicked. The brightest patch of a panel gets what its title says."
     )
+    shipped = (
+        "In the network that comes along, block 0 has a few patches that everybody looks at, from block 1 on the gaze "
+        "is almost even, and the class token and the rollout hardly change."
+    )
+    lesson = "network/08_inside"
 
     def __init__(
         self,
@@ -152,7 +157,9 @@ def draw_attention(
     place: tuple[int, int] | None,  # row and column of the token; None: the class token, which has none
 ) -> None:
     "What a token looks at, over the image."
-    self.panels.fill(panel, attention_overlay(image, weights, place), title=title)
+    reading = Reading(100 * weights, "% of its attention")
+    title = f"{title}, up to {weights.max():.0%}"
+    self.panels.fill(panel, attention_overlay(image, weights, place), title=title, reading=reading)
 
 
 @patch
@@ -173,6 +180,8 @@ def draw(
     self.draw_means(scene["image"], maps, rolled, place, block)
     self.draw_class_token(scene["image"], maps, rolled, block, head)
     names = classes(kind) if "label" in scene else ()
+    if names:
+        self.panels.readings[0] = Reading(scene["label"], names=names)
     return token_sentence(own, *gaze_of(maps, place, block, head), place, scene.get("label"), names)
 
 
