@@ -116,7 +116,7 @@ class BarPanels(Panels):
         longest: float = 2.0,  # where the axis ends
         columns: int = 3,  # fewer: the bars are below
     ):
-        made_of = dict(titles=titles, names=names, colors=colors, units=units, longest=longest, width=3.2)
+        made_of = dict(titles=titles, names=names, colors=colors, units=units, longest=longest)
         beside, self.longest = columns == 3, longest
         self.places = (0, 1, 3, 4) if beside else (0, 1, 2, 3)  # of the images among the panels
         places = dict(zip(self.places, titles))

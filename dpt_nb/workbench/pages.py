@@ -71,7 +71,7 @@ class Panels:
         aspect: float = 0.75,  # height of a panel as a fraction of its width
         width: float = 3.2,  # of a panel, inches of 80 pixels
     ):
-        self.made_of = dict(titles=titles, units=units, aspect=aspect, width=width)
+        self.made_of, self.width = dict(titles=titles, units=units, aspect=aspect, width=width), width
         self.columns = columns = columns or len(titles)
         self.readings = {}  # panel → what stands under the pointer
         rows = math.ceil(len(titles) / columns)
@@ -120,7 +120,7 @@ def columns_for(
     most: int,  # columns
 ) -> int:
     "How many panels can stand side by side without becoming small."
-    return max(1, min(most, int(room / (SMALLEST * 80 * self.made_of["width"]))))
+    return max(1, min(most, int(room / (SMALLEST * 80 * self.width))))
 
 # %% ../../nbs/workbench/pages.ipynb #6322447e
 @patch

@@ -394,6 +394,21 @@ def set_controls(
         self.quiet = False
     Explorer.set_controls(self, **values)
 
+# %% ../../nbs/workbench/scene_maker.ipynb #8877c74a
+@patch
+def set_fitting(
+    self: SceneMaker,
+    values: dict,  # of `state`, of a page with other choices
+) -> None:
+    "The scene first: it says where the other sliders can stand."
+    scene = {name: value for name, value in values.items() if name in ("kind", "number")}
+    Explorer.set_fitting(self, scene)
+    if scene:
+        self.quiet = True
+        self.begin(self.controls)
+        self.quiet = False
+    Explorer.set_fitting(self, values)
+
 # %% ../../nbs/workbench/scene_maker.ipynb #fd06cc08
 @patch
 def changed(self: SceneMaker, change: dict) -> None:  # change: what ipywidgets says of it
