@@ -152,7 +152,7 @@ def test_tabs_open_by_keyboard(workbench):
     open_tab(workbench, TABS[0])
     workbench.get_by_role("tab", name=TABS[0], exact=True).focus()
     workbench.keyboard.press("ArrowRight"), workbench.keyboard.press("Enter")
-    workbench.locator("h3:visible", has_text="From tokens to maps").wait_for()
+    workbench.locator("h3:visible", has_text="All heads at a glance").wait_for()
     workbench.keyboard.press("Tab")  # into the page: its first control
     assert workbench.evaluate("document.activeElement.tagName") == "SELECT"
 
@@ -268,20 +268,20 @@ def test_a_photograph_is_sent_or_dropped_and_every_page_has_it(workbench, photog
 
 
 LAID_OUT = """() => {
-    const page = document.querySelector(".dpt-nb-page:is(:not([hidden]))") && [...document.querySelectorAll(".dpt-nb-page")]
-        .find(each => each.offsetParent);
-    const own = [page, ...page.querySelectorAll("*")].filter(each => each.offsetParent);
-    const scrolls = each => /auto|scroll/.test(getComputedStyle(each).overflowX) && each.scrollWidth > each.clientWidth + 1;
-    const clips = each => getComputedStyle(each).overflow != "visible" && each.scrollWidth > each.clientWidth + 1;
-    const figure = page.querySelector("img.dpt-nb-figure");
+    const page = [...document.querySelectorAll(".dpt-nb-page")].find(each => each.offsetParent);
+    const seen = [...document.querySelector(".dpt-nb-tabs").querySelectorAll("*")].filter(each => each.offsetParent);
+    const wide = each => each.scrollWidth > each.clientWidth + 1;
+    const css = getComputedStyle, figure = page.querySelector("img.dpt-nb-figure");
+    const clips = each => each.matches(".widget-label, .lm-TabBar-tabLabel") && css(each).overflow != "visible";
     return {
-        scrolling: own.filter(scrolls).map(each => each.className),
-        clipped: own.filter(each => each.matches(".widget-label, .lm-TabBar-tabLabel") && clips(each)).map(each => each.textContent),
-        unnamed: own.filter(each => each.matches("[role=slider]:not([aria-label])")).length,
-        undescribed: own.filter(each => each.matches("img") && !each.alt).length,
+        scrolling: seen.filter(each => /auto|scroll/.test(css(each).overflowX) && wide(each)).map(at => at.className),
+        clipped: seen.filter(each => clips(each) && wide(each)).map(each => each.textContent),
+        unnamed: seen.filter(each => each.matches("[role=slider]:not([aria-label])")).length,
+        undescribed: seen.filter(each => each.matches("img") && !each.alt).length,
         scale: figure.getBoundingClientRect().width / figure.naturalWidth,
     };
 }"""
+IDLE = "() => [...document.querySelectorAll('.dpt-nb-busy')].every(each => !each.offsetParent)"
 
 
 @pytest.mark.slow

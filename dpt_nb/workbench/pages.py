@@ -419,7 +419,7 @@ def look_for_line(
 STYLE = """<style>
 .dpt-nb-page {position: relative}
 .dpt-nb-stale {opacity: 0.35; filter: grayscale(1)} /* a figure of other settings than shown */
-.dpt-nb-page .widget-box {overflow: visible}
+.dpt-nb-page, .dpt-nb-page .widget-box {overflow: visible}
 .dpt-nb-controls > * {max-width: 100%}
 .dpt-nb-controls .widget-label, .dpt-nb-controls .widget-label-basic {overflow: visible; white-space: normal;
   line-height: 1.1; align-self: center; height: auto}

@@ -109,13 +109,14 @@ class Pointer {
 }
 
 function watch(page, model) {
+  let late;
   const named = () => nameParts(page, model.get("alt"));
   const keys = (event) => keepKeys(event, page);
   const added = new MutationObserver(named);
   const sized = new ResizeObserver(([{ contentRect }]) => {
-    clearTimeout(watch.late);
+    clearTimeout(late);
     const width = Math.round(contentRect.width);
-    if (width) watch.late = setTimeout(() => (model.set("width", width), model.save_changes()), 150);
+    if (width) late = setTimeout(() => (model.set("width", width), model.save_changes()), 150);
   });
   const figure = page.querySelector("img.dpt-nb-figure"), wide = page.querySelector(".dpt-nb-wide");
   model.on("change:alt", named);
