@@ -29,7 +29,16 @@ from ..objective.metrics import depth_errors
 from ..scenes.camera import Camera, pinhole
 from ..scenes.raycast import Scene, classes, render
 from ..scenes.scenes import random_scene
-from .pages import Explorer, Panels, Reading, legend_line, on_grid, shipped_model
+from dpt_nb.workbench.pages import (
+    CONTROL_WIDTH,
+    WORDS_WIDTH,
+    Explorer,
+    Panels,
+    Reading,
+    legend_line,
+    on_grid,
+    shipped_model,
+)
 
 # %% ../../nbs/workbench/scene_maker.ipynb #b0578812
 def group_objects(
@@ -283,7 +292,7 @@ def plain_slider(
 
 def roomy() -> dict:  # of a widget
     "Room for a control's description."
-    return dict(style={"description_width": "110px"}, layout=widgets.Layout(width="310px"))
+    return dict(style={"description_width": WORDS_WIDTH}, layout=widgets.Layout(width=CONTROL_WIDTH))
 
 
 def menu(options: list[str], words: str, **more) -> widgets.Dropdown:  # more: of the widget

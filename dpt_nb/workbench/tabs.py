@@ -48,7 +48,7 @@ PAGES = {  # title of the tab, short enough for a dozen → page
 
 TABS_STYLE = """<style>
 .dpt-nb-tabs > .lm-TabBar .lm-TabBar-content {flex-wrap: wrap}
-.dpt-nb-tabs > .lm-TabBar .lm-TabBar-tab {flex: 1 0 auto; min-width: 0; max-width: none}
+.dpt-nb-tabs.jupyter-widgets.widget-tab > .lm-TabBar .lm-TabBar-tab {flex: 0 0 auto; min-width: 0; padding: 0 7px}
 .dpt-nb-tabs > .widget-tab-contents {min-height: 720px; overflow: visible} /* what is below stays where it is */
 .dpt-nb-tabs > .widget-tab-contents > .widget-box {overflow: visible}
 </style>"""
@@ -61,8 +61,11 @@ class Workbench(widgets.VBox):
         self,
         model: DPT | None = None,  # None: the small network that comes along
         page: int = 0,  # number of the tab that is open first
+        state: dict | None = None,  # as `Workbench.state` gave: opens where that was
     ):
-        self.model, self.photo, self.kept = model or shipped_model(), None, {}  # kept: page → what its controls said
+        state, self.model, self.photo = state or {}, model or shipped_model(), None
+        said = state.get("controls", {})
+        self.kept = {number: said[title] for number, title in enumerate(PAGES) if title in said}
         hint, layout = "another network: a name, a folder or a file of weights", widgets.Layout(width="480px")
         self.path = widgets.Text(placeholder=hint, description="network", continuous_update=False, layout=layout)
         self.said, self.tabs = widgets.HTML(), widgets.Tab()
@@ -73,7 +76,8 @@ class Workbench(widgets.VBox):
             [widgets.HTML(TABS_STYLE), self.path, self.said], layout=widgets.Layout(flex_flow="row wrap")
         )
         super().__init__([above, self.tabs])
-        self.clear(page)
+        self.clear(state.get("page", page))
+        self.path.value = state.get("network", "")
 
 # %% ../../nbs/workbench/tabs.ipynb #14ac5d77
 @patch
@@ -153,6 +157,14 @@ def take(
     name = path.strip() or "dpt_tiny_scenes"
     self.said.value = html.escape(f"{name}: {count_parameters(self.model):,} parameters. {note}")
     self.clear(self.tabs.selected_index or 0, self.pages.get(len(PAGES) - 1))
+
+# %% ../../nbs/workbench/tabs.ipynb #6638b813
+@patch
+def state(self: Workbench) -> dict:  # `page`, `network` and `controls`: title of a tab → control → value
+    "Where the workbench is, for another day or somebody else."
+    said = self.kept | {number: page.state() for number, page in self.pages.items()}
+    controls = {title: said[number] for number, title in enumerate(PAGES) if number in said}
+    return dict(page=self.tabs.selected_index, network=self.path.value.strip(), controls=controls)
 
 # %% ../../nbs/workbench/tabs.ipynb #ae6af674
 @patch
