@@ -214,6 +214,7 @@ def test_the_figure_is_read_by_pointer_and_by_arrow_keys_and_enter_clicks(workbe
     wait_for_change(workbench, said, before)
 
 
+@pytest.mark.slow
 def test_the_line_between_two_predictions_moves_by_keyboard(workbench):
     open_tab(workbench, "Compare")
     line = workbench.get_by_role("slider", name="between the first and the second")
@@ -226,6 +227,7 @@ def test_the_line_between_two_predictions_moves_by_keyboard(workbench):
     assert workbench.evaluate(sizes) == [[128, 96], [128, 96]]
 
 
+@pytest.mark.slow
 def test_points_turn_by_arrow_keys_and_come_back(workbench):
     open_tab(workbench, "Points")
     canvas = workbench.locator("canvas:visible")
@@ -250,6 +252,7 @@ DROP = """([page, name, numbers]) => {
 }"""
 
 
+@pytest.mark.slow
 def test_a_photograph_is_sent_or_dropped_and_every_page_has_it(workbench, photographs):
     said = open_tab(workbench, TABS[0])
     before = said.inner_text()
@@ -302,6 +305,7 @@ def test_every_page_is_legible_where_there_is_less_room(workbench, width):
         workbench.set_viewport_size(dict(width=1500, height=1300))
 
 
+@pytest.mark.slow
 def test_a_tab_that_opens_leaves_the_notebook_where_it_is(workbench):
     open_tab(workbench, TABS[0])
     top = "() => document.querySelector('.jp-WindowedPanel-outer').scrollTop"
