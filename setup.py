@@ -23,7 +23,9 @@ setup(
     url=settings["git_url"],
     license="Apache-2.0",
     packages=find_packages(include=["dpt_nb", "dpt_nb.*"]),
-    package_data={settings["lib_name"]: ["weights/*/*", "workbench/cards/*", "workbench/questions/*/*"]},
+    package_data={
+        settings["lib_name"]: ["weights/*/*", "workbench/cards/*", "workbench/questions/*/*", "workbench/scripts/*"]
+    },
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={

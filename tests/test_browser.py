@@ -1,5 +1,6 @@
 """The workbench in a real browser: JupyterLab opens the notebook, every page is looked at, a patch is clicked, a slider
-moves, a training run is started and interrupted; and a lesson's quiz, by keyboard alone."""
+moves, points in space are turned, a photograph is sent, a training run is started and interrupted; and a lesson's quiz,
+by keyboard alone."""
 
 import html
 import json
@@ -21,7 +22,8 @@ from dpt_nb.workbench.scene_maker import SceneMaker
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
-TABS = ("Token", "Maps", "Readouts", "Places", "Merging", "Fusion", "Scenes", "Losses", "Compare", "Training")
+FIRST_TABS = ("Token", "Heads", "Maps", "Readouts", "Places", "Merging", "Fusion")
+TABS = (*FIRST_TABS, "Points", "Scenes", "Losses", "Compare", "Training")
 SLIDERS = (FloatSlider, IntSlider)
 COUNT_FIGURES = """figure => {
     window.figures = 0;
@@ -72,7 +74,8 @@ def open_tab(page, name):
 def wait_for_change(page, said, before):
     "The sentence below the figure, as soon as it is another."
     deadline = time.monotonic() + PATIENCE / 1000
-    while (now := said.inner_text()) == before or "computing" in now:
+    busy = said.locator("xpath=..").locator(".dpt-nb-busy")  # stands beside the sentence while the page computes
+    while (now := said.inner_text()) == before or busy.count():
         assert time.monotonic() < deadline, f"the page still says: {now}"
         page.wait_for_timeout(50)
     return now
@@ -149,7 +152,7 @@ def test_tabs_open_by_keyboard(workbench):
     open_tab(workbench, TABS[0])
     workbench.get_by_role("tab", name=TABS[0], exact=True).focus()
     workbench.keyboard.press("ArrowRight"), workbench.keyboard.press("Enter")
-    workbench.locator("h3:visible", has_text="From tokens to maps").wait_for()
+    workbench.locator("h3:visible", has_text="All heads at a glance").wait_for()
     workbench.keyboard.press("Tab")  # into the page: its first control
     assert workbench.evaluate("document.activeElement.tagName") == "SELECT"
 
@@ -179,6 +182,158 @@ def test_beside_an_error_the_figure_is_grey_and_the_words_have_the_contrast_of_a
     workbench.get_by_role("button", name="as generated").click()
     wait_for_change(workbench, said, told)
     assert float(figure.evaluate("image => getComputedStyle(image).opacity")) == 1
+
+
+def test_a_key_that_jupyterlab_knows_does_nothing_while_a_slider_has_the_focus(workbench):
+    open_tab(workbench, TABS[0])
+    slider = workbench.get_by_role("slider", name="row", exact=True).locator("visible=true")
+    slider.focus()
+    cells = workbench.locator(".jp-Notebook .jp-Cell").count()
+    for key in ("x", "a", "b"):  # cut, a cell above, a cell below
+        workbench.keyboard.press(key)
+    workbench.wait_for_timeout(500)
+    assert workbench.locator(".jp-Notebook .jp-Cell").count() == cells
+    assert workbench.locator("img.dpt-nb-figure:visible").get_attribute("alt").startswith("What a token sees: image")
+
+
+def test_the_figure_is_read_by_pointer_and_by_arrow_keys_and_enter_clicks(workbench):
+    said = open_tab(workbench, "Scenes")
+    figure, tip = workbench.locator("img.dpt-nb-figure:visible"), workbench.locator(".dpt-nb-tip:visible")
+    box = figure.bounding_box()
+    figure.hover(position=dict(x=box["width"] * 0.15, y=box["height"] * 0.3))
+    tip.wait_for()
+    assert re.search(r"^[a-z ]+, \d+\.\d\d m away$", tip.inner_text()), tip.inner_text()
+    said = open_tab(workbench, TABS[0])
+    before = said.inner_text()
+    workbench.locator("img.dpt-nb-figure:visible").focus()
+    for key in ("ArrowRight", "ArrowDown", "ArrowRight"):
+        workbench.keyboard.press(key)
+    tip.wait_for()
+    assert "row" in tip.inner_text() and workbench.locator(".dpt-nb-cross:visible").count() == 1
+    workbench.keyboard.press("Enter")
+    wait_for_change(workbench, said, before)
+
+
+@pytest.mark.slow
+def test_the_line_between_two_predictions_moves_by_keyboard(workbench):
+    open_tab(workbench, "Compare")
+    line = workbench.get_by_role("slider", name="between the first and the second")
+    cut = "() => document.querySelector('.dpt-nb-over img + img').style.clipPath"
+    line.focus()
+    before = workbench.evaluate(cut)
+    workbench.keyboard.press("Home"), workbench.keyboard.press("ArrowRight")
+    assert (before, workbench.evaluate(cut)) == ("inset(0px 50% 0px 0px)", "inset(0px 99% 0px 0px)")
+    sizes = "[...document.querySelectorAll('.dpt-nb-over img')].map(image => [image.naturalWidth, image.naturalHeight])"
+    assert workbench.evaluate(sizes) == [[128, 96], [128, 96]]
+
+
+@pytest.mark.slow
+def test_points_turn_by_arrow_keys_and_come_back(workbench):
+    open_tab(workbench, "Points")
+    canvas = workbench.locator("canvas:visible")
+    pixels = "canvas => canvas.toDataURL()"
+    canvas.focus()
+    before = canvas.evaluate(pixels)
+    workbench.keyboard.press("ArrowLeft"), workbench.keyboard.press("ArrowUp")
+    turned = canvas.evaluate(pixels)
+    assert workbench.get_by_text("turned 5° to the left and 5° up").count() == 1 and turned != before
+    workbench.keyboard.press("0")
+    assert canvas.evaluate(pixels) == before
+    with workbench.expect_download() as saved:
+        workbench.get_by_role("button", name="save points").click()
+    with open(saved.value.path(), "rb") as file:
+        assert file.read(4) == b"ply\n"
+
+
+DROP = """([page, name, numbers]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(numbers)], name));
+    page.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
+
+
+@pytest.mark.slow
+def test_a_photograph_is_sent_or_dropped_and_every_page_has_it(workbench, photographs):
+    said = open_tab(workbench, TABS[0])
+    before = said.inner_text()
+    workbench.locator("input[type=file]").first.set_input_files(photographs / "color.jpg")
+    sent = wait_for_change(workbench, said, before)
+    assert sent.startswith("The patch in row")  # nobody knows what is in it
+    open_tab(workbench, "Maps")
+    kind = workbench.locator(".widget-dropdown:visible", has_text="image").locator("select")
+    assert kind.input_value() == "yours"
+    said = open_tab(workbench, "Maps")
+    before, page = said.inner_text(), workbench.locator(".dpt-nb-page:visible").element_handle()
+    workbench.evaluate(DROP, [page, "turned.jpg", list((photographs / "turned.jpg").read_bytes())])
+    now = wait_for_change(workbench, said, before)
+    workbench.evaluate(DROP, [page, "notes.txt", [63]])
+    assert "notes.txt" in wait_for_change(workbench, said, now)
+
+
+LAID_OUT = """() => {
+    const page = [...document.querySelectorAll(".dpt-nb-page")].find(each => each.offsetParent);
+    const seen = [...document.querySelector(".dpt-nb-tabs").querySelectorAll("*")].filter(each => each.offsetParent);
+    const wide = each => each.scrollWidth > each.clientWidth + 1;
+    const css = getComputedStyle, figure = page.querySelector("img.dpt-nb-figure");
+    const clips = each => each.matches(".widget-label, .lm-TabBar-tabLabel") && css(each).overflow != "visible";
+    return {
+        scrolling: seen.filter(each => /auto|scroll/.test(css(each).overflowX) && wide(each)).map(at => at.className),
+        clipped: seen.filter(each => clips(each) && wide(each)).map(each => each.textContent),
+        unnamed: seen.filter(each => each.matches("[role=slider]:not([aria-label])")).length,
+        undescribed: seen.filter(each => each.matches("img") && !each.alt).length,
+        scale: figure.getBoundingClientRect().width / figure.naturalWidth,
+    };
+}"""
+IDLE = "() => [...document.querySelectorAll('.dpt-nb-busy')].every(each => !each.offsetParent)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 900])
+def test_every_page_is_legible_where_there_is_less_room(workbench, width):
+    workbench.set_viewport_size(dict(width=width, height=1000))
+    try:
+        for name in TABS:
+            open_tab(workbench, name)
+            workbench.wait_for_function(
+                "() => [...document.querySelectorAll('.dpt-nb-busy')].every(b => !b.offsetParent)"
+            )
+            workbench.wait_for_timeout(1500)  # the figure is laid out for the room there is
+            found = workbench.evaluate(LAID_OUT)
+            assert found.pop("scale") > 0.7, f"{name}: the figure's letters are small"
+            assert not any(found.values()), f"{name}: {found}"
+    finally:
+        workbench.set_viewport_size(dict(width=1500, height=1300))
+
+
+@pytest.mark.slow
+def test_a_tab_that_opens_leaves_the_notebook_where_it_is(workbench):
+    open_tab(workbench, TABS[0])
+    top = "() => document.querySelector('.jp-WindowedPanel-outer').scrollTop"
+    workbench.locator("h3:visible").first.scroll_into_view_if_needed()
+    before = workbench.evaluate(top)
+    for name in (TABS[3], TABS[0]):
+        open_tab(workbench, name)
+        assert workbench.evaluate(top) == before
+
+
+@pytest.mark.slow
+def test_another_network_keeps_the_patch_and_says_nothing_of_the_one_before(workbench):
+    said = open_tab(workbench, TABS[0])
+    slider = workbench.get_by_role("slider", name="number", exact=True).locator("visible=true")
+    before = said.inner_text()
+    slider.focus(), workbench.keyboard.press("ArrowRight")
+    wait_for_change(workbench, said, before)
+    number = slider.get_attribute("aria-valuetext")
+    assert workbench.get_by_text("In the network that comes along, block 0").count() == 1
+    field = workbench.get_by_label("network", exact=True).locator("visible=true")
+    field.fill("dpt_tiny"), field.press("Tab")
+    workbench.get_by_text("dpt_tiny: ").wait_for()
+    open_tab(workbench, TABS[0])
+    slider.wait_for()
+    assert slider.get_attribute("aria-valuetext") == number
+    assert workbench.get_by_text("In the network that comes along, block 0").count() == 0
+    field.fill(""), field.press("Tab")
+    workbench.get_by_text("In the network that comes along, block 0").wait_for()
 
 
 @pytest.mark.slow
@@ -229,6 +384,8 @@ def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
         page.get_by_role("tab", name=TABS[0]).wait_for()
         page.locator("img.widget-image:visible").first.wait_for()
         assert page.locator("text=import Workbench").count() == 0, "code is shown"
+        assert page.locator("text=Shift+Enter").count() == 0, "there is no cell to run"
+        assert page.locator("a[href$='.ipynb']").count() == 0, "a notebook that is not served"
         page.close()
     finally:
         stop(serving)

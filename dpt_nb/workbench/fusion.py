@@ -17,7 +17,7 @@ from ..evaluation.gallery import error_map
 from ..network.dpt import DPT
 from ..network.heads import HEADS
 from ..network.inside import LEVEL_CHOICES, fuse_with, layout_and_edges, likeness, one_decoder
-from .maps import prediction_image
+from .maps import prediction_image, prediction_legend, prediction_reading
 from .pages import Explorer, Panels, chosen_image, image_controls, shipped_model
 
 # %% ../../nbs/workbench/fusion.ipynb #e0d5412f
@@ -61,11 +61,15 @@ class FusionExplorer(Explorer):
 
     heading = "Fusion, step by step"
     look_for = (
-        "level 1, which carries the outlines: off, and they blur; of the other image, and its things appear in this "
-        "room while the far wall stays where it was. No single one of the levels 2 to 4 decides the layout, but set "
-        "all three to other and the layout follows them. A level of zeros is not a network without it: what remains "
-        "are the decoder's biases."
+        "which level carries the outlines: off, and they blur; of the other image, and its things appear in this one; "
+        "and which levels decide the layout, alone or together. A level of zeros is not a network without it: what "
+        "remains are the decoder's biases."
     )
+    shipped = (
+        "In the network that comes along level 1 carries the outlines, and the far wall stays where it was; no single "
+        "one of the levels 2 to 4 decides the layout, but set all three to other and the layout follows them."
+    )
+    lesson = "network/05_fusion"
 
     def __init__(
         self,
@@ -84,7 +88,7 @@ class FusionExplorer(Explorer):
 
 def mixture_controls(heads: list[str]) -> dict[str, widgets.Widget]:  # by name
     "The second image, what is predicted, and whose each level is."
-    others = image_controls(None, 12, ("other", "its number"))
+    others = image_controls(None, 12, ("other", "its number"), photo=False)
     head = widgets.Dropdown(options=heads, description="prediction")
     levels = {f"level_{level}": level_buttons(level) for level in range(1, 5)}
     return {f"other_{name}": control for name, control in others.items()} | dict(head=head) | levels
@@ -145,8 +149,12 @@ def show_mixture(
     "Both images, the three predictions in the same colors, and where the mixture differs from the first."
     both = own if HEADS[head].categorical else torch.cat([own, other])  # the range of the colors
     first, mixture, second = (prediction_image(each, both, head) for each in (own, mixed, other))
+    names = self.model.config.class_names
     for panel, view in enumerate([images[0], first, mixture, images[1], second]):
         self.panels.fill(panel, view)
+    for panel, values in ((1, own), (2, mixed), (4, other)):
+        self.panels.readings[panel] = prediction_reading(values, head, names)
+    self.legend.value = prediction_legend([own, mixed, other], head, names)
     differs = changed_pixels(mixed, own, head)
     self.panels.fill(5, differs, "magma", (0, max(differs.max().item(), 1e-6)))
 

@@ -22,7 +22,7 @@ from ..objective.depth_losses import depth_regression_loss
 from ..objective.gradient_matching import gradient_matching_loss
 from ..objective.losses import silog_loss, ssi_loss, to_inverse_depth
 from ..objective.metrics import DEPTH_METRICS, depth_errors
-from .pages import Explorer, Panels, rendered_scene, shipped_model
+from .pages import Explorer, Panels, Reading, rendered_scene, shipped_model
 from .scene_maker import menu, plain_slider, predict_maps, predicted_metres, whole_slider
 
 # %% ../../nbs/workbench/loss_lab.ipynb #71451fb9
@@ -101,7 +101,7 @@ def above_zero(inverse: torch.Tensor) -> torch.Tensor:  # metres
 
 # %% ../../nbs/workbench/loss_lab.ipynb #edb3866d
 class BarPanels(Panels):
-    "Two rows of two images, and bars beside them."
+    "Two rows of two images, and bars beside them; below them where there is less room."
 
     def __init__(
         self,
@@ -110,15 +110,26 @@ class BarPanels(Panels):
         colors: list[str],  # one a bar
         units: dict[int, str] | None = None,  # as in `Panels`
         longest: float = 2.0,  # where the axis ends
+        columns: int = 3,  # fewer: the bars are below
     ):
-        titles = [*titles[:2], "", *titles[2:], ""]
-        units = {panel + (panel > 1): words for panel, words in (units or {}).items()}
-        super().__init__(titles, units, columns=3, width=3.8)
-        for panel in (2, 5):
+        made_of = dict(titles=titles, names=names, colors=colors, units=units, longest=longest)
+        beside, self.longest = columns == 3, longest
+        self.places = (0, 1, 3, 4) if beside else (0, 1, 2, 3)  # of the images among the panels
+        places = dict(zip(self.places, titles))
+        titles = [places.get(panel, "") for panel in range(6 if beside else 8)]
+        units = {self.places[image]: words for image, words in (units or {}).items()}
+        super().__init__(titles, units, columns=3 if beside else 2, width=3.2 if beside else 2.7)
+        self.made_of, self.columns = made_of, columns
+        self.add_bars(beside, names, colors)
+
+    def add_bars(self, beside: bool, names: list[str], colors: list[str]) -> None:
+        "The bars, where no image is."
+        for panel in set(range(len(self.axes))) - set(self.places):
             self.axes[panel].set_visible(False)
-        grid, self.longest = self.axes[0].get_gridspec(), longest
-        grid.set_width_ratios([1, 1, 1.1])
-        self.bar_axis = self.figure.add_subplot(grid[:, 2])
+        grid = self.axes[0].get_gridspec()
+        if beside:
+            grid.set_width_ratios([1, 1, 1.1])
+        self.bar_axis = self.figure.add_subplot(grid[:, 2] if beside else grid[2:, :])
         self.draw_bars(self.bar_axis, names, colors)
         self.move(*self.bars, self.ticks, *self.numbers)
 
@@ -204,10 +215,13 @@ class LossLab(Explorer):
         "constant guess gets, the room's median depth everywhere: 0 is perfect, 1 is no better than not looking, black "
         "ticks are before the change, and the numbers are in each one's own unit. Scale the depth: SILog with λ 1, "
         "gradient matching and all SSI losses stay. Shift the inverse depth: only SSI stays. In the pull, red is drawn "
-        "towards the camera and blue away from it. Set the scale to 1, start from the network's prediction, give it "
-        "5 % outliers and choose L2: about half of its pull goes to those few pixels, and of the trimmed SSI's next "
-        "to nothing."
+        "towards the camera and blue away from it."
     )
+    shipped = (
+        "Set the scale to 1, start from the prediction of the network that comes along, give it 5 % outliers and "
+        "choose L2: about half of its pull goes to those few pixels, and of the trimmed SSI's next to nothing."
+    )
+    lesson = "objective/09_losses"
 
     def __init__(self, model: DPT | None = None):  # None: the one that comes along
         self.model, self.seen = model or shipped_model(), {}
@@ -299,9 +313,10 @@ def show(
     "Both depths in the same colors, the error, the pull in colors that are symmetric about 0, and the bars."
     truth, depth = begin["truth"][0], maps["depth"][0]
     limits = (0.0, float(math.ceil(1.5 * truth.max().item())))  # room for a prediction that is too far
-    self.panels.fill(0, truth, "Spectral", limits)
-    self.panels.fill(1, depth, "Spectral", limits)
-    self.panels.fill(3, (depth - truth) / truth, "RdBu", (-0.5, 0.5))
+    places = self.panels.places
+    self.panels.fill(places[0], truth, "Spectral", limits, reading=Reading(truth[0], "m"))
+    self.panels.fill(places[1], depth, "Spectral", limits, reading=Reading(depth[0], "m"))
+    self.panels.fill(places[2], (depth - truth) / truth, "RdBu", (-0.5, 0.5))
     self.show_pull()
     in_order = lambda values: [values[name] for name in self.values]
     self.panels.fill_bars(in_order(self.values), in_order(begin["values"]), in_order(begin["yardstick"]))
@@ -312,7 +327,7 @@ def show_pull(self: LossLab) -> None:
     "All but the strongest fiftieth between the ends of the colors."
     strength = self.pull.abs()
     strongest = strength.flatten().quantile(0.98).item() or strength.max().item() or 1.0
-    self.panels.fill(4, self.pull[0], "RdBu", (-strongest, strongest))
+    self.panels.fill(self.panels.places[3], self.pull[0], "RdBu", (-strongest, strongest))
 
 # %% ../../nbs/workbench/loss_lab.ipynb #747fc9a7
 @patch

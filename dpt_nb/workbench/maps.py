@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'explained_variance', 'MapExplorer', 'map_titles', 'tap_name', 'variance_sentence', 'prediction_image',
-           'change_sentence', 'moved_by', 'ReadoutExplorer', 'readout_controls', 'basis_of_both', 'readout_sentence',
-           'PositionExplorer', 'grid_controls', 'same_place', 'next_to']
+           'change_sentence', 'moved_by', 'prediction_reading', 'prediction_legend', 'ReadoutExplorer',
+           'readout_controls', 'basis_of_both', 'readout_sentence', 'PositionExplorer', 'grid_controls', 'same_place',
+           'next_to']
 
 # %% ../../nbs/workbench/maps.ipynb #274cd43e
 from functools import lru_cache
@@ -16,6 +17,7 @@ from fastcore.basics import patch
 
 from ..evaluation.gallery import error_map
 from ..images.colors import color_label
+from ..images.images import label_palette
 from ..inference.outputs import head_colors
 from ..network.dpt import DPT
 from ..network.heads import HEADS
@@ -30,7 +32,16 @@ from dpt_nb.network.inside import (
     readouts,
     tap_map,
 )
-from .pages import Explorer, Panels, chosen_image, explored_size, image_controls, shipped_model
+from dpt_nb.workbench.pages import (
+    Explorer,
+    Panels,
+    Reading,
+    chosen_image,
+    explored_size,
+    image_controls,
+    legend_line,
+    shipped_model,
+)
 
 # %% ../../nbs/workbench/maps.ipynb #edd0bc1c
 def explained_variance(
@@ -49,11 +60,15 @@ class MapExplorer(Explorer):
 
     heading = "From tokens to maps"
     look_for = (
-        "outlines in the two ResNet taps, which are sharp because they were never squeezed into tokens; the two token "
-        "taps, coarse and hardly different from each other; and level 3, where reassemble turns things into bands from "
-        "top to bottom. With fixed colors, move the number: what keeps its color from scene to scene is a vector the "
-        "network uses again."
+        "which taps and levels keep outlines; how alike neighboring taps are; and what reassemble makes of them. With "
+        "fixed colors, move the number: what keeps its color from scene to scene is a vector the network uses again."
     )
+    shipped = (
+        "In the network that comes along the two ResNet taps are sharp, because they were never squeezed into tokens; "
+        "the two token taps are coarse and hardly different from each other; and at level 3 reassemble turns things "
+        "into bands from top to bottom."
+    )
+    lesson = "network/04_reassemble"
 
     def __init__(
         self,
@@ -161,6 +176,30 @@ def moved_by(prediction: torch.Tensor, own: torch.Tensor, head: str) -> str:
     far, _, unit = error_map(head)
     return f"{far(prediction[0], own[0]).mean():.3g}{unit} on average"
 
+# %% ../../nbs/workbench/maps.ipynb #fd141081
+def prediction_reading(
+    prediction: torch.Tensor,  # of one head, with a batch of one
+    head: str,  # of `HEADS`
+    names: list[str],  # one a class, as far as they are known
+) -> Reading | None:  # None for a prediction of several numbers a pixel
+    "What a pointer reads of a prediction."
+    if HEADS[head].categorical:
+        return Reading(prediction[0].argmax(0), names=tuple(names))
+    unit = "m" if HEADS[head].scale == "metric" else ""
+    return Reading(prediction[0, 0], unit) if prediction.shape[1] == 1 else None
+
+
+def prediction_legend(
+    predictions: list[torch.Tensor],  # of one head, with a batch of one each
+    head: str,  # of `HEADS`
+    names: list[str],  # one a class, as far as they are known
+) -> str:  # HTML; "" where colors are explained otherwise
+    "The names of the labels that are seen."
+    if not HEADS[head].categorical:
+        return ""
+    seen = torch.cat([prediction.argmax(1).flatten() for prediction in predictions])
+    return legend_line(seen, names, label_palette(255))
+
 # %% ../../nbs/workbench/maps.ipynb #603f83c4
 READOUTS = ("ignore", "add", "project")
 
@@ -174,6 +213,7 @@ class ReadoutExplorer(Explorer):
         "differences only (tick the box: in shared colors the shift shows); and how much worse the prediction gets "
         "with a readout that this network did not learn with."
     )
+    lesson = "network/04_reassemble"
 
     def __init__(
         self,
@@ -241,12 +281,13 @@ def draw_readout(
     level: int,
     colors: torch.Tensor,  # of the tap, `(3, rows, columns)`
     prediction: torch.Tensor,  # `(3, H, W)`, as an image
+    reading: Reading | None,  # what the prediction says
 ) -> None:
     "A tap as one readout gives it, and below it what is predicted with it."
     name = READOUTS[panel]
     own = " (its own)" if name == self.model.config.readout.removesuffix("_tanh") else ""
     self.panels.fill(panel, colors, title=f"tap {level}, {name}")
-    self.panels.fill(panel + 3, prediction, title=f"prediction with {name}{own}")
+    self.panels.fill(panel + 3, prediction, title=f"prediction with {name}{own}", reading=reading)
 
 
 @patch
@@ -270,8 +311,10 @@ def draw(
             continue
         colors = map_colors(read[name][0], together if name != "project" else None)
         prediction = self.predict_with(features, read[name], level, head)
-        self.draw_readout(panel, level, colors, prediction_image(prediction, own, head))
+        reading = prediction_reading(prediction, head, self.model.config.class_names)
+        self.draw_readout(panel, level, colors, prediction_image(prediction, own, head), reading)
         changes[name] = change_sentence(prediction, own, head)
+    self.legend.value = prediction_legend([own], head, self.model.config.class_names)
     return readout_sentence(self.model.config.readout.removesuffix("_tanh"), level, changes)
 
 
@@ -294,9 +337,13 @@ class PositionExplorer(Explorer):
     heading = "Places at any size"
     look_for = (
         "the layout, which stays the same while the grid changes: a larger grid is a smoothed version of the table, a "
-        "smaller one picks from it. In the small network that comes along a place is like its whole row and hardly "
-        "like its column: height in the image is what it wants to know."
+        "smaller one picks from it; and whether a place is like its row, its column, or both."
     )
+    shipped = (
+        "In the small network that comes along a place is like its whole row and hardly like its column: height in "
+        "the image is what it wants to know."
+    )
+    lesson = "network/02_patch_embed"
 
     def __init__(
         self,

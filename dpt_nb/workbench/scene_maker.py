@@ -29,7 +29,16 @@ from ..objective.metrics import depth_errors
 from ..scenes.camera import Camera, pinhole
 from ..scenes.raycast import Scene, classes, render
 from ..scenes.scenes import random_scene
-from .pages import Explorer, Panels, on_grid, shipped_model
+from dpt_nb.workbench.pages import (
+    CONTROL_WIDTH,
+    WORDS_WIDTH,
+    Explorer,
+    Panels,
+    Reading,
+    legend_line,
+    on_grid,
+    shipped_model,
+)
 
 # %% ../../nbs/workbench/scene_maker.ipynb #b0578812
 def group_objects(
@@ -283,7 +292,7 @@ def plain_slider(
 
 def roomy() -> dict:  # of a widget
     "Room for a control's description."
-    return dict(style={"description_width": "110px"}, layout=widgets.Layout(width="310px"))
+    return dict(style={"description_width": WORDS_WIDTH}, layout=widgets.Layout(width=CONTROL_WIDTH))
 
 
 def menu(options: list[str], words: str, **more) -> widgets.Dropdown:  # more: of the widget
@@ -337,12 +346,16 @@ class SceneMaker(Explorer):
 
     heading = "Scene maker"
     look_for = (
-        "where the error sits as a slider leaves what the network has seen. Open the field of view to 110°: the "
-        "network takes the wide image for an ordinary one and puts everything too far away. Make everything twice as "
-        "large: the image stays, true depth doubles, and the whole room turns red. Take the light away: the walls come "
-        "too near, and door and picture lose their labels, while what glows keeps its own. Sky has no depth and stays "
-        "white."
+        "where the error sits as a slider leaves what the network has seen: open the field of view to 110°; make "
+        "everything twice as large, where the image stays and true depth doubles; take the light away. Sky has no "
+        "depth and stays white."
     )
+    shipped = (
+        "The network that comes along takes the wide image for an ordinary one and puts everything too far away; of "
+        "the larger world the whole room turns red; without light the walls come too near, and door and picture lose "
+        "their labels, while what glows keeps its own."
+    )
+    lesson = "scenes/01_scenes"
 
     def __init__(
         self,
@@ -389,6 +402,21 @@ def set_controls(
     finally:
         self.quiet = False
     Explorer.set_controls(self, **values)
+
+# %% ../../nbs/workbench/scene_maker.ipynb #8877c74a
+@patch
+def set_fitting(
+    self: SceneMaker,
+    values: dict,  # of `state`, of a page with other choices
+) -> None:
+    "The scene first: it says where the other sliders can stand."
+    scene = {name: value for name, value in values.items() if name in ("kind", "number")}
+    Explorer.set_fitting(self, scene)
+    if scene:
+        self.quiet = True
+        self.begin(self.controls)
+        self.quiet = False
+    Explorer.set_fitting(self, values)
 
 # %% ../../nbs/workbench/scene_maker.ipynb #fd06cc08
 @patch
@@ -447,6 +475,19 @@ def show_depth(
     self.panels.fill(2, depth[0], "Spectral", limits)
     self.panels.fill(5, (depth[0] - truth) / truth, "RdBu", (-0.5, 0.5))
 
+# %% ../../nbs/workbench/scene_maker.ipynb #c75e7e86
+@patch
+def words_at(
+    self: SceneMaker,
+    panel: int,  # number of the panel
+    row: int,  # of the pixel
+    column: int,
+) -> str:
+    "What the panel says, and what is there."
+    depth, name = self.truth["depth"][0, row, column], classes(self.scene.kind)[self.truth["label"][row, column]]
+    there = f"{name}, {depth:.2f} m away" if depth > 0 else name
+    return there if panel in (0, 1, 3) else f"{self.panels.read(panel, row, column).split(', row')[0]}; it is {there}"
+
 # %% ../../nbs/workbench/scene_maker.ipynb #f9fb86a5
 @patch
 def show_labels(
@@ -459,10 +500,13 @@ def show_labels(
     count = first_street + len(classes("streets"))
     palette = label_palette(count)
     label = self.truth["label"] + (first_street if kind == "streets" else 0)
-    self.panels.fill(3, color_label(label, palette))
+    names = classes("rooms") + classes("streets")
+    self.panels.fill(3, color_label(label, palette), reading=Reading(label, names=names))
+    self.legend.value = legend_line(label, names, palette)
     if "label" not in maps or maps["label"].shape[1] != count:
         self.panels.clear(4, "no labels of both kinds predicted")
         return ""
     predicted = maps["label"][0].argmax(0)
-    self.panels.fill(4, color_label(predicted, palette))
+    self.panels.fill(4, color_label(predicted, palette), reading=Reading(predicted, names=names))
+    self.legend.value = legend_line(torch.stack([label, predicted]), names, palette)
     return f"; {100 * (predicted == label).float().mean():.0f} % of the pixels get their label"
