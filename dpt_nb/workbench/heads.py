@@ -70,7 +70,9 @@ class HeadsExplorer(Explorer):
         "block; and how soon a patch becomes like its own kind, or like all. Each tile is as bright as its own "
         "brightest patch: the pointer says how much that is. A click on a tile asks the patch clicked there."
     )
-    shipped = "In the network that comes along the heads of block 0 look at few patches, and those after it at all."
+    shipped = (
+        "In the network that comes along the heads of block 0 look at few patches, and most of those after it at many."
+    )
     lesson = "network/08_inside"
 
     def __init__(
