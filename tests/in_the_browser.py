@@ -15,6 +15,7 @@ from urllib.parse import quote
 from dpt_nb.images.files import atomic_write
 
 HERE = Path(__file__).resolve().parents[1]
+EXTRAS = {"19_fast_lane": "[int8]"}  # what a lesson needs besides
 BUTTONS, INSTALL = "browser-buttons", "browser-install"  # ids of the two cells
 CODE = """#| hide
 # @title In the browser: install LIBRARY where it is missing { display-mode: "form" }
@@ -25,7 +26,7 @@ from types import SimpleNamespace
 
 if importlib.util.find_spec("LIBRARY") is None:
     for version in ("tags/vVERSION", "heads/BRANCH"):
-        source = f"ADDRESS/archive/refs/{version}.zip"
+        source = f"LIBRARYEXTRAS @ ADDRESS/archive/refs/{version}.zip"
         if subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source]).returncode == 0:
             break
     importlib.invalidate_caches()
@@ -43,10 +44,13 @@ def settings() -> dict:
     return parser["DEFAULT"]
 
 
-def install_code() -> str:
+def install_code(
+    lesson: str = "",  # its path in the repository
+) -> str:
     "Installs the library from its version's tag, and from the branch while there is no such tag."
     known = settings()
     words = dict(LIBRARY=known["lib_name"], ADDRESS=known["git_url"], VERSION=known["version"], BRANCH=known["branch"])
+    words["EXTRAS"] = EXTRAS.get(Path(lesson).stem, "")
     return re.sub("|".join(words), lambda word: words[word[0]], CODE)
 
 
@@ -71,7 +75,7 @@ def browser_cells(
     shown = dict(cell_type="markdown", id=BUTTONS, metadata={}, source=buttons(lesson).splitlines(keepends=True))
     code = dict(cell_type="code", id=INSTALL, execution_count=None, outputs=[])
     folded = dict(jupyter=dict(source_hidden=True))
-    return [shown, code | dict(metadata=folded, source=install_code().splitlines(keepends=True))]
+    return [shown, code | dict(metadata=folded, source=install_code(lesson).splitlines(keepends=True))]
 
 
 def lessons() -> list[Path]:
