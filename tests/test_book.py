@@ -469,7 +469,7 @@ def expected(table, block, head, token):
 
 
 @pytest.mark.slow
-def test_the_explorer_shows_the_stored_attention_by_mouse_and_by_keyboard_alone(explorer, tmp_path_factory):
+def test_the_explorer_shows_the_stored_attention_by_mouse_and_by_keyboard_alone(explorer):
     tables = [weights(scene["attention"]) for scene in read_explored()["scenes"]]
     for scene, block, head, token in [(0, 0, 0, 1), (1, 3, 2, 192), (0, 2, 1, 0), (1, 1, 3, 77)]:
         table = tables[scene][block]

@@ -16,6 +16,7 @@ from forked import FORKS
 from dpt_nb.workbench import student
 from dpt_nb.workbench.course import CourseError, course_progress, lesson_names, read_lesson, read_progress
 from dpt_nb.workbench.exercises import LOCKED, answer, check, is_answer, read_exercises, source_of
+from dpt_nb.workbench.lab import CARDS
 
 NOTEBOOKS = {
     path.relative_to(REPOSITORY / "nbs").with_suffix("").as_posix(): json.loads(path.read_text(encoding="utf-8"))
@@ -394,3 +395,8 @@ def test_the_library_ships_the_questions():
     setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
     assert '"workbench/questions/*/*"' in setup
     assert {path.suffix for path in Path(REPOSITORY, "dpt_nb", "workbench", "questions").rglob("*.*")} == {".yaml"}
+
+
+def test_the_library_ships_how_figures_lie_on_a_dark_page():
+    setup = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
+    assert '"workbench/cards/*"' in setup and (CARDS / "custom.css").is_file()

@@ -19,6 +19,10 @@
     return { image, attention };
   }
 
+  async function prepare(scene) {
+    scenes[scene] ??= await unpack(stored.scenes[scene]);
+  }
+
   // What one token gives to each, in one head: a byte is the root of a weight, and a row sums to one.
   function headRow(scene, block, head, token) {
     const start = ((block * stored.heads + head) * tokens + token) * tokens;
@@ -82,7 +86,7 @@
 
   async function draw() {
     const asked = chosen.scene;
-    scenes[asked] ??= await unpack(stored.scenes[asked]);
+    if (!scenes[asked]) await prepare(asked);
     if (asked !== chosen.scene) return;  // another was chosen meanwhile
     const { image } = scenes[asked], weights = row(asked, chosen.block, chosen.head, token());
     const [canvas, context] = canvasOf("image", image);
@@ -132,6 +136,6 @@
   part("image").addEventListener("keydown", pressed);
   // What a browser keeps of an earlier visit.
   const kept = { scene: Number(part("scene").value), block: Number(part("block").value), head: Number(part("head").value) };
-  stored.row = row;
+  stored.row = async (scene, ...which) => { await prepare(scene); return row(scene, ...which); };  // for whoever asks
   choose(kept);
 })();
