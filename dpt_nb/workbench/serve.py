@@ -49,7 +49,7 @@ def page_text(
 def as_page(
     request,  # of tornado; asked by Voilà
     notebook,  # of nbformat
-    folder: str,  # in which it runs
+    cwd: str,  # the folder in which it runs; Voilà's word for it
 ):  # the notebook, changed
     "What Voilà shows of a notebook."
     for cell in notebook.cells:
