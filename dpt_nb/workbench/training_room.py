@@ -24,7 +24,7 @@ import torch
 from fastcore.basics import patch
 
 from ..data.datasets import FileDataset
-from ..data.registry import DATASETS
+from ..data.registry import DATASETS, MINIATURES
 from ..evaluation.gallery import leading_metric
 from ..training.checkpointing import checkpoint_paths, checkpoint_step
 from ..training.imports import check_reachable, with_imports
@@ -396,7 +396,8 @@ def press(
 def missing_data(recipe: Recipe, data_root: str) -> str:  # data_root: where data is kept
     "That files are not where they are looked for, before a network is fetched for them; nothing where they may be."
     kind = DATASETS[recipe.data.name] if recipe.data.name in DATASETS else None
-    if not isinstance(kind, type) or not issubclass(kind, FileDataset) or Path(data_root).expanduser().is_dir():
+    of_files = recipe.data.name in MINIATURES or (isinstance(kind, type) and issubclass(kind, FileDataset))
+    if not of_files or Path(data_root).expanduser().is_dir():
         return ""
     return f" There is no folder {data_root} with the files of {recipe.data.name}: say in “data” where they are."
 
