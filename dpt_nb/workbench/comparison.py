@@ -29,7 +29,7 @@ from ..network.zoo import count_parameters, create_model
 from ..objective.alignment import align_scale_shift
 from ..objective.metrics import depth_errors
 from ..weights.load import load_checkpoint
-from .browser import BeforeAfter
+from .browser import CompareSlider
 from .loss_lab import FARTHEST, NEAREST
 from .pages import Explorer, Panels, photo_button, rendered_scene, shipped_model
 from .scene_maker import menu, predict_maps, predicted_metres, roomy, whole_slider
@@ -257,7 +257,7 @@ class Comparison(Explorer):
         titles += ["error of the first", "error of the second"]
         error = "fraction of ground truth"
         units = {1: "m", 2: "m", 3: "fraction", 4: error, 5: error}
-        self.model, self.slider = next(iter(self.networks.values())), BeforeAfter()
+        self.model, self.slider = next(iter(self.networks.values())), CompareSlider()
         super().__init__(self.first_controls(), Panels(titles, units, columns=3))
 
     def first_controls(self) -> dict[str, widgets.Widget]:  # by name
