@@ -256,11 +256,14 @@ DROP = """([page, name, numbers]) => {
 def test_a_photograph_is_sent_or_dropped_and_every_page_has_it(workbench, photographs):
     said = open_tab(workbench, TABS[0])
     before = said.inner_text()
-    workbench.locator("input[type=file]").first.set_input_files(photographs / "color.jpg")
+    with workbench.expect_file_chooser() as chosen:
+        workbench.locator(".jupyter-widgets.widget-upload:visible").click()
+    chosen.value.set_files(photographs / "color.jpg")
     sent = wait_for_change(workbench, said, before)
     assert sent.startswith("The patch in row")  # nobody knows what is in it
     open_tab(workbench, "Maps")
-    kind = workbench.locator(".widget-dropdown:visible", has_text="image").locator("select")
+    words = workbench.get_by_text("image", exact=True)
+    kind = workbench.locator(".widget-dropdown:visible").filter(has=words).locator("select")
     assert kind.input_value() == "yours"
     said = open_tab(workbench, "Maps")
     before, page = said.inner_text(), workbench.locator(".dpt-nb-page:visible").element_handle()

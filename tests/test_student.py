@@ -3,6 +3,7 @@ quizzes of every lesson."""
 
 import ast
 import json
+import multiprocessing
 import os
 import re
 import warnings
@@ -246,6 +247,7 @@ def work_exercise(shell, name, exercise):
 
 def work_through(copy, name, folder):
     "A student's notebook from top to bottom, its exercises worked; runs in a fork. What was said of the right ones."
+    multiprocessing.set_start_method("fork", force=True)  # as a kernel has it: lessons define what workers need
     os.environ["DPT_NB_PROGRESS"], os.environ["IN_TEST"] = str(folder / "progress.json"), "1"
     os.chdir((copy / name).parent)
     from execnb.shell import CaptureShell

@@ -249,7 +249,9 @@ class TrainingRoom(Explorer):
             button.on_click(lambda _, name=name: self.press(name))
         self.bar = widgets.IntProgress(0, 0, 1, description="steps", layout=widgets.Layout(width="100%"))
         self.pictures = widgets.Image(format="png", layout=widgets.Layout(max_width="calc(100% - 4px)", display="none"))
-        return dict(buttons=widgets.HBox(list(self.buttons.values())), bar=widgets.HBox([self.bar]))
+        wrapped = widgets.Layout(flex_flow="row wrap")
+        buttons = widgets.HBox(list(self.buttons.values()), layout=wrapped)
+        return dict(buttons=buttons, bar=widgets.HBox([self.bar]))
 
 # %% ../../nbs/workbench/training_room.ipynb #79fa84c7
 @patch
