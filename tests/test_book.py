@@ -291,7 +291,7 @@ def python_with_sphinx():
 def site(tmp_path_factory):
     "The book, built from nothing (a warning or a broken link ends it), or one that DPT_NB_SITE names."
     if built := os.environ.get("DPT_NB_SITE"):
-        return Path(built)
+        return Path(built).resolve()
     python = python_with_sphinx()
     if python is None:
         pytest.skip("nothing to build the book with: run make book once, or pip install -e '.[book]'")
@@ -396,7 +396,7 @@ def test_the_search_finds_a_word_and_leads_to_it(page):
 def test_an_answer_and_its_output_are_seen_only_when_they_are_asked_for(page):
     page.goto("/network/04_reassemble.html")
     fold = page.locator("details", has=page.locator("summary", has_text=re.compile(r"^\s*Answer"))).first
-    code, output = fold.locator(".cell_input"), fold.get_by_text("Right: the class token is gone").last
+    code, output = fold.locator(".cell_input"), fold.get_by_text("Right: every place gets the class token").last
     assert not code.is_visible() and not output.is_visible()
     assert not page.get_by_text("Not yet:").last.is_visible()  # what the check says before there is an answer
     fold.locator("summary").first.focus()
