@@ -297,9 +297,7 @@ def test_every_page_is_legible_where_there_is_less_room(workbench, width):
     try:
         for name in TABS:
             open_tab(workbench, name)
-            workbench.wait_for_function(
-                "() => [...document.querySelectorAll('.dpt-nb-busy')].every(b => !b.offsetParent)"
-            )
+            workbench.wait_for_function(IDLE)
             workbench.wait_for_timeout(1500)  # the figure is laid out for the room there is
             found = workbench.evaluate(LAID_OUT)
             assert found.pop("scale") > 0.7, f"{name}: the figure's letters are small"
