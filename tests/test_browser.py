@@ -338,6 +338,124 @@ def test_another_network_keeps_the_patch_and_says_nothing_of_the_one_before(work
 
 
 @pytest.mark.slow
+def test_an_example_is_chosen_by_keyboard(workbench):
+    said = open_tab(workbench, TABS[0])
+    before, example = said.inner_text(), workbench.get_by_role("button", name="streets 21").locator("visible=true")
+    assert (
+        workbench.locator(".dpt-nb-examples:visible img").evaluate_all("all => all.map(each => each.naturalWidth)")
+        == [64] * 8
+    )
+    example.focus(), workbench.keyboard.press("Enter")
+    wait_for_change(workbench, said, before)
+    slider = workbench.get_by_role("slider", name="number", exact=True).locator("visible=true")
+    kind = workbench.locator(".widget-dropdown:visible").filter(has_text="image").locator("select").first
+    assert (kind.input_value(), slider.get_attribute("aria-valuetext")) == ("streets", "21")
+
+
+@pytest.mark.slow
+def test_the_figure_is_enlarged_and_read_as_before(workbench):
+    open_tab(workbench, TABS[0])
+    figure, tip = workbench.locator("img.dpt-nb-figure:visible"), workbench.locator(".dpt-nb-tip:visible")
+    width = lambda: figure.bounding_box()["width"]
+
+    def read():
+        box = figure.bounding_box()
+        workbench.mouse.move(0, 0)
+        figure.hover(position=dict(x=box["width"] * 0.2, y=box["height"] * 0.25))
+        tip.wait_for()
+        return tip.inner_text()
+
+    before, words = width(), read()
+    figure.focus(), workbench.keyboard.press("+")
+    assert width() > 1.4 * before and read() == words
+    workbench.get_by_role("button", name="larger").locator("visible=true").click()
+    workbench.wait_for_function(
+        "before => document.activeElement && [...document.images].some(each => "
+        "each.offsetParent && each.width > 2 * before)",
+        arg=before,
+    )
+    for _ in range(2):
+        workbench.get_by_role("button", name="smaller").locator("visible=true").click()
+    workbench.wait_for_function(
+        "before => [...document.images].every(each => each.width <= before + 1 || !each.offsetParent)", arg=before
+    )
+    assert abs(width() - before) < 1
+
+
+@pytest.mark.slow
+def test_a_large_network_is_stopped_by_a_button_and_by_a_newer_question(workbench):
+    said = open_tab(workbench, TABS[0])
+    field = workbench.get_by_label("network", exact=True).locator("visible=true")
+    stop_button = workbench.get_by_role("button", name="stop computing")
+    field.fill("dpt_large"), field.press("Tab")
+    stop_button.wait_for()
+    assert workbench.locator("img.dpt-nb-figure:visible").count() == 1, "the page is there before its answer"
+    stop_button.click()
+    workbench.get_by_text("Stopped: what is shown belongs to other settings").wait_for()
+    assert stop_button.count() == 0 or not stop_button.is_visible()
+    slider = workbench.get_by_role("slider", name="number", exact=True).locator("visible=true")
+    slider.focus()
+    for _ in range(3):
+        workbench.keyboard.press("ArrowRight")
+    stop_button.wait_for(), stop_button.wait_for(state="hidden")
+    said = workbench.locator(".jp-OutputArea [role=status]:visible").first
+    assert "spreads its attention" in said.inner_text() or "patch" in said.inner_text()
+    field.fill(""), field.press("Tab")
+    workbench.get_by_text("In the network that comes along, block 0").wait_for()
+
+
+def follow(browser, page, address):
+    "Another window, at an address that the first one gave; the notebook is run there."
+    other = browser.new_page(viewport=dict(width=1500, height=1300))
+    other.set_default_timeout(PATIENCE)
+    other.goto(address)
+    run_all(other)
+    return other
+
+
+@pytest.mark.slow
+def test_a_link_leads_back_to_what_was_seen(workbench, browser, server):
+    said = open_tab(workbench, "Maps")
+    before = said.inner_text()
+    slider = workbench.get_by_role("slider", name="number", exact=True).locator("visible=true")
+    slider.focus(), workbench.keyboard.press("ArrowRight")
+    told = wait_for_change(workbench, said, before)
+    workbench.get_by_role("button", name="copy a link").click()
+    workbench.wait_for_function("location.hash.startsWith('#dpt_nb=')")
+    path, state = workbench.url.split("#")
+    assert server[2] not in workbench.url, "the token is no part of what is handed on"
+    other = follow(browser, workbench, f"{path}?token={server[2]}#{state}")
+    try:
+        other.get_by_role("tab", name="Maps", exact=True, selected=True).wait_for()
+        without_time = lambda words: re.sub(r"\(\d+ ms\)", "", words)
+        there = other.locator(".jp-OutputArea [role=status]:visible", has_text="ms)").first
+        there.wait_for()
+        assert without_time(there.inner_text()) == without_time(told)
+    finally:
+        other.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["the window is read again", "the kernel is started again"])
+def test_afterwards_nothing_is_stuck(workbench, way):
+    if way == "the window is read again":
+        workbench.reload()
+    else:
+        workbench.get_by_role("menuitem", name="Kernel", exact=True).click()
+        workbench.get_by_role("menuitem", name="Restart Kernel and Run All Cells…", exact=True).click()
+        workbench.get_by_role("button", name="Restart").click()
+    workbench.get_by_role("tab", name=TABS[0], exact=True).wait_for()
+    for name in ("Scenes", TABS[0]):
+        said = open_tab(workbench, name)
+        workbench.wait_for_function(IDLE)
+        before = said.inner_text()
+        slider = workbench.get_by_role("slider", name="number", exact=True).locator("visible=true")
+        slider.focus(), workbench.keyboard.press("ArrowRight")
+        wait_for_change(workbench, said, before)
+        assert workbench.locator(".jp-OutputArea [role=alert]:visible").count() == 0
+
+
+@pytest.mark.slow
 def test_the_training_room_starts_and_is_interrupted(workbench, server):
     said = open_tab(workbench, "Training")
     for label, text in (

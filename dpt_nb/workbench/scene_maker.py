@@ -428,7 +428,7 @@ def changed(self: SceneMaker, change: dict) -> None:  # change: what ipywidgets 
     if moved in ("kind", "number"):
         self.set_controls(**{moved: change["new"]})
     else:
-        self.update()
+        self.answer()
 
 # %% ../../nbs/workbench/scene_maker.ipynb #de03b7e0
 @patch

@@ -1,5 +1,6 @@
 // Beside a page of the workbench: names for screen readers, keys, the room there is, the pointer, files in and out.
 const STEP = 8; // pixels of the figure that an arrow key moves the cross by; with Shift one
+const ZOOM = 1.5, LARGEST = ZOOM ** 4; // times its own size
 
 function nameParts(page, alt) {
   for (const control of page.querySelectorAll(".widget-inline-hbox")) {
@@ -65,7 +66,9 @@ class Pointer {
   }
   key(event) {
     const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    const zoom = { "+": 1, "=": 1, "-": -1 }[event.key];
     if (event.key === "Escape") return this.hide();
+    if (zoom && !event.ctrlKey && !event.metaKey) return event.preventDefault(), this.zoom(zoom);
     if (!move && event.key !== "Enter") return;
     event.preventDefault();
     this.at ??= { x: this.figure.naturalWidth / 12, y: this.figure.naturalHeight / 4 };
@@ -74,7 +77,16 @@ class Pointer {
     this.at.x = Math.min(this.figure.naturalWidth - 1, Math.max(0, this.at.x + step * move[0]));
     this.at.y = Math.min(this.figure.naturalHeight - 1, Math.max(0, this.at.y + step * move[1]));
     this.cross.style.display = "block";
+    if (this.zoomed > 1) this.cross.scrollIntoView({ block: "nearest", inline: "nearest" });
     this.ask();
+  }
+  zoom(step) { // larger than there is room for, the figure is scrolled inside its half of the page
+    this.zoomed = Math.max(1, Math.min(LARGEST, (this.zoomed ?? 1) * ZOOM ** step));
+    const large = this.zoomed > 1.01, wide = this.figure.closest(".dpt-nb-wide");
+    const style = large ? { width: `${this.figure.naturalWidth * this.zoomed}px`, maxWidth: "none" } : { width: "", maxWidth: "" };
+    Object.assign(this.figure.style, style, { imageRendering: large ? "pixelated" : "" });
+    Object.assign(wide.style, large ? { overflow: "auto", maxHeight: "90vh" } : { overflow: "", maxHeight: "" });
+    this.hide();
   }
   client() {
     const box = this.figure.getBoundingClientRect();
@@ -120,11 +132,15 @@ function watch(page, model) {
   });
   const figure = page.querySelector("img.dpt-nb-figure"), wide = page.querySelector(".dpt-nb-wide");
   model.on("change:alt", named);
-  model.on("msg:custom", (message, buffers) => message.kind === "save" && save(message, buffers));
+  let pointer = null;
+  model.on("msg:custom", (message, buffers) => {
+    if (message.kind === "save") save(message, buffers);
+    if (message.kind === "zoom") pointer?.zoom(message.step);
+  });
   window.addEventListener("keydown", keys, true);
   added.observe(page, { childList: true, subtree: true });
   if (wide) sized.observe(wide);
-  if (figure) new Pointer(figure, model, page);
+  if (figure) pointer = new Pointer(figure, model, page);
   named(), takeFiles(page, model);
   return () => (window.removeEventListener("keydown", keys, true), added.disconnect(), sized.disconnect());
 }
