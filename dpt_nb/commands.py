@@ -130,7 +130,7 @@ def dpt_predict(
     more, worse = predict_videos(predictor, inputs, out, again=again, **filming)
     return report_run(written + more, bad + worse, inputs.left, out)
 
-
+# %% ../nbs/commands.ipynb #5d87b1b4
 def parse_merging(merge_tokens: float) -> dict[str, float]:  # of `Predictor`
     "Raises `OptionError` for a share that cannot be, before a model is opened."
     check_number("--merge-tokens", merge_tokens, 0, 0.8)
@@ -154,7 +154,7 @@ def with_prompts(
 
     return with_prompt_files(predictor, prompt)
 
-
+# %% ../nbs/commands.ipynb #9e3bfd0c
 @dataclass
 class Computing:
     "What computes a network, as typed."
@@ -186,7 +186,7 @@ class Computing:
             raise OptionError("--precision int8 has to see images first, and none is here: name some by --calibration.")
         return options | dict(calibration=images)
 
-
+# %% ../nbs/commands.ipynb #65dfe0fa
 @dataclass
 class Feeding:
     "How images come into a network, as typed."
@@ -249,7 +249,7 @@ def not_of_videos(
 
     return [name for name in outputs if name not in FILM_OUTPUTS]
 
-
+# %% ../nbs/commands.ipynb #f66e121b
 def sort_arguments(
     paths: list[str],  # files and folders
     recursive: bool,  # also folders inside folders
@@ -276,7 +276,7 @@ def split_numbers(text: str, option: str) -> tuple[float, ...]:
         expected = "numbers with commas between, such as 0.75,1,1.25, were expected"
         raise OptionError(f"Found {option} {text}, and {expected}.") from None
 
-
+# %% ../nbs/commands.ipynb #d89c4e5c
 def parse_numbers(
     text: str,  # such as "0.75,1,1.25"
     option: str,  # for the error
@@ -306,7 +306,7 @@ def check_videos(
         setting = f"--smooth {smooth}" if smooth else f"--every {every}"
         raise OptionError(f"Found {setting}, which is for videos, and no video was named: leave it out.")
 
-
+# %% ../nbs/commands.ipynb #b8037046
 def predict_videos(
     predictor,
     inputs: Inputs,
@@ -331,7 +331,7 @@ def predict_videos(
             bad += [entry["damage"]] if entry.get("damage") else []
     return written, bad
 
-
+# %% ../nbs/commands.ipynb #ab7f32eb
 def named_once(inputs: Inputs) -> dict[str, str]:  # video → what its results are named after
     "Each video once, as it was named first."
     from dpt_nb.inference.result_folder import file_path, name_apart
@@ -368,7 +368,7 @@ def prediction_line(
     facts = [extent(entry), *(depth_facts(result) if HEADS[head].unit == "metre" else [])]
     return f"{printable_name(entry['source'])} → {out}/{result['file']} ({', '.join(facts)})"
 
-
+# %% ../nbs/commands.ipynb #e43e3482
 def report_predictions(
     written: list[dict],  # of `predict_files` and `predict_video`
     out: str,  # folder with the results
@@ -385,7 +385,7 @@ def report_predictions(
         if entry.get("note"):
             print(f"  {entry['note']}")
 
-
+# %% ../nbs/commands.ipynb #d2b2eab9
 def report_run(
     written: list[dict],  # of `predict_files` and `predict_video`
     bad: list[str],  # a sentence for each image that came to nothing
@@ -473,7 +473,7 @@ def train_planned(planned) -> None:  # planned: of `plan_run`
     report = launch(planned.recipe, planned.out, resume=planned.resume, **planned.options)
     report_launch(report, planned.recipe.name, planned.out, planned.options["node_rank"])
 
-
+# %% ../nbs/commands.ipynb #4baefd4a
 def train_sweep(planned, sweep: list[str]) -> int:  # planned: of `plan_run`; sweep: as typed; exit code
     "All runs of a sweep, and their comparison; or scripts for them."
     from dpt_nb.training.sweep import plan_sweep, sweep_runs
@@ -494,7 +494,7 @@ def list_recipes() -> None:
         length = f"{loop.steps} steps" if loop.steps else f"{loop.epochs:g} epochs"
         print(f"{name:22} {recipe.model.name} on {recipe.data.name}, {length} of {batch_size}")
 
-
+# %% ../nbs/commands.ipynb #967f9258
 def print_dry_run(
     planned,  # of `plan_run`
 ) -> None:
@@ -523,7 +523,7 @@ def report_launch(
     else:
         report_training(report, name, out)
 
-
+# %% ../nbs/commands.ipynb #e164b202
 def report_training(
     report: dict,  # what report.json holds
     name: str,  # of the recipe
@@ -616,7 +616,7 @@ def dpt_distill(
     options |= dict(labels=labels, changes=set or [], labelling=labelling, resume=resume, workers=workers)
     report_training(distill(teacher, student, images, out, **options), f"distilled from {teacher}", out)
 
-
+# %% ../nbs/commands.ipynb #e5335488
 def print_student(student: str, changes: list[str]) -> None:
     "The recipe that a student would follow."
     from dpt_nb.training.distillation import distillation_recipe
@@ -752,7 +752,7 @@ def check_subject_data(predictions: str | None, data: str, submission: str | Non
     if submission and data != "kitti":
         raise OptionError(f"A submission is for KITTI's server, and --data is {data}: add --data kitti.")
 
-
+# %% ../nbs/commands.ipynb #c5462580
 def check_without_model(
     flip: bool,
     submission: str | None,
@@ -779,7 +779,7 @@ def check_eval_numbers(
     check_number("--batch-size", batch_size, 1, 65536)
     check_number("--scale", scale, 1e-6, 1e9)
 
-
+# %% ../nbs/commands.ipynb #2edecb90
 def choose_protocol(
     name: str | None,  # as typed
     data: str,  # name of the data set
@@ -831,7 +831,7 @@ class DataSource:
         if protocol == "kitti_official" and self.name == "kitti" and "split_file" not in self.options:
             self.options.setdefault("benchmark", "official")
 
-
+# %% ../nbs/commands.ipynb #b5f85bd5
 def open_validation(predictor, source: DataSource):
     """The validation split; scenes at the model's input resolution, with the labels of rooms and streets for a model
     that has learned both. Raises `DatasetError` where it shares a file with the training split."""
@@ -859,7 +859,7 @@ def scene_targets(heads: dict) -> dict[str, bool]:  # heads: of a config; option
     joint = "label" in heads and HEADS["label"].class_count(heads["label"]) == all_labels
     return dict(joint=joint, normals="normal" in heads, sky="sky" in heads)
 
-
+# %% ../nbs/commands.ipynb #dec9fc6e
 def open_computing(
     feeding: Feeding,
     computing: Computing,
@@ -876,7 +876,7 @@ def open_computing(
         return predictor
     return feeding.feed(predictor.model, device, **options)
 
-
+# %% ../nbs/commands.ipynb #bc85b339
 def training_images(predictor, source: DataSource) -> list:
     "Some of the training split, evenly spread. Raises `OptionError` where there is none."
     from dpt_nb.data.datasets import DatasetError
@@ -929,7 +929,7 @@ def evaluate_model(predictor, source: DataSource, protocol, batch_size: int, per
     split = open_validation(predictor, source)
     return evaluate(predictor, split, protocol, batch_size, each=per_image.append), predictor, split
 
-
+# %% ../nbs/commands.ipynb #3a382a6f
 def submit(
     predictor,
     source: DataSource,
@@ -958,7 +958,7 @@ def check_fit_options(
     if save_fit and os.path.lexists(save_fit):
         raise OptionError(f"{save_fit} exists and was left as it is: move it away, or choose another name.")
 
-
+# %% ../nbs/commands.ipynb #2ab2abef
 def evaluate_fit(
     predictor,
     source: DataSource,
@@ -1016,7 +1016,7 @@ def row_name(report: dict) -> str:
     name += f" {report['merge_tokens']:.0%} merged" if report.get("merge_tokens") else ""
     return name + (f" at input size {report['size']}" if report.get("size") else "")
 
-
+# %% ../nbs/commands.ipynb #2dcc406d
 def write_galleries(report: dict, predictor, split, out: str, per_image: list[dict]) -> None:
     "For each kind of ground truth that was evaluated, the worst, the median and the best images."
     from dpt_nb.evaluation.gallery import gallery, main_metric
@@ -1043,7 +1043,7 @@ def write_panel(predictor, split, out: str) -> None:
             f"{out}/panel.png", panel(predictor, split, spread_indices(split, 6), head=known[0]), dpi=110
         )
 
-
+# %% ../nbs/commands.ipynb #8d9b89d7
 def write_signed_figure(path: str, figure, **options) -> None:  # options: of `savefig`
     "An image that says who made it, whole or not at all."
     from dpt_nb.images.files import atomic_write
@@ -1141,7 +1141,7 @@ def make_data(
     print(f"{make_miniature(name, root, count=count, seed=seed, **options)} holds a miniature of {name}.")
     return 0
 
-
+# %% ../nbs/commands.ipynb #b8854df9
 def check_data(
     splits: list,
     workers: int,  # processes that read
@@ -1158,7 +1158,7 @@ def check_data(
     wrong = survey_splits(splits)
     return int(incomplete or wrong or any(check.problems for check in checks))
 
-
+# %% ../nbs/commands.ipynb #58c272ba
 def survey_splits(splits: list) -> bool:  # whether a setting is wrong
     "Print what a folder's numbers say of its settings; of other data sets they are known."
     from dpt_nb.data.folder import Folder
@@ -1185,7 +1185,7 @@ def folder_of(
         raise OptionError(f"There is no folder {folder}: dpt_data init FOLDER looks at one with images and depth.")
     return folder
 
-
+# %% ../nbs/commands.ipynb #b2c41916
 def init_data(
     root: Path,
     options: dict,  # of the folder, as they were told
@@ -1205,7 +1205,7 @@ def init_data(
     print(f"  dpt_train {path} --data-root {root} --out runs/{path.stem} --dry-run")
     return 0
 
-
+# %% ../nbs/commands.ipynb #31246f34
 def show_data(
     open_split: Callable,  # gives the samples
     count: int,  # how many samples
@@ -1264,7 +1264,7 @@ def dpt_export(
     engine = export(network, out, form, "any" if size == "any" else parse_size(size), batch)
     report_parity(check_export(network, engine), out)
 
-
+# %% ../nbs/commands.ipynb #51681e9e
 def report_parity(
     parity,  # of `check_export`
     out: str,  # the file
@@ -1318,7 +1318,7 @@ def print_next_steps(out: str) -> None:  # out: folder of the run
     print(f"  {Path(sys.argv[0]).with_name('dpt_predict')} PHOTO --model {out}/model --out photos")
     print("Read how it works: make lab, and start with nbs/index.ipynb.")
 
-
+# %% ../nbs/commands.ipynb #7e8ed6b4
 def report_demo(
     report: dict,  # of `train`
     row: str,  # what was trained, and for how long
@@ -1367,7 +1367,7 @@ def how_to_parse(
         return dict(action="append") if repeated else dict(nargs="+")
     return dict(type=kind)
 
-
+# %% ../nbs/commands.ipynb #853ce84f
 def add_parameter(
     parser: argparse.ArgumentParser,
     parameter: inspect.Parameter,  # one of a command's
@@ -1388,7 +1388,7 @@ def help_text(text: str, default) -> str:
     "What `--help` says, with the default where it tells something."
     return text if default is None or default is False else f"{text} (default: {default})"
 
-
+# %% ../nbs/commands.ipynb #26269ba1
 def build_parser(name: str) -> argparse.ArgumentParser:
     "The argument parser of a command."
     parser = argparse.ArgumentParser(prog=name, description=COMMANDS[name].__doc__)
@@ -1417,7 +1417,7 @@ def printable_output() -> Iterator[None]:
         for stream, errors in zip(streams, before):
             stream.reconfigure(errors=errors)
 
-
+# %% ../nbs/commands.ipynb #c1ca1776
 @contextmanager
 def present_output() -> Iterator[None]:
     "An output that the shell has closed takes what is printed while the block runs, and drops it."
@@ -1440,7 +1440,7 @@ def flush_output() -> None:
         except OSError as error:
             raise OutputClosed from error
 
-
+# %% ../nbs/commands.ipynb #f25cd398
 def reader_is_gone() -> bool:
     "Whether the reader of a pipe that is printed into has gone; where that cannot be asked, no."
     try:
@@ -1462,7 +1462,7 @@ def drop_output() -> None:
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
 
-
+# %% ../nbs/commands.ipynb #49276561
 def print_error(
     text: str,
 ) -> None:
@@ -1493,7 +1493,7 @@ def main(
             print_error(f"The output could not be written ({error.__cause__.strerror}).")
             return 1
 
-
+# %% ../nbs/commands.ipynb #56e672a0
 def run_command(
     name: str,  # of `COMMANDS`
     arguments: list[str],
@@ -1513,7 +1513,7 @@ def run_command(
     except Exception as error:
         return say_error(error)
 
-
+# %% ../nbs/commands.ipynb #7a4793ce
 def say_error(error: Exception) -> int:  # exit code
     "A sentence for an expected error; raises the others, and `OutputClosed` where the output cannot be written."
     if isinstance(error, BrokenPipeError) and reader_is_gone():
@@ -1559,7 +1559,7 @@ def is_out_of_memory(
         return re.search("allocate memory|out of memory", str(error), re.IGNORECASE) is not None
     return isinstance(error, MemoryError)
 
-
+# %% ../nbs/commands.ipynb #ebcf52a9
 def error_sentence(
     error: Exception,  # an expected one
 ) -> str:
@@ -1577,7 +1577,7 @@ def error_sentence(
         return printable_name(f"A file or a name holds what is not text ({error}).")
     return system_sentence(error)
 
-
+# %% ../nbs/commands.ipynb #0defb28f
 def system_sentence(
     error: OSError,
 ) -> str:

@@ -134,7 +134,7 @@ def inherited_modules() -> list[str]:
     "The names that the environment holds."
     return [name for name in os.environ.get(IMPORTS, "").split(",") if name]
 
-
+# %% ../nbs/registry.ipynb #b3623897
 def import_here(
     names: Iterable[str],  # such as "my_package.losses"; files of the current folder are found as well
 ) -> None:
@@ -171,7 +171,7 @@ def named_modules(
     "The names; one word may hold several, with commas between."
     return [name.strip() for word in words for name in word.split(",")]
 
-
+# %% ../nbs/registry.ipynb #e4518c3e
 def import_inherited() -> None:
     "Import what the process that started this one has imported. Raises `RegistryError`."
     import_modules([])

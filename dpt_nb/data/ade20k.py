@@ -158,7 +158,7 @@ def find_release(
             return release, folder
     raise DatasetError(f"{self.title}: {root} holds no {wanted or 'challenge or full'} release. {self.help()}")
 
-
+# %% ../../nbs/data/ade20k.ipynb #1d21dc2d
 @patch
 def benchmark_entries(
     self: ADE20K,

@@ -39,7 +39,7 @@ def camera_of_json(text: str) -> Intrinsics:
     named = {OTHER_NAMES.get(name, name): value for name, value in json.loads(text).items()}
     return tuple(float(named[name]) for name in NAMES)
 
-
+# %% ../../nbs/data/cameras.ipynb #8de710c0
 def read_camera(
     path: Path,  # a text file of numbers, or JSON
 ) -> Intrinsics:
@@ -84,7 +84,7 @@ def exif_camera(image: Path) -> Intrinsics:
     focal = part * math.hypot(height, width)
     return focal, focal, (width - 1) / 2, (height - 1) / 2
 
-
+# %% ../../nbs/data/cameras.ipynb #bb23d730
 def find_camera(
     camera,  # as of `check_camera_option`, checked
     root: Path,  # to which the name of a file is relative

@@ -138,7 +138,7 @@ def depth_warning(
     measured = depth[depth > 0]
     return implausible_depth(measured.median().item(), scale) if measured.numel() else ""
 
-
+# %% ../../nbs/data/checks.ipynb #293fe49a
 def label_warning(
     label: torch.Tensor,  # of a batch
     num_classes: int,  # that the data set names; 0: none
@@ -181,7 +181,7 @@ def known_pixels(
         return known_values(value, spec.missing).squeeze(-3)
     return value != spec.missing
 
-
+# %% ../../nbs/data/checks.ipynb #fc51482a
 def faces_away(
     directions: torch.Tensor,  # `(3, H, W)`, 0 = not measured
     intrinsics: torch.Tensor | None = None,  # `(3, 3)`; None: the camera is not known
@@ -229,7 +229,7 @@ def rows_and_columns(
     "The size of a map in words."
     return "x".join(map(str, value.shape[-2:])) or "one number"
 
-
+# %% ../../nbs/data/checks.ipynb #85ac406d
 def size_fault(
     image: torch.Tensor,  # `(3, H, W)`
     maps: dict[str, torch.Tensor],  # of heads, of another size
@@ -258,7 +258,7 @@ def shape_faults(
             found["shape"] = f"has {and_list([name])} of shape {tuple(maps[name].shape)}, and {wanted} was expected"
     return found
 
-
+# %% ../../nbs/data/checks.ipynb #7a93ec1f
 def map_faults(
     sample: dict,  # with `image`
     heads: dict,  # those with a loss
@@ -273,7 +273,7 @@ def map_faults(
         found["infinite"] = f"has {and_list(infinite)} {words}"
     return found
 
-
+# %% ../../nbs/data/checks.ipynb #b513e4b2
 def label_faults(
     label: torch.Tensor,  # `(H, W)` int64
     num_outputs: int,  # classes of the head; 0: it does not say
@@ -290,7 +290,7 @@ def label_faults(
     )
     return {"range": words}
 
-
+# %% ../../nbs/data/checks.ipynb #6c56a852
 def truth_faults(
     value: torch.Tensor,  # a map of the image's size
     name: str,  # of its head
@@ -304,7 +304,7 @@ def truth_faults(
     problem = value_problem(value, name, intrinsics) if value.isfinite().all() else ""
     return dict(values=problem) if problem else {}
 
-
+# %% ../../nbs/data/checks.ipynb #15781f4b
 def sample_faults(
     sample: dict,  # as it was read, or transformed
     heads: dict,  # those with a loss: name → arguments, as in a config
@@ -364,7 +364,7 @@ def try_sample(
     except Exception as error:
         return None, found | dict(broken=str(unusable_sample(dataset, index, error)))
 
-
+# %% ../../nbs/data/checks.ipynb #afa9a1f6
 def try_samples(
     dataset: Dataset,  # of the training split
     places: list[int],  # of the samples
@@ -383,7 +383,7 @@ def try_samples(
             unlike = unlike or unlike_samples(first, sample)
     return faults, unlike
 
-
+# %% ../../nbs/data/checks.ipynb #060cf8ca
 def class_count_fault(
     dataset: Dataset,
     heads: dict,  # those with a loss
@@ -410,7 +410,7 @@ def fault_sentences(
             sentences.append(f"{cases[0]} ({len(cases)} {looked}). {cure}")
     return sentences
 
-
+# %% ../../nbs/data/checks.ipynb #9ba2768d
 def check_before_training(
     dataset: Dataset,  # of the training split
     heads: dict,  # those with a loss: name → arguments, as in a config
@@ -454,7 +454,7 @@ def pixel_digest(image: torch.Tensor) -> str:  # `(3, H, W)` in [0, 1]; hexadeci
     digest.update(f"{image.shape[-2]}×{image.shape[-1]}".encode())
     return digest.hexdigest()
 
-
+# %% ../../nbs/data/checks.ipynb #58b3c096
 def fine_detail(
     image: torch.Tensor,  # `(3, H, W)`
     size: list[int],  # height and width, pixels
@@ -498,7 +498,7 @@ def has_truth(
         return True
     return getattr(entries[index], part, "") is not None
 
-
+# %% ../../nbs/data/checks.ipynb #23f3700f
 class Examined(NamedTuple):
     "What is found in one sample."
 
@@ -548,7 +548,7 @@ def label_counts(
         )
     return {number: pixels for number, pixels in enumerate(torch.bincount(label.flatten()).tolist()) if pixels}
 
-
+# %% ../../nbs/data/checks.ipynb #664db734
 def label_problem(
     labels: dict[int, int],  # label → pixels
     num_classes: int,  # that the data set names; 0: none
@@ -578,7 +578,7 @@ def other_problem(
     if problem := value_problem(value, name, intrinsics):
         return "impossible values", f"{path} {problem}."
 
-
+# %% ../../nbs/data/checks.ipynb #2c83c6c3
 def truths_there(dataset: Dataset, index: int, sample: dict) -> list[str]:  # names of heads
     "Which ground truth a sample has."
     kinds = {name: "depth" if truth_spec(name).scale else name for name in truth_names() if name in sample}
@@ -669,7 +669,7 @@ def class_name(self: Check, label: int) -> str:
         return self.classes[label]
     return "not a class" if self.classes else ""
 
-
+# %% ../../nbs/data/checks.ipynb #a510de31
 @patch
 def left_out_lines(
     self: Check,
@@ -698,7 +698,7 @@ def label_lines(
     lines = [f"labels: {ignored:.2%} of the pixels ignored; of the others"]
     return lines + self.class_table(sorted(largest)) + self.left_out_lines(largest)
 
-
+# %% ../../nbs/data/checks.ipynb #839bcffe
 @patch
 def class_table(
     self: Check,
@@ -722,7 +722,7 @@ def published_count(
     "What a report says of an expected number."
     return "" if count is None else f" (the published set has {count})"
 
-
+# %% ../../nbs/data/checks.ipynb #05634314
 @patch
 def problem_lines(self: Check) -> list[str]:
     "Each kind with its number, and three problems of it."
@@ -747,7 +747,7 @@ def depth_line(self: Check) -> list[str]:  # empty where there is no depth
     what, unit = ("depth", f" {self.unit}") if self.unit else ("inverse depth", ", no unit")
     return [f"  {what} from {self.nearest:.3g} to {self.farthest:.3g}{unit}"]
 
-
+# %% ../../nbs/data/checks.ipynb #0c95a350
 @patch
 def __str__(self: Check) -> str:
     samples = f"{self.samples} samples{published_count(self.expected)}"
@@ -787,7 +787,7 @@ def check_unit(
     else:
         self.notes += strange_medians(list(self.medians.values()))
 
-
+# %% ../../nbs/data/checks.ipynb #8f1ca5cf
 @patch
 def check_labels(self: Check) -> None:
     "Whether the labels are a mask of 0 and 255, or nearly all of one class."
@@ -815,7 +815,7 @@ def check_duplicates(self: Check) -> None:
             self.problems.append(Problem(index, "duplicate", sentence))
         seen.setdefault(image.digest, image.path)
 
-
+# %% ../../nbs/data/checks.ipynb #586fa11a
 @patch
 def check_set(
     self: Check,  # with all samples counted in
@@ -851,7 +851,7 @@ def empty_check(
     classes = tuple(getattr(dataset, "classes", ()))
     return Check(name, len(dataset), expected, expected_truth=expected_truth, unit=unit, classes=classes)
 
-
+# %% ../../nbs/data/checks.ipynb #6396a3e7
 def check_dataset(
     dataset: Dataset,  # of samples
     workers: int = 0,  # processes that read
@@ -895,7 +895,7 @@ def thumbnail_distances(
     apart[(slants[:, None] - other_slants).abs() > 0.03] = math.inf
     return apart
 
-
+# %% ../../nbs/data/checks.ipynb #1120d328
 def alike(
     train: Check,  # of the training split
     held_out: Check,  # of the validation split
@@ -916,7 +916,7 @@ def same_detail_of(pair: tuple[Dataset, Dataset], index: int, twin: int) -> bool
     "`same_detail` of a validation image and a training image, read again."
     return same_detail(pair[1][index]["image"], pair[0][twin]["image"])
 
-
+# %% ../../nbs/data/checks.ipynb #b83eaa45
 def near_duplicates(
     train: Check,  # of the training split
     held_out: Check,  # of the validation split
@@ -958,7 +958,7 @@ def unseen_classes(
     unseen = sorted(set(held_out.labels) - set(train.labels) - {255}) if train.labels else []
     return [held_out.class_name(label) or f"class {label}" for label in unseen]
 
-
+# %% ../../nbs/data/checks.ipynb #debb82e1
 def compare_checks(
     train: Check,  # of the training split
     held_out: Check,  # of the validation split; gets the problems
@@ -1030,7 +1030,7 @@ def gray_image(sample: dict) -> torch.Tensor:  # `(3, H, W)`
     "The image without its colors."
     return sample["image"].mean(0, keepdim=True).expand(3, -1, -1)
 
-
+# %% ../../nbs/data/checks.ipynb #2cf2edd9
 def lay_colors(
     axis: "Axes",  # drawn on
     sample: dict,  # with image and map
@@ -1052,7 +1052,7 @@ def largest_labels(
     present, sizes = label[label != 255].unique(return_counts=True)
     return present[sizes.argsort(descending=True)[:count]].tolist()
 
-
+# %% ../../nbs/data/checks.ipynb #73f8dac4
 def colors_over_gray(
     gray: torch.Tensor,  # `(3, H, W)` in [0, 1]
     label: torch.Tensor,  # `(H, W)`, 255 where nothing is known
@@ -1078,7 +1078,7 @@ def lay_label(
     axis.set_title(f"label, {(label != 255).float().mean():.0%} labelled", fontsize=9)
     name_labels(axis, [index for index in largest if index < len(palette)], palette, classes)
 
-
+# %% ../../nbs/data/checks.ipynb #184db393
 def name_labels(axis: "Axes", labels: list[int], palette: torch.Tensor, classes: tuple) -> None:
     "A legend beside a map."
     handles = label_patches(list(classes) or None, palette, labels)
@@ -1117,7 +1117,7 @@ def show_sample_image(axis: "Axes", sample: dict, index: int) -> None:
     axis.imshow(sample["image"].permute(1, 2, 0).clamp(0, 1))
     axis.set_title(figure_text(f"{index}: {Path(sample['meta']['path']).name}"), fontsize=9)
 
-
+# %% ../../nbs/data/checks.ipynb #237e7029
 def show_samples(
     dataset: Dataset,  # of samples
     indices: list[int],  # which ones, a row each

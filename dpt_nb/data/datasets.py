@@ -76,7 +76,7 @@ def check_map_array(
     check_whole_array(path)
     return shape, kind
 
-
+# %% ../../nbs/data/datasets.ipynb #17ceeaf1
 def check_depth_array(
     path: Path,  # .npy
 ) -> tuple[tuple[int, ...], np.dtype]:  # shape `(H, W)`, `(1, H, W)` or `(H, W, 1)`, and type
@@ -266,7 +266,7 @@ def read_depth_map(
     "The depth of an entry; a data set with other files, or another meaning of their numbers, replaces this."
     return read_metres(self.need(entry.depth), self.depth_scale)
 
-
+# %% ../../nbs/data/datasets.ipynb #20e562e2
 @patch
 def read_classes(
     self: FileDataset,
@@ -284,7 +284,7 @@ def read_stored_classes(
     "The same; a data set that has them in bytes replaces this, too, and saves time."
     return self.read_classes(path)
 
-
+# %% ../../nbs/data/datasets.ipynb #f58d8226
 @patch
 def read_entry(
     self: FileDataset,
@@ -385,7 +385,7 @@ def stored_sample(
             sample[name] = blank_map(name, (height, width))
     return sample | dict(meta=dict(path=str(entry.image), height=height, width=width))
 
-
+# %% ../../nbs/data/datasets.ipynb #ff1dcb8e
 @patch
 def __getitem__(
     self: FileDataset,

@@ -63,7 +63,7 @@ def stored_types(
     first = {path.suffix.lower(): path for path in reversed(depths)}
     return {path: stored_type(path) for path in sorted(first.values())}
 
-
+# %% ../../nbs/data/folder.ipynb #bb7c6aac
 def check_one_kind(
     types: dict[Path, np.dtype | None],  # of `stored_types`
     depths: list[Path],
@@ -79,7 +79,7 @@ def check_one_kind(
             f"{counts[0]} files against {counts[1]}. Convert one kind, or keep them in two folders."
         )
 
-
+# %% ../../nbs/data/folder.ipynb #f1a4b33b
 def usual_scale(
     depths: list[Path],  # the depth files of a data set
     given: float | None,  # stored units per metre, where the user says so
@@ -125,7 +125,7 @@ def label_lookup(
         ) from None
     return table
 
-
+# %% ../../nbs/data/folder.ipynb #bd0fc8e7
 def map_labels(
     stored: torch.Tensor,  # `(H, W)` int64, 0 to 255
     table: torch.Tensor,  # of `label_lookup`
@@ -184,7 +184,7 @@ def check_columns(
     if len(set(header)) < len(header):
         raise DatasetError(f"{path} has the columns {named}, and each can be there only once. Take one of them out.")
 
-
+# %% ../../nbs/data/folder.ipynb #b722eee3
 def read_fields(path: Path) -> list[list[str]]:
     "The fields of each line of a CSV file. Raises `DatasetError` for another file."
     try:
@@ -242,7 +242,7 @@ def row_entry(
         paths[part] = folder / name if name else None
     return Entry(**paths, intrinsics=camera)
 
-
+# %% ../../nbs/data/folder.ipynb #9c89615f
 def row_split(
     row: dict[str, str],  # of `read_list`
     has_splits: bool,  # the list says which split an image is in
@@ -258,7 +258,7 @@ def row_split(
         raise DatasetError(f"{line}: there is {found}, and each row needs {needed}.")
     return split
 
-
+# %% ../../nbs/data/folder.ipynb #f5ac429f
 def list_entries(
     path: Path,  # of a CSV file with a header: image, and any of the other `COLUMNS`
     fraction: float,  # in the validation split, by name, where the list has no splits
@@ -326,7 +326,7 @@ def depth_rule(
         raise DatasetError(f"folder: invalid is {str(invalid)[:200]}, and a list such as [65535] was expected.")
     return DepthRule(scale, tuple(invalid), max_depth, baseline_focal)
 
-
+# %% ../../nbs/data/folder.ipynb #1e4f6e72
 class Folder(FileDataset):
     "One's own images with depth, labels or normals."
 
@@ -363,7 +363,7 @@ class Folder(FileDataset):
         stored = read_label(path)
         return stored if self.label_lookup is None else map_labels(stored, self.label_lookup, path)
 
-
+# %% ../../nbs/data/folder.ipynb #ebf2a66d
 def check_point_options(points: str, camera) -> None:
     "Raises `DatasetError` for options of `Folder` that cannot be."
     if points not in ("xyz", "uvd"):
@@ -374,7 +374,7 @@ def check_point_options(points: str, camera) -> None:
     if camera is not None:
         check_camera_option(camera)
 
-
+# %% ../../nbs/data/folder.ipynb #7274728a
 @patch
 def set_rule(
     self: Folder,
@@ -395,7 +395,7 @@ def set_rule(
             "not said: give depth_scale, such as 256 for KITTI, 1 where they are pixels."
         )
 
-
+# %% ../../nbs/data/folder.ipynb #fb196c09
 @patch
 def read_depth_map(
     self: Folder,
@@ -441,7 +441,7 @@ def find_entries(
     images, held_out = self.need(root / "rgb"), split == "held_out"
     return [entry for entry in paired(root) if held_out_by_place(entry.image, images, fraction) == held_out]
 
-
+# %% ../../nbs/data/folder.ipynb #b0fa7174
 @patch
 def pair_entries(
     self: Folder,
@@ -464,7 +464,7 @@ def keys(self: Folder) -> dict[Path, tuple[str, ...]]:
         self.found_keys = {path: key for key, path in match_files(self.root, self.pair[0]).items()}
     return self.found_keys
 
-
+# %% ../../nbs/data/folder.ipynb #a09032cb
 @patch
 def image_key(self: Folder, image: Path) -> tuple[str, ...]:
     "What fills the gaps in the name of an image's camera: its own name, or the parts of it that differ."
@@ -484,7 +484,7 @@ def split_folders(self: Folder) -> list[str]:
     "The splits that have a folder of their own."
     return [name for name in ("train", "held_out") if (self.root / name / "rgb").is_dir()]
 
-
+# %% ../../nbs/data/folder.ipynb #212563a7
 @patch
 def find_targets(
     self: Folder,
@@ -509,7 +509,7 @@ def check_targets(self: Folder, targets: tuple[str, ...]) -> None:
     if "intrinsics" in targets and self.told_camera is None:
         self.check_all_cameras()
 
-
+# %% ../../nbs/data/folder.ipynb #93e7d1c8
 @patch
 def check_all_cameras(self: Folder) -> None:
     "Raises `DatasetError` where some images have a camera and others have none."
@@ -559,7 +559,7 @@ def check_own_files(
             "choose another folder, or move it away."
         )
 
-
+# %% ../../nbs/data/folder.ipynb #40102ea9
 def take_away(
     root: Path,
     files: set[Path],  # that were begun
@@ -584,7 +584,7 @@ def write_rooms(
         write_scene(root, "rooms", index, seed + index, size, sparse=False)
     write_text(root / "classes.txt", names)
 
-
+# %% ../../nbs/data/folder.ipynb #cc9752e6
 def make_folder(
     root: str | Path,  # gets rgb/, depth/, label/ and classes.txt
     count: int = 8,  # images

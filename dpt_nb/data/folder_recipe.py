@@ -99,7 +99,7 @@ def open_splits(
             if "there is no sample in the split" not in str(error) or fraction == fractions[-1]:
                 raise
 
-
+# %% ../../nbs/data/folder_recipe.ipynb #09d9b355
 def settled(
     root: Path,
     told: dict | None = None,  # options of `Folder`

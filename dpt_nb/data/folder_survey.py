@@ -100,7 +100,7 @@ def height_above_ground(
     below = (rows[low] - cy) / fy * depth[rows[low], columns[low]]
     return float(np.quantile(below, 0.9))
 
-
+# %% ../../nbs/data/folder_survey.ipynb #2be32085
 def scales_for(
     height: float,  # metres above the ground, as read with `scale`
     scale: float,  # stored units per metre
@@ -164,7 +164,7 @@ def thinned(values: np.ndarray, count: int = KEPT) -> np.ndarray:
     "Some of many numbers, evenly."
     return values if len(values) <= count else values[np.linspace(0, len(values) - 1, count).astype(int)]
 
-
+# %% ../../nbs/data/folder_survey.ipynb #b37aed76
 def odd_parts(stored: np.ndarray) -> dict[str, float]:
     "Numbers that are never a measured depth, as parts of all."
     with np.errstate(invalid="ignore"):
@@ -226,7 +226,7 @@ class Finding(NamedTuple):
     options: dict = {}  # what to say instead, where it is known
     sure: bool = True  # False: it is only likely
 
-
+# %% ../../nbs/data/folder_survey.ipynb #eeaa471c
 @dataclass
 class Survey:
     "What some of a folder's maps say."
@@ -277,7 +277,7 @@ def looks_inverse(self: Survey) -> bool | None:  # None: nothing tells
         return bool(np.median(trends) > 0)
     return None
 
-
+# %% ../../nbs/data/folder_survey.ipynb #a6b74018
 @patch
 def find_inverse(self: Survey) -> list[Finding]:
     "Depth taken for its inverse, or the other way round."
@@ -298,7 +298,7 @@ def find_inverse(self: Survey) -> list[Finding]:
     sentence = f"The numbers are larger where it is farther: this is depth, and {told} takes it for inverse depth."
     return [Finding("inverse", f"{sentence} Leave it out.", dict(inverse=False))]
 
-
+# %% ../../nbs/data/folder_survey.ipynb #05f331de
 @patch
 def find_invalid(self: Survey) -> list[Finding]:
     "Numbers that stand for not measured and were not told, and told ones that never occur."
@@ -326,7 +326,7 @@ def find_max_depth(self: Survey) -> list[Finding]:
     sentence = f"max_depth={most:g} leaves {out:.0%} of the measured pixels out; 99.9 % are nearer than {farthest:g} m."
     return [Finding("max_depth", sentence, dict(max_depth=farthest), sure=out > 0.5)]
 
-
+# %% ../../nbs/data/folder_survey.ipynb #332ad27b
 def rounded_up(value: float) -> float:  # above 0
     "The next number of two digits."
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
@@ -371,7 +371,7 @@ def has_colors(path: Path) -> bool | None:  # None: it cannot be read
     except Exception:  # not a picture, or damaged: its reader says so
         return None
 
-
+# %% ../../nbs/data/folder_survey.ipynb #346f9f73
 def find_swapped(entries: Sequence[Entry]) -> list[Finding]:  # with depth
     "Images where depth should be."
     swapped = [entry for entry in entries if has_colors(entry.depth) and has_colors(entry.image) is False]
@@ -395,7 +395,7 @@ def find_swapped(entries: Sequence[Entry]) -> list[Finding]:  # with depth
         ]
     return []
 
-
+# %% ../../nbs/data/folder_survey.ipynb #e5b08dbb
 @patch
 def find_sizes(self: Survey) -> list[Finding]:
     "Maps of another size than their image, and images that are turned when they are shown."
@@ -423,7 +423,7 @@ def find_sizes(self: Survey) -> list[Finding]:
         )
     return found
 
-
+# %% ../../nbs/data/folder_survey.ipynb #25821606
 def is_turned(path: Path) -> bool:
     "Whether a photograph says that it has to be turned."
     try:
@@ -476,7 +476,7 @@ def look_at(self: Survey, entries: list[Entry], rule: DepthRule) -> None:
             said = str(error) if ours else f"{entry.image} or its depth ({type(error).__name__}: {str(error)[:100]})"
             self.unreadable.append(said)
 
-
+# %% ../../nbs/data/folder_survey.ipynb #82cd53d3
 def survey(
     splits: Sequence[Folder],  # of one folder, opened with the same options
     count: int = 24,  # maps that are looked at, at most
@@ -538,7 +538,7 @@ def sizes_words(sizes: list[tuple[int, int]]) -> str:
     more = f" and {len(counted) - 2} more sizes" if len(counted) > 2 else ""
     return ", ".join(f"{height}×{width}" for (height, width), _ in counted[:2]) + more
 
-
+# %% ../../nbs/data/folder_survey.ipynb #a5f49967
 @patch
 def stored_lines(self: Survey) -> list[str]:
     "What is in the files."
@@ -557,7 +557,7 @@ def stored_lines(self: Survey) -> list[str]:
         f"not measured {percent(missing)}" + (f" ({parts})" if parts else "") + f", {density}{above}",
     ]
 
-
+# %% ../../nbs/data/folder_survey.ipynb #32114098
 @patch
 def meaning_lines(self: Survey) -> list[str]:
     "What the numbers mean by the settings, and what speaks for it."
@@ -585,7 +585,7 @@ def meaning_lines(self: Survey) -> list[str]:
     above = "" if math.isnan(self.height) else f"; it is about {self.height:.2g} m above the ground"
     return [*lines, f"camera {camera}{above}"]
 
-
+# %% ../../nbs/data/folder_survey.ipynb #7bc53a7d
 @patch
 def __str__(self: Survey) -> str:
     counts = " and ".join(f"{count} {name}" for name, count in self.counts.items())

@@ -79,7 +79,7 @@ class PlacedImages(Dataset):
         image = stored.decode()
         return dict(image=image, meta=dict(path=stored.name, height=image.shape[1], width=image.shape[2]))
 
-
+# %% ../../nbs/data/image_streams.ipynb #09c5649e
 class ImageFolder(PlacedImages):
     "The images of a folder and of folders inside it, sorted. Raises `ImageError` where there is none."
 
@@ -137,7 +137,7 @@ def image_suffix(
     "Which of a sample's files is the image: the first with a single suffix, as `.jpg` beside `.depth.png`."
     return next((suffix for suffix in parts if suffix in IMAGE_SUFFIXES), None)
 
-
+# %% ../../nbs/data/image_streams.ipynb #1d6e3ca0
 class ImageShards(PlacedImages):
     "The images of local tar files, one file after the other. Raises `DatasetError` where there is none."
 
@@ -244,7 +244,7 @@ class HubImages(StreamedImages):
         for place, row in enumerate(self.dataset.skip(skipped), skipped):
             yield stored_row(row[self.column], place)
 
-
+# %% ../../nbs/data/image_streams.ipynb #489158d4
 def stored_row(
     value: dict,  # an image that is not decoded: `bytes` and `path`
     place: int,  # in the stream

@@ -135,7 +135,7 @@ def list_file(
     there = [self.root / name for name in names if (self.root / name).is_file()]
     return self.need(there[0] if there else self.root / names[0])
 
-
+# %% ../../nbs/data/kitti.ipynb #1d7da0d4
 @patch
 def from_lines(
     self: KITTI,
@@ -164,7 +164,7 @@ def expected_counts(self: KITTI) -> tuple[int | None, int | None]:  # samples, a
     key = (self.benchmark, self.split)
     return (self.expected[key], self.expected_truth.get(key)) if self.published else (None, None)
 
-
+# %% ../../nbs/data/kitti.ipynb #9cf33cea
 def day_and_camera(image: Path) -> tuple[Path, str]:
     "The folder of a day's recordings, and the number of the camera."
     above = list(image.absolute().parents)  # DAY/DRIVE/image_02/data
@@ -214,7 +214,7 @@ def raw_place(truth: Path) -> Path:
     drive, camera = truth.parents[3].name, truth.parent.name
     return Path(drive[:10], drive, camera, "data", truth.name)
 
-
+# %% ../../nbs/data/kitti.ipynb #db8df1f7
 @patch
 def selected(
     self: KITTI,
@@ -235,7 +235,7 @@ def selected_entry(self: KITTI, image: Path, folder: Path, with_truth: bool) -> 
     camera = self.need(folder / "intrinsics" / f"{image.stem}.txt")
     return Entry(image, truth if with_truth else None, intrinsics=read_matrix(camera))
 
-
+# %% ../../nbs/data/kitti.ipynb #43357511
 def read_matrix(
     path: Path,  # nine numbers, row by row
 ) -> tuple[float, float, float, float]:  # fx, fy, cx, cy in pixels
@@ -298,7 +298,7 @@ def write_frame(
     write_street(seed, size, camera, root / "input" / image, depth and root / "gt_depth" / depth)
     return f"{image} {depth} {camera[0]:g}\n"
 
-
+# %% ../../nbs/data/kitti.ipynb #dddfc697
 def calibration_text(
     camera: tuple[float, float, float, float],  # fx, fy, cx, cy
 ) -> str:

@@ -79,7 +79,7 @@ def check_miniature(
             "choose another folder, or delete this one."
         )
 
-
+# %% ../../nbs/data/label_numbers.ipynb #58c314fc
 def label_miniature(
     folder: Path,  # where it will stand
     count: int,  # images, at least 4: a third is for validation, at least 2

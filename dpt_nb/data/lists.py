@@ -46,7 +46,7 @@ def text_lines(
     except UnicodeDecodeError:
         raise not_utf8(path) from None
 
-
+# %% ../../nbs/data/lists.ipynb #5c200d3b
 def check_line(
     path: Path,  # for the message
     number: int,  # of the line, from 1
@@ -76,7 +76,7 @@ def read_text(path: Path) -> str:
     "A text file in UTF-8, with or without a byte order mark. Raises `DatasetError` as `text_lines` does."
     return "".join(text_lines(path)).replace("\r\n", "\n").replace("\r", "\n")
 
-
+# %% ../../nbs/data/lists.ipynb #bce4b616
 def read_names(
     path: Path,  # one name a line
 ) -> tuple[str, ...]:

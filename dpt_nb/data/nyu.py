@@ -124,7 +124,7 @@ def packed_elements(
             yield content[place + 8 : place + 8 + length]
         place += 8 + length
 
-
+# %% ../../nbs/data/nyu.ipynb #4966772d
 def check_mat(
     path: Path,  # a MATLAB file before format 7.3
 ) -> None:
@@ -168,7 +168,7 @@ def load_variable(
     except Exception as error:  # scipy raises whatever the damage leads to
         raise DatasetError(f"{path} cannot be opened as a MATLAB file ({str(error)[:200]}).") from None
 
-
+# %% ../../nbs/data/nyu.ipynb #84e6d2ba
 def are_whole(numbers: np.ndarray) -> bool:
     "Whether all are whole numbers from 0 to 2³¹ − 1."
     real = numbers.dtype.kind in "fiu"
@@ -226,7 +226,7 @@ def check_labeled_options(
             f"{', '.join(NYULabeled.expected)}, and labels from 40, raw, none."
         )
 
-
+# %% ../../nbs/data/nyu.ipynb #4ce5cc30
 class NYULabeled(FileDataset):
     "The 1449 labelled images of NYUv2, read lazily from their one file."
 
@@ -319,7 +319,7 @@ def what_is_stored(
     shape = getattr(stored, "shape", None)
     return f"{stored.dtype} of shape {shape}" if shape else "nothing that could be one"
 
-
+# %% ../../nbs/data/nyu.ipynb #4b365771
 @patch
 def read_slice(
     self: NYULabeled,
@@ -407,7 +407,7 @@ def list_line(image: str, depth: str, before: str) -> str:
     "With what the published list of a split has before its paths, and the camera's focal length."
     return f"{before}{image} {before}{depth} 518.8579\n"
 
-
+# %% ../../nbs/data/nyu.ipynb #57a976aa
 def make_nyu(
     root: str | Path,  # gets the tree of `NYU_TREE`
     count: int = 8,  # images, half of them to train on

@@ -149,7 +149,7 @@ def _shift(
 ) -> np.ndarray:  # `(3, 3)`
     return _matrix(((1, 0, right), (0, 1, down)))
 
-
+# %% ../../nbs/data/one_resampling.ipynb #1f55df6d
 @dataclass(frozen=True)
 class Plan:
     "Several moves of a sample that are made at once."
@@ -194,7 +194,7 @@ class Plan:
         window = (self.window[0] + top, self.window[1] + left, height, width)
         return replace(self, window=window, change=self.change @ _shift(left, top))
 
-
+# %% ../../nbs/data/one_resampling.ipynb #1465279a
 def begin_plan(
     sample: dict,  # as transforms take it; its image may be an `UndecodedImage`
 ) -> Plan:  # without a move
@@ -227,7 +227,7 @@ def _resized_window(
         return image.reduced(size, FILTERS[mode])
     return _resized_image(decoded(image)[:, top : top + height, left : left + width], size, mode)
 
-
+# %% ../../nbs/data/one_resampling.ipynb #f7255c78
 def _resized_size(
     plan: Plan,
     in_bytes: bool,
@@ -294,7 +294,7 @@ def for_transform(
         return sample | dict(image=decoded(sample["image"]))
     return in_floats(sample) if "image" in sample else sample
 
-
+# %% ../../nbs/data/one_resampling.ipynb #f21c4a15
 class OneResampling(Compose):
     "A chain that puts neighbouring moves together, and interpolates once."
 

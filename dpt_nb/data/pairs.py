@@ -43,7 +43,7 @@ def walk_files(
             check_link(Path(place, name))
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
-
+# %% ../../nbs/data/pairs.ipynb #1f91f9c0
 def files_below(
     folder: Path,
     suffixes: tuple[str, ...],  # that are understood
@@ -86,7 +86,7 @@ def check_pattern(
             f"{', '.join(suffixes)} are read there. The image comes first and the depth second, as in {example}."
         )
 
-
+# %% ../../nbs/data/pairs.ipynb #55f0e3f2
 def check_pair(
     pair,  # patterns of image and depth
 ) -> None:
@@ -127,7 +127,7 @@ def pattern_regex(pattern: str) -> re.Pattern:
     gaps = "(.+)".join(map(re.escape, stem.split(GAP)))
     return re.compile(f"{gaps}(?i:{re.escape(suffix)})", re.DOTALL)
 
-
+# %% ../../nbs/data/pairs.ipynb #94050a62
 def match_files(
     root: Path,
     pattern: str,  # relative to it

@@ -49,7 +49,7 @@ def check_context_options(
     if num_classes not in (59, 60):
         raise DatasetError(f"{title} has 59 classes, or 60 with the background, and {num_classes} were asked for.")
 
-
+# %% ../../nbs/data/pascal_context.ipynb #b466706c
 class PascalContext(FileDataset):
     """Everything in the photographs of VOC 2010, in 59 classes or 60 (Mottaghi et al., CVPR 2014). Raises
     `DatasetError` for a folder that is not VOC2010."""

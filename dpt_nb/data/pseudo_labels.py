@@ -59,7 +59,7 @@ def png_bytes(
     Image.fromarray(values).save(stream, format="PNG")
     return stream.getvalue()
 
-
+# %% ../../nbs/data/pseudo_labels.ipynb #a6189939
 def encode_label(label: PseudoLabel) -> dict[str, bytes]:  # suffix → content
     "The files that stand beside the image."
     largest = label.inverse_depth.max().item()
@@ -97,7 +97,7 @@ def shard_path(folder: Path, number: int) -> Path:
     "Where a shard is."
     return folder / f"labels-{number:06}.tar"
 
-
+# %% ../../nbs/data/pseudo_labels.ipynb #83d044c7
 def write_shard(
     folder: Path,
     number: int,  # of the shard
@@ -124,7 +124,7 @@ def write_facts(path: Path, facts: dict) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
-
+# %% ../../nbs/data/pseudo_labels.ipynb #28ec38bd
 def read_facts(path: Path) -> dict | None:  # None: there are none
     "Raises `DatasetError` for a damaged file."
     try:
@@ -165,7 +165,7 @@ def check_label_folder(
         return
     refuse_other_labels(folder, found, about)
 
-
+# %% ../../nbs/data/pseudo_labels.ipynb #ac8e6fa3
 def refuse_other_labels(
     folder: Path,
     found: dict,  # the manifest that is there
@@ -186,7 +186,7 @@ def finished_shards(folder: Path) -> list[int]:  # numbers, rising
     names = (re.fullmatch(r"labels-(\d{6,})\.tar", path.name) for path in folder.iterdir())
     return sorted(int(name[1]) for name in names if name)
 
-
+# %% ../../nbs/data/pseudo_labels.ipynb #e4f684fe
 def finish_labels(folder: Path) -> dict:  # the manifest
     "Say in the manifest that all is there, and take away what killed processes and locks left. One process at a time."
     facts = [read_facts(shard_path(folder, number).with_suffix(".json")) for number in finished_shards(folder)]
@@ -229,7 +229,7 @@ def check_label_options(split: str, held_out: float, min_confidence: float) -> N
             "Choose split from train, held_out, and both numbers from 0 to 1."
         )
 
-
+# %% ../../nbs/data/pseudo_labels.ipynb #3c1b8021
 class PseudoLabels(Dataset):
     "Images with what a teacher says of them. Raises `DatasetError` where the labels are not there, or not complete."
 

@@ -55,7 +55,7 @@ def check_sets(
             '{"rooms": {"count": 100}} were expected.'
         )
 
-
+# %% ../../nbs/data/registry.ipynb #4d83feba
 def set_folder(root: Path, name: str, options: dict) -> Path:
     "Where a set of a mixture is."
     return root / options.get("root", "" if name in RENDERED else name)
@@ -134,7 +134,7 @@ def check_miniature_place(
             f"{root} is not an empty folder, and a miniature must not be mixed with anything. Choose another name."
         )
 
-
+# %% ../../nbs/data/registry.ipynb #a7db2817
 def met_by_the_system(error: Exception) -> OSError | None:
     "What the system said, where it is behind an error."
     cause = error.__context__ if isinstance(error, WriteError) else error.__cause__
@@ -156,7 +156,7 @@ def miniature_error(
     words = str(error) if isinstance(error, TypeError) else f"{type(error).__name__}, {error}"
     return DatasetError(f"A miniature of {name!r} cannot be made with {str(options)[:200]}: {words[:200]}.")
 
-
+# %% ../../nbs/data/registry.ipynb #212b7a90
 def make_miniature(
     name: str,  # one of `MINIATURES`
     root: str | Path,  # a folder that does not exist, or is empty

@@ -167,7 +167,7 @@ def mixture_weights(
         )
     return numbers
 
-
+# %% ../../nbs/data/sampling.ipynb #76d2551a
 def common_targets(
     datasets: list[Dataset],
     inverse: bool,  # metres become inverse depth
@@ -183,7 +183,7 @@ def common_targets(
         raise DatasetError(f"The data sets of this mixture have nothing in common: they give {words}.")
     return tuple(sorted(common))
 
-
+# %% ../../nbs/data/sampling.ipynb #878730dd
 class Mixture(Dataset):
     "Several data sets as one: their samples one set after the other, with the entries that all of them give."
 
@@ -257,7 +257,7 @@ def drawn_sets(
     odds = torch.tensor(weights, dtype=torch.float64)
     return torch.multinomial(odds, BLOCK, replacement=True, generator=generator(seed, "sets", block))
 
-
+# %% ../../nbs/data/sampling.ipynb #0612cbcd
 class MixtureSampler(Sampler):
     """Keys `(epoch, index)` for a `Mixture`: at each place a set by weight, then its next image; `epoch` counts the
     rounds through that set."""
@@ -344,7 +344,7 @@ def unlike_entry(first: dict, second: dict) -> str | None:
     shape = lambda value: getattr(value, "shape", ())
     return next((name for name, value in first.items() if shape(value) != shape(second[name])), None)
 
-
+# %% ../../nbs/data/sampling.ipynb #432a8fca
 def unlike_samples(
     first: dict,  # a sample
     second: dict,  # another one
@@ -372,7 +372,7 @@ def check_samples_alike(samples: list[dict]) -> None:
         if sentence := unlike_samples(samples[0], sample):
             raise DatasetError(sentence, "sizes differ")
 
-
+# %% ../../nbs/data/sampling.ipynb #d1966c99
 def collate_samples(
     samples: list[dict],  # of a data set, as many as a batch holds
 ) -> dict:  # exactly what PyTorch's `default_collate` makes of them
@@ -417,7 +417,7 @@ def training_order(
         )
     return MixtureSampler(dataset.counts, dataset.weights, seed, start, stop)
 
-
+# %% ../../nbs/data/sampling.ipynb #7b067035
 def training_loader(
     dataset: Dataset,  # addressed by index; a `Mixture` is drawn by its weights
     batch_size: int,  # samples a batch, over all processes

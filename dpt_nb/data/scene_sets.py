@@ -62,7 +62,7 @@ def check_scene_count(count: int) -> None:
     if not is_whole(count) or not 1 <= count < limit:
         raise DatasetError(f"{count} scenes were asked for, and a set has at least 1, and less than {limit:,}.")
 
-
+# %% ../../nbs/data/scene_sets.ipynb #b280e517
 def check_scene_options(
     kind: str,  # "rooms" or "streets"
     count: int,  # how many scenes
@@ -183,7 +183,7 @@ def is_complete(
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
 
-
+# %% ../../nbs/data/scene_sets.ipynb #b2b63ea9
 def read_description(
     folder: Path,  # of a rendered set
     asked: SceneOptions,
@@ -200,7 +200,7 @@ def read_description(
         )
     return about if is_complete(about, asked) else None
 
-
+# %% ../../nbs/data/scene_sets.ipynb #66ab16fd
 def write_description(
     folder: Path,  # of a rendered set
     asked: SceneOptions,
@@ -242,7 +242,7 @@ def unfinished_scenes(
             found.append(index)
     return found
 
-
+# %% ../../nbs/data/scene_sets.ipynb #f007b3f7
 LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.\w+")  # of `atomic_write`, in a process that was killed
 
 
@@ -292,7 +292,7 @@ def one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
 
-
+# %% ../../nbs/data/scene_sets.ipynb #00850644
 def write_scenes(folder: Path, asked: SceneOptions, wanted: list[int], progress: bool) -> None:
     "Render some scenes of a set, by their numbers."
     begun = dict(initial=asked.count - len(wanted), total=asked.count)
@@ -366,7 +366,7 @@ def numbered_classes(kind: str, joint: bool) -> tuple[tuple[str, ...], int]:
         return classes(kind), 0
     return classes("rooms") + classes("streets"), len(classes("rooms")) if kind == "streets" else 0
 
-
+# %% ../../nbs/data/scene_sets.ipynb #ce9687b4
 class Scenes(Dataset):
     "Ray-cast scenes with exact depth, labels and normals, rendered once and read from files."
 
@@ -414,7 +414,7 @@ class Scenes(Dataset):
         kind, first = self.options.kind, self.options.seed
         return [SampleIdentity(self.image_path(index), name=(kind, first + index)) for index in range(len(self))]
 
-
+# %% ../../nbs/data/scene_sets.ipynb #5333b8be
 def set_name(
     options: SceneOptions,
     split: str,  # "train" or "held_out"
@@ -454,7 +454,7 @@ def scene_sky(
         return torch.zeros(1, *label.shape)
     return (label == names.index("sky") + self.first_class).float()[None]
 
-
+# %% ../../nbs/data/scene_sets.ipynb #4a8fefea
 @patch
 def scene_normal(
     self: Scenes,
@@ -478,7 +478,7 @@ def __getitem__(
         self.render_again(index, error)
     return self.read_scene(index)
 
-
+# %% ../../nbs/data/scene_sets.ipynb #25272284
 @patch
 def render_again(
     self: Scenes,

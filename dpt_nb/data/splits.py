@@ -49,7 +49,7 @@ def file_keys(
             found.append(other_keys(os.path.join(real, name)))
     return found
 
-
+# %% ../../nbs/data/splits.ipynb #ed6c2115
 def other_keys(
     path: str,  # in no listing
 ) -> set:
@@ -90,7 +90,7 @@ def identity_keys(
         found.append((sample.image, keys))
     return found
 
-
+# %% ../../nbs/data/splits.ipynb #7e5da040
 def sample_keys(
     dataset: Dataset,  # of samples; also a mixture, a subset, or a data set that wraps another
 ) -> list[tuple[str, set]]:  # as `identity_keys`; empty for a data set that does not know its files
@@ -156,7 +156,7 @@ def first_other_name(there: Sequence[str], here: Sequence[str]) -> tuple[int, st
     pairs = enumerate(zip_longest(map(repr, there), map(repr, here), fillvalue="none"))
     return next((index, *pair) for index, pair in pairs if pair[0] != pair[1])
 
-
+# %% ../../nbs/data/splits.ipynb #7312a505
 def check_same_classes(train: Dataset, held_out: Dataset) -> None:
     "Raises `DatasetError` when two splits name their labels differently."
     there, here = label_names(train), label_names(held_out)
@@ -179,7 +179,7 @@ def check_same_scale(train: Dataset, held_out: Dataset) -> None:
                 f"and {here[key]:g} in the validation split. Give both the same depth_scale."
             )
 
-
+# %% ../../nbs/data/splits.ipynb #07cc206b
 def check_splits(
     train: Dataset,  # of samples
     held_out: Dataset,  # of samples, to evaluate on
@@ -224,7 +224,7 @@ def shared_set_options(
         held_out = held_out | dict(sets=other_sets)
     return train, held_out
 
-
+# %% ../../nbs/data/splits.ipynb #5f2a739a
 def check_stated(train: dict, held_out: dict) -> None:
     "Raises `DatasetError` for an option that is said for one split only, and may differ."
     for name in STATED_OPTIONS:
@@ -248,7 +248,7 @@ def check_agreement(
                 "and has to be one for both. Give it once; it holds for both."
             )
 
-
+# %% ../../nbs/data/splits.ipynb #54470a79
 def shared_options(
     train: dict,  # options of the training split
     held_out: dict,  # options of the validation split

@@ -70,7 +70,7 @@ def read_npy(
         raise ImageError(f"{path} cannot be opened as an array ({error}).") from None
     return as_plane(values, path)
 
-
+# %% ../../nbs/data/stored_depth.ipynb #f6cff1c4
 def depth_member(
     archive: zipfile.ZipFile,  # open
     path: Path,  # for the message
@@ -212,7 +212,7 @@ def register_depth_format(
     "A format of your own. Raises `RegistryError` for a suffix that another module has taken."
     return DEPTH_READERS.register(suffix.lower(), calling_module())
 
-
+# %% ../../nbs/data/stored_depth.ipynb #181d585d
 def read_stored(
     path: Path,  # of one of `DEPTH_READERS`
 ) -> np.ndarray:  # `(H, W)` in the type that is stored, or `(N, 3)` points
@@ -252,7 +252,7 @@ def is_positive(value) -> bool:
     "A finite number above 0."
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
-
+# %% ../../nbs/data/stored_depth.ipynb #75dbbbcb
 @patch
 def measured(
     self: DepthRule,

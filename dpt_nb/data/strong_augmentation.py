@@ -105,7 +105,7 @@ class CutMix:
             )
         return sample | {name: pasted(sample[name], other[name], place, name) for name in _maps(sample)}
 
-
+# %% ../../nbs/data/strong_augmentation.ipynb #eb25c1be
 def pasted(
     value: torch.Tensor,  # `(…, H, W)`, not modified
     other: torch.Tensor,  # the same shape

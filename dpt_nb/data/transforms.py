@@ -320,7 +320,7 @@ def _sampled(
     found = (found + outside if outside else found).view(*value.shape[:-2], *grid.shape[1:3])
     return (found if value.is_floating_point() else found.round_()).to(value.dtype)
 
-
+# %% ../../nbs/data/transforms.ipynb #608f2d13
 def _rotation_of_pixels(
     height: int,  # rows
     width: int,  # columns
@@ -345,7 +345,7 @@ def _rotation(
 
     return Move(size, _rotation_of_pixels(*size, cos, sin), place, "bilinear", degrees=degrees)
 
-
+# %% ../../nbs/data/transforms.ipynb #ad79be05
 def _rotated(
     sample: dict,  # not modified
     degrees: float,  # anticlockwise

@@ -52,7 +52,7 @@ def check_program(
             elif name.endswith(".pt"):
                 check_examples(archive.read(member))
 
-
+# %% ../../nbs/deploy/engines.ipynb #1b3166cd
 def check_program_member(path: Path, member: ZipInfo) -> str:  # its name in the archive
     "Raises `ExportError` for what no program has, and for what unpacks to more than the archive."
     name = member.filename.split("/", 1)[-1]
@@ -73,7 +73,7 @@ def check_graph(
     if re.search(rb'"use_pickle": *true', content):
         raise refused(path, "some of its weights are pickles")
 
-
+# %% ../../nbs/deploy/engines.ipynb #82261dae
 def check_examples(
     content: bytes,  # a zip inside the archive: what the program was traced with
 ) -> None:
@@ -123,7 +123,7 @@ def other_size(
     fitting = "×".join(str(max(smallest, round(side / multiple) * multiple)) for side in (height, width))
     return f"takes multiples of {multiple} from {smallest} on: resize it to {fitting}"
 
-
+# %% ../../nbs/deploy/engines.ipynb #6e22a64d
 def check_prompted(
     facts: dict,  # of `export_facts`
     prompt: dict,  # `prompt_depth`, or nothing
@@ -148,7 +148,7 @@ def check_input(
     if facts["batch"] not in ("any", batch):
         raise ExportError(f"{batch} images came together, and this file was written for {facts['batch']} at a time.")
 
-
+# %% ../../nbs/deploy/engines.ipynb #92c67297
 def open_onnx(path: Path, heads: list[str], providers: tuple[str, ...]) -> Callable:
     "A file in ONNX Runtime, with as many threads as torch has. Raises `ExportError` for one that it cannot read."
     import onnxruntime
@@ -167,7 +167,7 @@ def open_onnx(path: Path, heads: list[str], providers: tuple[str, ...]) -> Calla
 
     return run
 
-
+# %% ../../nbs/deploy/engines.ipynb #6354dfb5
 def open_export(
     path: str | Path,  # written by `export`
     providers: tuple[str, ...] = ("CPUExecutionProvider",),  # of ONNX Runtime; "CUDAExecutionProvider" first for a GPU
@@ -243,7 +243,7 @@ def share_of_range(
     wanted = wanted.cpu()
     return ((found - wanted).abs().max() / (wanted.max() - wanted.min())).item()
 
-
+# %% ../../nbs/deploy/engines.ipynb #c6ddbf2a
 @torch.no_grad()
 def check_export(
     model: DPT,  # that was exported
@@ -268,7 +268,7 @@ def compare_with(model: DPT, run: Callable, image: torch.Tensor, prompt: dict[st
     wanted = model(image.to(model.mean), **given)
     return {head: share_of_range(found[head], values) for head, values in wanted.items()}
 
-
+# %% ../../nbs/deploy/engines.ipynb #7d7e1e49
 def example_input(model: DPT, batch: int, size: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     "Images of noise, and `prompt_depth` for a network that takes one; the same ones each time."
     generator = torch.Generator().manual_seed(sum(size) + batch)

@@ -61,7 +61,7 @@ def quiet_exporters() -> Iterator[None]:
     finally:
         logging.disable(before)
 
-
+# %% ../../nbs/deploy/export.ipynb #2d61f6f7
 def example_prompt(
     network: DPT,
     symbols: dict,  # axis of the image → what it is called, where it is open
@@ -89,7 +89,7 @@ def trace(
     with torch.no_grad(), quiet_exporters():
         return torch.export.export(network, (image,), prompt, dynamic_shapes={"image": symbols} | shapes, strict=False)
 
-
+# %% ../../nbs/deploy/export.ipynb #ff4c7b7b
 def open_axes(patch: int, any_size: bool, any_number: bool) -> dict:  # axis of the image → what torch calls it
     "The axes whose lengths are not fixed."
     symbols = {0: Dim("batch", min=1)} if any_number else {}
@@ -176,7 +176,7 @@ def describe_labels(num_classes: int) -> dict:  # 0 where it is not known
     fact = dict(shape=f"B,{num_classes or 'C'},H,W", unit="logits: the largest along axis 1 is the class")
     return fact | (dict(classes=num_classes) if num_classes else {})
 
-
+# %% ../../nbs/deploy/export.ipynb #c34995ef
 def describe_export(
     model: DPT,
     form: str,  # "onnx", "torch_export" or "compiled"
@@ -199,7 +199,7 @@ def describe_export(
         heads={name: describe_head(name, settings) for name, settings in config.heads.items()},
     )
 
-
+# %% ../../nbs/deploy/export.ipynb #be7daf27
 def describe_input(config: DPTConfig) -> dict:
     "What to feed."
     channels = len(config.mean)
@@ -242,7 +242,7 @@ def check_weight_size(program: ExportedProgram) -> None:
         advice = 'an ONNX file can hold 2: choose form="torch_export"'
         raise ExportError(f"The weights are {gigabytes:.1f} GB, and {advice}.")
 
-
+# %% ../../nbs/deploy/export.ipynb #83e546bf
 def write_onnx(
     program: ExportedProgram,  # of `trace`
     facts: dict,  # of `describe_export`
@@ -282,7 +282,7 @@ def no_room(reason: str) -> ExportError:
     advice = "make room in the temporary folder, or name another in TORCHINDUCTOR_CACHE_DIR"
     return ExportError(f"The compiler has no room for its work ({reason}): {advice}.")
 
-
+# %% ../../nbs/deploy/export.ipynb #790c9190
 def compiler_error(error: Exception) -> ExportError:
     "What stopped the compiler: a full disk, or something of its own."
     words = str(error).strip()
@@ -319,7 +319,7 @@ def facts_path(
     "Where its facts are: `depth.pt2` has `depth.pt2.json`."
     return path.with_name(path.name + ".json")
 
-
+# %% ../../nbs/deploy/export.ipynb #f7e4d68e
 def export(
     model: DPT,  # is left as it is; exported in float32
     path: str | Path,  # file to write: .onnx, or .pt2 for the other two forms
@@ -340,7 +340,7 @@ def export(
         raise ExportError(write_failure(path, error)) from error
     return path
 
-
+# %% ../../nbs/deploy/export.ipynb #f727170f
 def write_program(program: ExportedProgram, facts: dict, path: Path) -> None:
     "In its form, whole or not at all; a .pt2 has its facts beside it."
     with atomic_write(path) as temporary:
@@ -405,7 +405,7 @@ def check_form(form: str, path: Path) -> None:
         expected = f"a file whose name ends in {EXPORT_FORMS[form]}"
         raise ExportError(f"The form {form} is {expected}, and {path.name} was given.")
 
-
+# %% ../../nbs/deploy/export.ipynb #5a315932
 def check_any_size(
     model: DPT,
 ) -> None:
@@ -508,7 +508,7 @@ def written_facts(properties) -> bytes:  # properties: of an ONNX file; JSON
     written = [f"{json.dumps(each.key)}: {each.value}" for each in properties if each.key in FACTS]
     return f"{{{', '.join(written)}}}".encode()
 
-
+# %% ../../nbs/deploy/export.ipynb #56e20c40
 def onnx_facts(
     path: Path,
 ) -> dict:  # empty for a file of another program

@@ -115,7 +115,7 @@ def place_modules(model: DPT) -> Iterator[tuple[str, torch.nn.Module]]:
             containers = isinstance(part, (torch.nn.ModuleList, torch.nn.ModuleDict))
             yield from ((PLACES[name], each) for each in (part.children() if containers else [part]))
 
-
+# %% ../../nbs/deploy/19_fast_lane.ipynb #d604fdba
 @contextmanager
 def at_places(model: DPT, recorder: Recorder):
     "The recorder knows, while the block runs, in which part of the network it is."

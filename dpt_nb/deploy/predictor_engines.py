@@ -71,7 +71,7 @@ def check_exportable(
     if device.type != "cpu":
         raise EngineError(f"The engine {name} computes on the CPU, and the device is {device}: device='cpu'.")
 
-
+# %% ../../nbs/deploy/predictor_engines.ipynb #7c91fcb1
 class ExportedNetwork:
     "Called as a network is; the file for a size is written and opened when that size comes."
 
@@ -165,7 +165,7 @@ def openvino_core():
 
     return openvino.Core()
 
-
+# %% ../../nbs/deploy/predictor_engines.ipynb #78eb8a59
 def open_by_openvino(path: Path, heads: list[str], shape: tuple[int, ...], hint: str) -> Callable:
     "A file, prepared for images of one shape. Raises `EngineError` for one that OpenVINO cannot read."
     core = openvino_core()
@@ -224,7 +224,7 @@ def measured(model, device, precision, cache) -> dict[str, float]:  # engine →
             continue
     return found
 
-
+# %% ../../nbs/deploy/predictor_engines.ipynb #114d6174
 @register_engine("auto")
 def run_by_fastest(model, device, precision, cache) -> Engine:
     "The fastest engine on this machine, measured once for each network, precision and number of threads."

@@ -184,7 +184,7 @@ def mean_or_infinite(values: list[float]) -> float:
     mean = sum(values) / len(values)
     return mean if mean == mean else float("inf")
 
-
+# %% ../../nbs/deploy/quantization.ipynb #117fce8a
 def error_to_truth(
     reference: Callable,  # the network in float32
     predictor: Predictor,  # how images come into it
@@ -335,7 +335,7 @@ def quantize_seen(
     path = cache_folder(cache) / f"{content_digest(model, seen, engine, choice)}{SUFFIXES[engine][-1]}"
     return stored(path) or make(model, seen, engine, cache, choice, predictor, progress, path)
 
-
+# %% ../../nbs/deploy/quantization.ipynb #af54b738
 @torch.no_grad()
 def make(model, seen, engine, cache, choice, predictor, progress, path) -> Quantized:
     "Quantize, measure, choose, keep."

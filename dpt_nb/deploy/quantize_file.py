@@ -74,7 +74,7 @@ def by_nncf(
     found = nncf.quantize(read, nncf.Dataset(range(len(images)), feed), **options)
     openvino.save_model(found, out, compress_to_fp16=False)
 
-
+# %% ../../nbs/deploy/quantize_file.ipynb #c948f407
 def by_onnxruntime(path: Path, images: list[np.ndarray], names: list[str], out: Path, tell: Callable) -> None:
     "As `by_nncf`, a file for ONNX Runtime: products in 8 bits, unsigned times signed, a scale for each channel."
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -147,7 +147,7 @@ def facts_told(process: subprocess.Popen) -> Iterator[dict]:
         except ValueError:
             continue
 
-
+# %% ../../nbs/deploy/quantize_file.ipynb #2d7812c4
 def failure(
     told: str,  # the error it told of; empty for none
     code: int,  # exit code; below 0 the signal that ended it
@@ -170,7 +170,7 @@ def write_job(model: Path, images: list[np.ndarray], left_out: list, folder: Pat
     job = dict(model=str(Path(model).absolute()), left_out=[list(each) for each in left_out], suffix=suffix)
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
 
-
+# %% ../../nbs/deploy/quantize_file.ipynb #7eb64c10
 def quantize_files(
     model: Path,  # an ONNX file that `export` wrote
     images: list[np.ndarray],  # `(1, 3, H, W)` float32 in [0, 1] each, as the network sees them
@@ -193,7 +193,7 @@ def quantize_files(
         raise failure(told, process.returncode, folder / "log.txt")
     return [folder / f"{number}{suffix}" for number in range(len(left_out))]
 
-
+# %% ../../nbs/deploy/quantize_file.ipynb #64318bfd
 def watch(process: subprocess.Popen, names: list[str], progress: bool) -> str:  # the error it told of, or nothing
     "Show how far it is until it ends."
     told = ""

@@ -145,7 +145,7 @@ class DatasetFit:
         told = f"Fitted to {self.images} training images with {self.pixels:,} measured pixels:"
         return "\n".join([told, *map(self.line, sorted(self.scales)), *fit_hints(self)])
 
-
+# %% ../../nbs/evaluation/dataset_fit.ipynb #3329ef18
 def fit_hints(fit: DatasetFit) -> list[str]:  # sentences
     "What the numbers of a fit tell of the data or the model."
     if min(fit.scales.values()) <= 0:
@@ -196,7 +196,7 @@ def measured_values(
             if known.any():
                 yield head, sample, prediction[known], sample["depth"][known]
 
-
+# %% ../../nbs/evaluation/dataset_fit.ipynb #46f417e8
 def fit_dataset(
     predictor,  # a `Predictor`, or anything that `evaluate` takes
     train: Dataset,  # of samples with `depth`: the training split

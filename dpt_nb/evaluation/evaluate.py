@@ -45,6 +45,7 @@ from ..network.heads import HEADS
 from ..objective.metrics import DEPTH_METRICS
 from ..objective.normals import THRESHOLDS
 
+# %% ../../nbs/evaluation/evaluate.ipynb #2b4083a1
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -72,7 +73,7 @@ def window_mask(
     mask[:, top:bottom, left:right] = True
     return mask
 
-
+# %% ../../nbs/evaluation/evaluate.ipynb #13229811
 def to_evaluated(
     sample: dict,  # of a data set
     protocol: Protocol,
@@ -100,7 +101,7 @@ def measured_pixels(
     truth, inside = sample["depth"], sample.get("valid", torch.tensor(True))
     return (truth > protocol.min_depth) & (truth < protocol.max_depth) & inside
 
-
+# %% ../../nbs/evaluation/evaluate.ipynb #301d5eb8
 def check_target_sizes(
     parts: dict[str, torch.Tensor],  # `image` and targets
     path: str,  # for the message
@@ -194,7 +195,7 @@ def with_camera(
     told.focal, told.field_of_view = matrix_focal(sample["intrinsics"]).pixels, None
     return told
 
-
+# %% ../../nbs/evaluation/evaluate.ipynb #b4a357c6
 def predicted(
     predictor,  # with `predict(image) -> dict`, or with `predict_samples(batch) -> dict`
     batch: list[dict],  # B samples as `to_evaluated` gives them
@@ -214,7 +215,7 @@ def predicted(
                 raise EvaluationError(f"{sample['path']} cannot be evaluated: {error}") from None
         raise
 
-
+# %% ../../nbs/evaluation/evaluate.ipynb #0df5a469
 def metrics_of_each(
     maps: dict[str, torch.Tensor],  # of `predicted`
     batch: list[dict],  # B samples as `to_evaluated` gives them
@@ -297,7 +298,7 @@ def predict_share(
             yield predicted(predictor, batch), batch
             bar.update(len(batch))
 
-
+# %% ../../nbs/evaluation/evaluate.ipynb #ee393f7e
 def evaluate(
     predictor: Predictor,  # or anything with `predict(image) -> dict` of maps at the image's size
     dataset: Dataset,  # of samples, of any sizes, with ground truth for a head
@@ -351,7 +352,7 @@ def median_depth(
     median = depths.nanmedian(dim=0).values
     return median.nan_to_num(depths.nanmedian().item())
 
-
+# %% ../../nbs/evaluation/evaluate.ipynb #2636d3a3
 class ConstantPredictor:
     "The same map for every image."
 
@@ -392,7 +393,7 @@ def class_shares(
     known = F.one_hot(numbers, num_classes + 1)[..., :num_classes].movedim(-1, 0)
     return F.adaptive_avg_pool2d(known.double(), grid)
 
-
+# %% ../../nbs/evaluation/evaluate.ipynb #7687fa59
 def class_frequencies(
     dataset: Dataset,  # of samples with `label`, of any sizes
     num_classes: int,  # how many there are
@@ -462,7 +463,7 @@ def metric_table(
     lines += [name.ljust(margin) + metric_line(metrics, columns, width) for name, metrics in rows.items()]
     return "\n".join(lines)
 
-
+# %% ../../nbs/evaluation/evaluate.ipynb #342da548
 def depth_table(
     rows: dict[str, dict],  # name of the row → metrics
     protocol: str | None = None,  # its published rows come first
@@ -500,7 +501,7 @@ def other_metrics(
     others = [key for key in keys if key.startswith(own) or key in registered]
     return [key for key in others if not key.endswith("_class_iou")]
 
-
+# %% ../../nbs/evaluation/evaluate.ipynb #684fb80c
 def report_tables(
     rows: dict[str, dict],  # name of the row → metrics of any heads
     protocol: str | None = None,  # its published rows come first

@@ -65,7 +65,7 @@ def leading_metric(
     own = [(key, sign) for key in report for ending, sign in (("_mae", 1), ("_miou", -1)) if key.endswith(ending)]
     return next((pair for pair in (*MAIN_METRICS.values(), *own) if pair[0] in report), None)
 
-
+# %% ../../nbs/evaluation/gallery.ipynb #7f494d85
 def from_best_to_worst(
     figures: list[dict],  # of every image, as `evaluate` hands them to `each`
     truth: str,  # "depth", "label", "normal", …
@@ -86,7 +86,7 @@ def middle(
     first = max(0, (len(places) - count) // 2)
     return places[first : first + count]
 
-
+# %% ../../nbs/evaluation/gallery.ipynb #c03b2eff
 def chosen_images(
     figures: list[dict],  # of every image, as `evaluate` hands them to `each`
     truth: str,  # "depth", "label", "normal", …
@@ -160,7 +160,7 @@ def aligned_depth(
         depth = align_inverse_depth(depth, truth, valid, protocol.max_depth)
     return depth.clamp(protocol.min_depth, protocol.max_depth)
 
-
+# %% ../../nbs/evaluation/gallery.ipynb #324dd19b
 def enlarge_points(
     truth: torch.Tensor,  # `(1, 1, H, W)` metres
     error: torch.Tensor,  # likewise, of the prediction
@@ -187,7 +187,7 @@ def depth_row(
     truth = torch.where(truth > 0, truth, torch.nan)
     return tuple(values[0, 0].double().numpy() for values in (truth, depth, error))
 
-
+# %% ../../nbs/evaluation/gallery.ipynb #a661c1bc
 def depth_rows(
     samples: list[dict],  # as `to_evaluated` gives them
     maps: list[dict],  # of each, as `predicted` gives them, `(1, 1, H, W)`
@@ -202,7 +202,7 @@ def tile_width(images: list[torch.Tensor]) -> float:  # inches
     widest = min(image.shape[-2] / image.shape[-1] for image in images)
     return TILE_WIDTH * (1.5 if widest < 0.4 else 1)
 
-
+# %% ../../nbs/evaluation/gallery.ipynb #6558ce6b
 class Sheet:
     "Rows of images with a line of text above each, and room for a legend below; all measures are inches."
 
@@ -284,7 +284,7 @@ def draw_error(
     "How far off a prediction is: the brighter, the farther."
     return axes.imshow(error, cmap="magma", vmin=0, vmax=most, interpolation="nearest")
 
-
+# %% ../../nbs/evaluation/gallery.ipynb #3e39bbb0
 def depth_gallery(
     samples: list[dict],  # as `to_evaluated` gives them
     maps: list[dict],  # of each, as `predicted` says it
@@ -325,7 +325,7 @@ def class_legend(
     palette = label_palette(max(len(classes), int(present.max()) + 1))
     return palette, label_patches(list(classes) or None, palette, sorted(present[:named].tolist()))
 
-
+# %% ../../nbs/evaluation/gallery.ipynb #9e2e905f
 def wrong_pixels(
     image: torch.Tensor,  # `(3, H, W)` in [0, 1]
     label: torch.Tensor,  # `(H, W)`
@@ -351,7 +351,7 @@ def draw_tiles(axes: "list[Axes]", *tiles: torch.Tensor) -> None:  # `(3, H, W)`
     for axis, tile in zip(axes, tiles):
         draw_picture(axis, tile, interpolation="nearest")
 
-
+# %% ../../nbs/evaluation/gallery.ipynb #ca60bd6a
 def label_gallery(
     samples: list[dict],  # as `to_evaluated` gives them
     maps: list[dict],  # of each, as `predicted` gives them
@@ -400,7 +400,7 @@ def error_map(
     "How far off a prediction is at each pixel."
     return ERROR_MAPS.get(head, (difference_map, "absolute error", HEADS[head].unit))
 
-
+# %% ../../nbs/evaluation/gallery.ipynb #30011254
 def error_title(head: str) -> str:  # of `HEADS`, not one of classes
     "What a map of errors shows, and its unit."
     _, what, unit = error_map(head)
@@ -428,7 +428,7 @@ def value_rows(
     predictions = [own[head][0].cpu().float() for own in maps]
     return [value_row(truth, prediction, head) for truth, prediction in zip(truths, predictions)]
 
-
+# %% ../../nbs/evaluation/gallery.ipynb #5d12ac8e
 def known_numbers(
     values: Iterable[torch.Tensor],  # NaN where nothing is known
 ) -> torch.Tensor:  # one-dimensional
@@ -448,7 +448,7 @@ def draw_values(
     ends = dict(vmin=known.min().item(), vmax=known.max().item())
     return axes.imshow(values[0].numpy(), cmap=spec.cmap, interpolation="nearest", **ends)
 
-
+# %% ../../nbs/evaluation/gallery.ipynb #c7d6f898
 def value_gallery(
     samples: list[dict],  # as `to_evaluated` gives them
     maps: list[dict],  # of each, as `predicted` gives them

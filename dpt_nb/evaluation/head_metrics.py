@@ -57,7 +57,7 @@ def comparable_heads(
     known = sorted(known, key=lambda head: bool(HEADS[head].scale))
     return {head: target_name(head) for head in known if target_name(head) in truths}
 
-
+# %% ../../nbs/evaluation/head_metrics.ipynb #255e1bfe
 def evaluated_heads(
     heads: Iterable[str],  # what the model predicts
     truths: Iterable[str],  # what the data holds: "depth", "label"
@@ -85,7 +85,7 @@ def needed_targets(
     targets = comparable_heads(heads, target_specs()).values()
     return ", ".join(f"`{target}`" for target in dict.fromkeys(targets)) or "known predictions"
 
-
+# %% ../../nbs/evaluation/head_metrics.ipynb #6e78fafc
 def fits_alignment(
     spec: HeadSpec,
     align: str | None,  # of a protocol
@@ -140,7 +140,7 @@ def entropy_metrics(protocol: Protocol, **options) -> SparsificationMetrics:
     "Whether what is unsure is wrong."
     return SparsificationMetrics("less sure", protocol.min_depth, protocol.max_depth, protocol.align, **options)
 
-
+# %% ../../nbs/evaluation/head_metrics.ipynb #eb819951
 METRICS = {  # head → its metrics by name
     "depth": head_metrics("depth", errors=depth_metrics),
     "inverse_depth": head_metrics("inverse_depth", errors=depth_metrics),
@@ -199,7 +199,7 @@ def build_metric(
     asked = inspect.signature(build).parameters
     return build(**{name: value for name, value in facts.items() if name in asked}, **options)
 
-
+# %% ../../nbs/evaluation/head_metrics.ipynb #0ae30b6b
 def build_head_metrics(
     head: str,  # of `HEADS`
     prediction: torch.Tensor,  # of that head, `(B, C, H, W)`
@@ -222,7 +222,7 @@ def build_head_metrics(
             ) from None
     return built
 
-
+# %% ../../nbs/evaluation/head_metrics.ipynb #e8dc76cf
 def count_classes(
     head: str,  # for the message
     prediction: torch.Tensor,  # `(B, C, H, W)` logits or `(B, H, W)` classes
@@ -280,7 +280,7 @@ def with_partner(metric: Metric, spec: HeadSpec, maps: dict[str, torch.Tensor]) 
     asked = spec.about and "partner" in inspect.signature(metric.update).parameters
     return dict(partner=maps[spec.about]) if asked else {}
 
-
+# %% ../../nbs/evaluation/head_metrics.ipynb #947c73e1
 def update_head(
     head: str,  # of `HEADS`
     metrics: Iterable[Metric],  # of that head; they are updated
@@ -300,7 +300,7 @@ def update_head(
     except ValueError as error:
         raise EvaluationError(f"{where} cannot be evaluated: {error}") from None
 
-
+# %% ../../nbs/evaluation/head_metrics.ipynb #e38257b2
 def update_metrics(
     metrics: dict[str, dict[str, Metric]],  # head → its metrics; they are updated
     maps: dict[str, torch.Tensor],  # head → `(B, C, H, W)`; labels also as numbers of classes, `(B, H, W)`
@@ -317,7 +317,7 @@ def has_channels(prediction: torch.Tensor, channels: int | str) -> bool:
     numbers = prediction.ndim == 3 and channels == "C"
     return numbers or (prediction.ndim == 4 and channels in ("C", prediction.shape[1]))
 
-
+# %% ../../nbs/evaluation/head_metrics.ipynb #a24c7dbe
 def check_shape(
     head: str,  # of `HEADS`
     prediction: torch.Tensor,  # of a batch
@@ -360,7 +360,7 @@ def merge_values(
         )
     report.update(values)
 
-
+# %% ../../nbs/evaluation/head_metrics.ipynb #843a27dd
 def compute_quietly(
     metric: Metric,
 ):  # what its `compute` gives
@@ -387,7 +387,7 @@ def compute_head(
         merge_values(values, found, f"The metric {name!r} for the head {head!r}")
     return values
 
-
+# %% ../../nbs/evaluation/head_metrics.ipynb #aa3a2271
 def compute_metrics(
     metrics: dict[str, dict[str, Metric]],  # head → its metrics by name
     protocol: Protocol,  # for the message

@@ -73,7 +73,7 @@ def strange_names(
     "Names that belong to no image; BTS's script writes color maps and ground truth beside its predictions."
     return sorted(name for name in set(found) - set(known) if "cmap" not in name and "gt" not in name)
 
-
+# %% ../../nbs/evaluation/prediction_files.ipynb #fcf81c74
 def check_names(
     folder: Path,  # of predictions
     expected: Iterable[str],  # names of those that have to be there
@@ -108,7 +108,7 @@ def has_truth_file(
     "Whether there is depth or a label for an image."
     return bool(entry.depth or entry.label)
 
-
+# %% ../../nbs/evaluation/prediction_files.ipynb #cf7c3d4c
 class StoredTruth(Dataset):
     """The samples of a set that have ground truth, each with the path of the prediction that belongs to it. Raises
     `EvaluationError` when there are none, or files of them are missing."""
@@ -301,7 +301,7 @@ def submission_png(
     Image.fromarray(np.clip(np.round(metres * 256), 1, 65535).astype(np.uint16)).save(file, format="PNG")
     return file.getvalue()
 
-
+# %% ../../nbs/evaluation/prediction_files.ipynb #ea921417
 def check_submission(
     path: str | Path,  # of a zip
     sizes: dict[str, tuple[int, int]],  # name of each PNG → height and width of its image
@@ -327,7 +327,7 @@ def check_declared(declared: int, most: int, where: str, size: tuple[int, int]) 
             f"{where} unpacks to {declared} bytes, and a depth map of {size[0]}×{size[1]} has at most {most}."
         )
 
-
+# %% ../../nbs/evaluation/prediction_files.ipynb #5878d120
 def read_member(
     archive: zipfile.ZipFile,  # open
     name: str,  # of an image in it
@@ -347,7 +347,7 @@ def read_member(
         reason = str(error) or type(error).__name__
         raise EvaluationError(f"{where} is not an image of {size[0]}×{size[1]} that can be read ({reason}).") from None
 
-
+# %% ../../nbs/evaluation/prediction_files.ipynb #5dbf798a
 def check_member(
     archive: zipfile.ZipFile,  # open
     name: str,  # of a PNG in it
@@ -392,7 +392,7 @@ def write_predictions(
             sizes[name] = tuple(image.shape[-2:])
     return sizes
 
-
+# %% ../../nbs/evaluation/prediction_files.ipynb #1baa560c
 def write_submission(
     predictor,  # of metric depth, with `predict(image) -> dict`
     dataset: KITTI,  # split "test" of the benchmark "official"
@@ -410,7 +410,7 @@ def write_submission(
         raise EvaluationError(write_failure(path, error)) from None
     return len(sizes)
 
-
+# %% ../../nbs/evaluation/prediction_files.ipynb #611a15bb
 def metric_depth(
     predictor,  # with `predict(image) -> dict`
     image: torch.Tensor,  # `(3, H, W)` in [0, 1]

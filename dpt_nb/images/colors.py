@@ -80,7 +80,7 @@ def check_titles(images: int, titles: int) -> None:
         found = f"There are {images} images and {titles} titles"
         raise ImageError(f"{found}, and at least one image and one title each were expected.")
 
-
+# %% ../../nbs/images/colors.ipynb #460063b6
 def show_images(
     images: list,  # each whatever `to_image` takes
     titles: list[str] | None = None,  # one an image
@@ -277,7 +277,7 @@ def beside_legend(
     plt.close(figure)
     return figure
 
-
+# %% ../../nbs/images/colors.ipynb #208148d6
 def show_label(
     image: torch.Tensor,  # whatever `to_image` takes
     label: torch.Tensor,  # `(H, W)` class index at the image's size, 255 = ignore
@@ -322,7 +322,7 @@ def check_panel_counts(*counts: int) -> None:  # of images, targets, predictions
         found = "There are {} images, {} targets, {} predictions and {} names".format(*counts)
         raise ImageError(f"{found}, and one of each a scene was expected.")
 
-
+# %% ../../nbs/images/colors.ipynb #18b0c663
 def panel_rows(
     images: list,  # `(3, H, W)` each
     targets: list,  # `(1, H, W)` metres each
@@ -357,7 +357,7 @@ def draw_depth(
     "Draw a depth map; what is NaN or not positive is black."
     return draw_colored(axes, np.where(metres > 0, metres, np.nan), "Spectral", "black", ends)
 
-
+# %% ../../nbs/images/colors.ipynb #6313168d
 def draw_row(
     axes: "list[Axes]",  # four: image, ground truth, prediction, error
     row: PanelRow,
@@ -404,7 +404,7 @@ def draw_panel(
     figure.colorbar(errors, cax=under_errors, orientation="horizontal", extend="max", label="error in metres")
     return figure
 
-
+# %% ../../nbs/images/colors.ipynb #3a8208ad
 def depth_panel(
     images: list,  # `(3, H, W)` each, or a batch; sizes may differ between scenes
     targets: list,  # `(1, H, W)` metres each, 0 = not measured

@@ -76,7 +76,7 @@ def sync_to_disk(
     finally:
         os.close(descriptor)
 
-
+# %% ../../nbs/images/files.ipynb #5fcdb189
 @contextmanager
 def atomic_write(
     path: str | Path,  # the file to write; its parent folders are made
@@ -186,7 +186,7 @@ def read_holder(
     ended = machine == socket.gethostname() and not psutil.pid_exists(number)
     return None if ended else (number, machine)
 
-
+# %% ../../nbs/images/files.ipynb #a3fa3ddb
 def wait_for_holder(
     lock: Path,  # a lock file that somebody holds
     patience: float,  # seconds for a name that is just being written
@@ -205,7 +205,7 @@ def process_words(number: int) -> str:
     except psutil.Error:
         return f"process {number}"
 
-
+# %% ../../nbs/images/files.ipynb #b1c3d3d1
 def holder(
     lock: Path,  # a lock file that somebody holds
     patience: float = 2.0,  # seconds for a name that is just being written
@@ -290,7 +290,7 @@ def read_array_header(
         shape, _, kind = read(file)
         return shape, kind, os.fstat(file.fileno()).st_size - file.tell()
 
-
+# %% ../../nbs/images/files.ipynb #e3eec911
 def declared_array(
     path: str | Path,  # of a `.npy` file
 ) -> tuple[tuple[int, ...], np.dtype, int, int]:  # shape and type, the bytes that they need, and the bytes there are
@@ -310,7 +310,7 @@ def check_numbers(path: str | Path, kind: np.dtype) -> None:
         found = "Python objects" if kind.hasobject else kind
         raise ImageError(f"{path} is an array of {found}, and numbers were expected.")
 
-
+# %% ../../nbs/images/files.ipynb #60e2352d
 def check_array(
     path: str | Path,  # of a `.npy` file
 ) -> tuple[tuple[int, ...], np.dtype]:  # its shape and type

@@ -44,7 +44,7 @@ def part_of_diagonal(
         return None
     return length / (unit * math.hypot(sides[0] / sides[1], sides[2] / sides[3]))
 
-
+# %% ../../nbs/images/headers.ipynb #4efb2c1a
 def exif_focal(
     image,  # path, bytes, open file or PIL image; anything else says nothing
 ) -> float | None:  # focal length over the image's diagonal; None where it is not known

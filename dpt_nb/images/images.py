@@ -78,7 +78,7 @@ def unreadable(
         return f"this pillow was built without {kind}: pip install --upgrade pillow"
     return ""
 
-
+# %% ../../nbs/images/images.ipynb #35cdbb35
 def register_heif() -> None:
     "Let pillow read HEIF, where the package for it is installed."
     if "HEIF" not in Image.OPEN and not unreadable("HEIF"):
@@ -152,7 +152,7 @@ def formats_like(
             found.append(kind)
     return found
 
-
+# %% ../../nbs/images/images.ipynb #00c46ad4
 def open_undecoded(
     source: str | Path | BinaryIO,  # a file, or one that is open
     name: str | Path,  # what to call it in an error
@@ -253,7 +253,7 @@ def open_image(
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise ImageError(f"{path} {decoding_failure(path, error)}") from None
 
-
+# %% ../../nbs/images/images.ipynb #58874d27
 def decoding_failure(
     path: str | Path,
     error: Exception,  # of pillow
@@ -272,7 +272,7 @@ def decoding_failure(
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return f"is damaged or cut short ({reason}): copy or download it again."
 
-
+# %% ../../nbs/images/images.ipynb #900bbdc8
 def format_hint(
     path: str | Path,  # of a file that is not one of the allowed formats
 ) -> str:  # what to install, where that would help
@@ -376,7 +376,7 @@ def colors_first(colors: np.ndarray) -> torch.Tensor:  # `(H, W, 3)` and `(3, H,
     "The order of torch."
     return torch.from_numpy(colors).permute(2, 0, 1)
 
-
+# %% ../../nbs/images/images.ipynb #0e2da8c3
 def pil_to_image(
     image: Image.Image,  # decoded, any mode
     name: str | Path = "the PIL image",  # what to call it in an error
@@ -444,7 +444,7 @@ class UndecodedImage:
         except Exception as error:  # as `open_image`
             raise ImageError(f"{self.path} {decoding_failure(self.path, error)}") from None
 
-
+# %% ../../nbs/images/images.ipynb #fc017526
 def read_or_wait(
     path: str | Path,  # a file in one of `IMAGE_FORMATS`
 ) -> UndecodedImage | torch.Tensor:  # the latter `(3, H, W)` float32 in [0, 1]
@@ -485,7 +485,7 @@ def check_number_type(kind: torch.dtype | np.dtype, fits: bool) -> None:
     if not fits:
         raise ImageError(f"The image's type is {kind}, and uint8, uint16 or a float in [0, 1] was expected.")
 
-
+# %% ../../nbs/images/images.ipynb #c9368de3
 def tensor_to_image(
     image: torch.Tensor,  # `(3, H, W)` or `(1, 3, H, W)`; uint8, uint16, or float in [0, 1]
 ) -> torch.Tensor:  # `(3, H, W)` float32 in [0, 1], on the same device
@@ -617,7 +617,7 @@ def list_folder(
     "What stands in a folder. Raises `OSError` where it cannot be read."
     return [path for path in place.iterdir() if not path.name.startswith(".")]
 
-
+# %% ../../nbs/images/images.ipynb #5526e98b
 def list_first(folder: str | Path) -> list[Path]:
     "`list_folder`. Raises `ImageError` where it cannot be read."
     try:
@@ -749,7 +749,7 @@ def check_metres(metres: np.ndarray, path: str | Path) -> None:  # the path: for
         found = f"The depth map for {path} has negative, NaN or infinite values"
         raise ImageError(f"{found}, and metres were expected, with 0 for not measured.")
 
-
+# %% ../../nbs/images/images.ipynb #f598fbbd
 def write_depth(
     path: str | Path,  # ends in .png
     depth: torch.Tensor,  # `(1, H, W)` or `(H, W)` metres, 0 = not measured
@@ -899,7 +899,7 @@ def text_chunks(words: dict[str, str]) -> PngImagePlugin.PngInfo:
         chunks.add_text(name, text)
     return chunks
 
-
+# %% ../../nbs/images/images.ipynb #970fc8cb
 def write_label(
     path: str | Path,  # ends in .png
     label: torch.Tensor,  # `(H, W)` whole numbers 0…255, 255 = ignore

@@ -55,7 +55,7 @@ def register_engine(
     "Add an engine. Raises `RegistryError` for a name that is taken."
     return ENGINES.register(name, calling_module())
 
-
+# %% ../../nbs/inference/engine.ipynb #346e6ad1
 def engine_names() -> list[str]:
     "Those that are registered, and those that come with the library."
     return sorted({*ENGINES, *HOMES})
@@ -114,7 +114,7 @@ def listed_images(
         raise ImageError("The list of images to calibrate with is empty: name a folder, or give some.")
     return found
 
-
+# %% ../../nbs/inference/engine.ipynb #be3be99f
 @torch.no_grad()
 def network_inputs(
     predictor,  # how images come into a network is its affair

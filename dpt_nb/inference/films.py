@@ -155,7 +155,7 @@ class FrameFolder:
         self.temporary.rename(self.path)
         shutil.rmtree(former, ignore_errors=True)
 
-
+# %% ../../nbs/inference/films.ipynb #489b9050
 def check_frame_folder(
     path: Path,  # of a folder, or of nothing yet
 ) -> None:
@@ -179,7 +179,7 @@ def add(
         write_map(f"{stem}.{form}", self.head, values, prediction.class_names(self.head), self.scale)
     self.frames.append(dict(number=frame.number, time=round(float(frame.time), 6)))
 
-
+# %% ../../nbs/inference/films.ipynb #8a385093
 @patch
 def make_room(
     self: FrameFolder,
@@ -217,7 +217,7 @@ def check_film_outputs(outputs: tuple[str, ...]) -> None:
             f"{', '.join(alien)} cannot be written of a video, only of images: choose of {', '.join(FILM_OUTPUTS)}."
         )
 
-
+# %% ../../nbs/inference/films.ipynb #163c572c
 @dataclass(frozen=True)
 class FilmOptions:
     """How a film is predicted, and what is written of it. Raises `OutputError`, `VideoError` and `WindowError` for what
@@ -267,7 +267,7 @@ def head_files(head: str, stem: Path, outputs: tuple[str, ...]) -> dict[str, Pat
     files = {form: Path(f"{stem}-{head}{end}") for form, end in ends.items() if form in outputs}
     return files | (dict(numbers=Path(f"{stem}-{head}")) if set(HEADS[head].files) & set(outputs) else {})
 
-
+# %% ../../nbs/inference/films.ipynb #58037784
 def film_is_whole(
     entry: dict,  # of `predict_video`
     out: Path,  # folder with the results
@@ -353,7 +353,7 @@ class FilmWriter:
         elif head in self.folders:
             fact |= wider_ends(fact, prediction[head]) | dict(scale=self.folders[head].scale)
 
-
+# %% ../../nbs/inference/films.ipynb #199cab24
 def wider_ends(fact: dict, values: torch.Tensor) -> dict[str, float]:  # `smallest` and `largest`
     "The ends so far, and those of one more map."
     low, high = (float(each) for each in torch.aminmax(values))
@@ -386,7 +386,7 @@ def predict_video(
         note_predictions(folder.path, [entry])
     return entry
 
-
+# %% ../../nbs/inference/films.ipynb #5dc6db3e
 def describe_film(folder: ResultFolder, path: Path, name: str | None, made_by: str, files_for: Callable) -> dict:
     "As of `origin`, with `made_by` and `name`: one under which nothing is written over but the film's own."
     about = origin(path) | dict(made_by=made_by)
@@ -408,7 +408,7 @@ def film_names(
     "Where results go. Raises `VideoError` where there would be none."
     return {file.name for files in film_files(heads, Path(name), outputs).values() for file in files.values()}
 
-
+# %% ../../nbs/inference/films.ipynb #1c052d6b
 def make_film(
     predictor: Predictor,
     film: FilmReader,
@@ -433,7 +433,7 @@ def make_film(
             raise FolderError(write_failure(folder.path, error)) from error
         raise VideoError(folder.outside(in_words(about["source"], error))) from error
 
-
+# %% ../../nbs/inference/films.ipynb #5250d9a5
 def write_frames(
     predictor: Predictor, film: FilmReader, folder: ResultFolder, writer: FilmWriter, progress: bool
 ) -> None:
@@ -458,7 +458,7 @@ def film_entry(
         entry |= dict(damage=film.damage, made_by=None)
     return entry | {head: head_entry(files[head], facts[head]) for head in files}
 
-
+# %% ../../nbs/inference/films.ipynb #c1ccace2
 def film_notes(name: str, film: FilmReader, focal: Focal | None) -> dict:  # `note` and `focal`, where there are some
     "What a reader should know of a film and of its lens."
     notes = [film.note(), "" if focal is None or focal.known else assumed_note(name)]

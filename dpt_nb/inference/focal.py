@@ -36,7 +36,7 @@ class Focal(NamedTuple):
         "The mean of both directions."
         return (self.across + self.down) / 2
 
-
+# %% ../../nbs/inference/focal.ipynb #370f8336
 def check_focal(
     focal: float | None,  # pixels
     field_of_view: float | None,  # degrees across the longer side
@@ -64,7 +64,7 @@ def find_focal(
     pixels = focal or pinhole(size, field_of_view or ASSUMED_VIEW).fx
     return Focal(pixels, pixels, known)
 
-
+# %% ../../nbs/inference/focal.ipynb #48a8b6bd
 def assumed_note(
     name: str,  # of an image or a film
 ) -> str:

@@ -106,7 +106,7 @@ def results_in(
         return set()
     return names | {"predictions.json"} if names else names
 
-
+# %% ../../nbs/inference/folders.ipynb #379e178b
 def is_film(
     path: Path,
 ) -> bool:
@@ -131,7 +131,7 @@ def sort_place(
         left[EARLIER] += earlier
     return [path for path in found if path not in own], films, dict(left)
 
-
+# %% ../../nbs/inference/folders.ipynb #b8c53fd2
 def sort_all(folder: Path, recursive: bool) -> tuple[list[Path], dict[str, list[Path]]]:  # as `sort_folder`
     "Raises `ImageError` for a folder that cannot be read, or not to its end."
     try:
@@ -187,7 +187,7 @@ def list_files(
             list_place(listing, place, seen, *found)
     return listing
 
-
+# %% ../../nbs/inference/folders.ipynb #d3956773
 def list_place(
     listing: Listing,  # becomes longer
     place: Path,  # a file or a folder
@@ -204,7 +204,7 @@ def list_place(
     list_new(found, place, seen, listing.files, listing.stems)
     list_new(films, place, seen, listing.films, listing.film_stems)
 
-
+# %% ../../nbs/inference/folders.ipynb #5a4b8309
 def list_new(
     paths: list[Path],
     place: Path,  # where they are: a folder, or the file itself
@@ -290,7 +290,7 @@ def working_folder(scratch: Path | None):  # a context that gives its path, or N
     "For the maps of one image, which live on without it until nobody looks at them."
     return tempfile.TemporaryDirectory(dir=scratch, prefix=".windows-") if scratch else nullcontext()
 
-
+# %% ../../nbs/inference/folders.ipynb #6530089e
 def predictions(
     predictor: Predictor,
     files: list[Path],
@@ -314,7 +314,7 @@ def decode_ahead(files: list[Path], max_pixels: int | None) -> Iterator[tuple[in
     futures = prefetch(partial(read_image, max_pixels=max_pixels, keep_bytes=True), files, alone=is_large)
     return ((place, future.exception() or future.result()) for place, future in enumerate(futures))
 
-
+# %% ../../nbs/inference/folders.ipynb #3a0467ed
 def predicted_group(
     predictor: Predictor,
     group: list[torch.Tensor | Exception],  # images of one network size, or one that could not be read
@@ -360,7 +360,7 @@ def check_room(folder: ResultFolder, error: Exception) -> None:
         goes_on = "What is finished is listed in its predictions.json, and the same call goes on there."
         raise FolderError(f"{write_failure(folder.path, error)} {goes_on}") from error
 
-
+# %% ../../nbs/inference/folders.ipynb #a23c3c32
 def predict_todo(
     predictor: Predictor,
     folder: ResultFolder,  # gets the results
@@ -381,7 +381,7 @@ def predict_todo(
         record.put_down()
     return record.all, bad + record.missing()
 
-
+# %% ../../nbs/inference/folders.ipynb #7a3f570b
 def wait_for(saved: Iterator[Future], bar: tqdm) -> list[str]:  # a sentence for each image that was not saved
     "Raises `FolderError`, which says as well what came to nothing before it."
     bad = []
@@ -422,7 +422,7 @@ def known_origins(listing: Listing) -> list[dict | None]:  # of `origin`; None: 
             abouts.append(None)
     return abouts
 
-
+# %% ../../nbs/inference/folders.ipynb #b5ccc3f3
 def describe_files(
     listing: Listing,  # `bad` becomes longer
     folder: ResultFolder,
@@ -435,7 +435,7 @@ def describe_files(
     wanted = name_apart([Path(about["source"]) for about in abouts], stems)
     return [about | dict(name=name) for about, name in zip(abouts, folder.choose_names(abouts, wanted, files_for))]
 
-
+# %% ../../nbs/inference/folders.ipynb #ff388f06
 def predict_files(
     predictor: Predictor,
     images: list,  # files and folders
@@ -463,7 +463,7 @@ def predict_files(
     entries |= {entry["path"]: entry for entry in new}
     return [entry for entry in entries.values() if entry], listing.bad + bad
 
-
+# %% ../../nbs/inference/folders.ipynb #27e8145e
 def image_bar(total: int, left: int, progress: bool) -> tqdm:
     "What shows how far a run is, unless it is of a single image."
     return tqdm(total=total, initial=total - left, unit="image", disable=not progress or total < 2)

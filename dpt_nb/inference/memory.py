@@ -32,7 +32,7 @@ def group_room(
     except (OSError, ValueError):
         return float("inf")
 
-
+# %% ../../nbs/inference/memory.ipynb #3819b2b1
 def room_in_groups(
     line: str,  # of `/proc/self/cgroup`: number, names of what the group controls (none in version 2), path
     root: Path,  # where the system shows its control groups
@@ -56,7 +56,7 @@ def group_memory(
     lines = Path(member).read_text().splitlines() if Path(member).exists() else []
     return min((room_in_groups(line, Path(root)) for line in lines), default=float("inf"))
 
-
+# %% ../../nbs/inference/memory.ipynb #84bfb028
 def free_memory(
     device: str | torch.device = "cpu",
 ) -> int:  # bytes

@@ -68,7 +68,7 @@ def map_scale(
         return 1000.0 if largest <= 65.535 else 256.0
     return 65535 / max(largest, 1e-6)
 
-
+# %% ../../nbs/inference/outputs.ipynb #a2fbdaab
 def as_16_bits(
     values: torch.Tensor,  # `(1, H, W)` or `(H, W)`, not negative
     scale: float,  # stored units per unit of the map
@@ -122,7 +122,7 @@ def row_bytes(strip: np.ndarray) -> np.ndarray:  # `(rows, bytes)` uint8
     "Rows as the file has them: of 16 bits the larger byte first."
     return strip.astype(">u2").view(np.uint8) if strip.dtype == np.uint16 else strip.reshape(len(strip), -1)
 
-
+# %% ../../nbs/inference/outputs.ipynb #09c4fa81
 def filtered_rows(
     raw: np.ndarray,  # `(rows, bytes)` uint8
     above: np.ndarray,  # `(1, bytes)`, the row before them
@@ -178,7 +178,7 @@ def check_gray(path: str | Path, image: Image.Image) -> None:
         found = f"{image.format} file with {image.mode} pixels"
         raise ImageError(f"{path} is a {found}, and a 16-bit gray PNG was expected.")
 
-
+# %% ../../nbs/inference/outputs.ipynb #8528493d
 def read_scaled(
     path: str | Path,  # of `write_scaled`
     scale: float | None = None,  # for a file that does not say its own
@@ -204,7 +204,7 @@ def stated_number(
         raise ImageError(f"{path} says that its {what} is {said[:40]!r}, and a number was expected.")
     return number
 
-
+# %% ../../nbs/inference/outputs.ipynb #674859f5
 def as_number(said) -> float:  # NaN where it is none
     "What a file says, as a number."
     try:
@@ -224,7 +224,7 @@ def spread_over_16_bits(
         stored = np.round((plane[rows].astype(np.float64) - low) * scale)
         yield stored.clip(0, 65535).astype(np.uint16)
 
-
+# %% ../../nbs/inference/outputs.ipynb #3727256b
 def write_with_offset(
     path: str | Path,  # ends in .png
     head: str,  # of `HEADS`, with one value a pixel, which may be negative
@@ -239,7 +239,7 @@ def write_with_offset(
     write_png(path, tuple(values.shape[-2:]), spread_over_16_bits(values, low, scale), words)
     return scale
 
-
+# %% ../../nbs/inference/outputs.ipynb #7fae949d
 def stated_scale(
     path: str | Path,  # of the file, for the error
     said: str | float | None,  # what the file or the caller says
@@ -308,7 +308,7 @@ def write_pfm(
         for rows in reversed(list(row_strips(len(plane)))):
             file.write(np.ascontiguousarray(plane[rows][::-1], "<f4").tobytes())
 
-
+# %% ../../nbs/inference/outputs.ipynb #7062b238
 def parse_pfm(
     content: bytes,  # of the file
 ) -> tuple[bytes, np.ndarray]:  # its kind, and `(H, W)` from the lowest row on
@@ -363,7 +363,7 @@ def color_ends(
     shown = thinned(torch.as_tensor(values), 2000)
     return depth_range(shown) if HEADS[head].scale else value_range(shown)
 
-
+# %% ../../nbs/inference/outputs.ipynb #3a08ebb1
 def head_colors(
     head: str,  # of `HEADS`
     ends: tuple[float, float] | None = None,  # of `color_ends`
@@ -389,7 +389,7 @@ def color_strips(
     for rows in row_strips(values.shape[-2]):
         yield (paint(values[..., rows, :]) * 255).round().byte().permute(1, 2, 0).numpy()
 
-
+# %% ../../nbs/inference/outputs.ipynb #1fd5b16f
 def map_painter(head: str, values: torch.Tensor, class_names: tuple) -> Callable:  # as `head_colors` gives
     "Colors that suit a whole map."
     if HEADS[head].categorical:
@@ -418,7 +418,7 @@ def draw_numbers(axis: "Axes", values: torch.Tensor, cmap: str, words: str) -> N
     "Numbers with their color bar."
     axis.figure.colorbar(axis.imshow(values, cmap=cmap), ax=axis, label=words, shrink=0.8)
 
-
+# %% ../../nbs/inference/outputs.ipynb #84feae36
 def draw_labels(
     axis: "Axes",  # drawn on
     label: torch.Tensor,  # `(H, W)`
@@ -447,7 +447,7 @@ def map_figure(
     plt.close(figure)
     return figure
 
-
+# %% ../../nbs/inference/outputs.ipynb #5f06a7ae
 def overlay_figure(
     image: torch.Tensor,  # `(3, h, w)` in [0, 1], of the map's aspect
     head: str,  # of `HEADS`
@@ -474,7 +474,7 @@ def put_under(axis: "Axes", image: torch.Tensor, opacity: float, gray: bool) -> 
     image = image.mean(0, keepdim=True).expand(3, -1, -1) if gray else image
     axis.imshow(image.permute(1, 2, 0), extent=shown.get_extent(), zorder=-1)
 
-
+# %% ../../nbs/inference/outputs.ipynb #711bdf6e
 def write_figure(
     path: str | Path,  # ends in .png
     figure: "Figure",
@@ -572,7 +572,7 @@ def write_16_bits(path: str | Path, head: str, values: torch.Tensor, scale: floa
     below = int((values < 0).sum())
     return dict(scale=write_scaled(path, head, values, scale)) | (dict(below_zero=below) if below else {})
 
-
+# %% ../../nbs/inference/outputs.ipynb #5962671e
 def write_numbers(
     stem: Path,  # file name without its suffix
     head: str,  # of `HEADS`
@@ -596,7 +596,7 @@ def map_ends(
     "The ends of a map."
     return dict(smallest=values.min().item(), largest=values.max().item())
 
-
+# %% ../../nbs/inference/outputs.ipynb #5c988625
 def write_figures(
     stem: Path,  # file name without its suffix
     head: str,  # of `HEADS`
@@ -612,7 +612,7 @@ def write_figures(
         write_one_figure(stem, kind, head, values, image, class_names)
     return [f"{stem.name}-{kind}.png" for kind in wanted]
 
-
+# %% ../../nbs/inference/outputs.ipynb #8fabf88f
 def write_one_figure(
     stem: Path, kind: str, head: str, values: torch.Tensor, image: torch.Tensor, class_names: tuple
 ) -> None:
@@ -656,7 +656,7 @@ def register_output(
 
     return add
 
-
+# %% ../../nbs/inference/outputs.ipynb #02f5057e
 def check_ending(name: str, ending: str) -> None:
     "Raises `OutputError` for an ending of files' names that another form of output has, or that cannot be."
     taken = [f".{kind}" for kind in (*NUMBERS, "ply")] + [f"-{kind}.png" for kind in FIGURES]
@@ -750,7 +750,7 @@ def read_png(path: str | Path) -> torch.Tensor:  # as of `read_map`
         return read_directions(path)
     return read_scaled(path)[0] if mode.startswith("I") else read_label(path)
 
-
+# %% ../../nbs/inference/outputs.ipynb #6390aee6
 def check_map_shape(
     path: str | Path,  # of a `.npy` file
 ) -> None:

@@ -120,7 +120,7 @@ def write_ply(
         for start in range(0, len(table), 2**20):  # Python's own writing says why it failed, numpy's does not
             file.write(table[start : start + 2**20].tobytes())
 
-
+# %% ../../nbs/inference/point_clouds.ipynb #e7856c10
 def point_table(points: torch.Tensor, colors: torch.Tensor) -> np.ndarray:  # `(N,)` of `POINT`
     "Points `(N, 3)` and their colors as the file has them."
     table = np.empty(len(points), POINT)
@@ -222,7 +222,7 @@ def dot_offsets(
     "The pixels of a dot."
     return torch.cartesian_prod(torch.arange(dot), torch.arange(dot)).reshape(-1, 2).T
 
-
+# %% ../../nbs/inference/point_clouds.ipynb #3b258dad
 def projected(
     points: torch.Tensor,  # `(N, 3)`, as the camera has them before it
     size: tuple[int, int],  # height and width, pixels
@@ -246,7 +246,7 @@ def last_of_pixels(
     "What covers each pixel last."
     return torch.full((pixels,), -1, device=place.device).scatter_reduce(0, place, rank, "amax")
 
-
+# %% ../../nbs/inference/point_clouds.ipynb #03c62642
 def view_points(
     points: torch.Tensor,  # `(N, 3)`, x right, y down, z forward
     colors: torch.Tensor,  # `(N, 3)` uint8
@@ -270,7 +270,7 @@ def is_inside(places: torch.Tensor, length: int) -> torch.Tensor:  # bool, of th
     "Which rows, or columns, an image has."
     return (places >= 0) & (places < length)
 
-
+# %% ../../nbs/inference/point_clouds.ipynb #7fd917f6
 def paint_pixels(
     last: torch.Tensor,  # `(pixels,)` of `last_of_pixels`
     colors: torch.Tensor,  # `(N, 3)` uint8, by rank

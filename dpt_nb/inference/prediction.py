@@ -68,7 +68,7 @@ class Prediction:
         names = HEADS[head].class_names
         return self.classes if names is None else names
 
-
+# %% ../../nbs/inference/prediction.ipynb #12eaff28
 def map_to_numpy(
     values: torch.Tensor,  # `(H, W)`, or `(C, H, W)`
 ) -> np.ndarray:  # `(H, W)`, or `(C, H, W)` where there are several channels
@@ -174,7 +174,7 @@ def save_points(self: Prediction, path: Path, field_of_view: float | None) -> di
     camera = {} if field_of_view is None else dict(field_of_view=field_of_view)
     return dict(file=path.name, count=self.point_cloud(path, **camera))
 
-
+# %% ../../nbs/inference/prediction.ipynb #95491cb2
 @patch
 def about(self: Prediction) -> dict:  # `source`, `height`, `width`, and `note` and `focal` where there are some
     "What a list of predictions says of the image."

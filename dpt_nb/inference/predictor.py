@@ -108,7 +108,7 @@ def check_settings(
     if resizing not in RESIZINGS:
         raise PredictorError(f"There is no resizing called {resizing!r}. Choose from {', '.join(RESIZINGS)}.")
 
-
+# %% ../../nbs/inference/predictor.ipynb #1ccedcd5
 def check_input_size(
     size: int | tuple[int, int] | None,  # height and width, or one number for both; None: none was asked for
     patch: int,  # both sides are multiples of it, pixels
@@ -137,7 +137,7 @@ def is_side(side) -> bool:
     "Whether it is a whole number above 0."
     return isinstance(side, (int, np.integer)) and side > 0
 
-
+# %% ../../nbs/inference/predictor.ipynb #9f78189b
 def check_colors(model: DPT) -> None:
     "Raises `PredictorError` for a network that sees something else than colors."
     channels, patch = len(model.config.mean), model.backbone.patch
@@ -293,7 +293,7 @@ def pass_through(
     maps = self.clamp_depth(maps)
     return {head: resize_prediction(values.float(), size, head, self.resizing) for head, values in maps.items()}
 
-
+# %% ../../nbs/inference/predictor.ipynb #6385944d
 @patch
 def run_network(self: Predictor, seen: torch.Tensor) -> dict[str, torch.Tensor]:
     "The network itself, at the precision and with the layout that were chosen."
@@ -337,7 +337,7 @@ def views(
             total[head] = total[head] + self.brought_to(first[head], values, head)
     return {head: HEADS[head].settle(values / len(self.scales)) for head, values in total.items()}
 
-
+# %% ../../nbs/inference/predictor.ipynb #3d01576e
 @patch
 def view_at_scale(
     self: Predictor,
@@ -362,7 +362,7 @@ def brought_to(
     values = resize_prediction(values, first.shape[-2:], head, self.resizing)
     return align_scale_shift(values, first, positive=True) if HEADS[head].scale == "relative" else values
 
-
+# %% ../../nbs/inference/predictor.ipynb #43e18fe1
 @patch
 @torch.no_grad()
 def predict_unfilled(
@@ -379,7 +379,7 @@ def predict_unfilled(
     check_finite(maps, "the image" if len(image) == 1 else f"one of {len(image)} images")
     return {head: resize_prediction(values, size, head, self.resizing) for head, values in maps.items()}
 
-
+# %% ../../nbs/inference/predictor.ipynb #695a87c8
 @patch
 def predict(
     self: Predictor,
@@ -431,14 +431,14 @@ def network_bytes(config: DPTConfig) -> float:
     bins = sum(arguments.get("bins", 0) for arguments in config.heads.values())
     return 4 * (8 * config.features / 4 + 3 * (class_total(config) + bins))
 
-
+# %% ../../nbs/inference/predictor.ipynb #7136d0ee
 def bytes_a_pixel(
     head: str,  # of `HEADS`
 ) -> int:
     "What a map takes: the number of a class has 8 bytes, any other number 4."
     return 8 if HEADS[head].categorical else 4 * HEADS[head].channels
 
-
+# %% ../../nbs/inference/predictor.ipynb #8ae9ecff
 @patch
 def predict_tiled(
     self: Predictor,
@@ -466,7 +466,7 @@ def predict_tiled(
         shown = small_copy(large)
     return self.with_focal(Prediction(shown, store.maps, store.name, self.classes), focal)
 
-
+# %% ../../nbs/inference/predictor.ipynb #add21d27
 def small_copy(large: LargeImage, most: int = 1600) -> torch.Tensor:  # `(3, h, w)` in [0, 1]
     "The image at most so many pixels high or wide, to be shown beside maps that may lie in files."
     factor = min(1.0, most / max(large.size))
@@ -486,7 +486,7 @@ def predict_part(
         focal = Focal(focal.across * guide_size[1] / whole[1], focal.down * guide_size[0] / whole[0])
     return self.predict_unfilled(image, None if focal is None else [focal] * len(image))
 
-
+# %% ../../nbs/inference/predictor.ipynb #19da2d4c
 @patch
 def predict_in_tiles(
     self: Predictor,
@@ -533,7 +533,7 @@ def predict_list(
         found |= zip(chosen, self.predict_batch(*together, keep_errors))
     return [found[index] for index in range(len(images))]
 
-
+# %% ../../nbs/inference/predictor.ipynb #02fded9b
 @patch
 def sort_by_size(self: Predictor, images: list[torch.Tensor], batch: int) -> tuple[list[int], list[list[int]]]:
     "Images that the network sees at one size go through it together."
@@ -563,7 +563,7 @@ def predict_batch(
         found.append(attempt(partial(self.finish, image.cpu(), own, name, focals[place]), keep_errors))
     return found
 
-
+# %% ../../nbs/inference/predictor.ipynb #d16bcd9c
 @patch
 def seen_together(self: Predictor, images: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
     "Images at one size; as floats only one after the other."
@@ -616,7 +616,7 @@ def own_size(self: Predictor, head: str, values: torch.Tensor, size: tuple[int, 
         return resized_label(values[0], size, self.resizing, VALUES_AT_ONCE).cpu()
     return resize_prediction(values, size, head, self.resizing)[0].cpu()
 
-
+# %% ../../nbs/inference/predictor.ipynb #2bc906b2
 @patch
 def with_focal(
     self: Predictor,
@@ -643,7 +643,7 @@ def prediction(
     maps = {head: as_labels(head, values) for head, values in maps.items()}
     return Prediction(image, maps, name, self.classes, self.aspect_note(*image.shape[-2:], name))
 
-
+# %% ../../nbs/inference/predictor.ipynb #0ed36368
 def as_labels(head: str, values: torch.Tensor) -> torch.Tensor:
     "The class with the largest of logits `(C, H, W)`; labels, and maps of numbers, as they are."
     return values.argmax(0) if HEADS[head].categorical and values.ndim == 3 else values
@@ -690,7 +690,7 @@ def open_content(content: bytes, name: str, max_pixels: int | None) -> Image.Ima
         words = str(error) or type(error).__name__
         raise ImageError(f"{name} is not an image in a format that is read here ({words}).") from None
 
-
+# %% ../../nbs/inference/predictor.ipynb #0e0aa637
 def default_name(image) -> str:
     "What the files of an image are named after: its own file, where it has one."
     file = image if is_path(image) else getattr(image, "name", None)
@@ -707,7 +707,7 @@ def read(
         return read_image(image, max_pixels=self.max_pixels, keep_bytes=True)
     return to_image(decoded(image, self.max_pixels))
 
-
+# %% ../../nbs/inference/predictor.ipynb #3ce240a0
 @patch
 def __call__(
     self: Predictor,
@@ -735,7 +735,7 @@ def predict_given(self: Predictor, images: Sequence, names: list[str]) -> list[P
     exifs = [self.exif_of(one) for one in images]
     return self.predict_list([self.read(one) for one in images], names, exifs=exifs)
 
-
+# %% ../../nbs/inference/predictor.ipynb #8ccfb5ef
 def several_names(
     images: list,  # paths and others
     name: str | None,  # the beginning of each; None: that of its file
@@ -794,7 +794,7 @@ class LazyPredictions(Sequence):
         except ImageError as error:
             return error
 
-
+# %% ../../nbs/inference/predictor.ipynb #aae075c6
 def group_images(
     predictor: Predictor,
     images: Iterator[tuple],  # (name or place, image `(3, H, W)` or error)
@@ -838,7 +838,7 @@ def frames(
     if film.damage:
         raise VideoError(film.damage)
 
-
+# %% ../../nbs/inference/predictor.ipynb #98c036b3
 @patch
 def predict_film(
     self: Predictor,
@@ -867,7 +867,7 @@ def frame_prediction(self: Predictor, frame: FilmFrame, maps: dict[str, torch.Te
     own = {head: values[0].cpu() for head, values in maps.items()}
     return self.with_focal(self.prediction(frame.image, own, name), self.image_focal(tuple(frame.image.shape[-2:])))
 
-
+# %% ../../nbs/inference/predictor.ipynb #e79c52b9
 def check_frame(
     film: FilmReader,
     frame: FilmFrame,

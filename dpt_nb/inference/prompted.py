@@ -63,7 +63,7 @@ def extended(
     vars(other).update(attributes)
     return other
 
-
+# %% ../../nbs/inference/prompted.ipynb #96534f04
 class Prompted:
     "What a predictor that has a prompt for each image does otherwise."
 
@@ -94,7 +94,7 @@ class Prompted:
             "out, or allow more max_memory, or give a smaller image."
         )
 
-
+# %% ../../nbs/inference/prompted.ipynb #25fd7e9f
 def with_prompt(
     predictor,  # a `Predictor` of a network that takes prompts
     prompt: torch.Tensor,  # `(B, 1, h, w)` metres, known everywhere
@@ -169,7 +169,7 @@ class FilePrompts:
                 found.append(PredictionError(str(error)))
         return found
 
-
+# %% ../../nbs/inference/prompted.ipynb #605dcd2e
 def with_prompt_files(
     predictor,  # a `Predictor` of a network that takes prompts
     place: str | Path,  # a folder of prompts, or one prompt for all

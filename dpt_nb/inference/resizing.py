@@ -46,7 +46,7 @@ def to_multiple(
     "The nearest multiple, at least one."
     return max(multiple, round(side / multiple) * multiple)
 
-
+# %% ../../nbs/inference/resizing.ipynb #4bf0fc49
 def fit_size(
     height: int,  # of the image, pixels
     width: int,  # of the image, pixels
@@ -66,7 +66,7 @@ def fit_size(
         scale = min(scale, (area * native[0] * native[1] / (height * width)) ** 0.5)
     return tuple(fit_side(side * scale, multiple, method) for side in (height, width))
 
-
+# %% ../../nbs/inference/resizing.ipynb #711f1ec9
 def fit_side(
     side: float,  # pixels
     multiple: int,  # pixels
@@ -132,7 +132,7 @@ def halve_bytes(
     fours = levels.unflatten(-1, (-1, 2)).sum(-1).unflatten(-2, (-1, 2)).sum(-2)
     return (fours + 2) >> 2
 
-
+# %% ../../nbs/inference/resizing.ipynb #b7fd2ea4
 def resize_across(
     levels: torch.Tensor,  # `(B, 3, H, W)` uint8
     width: int,  # wanted, pixels
@@ -152,7 +152,7 @@ def resize_down(
     lower = (below_weight[:, None] * (across[..., below, :] >> 4)) >> 16
     return (upper + lower + 2) >> 2
 
-
+# %% ../../nbs/inference/resizing.ipynb #8adde689
 def resize_bytes(
     image: torch.Tensor,  # `(B, 3, H, W)` in [0, 1]
     size: tuple[int, int],  # height and width
@@ -191,7 +191,7 @@ def resize_once(
         image = mean_over_area(image, size)
     return (image * 255).round() / 255
 
-
+# %% ../../nbs/inference/resizing.ipynb #bdb4d653
 def mean_over_area(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:  # `(B, 3, *size)`
     "Each new pixel is the mean of the area that it covers."
     down, across = (covered(old, new, image.device) for old, new in zip(image.shape[-2:], size))

@@ -65,7 +65,7 @@ def plain_name(
     mark = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{plain.encode()[: most - 9].decode(errors='ignore')}-{mark}"
 
-
+# %% ../../nbs/inference/result_folder.ipynb #344aa167
 def name_apart(
     files: list[Path],  # images
     stems: list[str] | None = None,  # what they should be named after; None: their own stems
@@ -106,7 +106,7 @@ def own_files(
     "What may be written again for the same image."
     return all_files(entry) | set(entry.get("earlier_files", ()))
 
-
+# %% ../../nbs/inference/result_folder.ipynb #94f0413d
 def is_file_name(
     name,  # anything
 ) -> bool:
@@ -133,7 +133,7 @@ def is_entry(
     parts = [part for part in entry.values() if isinstance(part, dict) and "file" in part]
     return bool(parts) and are_file_names(named_in(entry, parts))
 
-
+# %% ../../nbs/inference/result_folder.ipynb #fcd7713d
 def named_in(
     entry: dict,  # of `predictions.json`
     parts: list[dict],  # of it: those with a file
@@ -243,7 +243,7 @@ def fingerprint(
         digest.update(tensor_words(name, tensor).encode())
     return digest.hexdigest()[:16]
 
-
+# %% ../../nbs/inference/result_folder.ipynb #8eed0a8e
 def settings_of(predictor: Predictor) -> tuple:
     "Those that change what is predicted; of the lens where a head needs it."
     chosen = attrgetter("flip", "size", "scales", "precision", "classes", "policy", "resizing")(predictor)
@@ -265,7 +265,7 @@ def origin(
     status = file.stat()
     return dict(source=str(file), path=file_path(file), bytes=status.st_size, changed=status.st_mtime_ns)
 
-
+# %% ../../nbs/inference/result_folder.ipynb #5eea77d4
 def origins(
     entry: dict,  # of `origin`, or of `predictions.json`
 ) -> list[tuple]:  # two entries that share one of them are about the same image
@@ -397,7 +397,7 @@ def check(self: ResultFolder) -> None:
             f"The folder {self.path} was deleted or moved while results were written into it: the run ends here."
         )
 
-
+# %% ../../nbs/inference/result_folder.ipynb #1c100a34
 @patch
 def tidy(self: ResultFolder) -> list[dict]:  # of `plan`
     "What a killed run had planned; what it had begun is cleared away."
@@ -427,7 +427,7 @@ def read_plans(
         return []
     return list(filter(is_plan, plans)) if isinstance(plans, list) else []
 
-
+# %% ../../nbs/inference/result_folder.ipynb #158e8e7d
 def is_plan(
     plan,  # anything that JSON holds
 ) -> bool:
@@ -450,7 +450,7 @@ def leave(self: ResultFolder) -> None:
     finally:
         (self.path / LOCK).unlink(missing_ok=True)  # while it is held: a run that waits for it tries again
 
-
+# %% ../../nbs/inference/result_folder.ipynb #3d214102
 @patch
 def keep_plans(self: ResultFolder) -> None:
     "Those that are still needed; without any the hidden folder goes."
@@ -496,7 +496,7 @@ def earlier_result(
     done = finished(self.path, about["made_by"], about, self.entries_of(about))
     return done and dict(done, earlier=True, source=about["source"], path=about["path"])
 
-
+# %% ../../nbs/inference/result_folder.ipynb #74a66d1f
 @patch
 def choose_names(
     self: ResultFolder,
@@ -523,7 +523,7 @@ def candidates(self: ResultFolder, about: dict, first: str) -> Iterator[str]:
     former = chain.from_iterable(self.names.get(key, ()) for key in origins(about))
     return chain(former, [first], (f"{first}-{number}" for number in count(2)))
 
-
+# %% ../../nbs/inference/result_folder.ipynb #1588156d
 @patch
 def plan(
     self: ResultFolder,
@@ -561,7 +561,7 @@ def outside(
     "What a reader should know of the hidden folder: nothing."
     return re.sub(re.escape(str(self.work) + os.sep) + r"[^/\\]+[/\\]", lambda _: f"{self.path}{os.sep}", sentence)
 
-
+# %% ../../nbs/inference/result_folder.ipynb #f7184e56
 def check_place(
     result: Path,  # a file or a folder
     target: Path,  # where it is to go
@@ -575,7 +575,7 @@ def check_place(
         reason = "holds what no film wrote, and the numbers of its frames were to lie there"
         raise ImageError(f"{target} {reason}: move it away.")
 
-
+# %% ../../nbs/inference/result_folder.ipynb #44e0bbfc
 @patch
 def place(
     self: ResultFolder,

@@ -83,7 +83,7 @@ def flow_step(
     by_cramer = torch.cat([yy * xt - xy * yt, xx * yt - xy * xt], 1) / (xx * yy - xy * xy)
     return by_cramer.clamp(-1, 1)
 
-
+# %% ../../nbs/inference/smoothing.ipynb #50b18b6e
 def shrunk_size(
     size: tuple[int, int],  # height and width
     longest: int,  # pixels of the longer side, at most
@@ -109,7 +109,7 @@ def estimate_motion(
         flow = refined_flow(resized_flow(flow, small), before, now)
     return resized_flow(flow, size)
 
-
+# %% ../../nbs/inference/smoothing.ipynb #294875e3
 def refined_flow(flow: torch.Tensor, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:  # `(1, 2, h, w)`
     "Three steps at one size, each smoothed."
     for _ in range(3):
@@ -204,7 +204,7 @@ def fading(ratio: torch.Tensor) -> torch.Tensor:  # the same shape, in [0, 1]
     "1 at 0, and less and less up to 1, from where on it is 0."
     return (1 - ratio**2).clamp(min=0)
 
-
+# %% ../../nbs/inference/smoothing.ipynb #6c185ebc
 def same_scene(
     before: torch.Tensor,  # `(1, 3, H, W)`, moved into the place of `now`
     now: torch.Tensor,  # `(1, 3, H, W)`
@@ -245,7 +245,7 @@ def mean_spread(
     some = values.movedim(1, -1)[known[:, 0]]  # `(N, C)`
     return (some - some.median(0).values).square().sum(1).sqrt().mean() if len(some) else values.new_ones(())
 
-
+# %% ../../nbs/inference/smoothing.ipynb #490ba083
 def past_weight(
     head: str,  # of `HEADS`
     present: torch.Tensor,  # `(1, C, H, W)`, of `comparable`, in the scale of the past
@@ -283,7 +283,7 @@ class Lines(NamedTuple):
     def past_as_shown(self, past: torch.Tensor) -> torch.Tensor:
         return (past - self.shift) / self.scale * self.shown_scale + self.shown_shift
 
-
+# %% ../../nbs/inference/smoothing.ipynb #322c17f4
 def same_places(
     past: torch.Tensor,  # `(1, 1, H, W)`
     present: torch.Tensor,  # `(1, 1, H, W)`
@@ -299,7 +299,7 @@ def same_places(
     halfway = sample_at(present, -flow / 2), sample_at(past, flow / 2)
     return tuple(each[..., ::step, ::step][seen] for each in halfway)
 
-
+# %% ../../nbs/inference/smoothing.ipynb #1e09a616
 @patch
 def scales(
     self: TemporalSmoother,
@@ -318,7 +318,7 @@ def scales(
     speed = flow.square().sum(1).sqrt().mean().item() / present.shape[-1]
     return shown_lines(scale, target - scale * centre, present[known].median().item(), speed)
 
-
+# %% ../../nbs/inference/smoothing.ipynb #39ca0ef7
 def shown_lines(
     scale: float,  # onto the past
     shift: float,
@@ -350,7 +350,7 @@ def steady(
     self.remember(head, lines.as_shown(present), torch.where(known, mean, 0), known, lines.shown_scale)
     return in_own_unit(head, mean, values, known, weight)
 
-
+# %% ../../nbs/inference/smoothing.ipynb #4af78ef8
 @patch
 def meet_past(self: TemporalSmoother, head: str, present: torch.Tensor, known: torch.Tensor, motion: tuple | None):
     "What was shown, moved into its place; where it shows the same; `Lines`, or None where there is no past."
@@ -376,7 +376,7 @@ def mean_with_past(
     weight = self.strength * same * past_weight(head, present, moved, known)
     return present + weight * (moved - present), weight
 
-
+# %% ../../nbs/inference/smoothing.ipynb #6e0e060a
 def seen_before(
     past: SimpleNamespace,  # of `remember`
     flow: torch.Tensor,  # `(1, 2, H, W)`, of `compare`
@@ -401,7 +401,7 @@ def in_own_unit(
         mean = mean.clamp(min=0)
     return torch.where(known, mean, values)
 
-
+# %% ../../nbs/inference/smoothing.ipynb #0379631a
 @patch
 def remember(
     self: TemporalSmoother,

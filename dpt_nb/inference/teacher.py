@@ -70,7 +70,7 @@ def as_inverse(
     "Inverse depth, of relative ones up to scale and shift."
     return values if head == "inverse_depth" else to_inverse_depth(values)
 
-
+# %% ../../nbs/inference/teacher.ipynb #e52d6171
 def as_label(
     head: str,  # of `LABEL_HEADS`
     inverse: torch.Tensor,  # `(1, H, W)` of `as_inverse`
@@ -136,7 +136,7 @@ class Teacher:
         inverse = zip(*([as_inverse(self.head, each) for each in values] for values in (one, other)))
         return (one + other) / 2, [agreement(*pair) for pair in inverse]
 
-
+# %% ../../nbs/inference/teacher.ipynb #7f2e3663
 def weights_digest(model: DPT) -> str:  # 16 hexadecimal digits
     "The same for the same tensors, wherever they came from."
     digest = hashlib.blake2b(digest_size=8)
@@ -180,7 +180,7 @@ def jpeg_bytes(
     Image.fromarray(colors).save(stream, format="JPEG", quality=95)
     return stream.getvalue()
 
-
+# %% ../../nbs/inference/teacher.ipynb #99aa9ecd
 def decoded(
     images: Iterator[tuple[int, StoredImage]],  # with their places
     longer_side: int | None,
@@ -222,7 +222,7 @@ def next_images(
     begun = next(images, None)
     return None if begun is None else enumerate(chain([begun], images), first)
 
-
+# %% ../../nbs/inference/teacher.ipynb #c301fa9b
 @patch
 def write_one(
     self: Teacher,
@@ -243,7 +243,7 @@ def write_one(
         write_shard(folder, number, self.labelled(images, about["longer_side"]))
         return True
 
-
+# %% ../../nbs/inference/teacher.ipynb #ae1a48fc
 @patch
 def begin_folder(
     self: Teacher,
@@ -286,7 +286,7 @@ def write_stream(self: Teacher, source: StreamedImages, folder: Path, about: dic
     while self.write_one(source, folder, len(finished_shards(folder)), about, 0):
         bar.update()
 
-
+# %% ../../nbs/inference/teacher.ipynb #a4c5fdba
 def write_pseudo_labels(
     teacher: Teacher,
     source: PlacedImages | StreamedImages,  # of `open_images`

@@ -61,7 +61,7 @@ class TileGrid(NamedTuple):
     def places(self) -> list[tuple[int, int, int, int]]:  # top, left, height and width of each window, in reading order
         return [(top, left, *self.window) for top in self.rows for left in self.columns]
 
-
+# %% ../../nbs/inference/tiled.ipynb #0069ac99
 def check_window(
     window: int | tuple[int, int],  # pixels, both sides or height and width
     overlap: float,  # fraction of a window
@@ -146,7 +146,7 @@ class Blender:
             piece[:, : self.above.shape[1]] += self.above[..., columns]
         return piece
 
-
+# %% ../../nbs/inference/tiled.ipynb #f9e19473
 def final_size(
     grid: TileGrid,
     row: int,  # of windows
@@ -218,7 +218,7 @@ class LargeImage:
             yield top, self.crop(top, 0, min(rows, height - top), width)
             release_pages(self.pixels)
 
-
+# %% ../../nbs/inference/tiled.ipynb #4adf3b8f
 def has_parts(image) -> bool:
     "Whether something is an image, or an array of the right axes, of which none is empty."
     if isinstance(image, (np.ndarray, torch.Tensor)):
@@ -262,7 +262,7 @@ def new_array(
         raise WriteError(write_failure(name, error)) from None
     return mapped
 
-
+# %% ../../nbs/inference/tiled.ipynb #ce3bfdad
 @patch
 def to_memmap(
     self: LargeImage,
@@ -324,7 +324,7 @@ def cell_middles(cells: torch.Tensor, begin: int, length: int, side: int) -> tor
     "Of cells along a part of an image's side, from -1 to 1 across the image."
     return 2 * (begin + (cells + 0.5) * length / len(cells)) / side - 1
 
-
+# %% ../../nbs/inference/tiled.ipynb #298e6704
 def align_window(
     head: str,  # of `HEADS`
     values: torch.Tensor,  # `(C, h, w)`, what was said of a window
@@ -354,7 +354,7 @@ def map_kinds(
     labels = {head: np.uint8 if count <= 256 else np.int32 for head, count in counts.items()}
     return {head: labels[head] if HEADS[head].categorical else np.float32 for head in heads}
 
-
+# %% ../../nbs/inference/tiled.ipynb #cc7d8818
 class MapStore:
     """Room for the maps of a large image, in memory or in `.npy` files that are whole when the `with` block ends.
     Raises `WriteError`."""
@@ -417,7 +417,7 @@ class MapStore:
     def maps(self) -> dict[str, torch.Tensor]:  # head → `(C, H, W)`, labels `(H, W)`
         return {head: as_map(head, torch.from_numpy(values)) for head, values in self.arrays.items()}
 
-
+# %% ../../nbs/inference/tiled.ipynb #c8ff898a
 def as_stored(head: str, block: torch.Tensor) -> torch.Tensor:  # `(a, b)`, or `(a, b, C)` of several values a pixel
     "A block of a map, or of logits, as the arrays hold it."
     spec = HEADS[head]
@@ -446,7 +446,7 @@ def predict_places(
         top, left = places[0][:2]
         raise PredictionError(f"{name}, window at row {top} and column {left}: {error}") from None
 
-
+# %% ../../nbs/inference/tiled.ipynb #05efbf5e
 @torch.no_grad()
 def window_maps(
     predict: Callable[[torch.Tensor], dict],  # `(B, 3, h, w)` in [0, 1] → head → `(B, C, h, w)`
@@ -474,7 +474,7 @@ def guide_maps(
     small = predict(image.shrunk(size)) if size else {}
     return {head: values for head, values in small.items() if HEADS[head].scale}
 
-
+# %% ../../nbs/inference/tiled.ipynb #15ac0e06
 def predict_tiles(
     predict: Callable[[torch.Tensor], dict],  # `(B, 3, h, w)` in [0, 1] → head → `(B, C, h, w)`: a network call
     image: LargeImage,

@@ -63,7 +63,7 @@ def open_video(
     stream.codec_context.options = {"max_pixels": str(2 * most)}  # a frame may differ from what was declared
     return container, stream
 
-
+# %% ../../nbs/inference/video.ipynb #43ab3fde
 def check_video_file(path: Path) -> None:
     "Raises `VideoError` for a file that is missing or empty."
     if not path.is_file():
@@ -84,7 +84,7 @@ def open_container(path: Path):  # PyAV's container
         words = getattr(error, "strerror", None) or error
         raise VideoError(f"{path} is not a video that ffmpeg can open ({words}).") from None
 
-
+# %% ../../nbs/inference/video.ipynb #467dea00
 def first_stream(
     container,  # PyAV's
     path: Path,  # of the file, for the error
@@ -107,7 +107,7 @@ def check_frame_size(stream, path: Path, most: int) -> None:  # stream: PyAV's; 
     if said := too_large(stream.width or 0, stream.height or 0, stream.sample_aspect_ratio or 1, most):
         raise VideoError(f"{path} {said}")
 
-
+# %% ../../nbs/inference/video.ipynb #c5ef2a41
 def too_large(
     width: int,  # as stored, pixels
     height: int,  # pixels
@@ -237,7 +237,7 @@ def __iter__(self: FilmReader) -> Iterator[FilmFrame]:
     if self.count == 0:
         raise VideoError(self.damage or f"{self.path} holds no frames.")
 
-
+# %% ../../nbs/inference/video.ipynb #1772653d
 @patch
 def decode(
     self: FilmReader,
@@ -260,7 +260,7 @@ def decode(
             yield FilmFrame(image, self.count, time)
         self.count += 1
 
-
+# %% ../../nbs/inference/video.ipynb #9302bf34
 @patch
 def note_frame(
     self: FilmReader,
@@ -279,7 +279,7 @@ def promised_length(container, stream) -> Fraction | None:  # seconds; None: the
         return stream.duration * stream.time_base
     return Fraction(container.duration, 1_000_000) if container.duration and len(container.streams) == 1 else None
 
-
+# %% ../../nbs/inference/video.ipynb #d1d02860
 @patch
 def cut_short(
     self: FilmReader,
@@ -376,7 +376,7 @@ def next_tick(
     step = max(1, round(1 / self.rate / self.base))
     return self.last + step if self.last >= 0 else 0
 
-
+# %% ../../nbs/inference/video.ipynb #cc5d0324
 @patch
 def encode(self: VideoWriter, colors: np.ndarray, time: Fraction | None) -> None:
     "A frame of even sides, as of `add`."

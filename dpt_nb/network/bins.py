@@ -73,7 +73,7 @@ def expected_depth(
         total = (weights * centers).sum(1, keepdim=True)
     return total / weights.sum(1, keepdim=True)
 
-
+# %% ../../nbs/network/bins.ipynb #7cb36916
 def bin_entropy(
     weights: torch.Tensor,  # `(B, bins, H, W)`, of `bin_weights`
 ) -> torch.Tensor:  # `(B, 1, H, W)` from 0, all weight in one bin, to 1, the same weight in each

@@ -89,6 +89,8 @@ SWITCHES = """
     attn_only_layer_scale"""
 WORDS = "global_pool pos_embed weight_init stem_type act_layer norm_layer attn_type rope_type rope_grid_indexing"
 SHAPE |= {name: real(0, 0.99) for name in RATES.split()}
+
+# %% ../../nbs/network/config.ipynb #4179ae4c
 SHAPE |= {name: YES_NO for name in SWITCHES.split()}
 SHAPE |= {name: either(YES_NO, none="timm's") for name in ("fc_norm", "use_fc_norm", "use_post_transformer_norm")}
 SHAPE |= {name: WORD for name in WORDS.split()}
@@ -188,7 +190,7 @@ def check_channels(mean: list, std: list, seen: int) -> None:  # seen: channels 
             "for every channel (backbone_arguments={'in_chans': …} says how many there are)."
         )
 
-
+# %% ../../nbs/network/config.ipynb #3b034518
 def map_bytes(size: list, features: int, heads: dict) -> int:  # size: height and width, pixels
     "How much memory the maps of one image take at full size."
     inside = [head.get("hidden", 32) + head.get("bins", 0) for head in heads.values()]
@@ -211,7 +213,7 @@ def check_pixels(name: str, size: list | None) -> None:  # name: of a field; siz
         found = f"{name} is {'×'.join(map(str, size))}, and an image may have {MOST_INPUT_PIXELS:,} pixels"
         raise ConfigError(f"{found}: larger ones are predicted in tiles.")
 
-
+# %% ../../nbs/network/config.ipynb #3a60158c
 def check_map_memory(found: dict) -> None:  # found: fields of `DPTConfig`
     "Raises `ConfigError` for maps that no machine can hold."
     size = found.get("input_size") or found.get("image_size") or [384, 384]

@@ -122,7 +122,7 @@ def check_counts(
             f"{MOST_MEMORY / 4 / 2**30:.0f} are the most: choose a smaller image_size."
         )
 
-
+# %% ../../nbs/network/dpt.ipynb #eb890ab4
 def check_maps(
     config: DPTConfig,
     infos: list[dict],  # of `tap_info`
@@ -180,7 +180,7 @@ def build_branches(
     readers = [name for name in config.heads if not HEADS[name].beside]
     return nn.ModuleDict({name: Branch(build_reassemble(config, infos), build_decoder(config)) for name in readers})
 
-
+# %% ../../nbs/network/dpt.ipynb #adcb7cc1
 class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation", "image-segmentation", "dpt"]):
     "Dense Prediction Transformer (Ranftl, Bochkovskiy, Koltun, ICCV 2021)."
 

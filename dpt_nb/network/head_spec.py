@@ -93,7 +93,7 @@ class HeadForm:
     module: type[nn.Module]  # built as `module(features, **arguments)`, called with the decoder's maps and a size
     arguments: dict  # of the module, by schema
 
-
+# %% ../../nbs/network/head_spec.ipynb #2bbe0790
 @dataclass(frozen=True)
 class HeadSpec:
     "All that is known of one kind of prediction. Raises `HeadError` for what does not fit together."

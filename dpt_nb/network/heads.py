@@ -248,7 +248,7 @@ def taught_by(
     spec = HEADS[head]
     return spec.about or (spec.target if spec.far_is_large else head)
 
-
+# %% ../../nbs/network/heads.ipynb #8aef08fe
 def truth_spec(
     name: str,  # an entry of a sample: "depth", "label"
 ) -> HeadSpec | None:  # None: not the ground truth of any head
@@ -277,7 +277,7 @@ def register_head(
 
     return add
 
-
+# %% ../../nbs/network/heads.ipynb #c9b90c19
 def register_form(
     head: str,  # of `HEADS`: what the module predicts
     name: str,  # what a config calls the form

@@ -132,7 +132,7 @@ class DeviationConv(StdConv2dSame):
         made.weight = other.weight
         return made
 
-
+# %% ../../nbs/network/hybrid.ipynb #8020ea3b
 def standardize_by_deviation(
     backbone: nn.Module,  # whose standardized convolutions are replaced; their weights stay
     eps: float,  # beside the deviation

@@ -107,7 +107,7 @@ def rotated(
     turned = apply_rot_embed_cat(part[:, :, in_front:], rotation, half=attention.rotate_half)
     return torch.cat([part[:, :, :in_front], turned], dim=2)
 
-
+# %% ../../nbs/network/inside.ipynb #909c2443
 def attention_probabilities(
     attention: nn.Module,  # of a timm ViT, BEiT or Eva block
     tokens: torch.Tensor,  # `(B, tokens, D)` normed
@@ -187,7 +187,7 @@ def token_row(
     index = 0 if place is None else maps.prefix + place[0] * columns + place[1]
     return weights[index, maps.prefix :].reshape(rows, columns)
 
-
+# %% ../../nbs/network/inside.ipynb #9d75d0c3
 def token_attention(
     maps: AttentionMaps,  # of `attention_maps`
     place: tuple[int, int] | None,  # row and column of a patch; None: the class token
@@ -279,7 +279,7 @@ def principal_components(
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     return directions * largest.sign()
 
-
+# %% ../../nbs/network/inside.ipynb #d4cab6d9
 @torch.inference_mode()
 def color_basis(
     maps: list[torch.Tensor],  # `(C, h, w)` each; sizes may differ, C may not
@@ -350,7 +350,7 @@ def readouts(
         read["project"] = learned(tap)
     return {kind: concatenate(tokens, tap.grid) for kind, tokens in read.items()}
 
-
+# %% ../../nbs/network/inside.ipynb #0ca9d452
 @torch.inference_mode()
 def finish_level(
     model: DPT,
@@ -382,7 +382,7 @@ def position_map(
     vectors = positions_at(backbone.vit, grid, backbone.pos_embed_mode)
     return concatenate(vectors[:, -grid[0] * grid[1] :], grid)[0]
 
-
+# %% ../../nbs/network/inside.ipynb #8e42b83f
 @torch.inference_mode()
 def position_similarity(
     model: DPT,  # on a transformer with a table of positions
@@ -398,7 +398,7 @@ def position_similarity(
         )
     return F.cosine_similarity(positions[:, place[0], place[1], None, None], positions, dim=0)
 
-
+# %% ../../nbs/network/inside.ipynb #425502b4
 @torch.inference_mode()
 def position_bias(
     model: DPT,  # on a BEiT
@@ -445,7 +445,7 @@ def check_level_choice(
         found = f"its levels are {level_sizes(other)}, against {level_sizes(own)}" if other else "there is none"
         raise InsideError(f"A level of another image was asked for, and {found}. Give a second image of the same size.")
 
-
+# %% ../../nbs/network/inside.ipynb #3aaa4a9e
 def choose_levels(
     own: list[torch.Tensor],  # levels of one image, shallow to deep, of `forward_features`
     other: list[torch.Tensor] | None,  # levels of another image of the same size

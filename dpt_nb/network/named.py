@@ -160,7 +160,7 @@ def depth_anything(
         **TEST_PIPELINES["depth-anything-v1" if version == 1 else "depth-anything"],
     )
 
-
+# %% ../../nbs/network/named.ipynb #67655c81
 DEPTH_ANYTHING_SIZES = ("small", "base", "large")
 NAMED |= {f"depth_anything_{size}": depth_anything(size, 1) for size in DEPTH_ANYTHING_SIZES}
 NAMED |= {f"depth_anything_v2_{size}": depth_anything(size, 2) for size in DEPTH_ANYTHING_SIZES}
@@ -529,7 +529,7 @@ def structure(config: DPTConfig) -> str:
         fields["heads"]["label"]["num_classes"] = 0
     return json.dumps(fields)
 
-
+# %% ../../nbs/network/named.ipynb #4397e3da
 def with_test_pipeline(
     found: dict,  # what a config.json holds
 ) -> dict:  # with the fields that say how an image is fed, where they are missing

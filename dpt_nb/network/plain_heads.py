@@ -32,7 +32,7 @@ class PlainNormalHead(nn.Module):
     ) -> torch.Tensor:  # `(B, 3, h, w)` of length 1
         return unit_length(self.convolution3(self.convolution1(fused[-1])).float())
 
-
+# %% ../../nbs/network/plain_heads.ipynb #ef4be681
 class PlainLabelHead(nn.Module):
     "Fused features → class logits."
 

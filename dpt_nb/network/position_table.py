@@ -31,7 +31,7 @@ def interpolation_weight(
     far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
     return torch.where(distance <= 1, near, far)
 
-
+# %% ../../nbs/network/position_table.ipynb #20e224d2
 def resampling_matrix(
     found: int,  # places along a side of the table
     wanted: int,  # places along the side asked for, or a symbol

@@ -55,7 +55,7 @@ class PromptLayer(nn.Module):
         shares = F.interpolate(shares, size=size, mode="bilinear", align_corners=False)
         return self.convolution3(F.relu(self.convolution2(F.relu(self.convolution1(shares)))))
 
-
+# %% ../../nbs/network/prompt.ipynb #623a0945
 class PromptedFusion(Fusion):
     "A step of the decoder that may be given a prompt."
 
@@ -81,7 +81,7 @@ class PromptedFusion(Fusion):
         size = size or (2 * here[0], 2 * here[1])
         return F.interpolate(self.out_conv(refined), size=size, mode="bilinear", align_corners=True)
 
-
+# %% ../../nbs/network/prompt.ipynb #97089fbc
 class PromptedDecoder(Decoder):
     "A decoder each of whose steps may be given the prompt."
 

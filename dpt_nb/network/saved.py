@@ -135,7 +135,7 @@ def check_tensor(
         found = f"{source} holds {SHORT.repr(name)} of shape {tuple(tensor.shape)}"
         raise ConfigError(f"{found}, which has no values. Copy or download it again.")
 
-
+# %% ../../nbs/network/saved.ipynb #c8c3689d
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     "What their values take, once where several share them."
     storages = [tensor.untyped_storage() for tensor in tensors]
@@ -215,7 +215,7 @@ def parse_json(
         raise ConfigError(f"{source} holds a {type(found).__name__}, and a JSON object, {{…}}, was expected.")
     return found
 
-
+# %% ../../nbs/network/saved.ipynb #7024b6cc
 def read_json(
     path: str | Path,
 ) -> dict:
@@ -307,7 +307,7 @@ def is_hub_id(name: str | Path) -> bool:
         return False
     return not folder.parent.is_dir() and folder.name != "model"
 
-
+# %% ../../nbs/network/saved.ipynb #e91d052b
 def download_file(
     name: str,  # a Hub id
     file: str,  # of its folder
@@ -321,7 +321,7 @@ def download_file(
             f"{name} is not a folder here, and the Hub did not give its {file}: {str(error).splitlines()[0]}"
         ) from None
 
-
+# %% ../../nbs/network/saved.ipynb #b8144bc2
 def find_file(
     name: str | Path,  # a folder, or a Hub id such as "owner/name"
     file: str,  # "config.json" or "model.safetensors"

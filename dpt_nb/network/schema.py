@@ -48,7 +48,7 @@ def either(*schemas: dict, none: str = "") -> dict:  # none: what null stands fo
         return dict(anyOf=list(schemas), description=words)
     return dict(anyOf=[*schemas, dict(type="null")], description=f"{words}, or None for {none}")
 
-
+# %% ../../nbs/network/schema.ipynb #64e89c89
 def of_stages(item: dict) -> dict:
     "The schema of a number, or of one for each stage."
     return either(item, listed(item, 1, 8, "a list of these, one a stage"))
@@ -138,7 +138,7 @@ def violation(
     error = next(validator.iter_errors(found), None)
     return "" if error is None else violation_words(error, *innermost(validator.schema, found, error.absolute_path))
 
-
+# %% ../../nbs/network/schema.ipynb #c7866e49
 def violation_words(
     error: ValidationError,  # of jsonschema
     words: str,  # of `innermost`: what is expected

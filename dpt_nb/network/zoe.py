@@ -134,7 +134,7 @@ def check_bounds(
         raise HeadError(f"Bins from {low:g} to {high:g} m were asked for: min_depth has to be below max_depth.")
     return float(low), float(high)
 
-
+# %% ../../nbs/network/zoe.ipynb #f234be78
 class DomainBins(nn.Module):
     "Embeddings of the maps → depth, by the bins of one domain."
 

@@ -31,7 +31,7 @@ def check_values(
             "both were expected as (B, C, H, W)."
         )
 
-
+# %% ../../nbs/objective/absolute.ipynb #262f3a12
 class AbsoluteLoss(CountingLoss):
     "The mean absolute error over the known pixels of a batch and their channels; 0 where nothing is known."
 

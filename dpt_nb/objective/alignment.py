@@ -116,7 +116,7 @@ def positive_scale_shift(
     kept = torch.where(scale > 0, scale, 1.0)
     return kept, shift + (scale - kept) * masked_mean(prediction, mask)
 
-
+# %% ../../nbs/objective/alignment.ipynb #7c188b7a
 def align_scale_shift(
     prediction: torch.Tensor,  # `(B, …)` relative, any floating type
     target: torch.Tensor,  # `(B, …)` what it should be

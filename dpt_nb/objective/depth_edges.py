@@ -90,7 +90,7 @@ def check_thresholds(thresholds: tuple[float, ...]) -> None:
     if not thresholds or not all(1 < threshold < math.inf for threshold in thresholds):
         raise ValueError(f"thresholds are {thresholds}, expected ratios of depths above 1, such as 1.05.")
 
-
+# %% ../../nbs/objective/depth_edges.ipynb #067b3861
 class BoundaryFScore(SetMetric):
     """F-score, precision and recall, in [0, 1], of the places where depth jumps between neighbouring pixels: see
     `boundary_counts`."""

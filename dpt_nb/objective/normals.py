@@ -34,7 +34,7 @@ def check_normals(
             "both were expected as (B, 3, H, W)."
         )
 
-
+# %% ../../nbs/objective/normals.ipynb #e3f3704a
 class AngularLoss(CountingLoss):
     "The mean angle, in radians, over the measured pixels of a batch; 0 where nothing is measured."
 

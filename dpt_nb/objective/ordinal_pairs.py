@@ -51,7 +51,7 @@ def check_pair_shapes(
         expected = "(K, 2, 2), (K,) and (K,) for K pairs"
         raise ValueError(f"points, relation and weight have shapes {shapes}; expected {expected}.")
 
-
+# %% ../../nbs/objective/ordinal_pairs.ipynb #df84c7f7
 def check_pairs(
     prediction: torch.Tensor,  # `(1, H, W)`
     points: torch.Tensor,  # `(K, 2, 2)`
@@ -115,7 +115,7 @@ def check_lengths(*parts: Sequence) -> None:  # predictions, points, relations a
         found = f"{lengths[0]} predictions and pairs, relations and weights of {lengths[1:]} images"
         raise ValueError(f"there are {found}; expected one of each for every image.")
 
-
+# %% ../../nbs/objective/ordinal_pairs.ipynb #763eace1
 class WHDR(SetMetric):
     """Weighted human disagreement rate, in [0, 1], over ordinal pairs: see `ordinal_disagreement`. Papers print it
     times 100."""

@@ -89,7 +89,7 @@ def enlarge_auxiliary(
         return auxiliary
     return functional.interpolate(auxiliary, logits.shape[-2:], mode="bilinear", align_corners=False)
 
-
+# %% ../../nbs/objective/segmentation_losses.ipynb #80664943
 def segmentation_loss(
     logits: torch.Tensor,  # `(B, C, H, W)`, any floating type
     label: torch.Tensor,  # `(B, H, W)` int64, a class or `ignore`

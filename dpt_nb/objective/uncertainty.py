@@ -116,7 +116,7 @@ def check_certainty(prediction: torch.Tensor, target: torch.Tensor, scored: torc
         found = "holds NaN or infinity" if prediction.shape == target.shape else f"is {tuple(prediction.shape)}"
         raise ValueError(f"what was said of depth {found}; finite numbers were expected: {tuple(target.shape)}.")
 
-
+# %% ../../nbs/objective/uncertainty.ipynb #d76f0978
 class SparsificationMetrics(SetMetric):
     "AUSE over a set: the mean over images of the area between a confidence's sparsification curve and the oracle's."
 

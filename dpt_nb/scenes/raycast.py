@@ -57,7 +57,7 @@ def in_box_frame(
     "Rays as an upright box sees them, from its middle."
     return turn(origin - box[:3], box[6], box[7]), turn(direction, box[6], box[7])
 
-
+# %% ../../nbs/scenes/raycast.ipynb #2648fe06
 def hit_box(
     origin: torch.Tensor,  # `(3, ...)` metres
     direction: torch.Tensor,  # `(3, ...)` metres per unit of t
@@ -168,7 +168,7 @@ def darker(
     "A color times a factor."
     return tuple(factor * part for part in color)
 
-
+# %% ../../nbs/scenes/raycast.ipynb #b2499e26
 def random_color(
     generator: random.Random,
     hue: tuple[float, float] = (0.0, 1.0),  # range, once round the color wheel
@@ -281,7 +281,7 @@ def part_centre(
     centre_x, centre_y = x + cos * part.x - sin * part.y, y + sin * part.x + cos * part.y
     return centre_x, centre_y, z + part.bottom + part.size[2] / 2
 
-
+# %% ../../nbs/scenes/raycast.ipynb #be205522
 @patch
 def place(
     self: Builder,
@@ -423,7 +423,7 @@ def pair_distances(
     to_boxes = hit_box(origin[:, :end], direction[:, :end], box)
     return torch.cat((to_boxes, hit_sphere(origin[:, end:], direction[:, end:], sphere)))
 
-
+# %% ../../nbs/scenes/raycast.ipynb #05c8e8a3
 def least_of_each(values: torch.Tensor, ray: torch.Tensor, rays: int, none: float) -> torch.Tensor:
     "The least value of each of so many rays; `none` for a ray without."
     return values.new_full((rays,), none).scatter_reduce_(0, ray, values, "amin")
@@ -452,7 +452,7 @@ def true_pairs(
     row = place // table.shape[1]
     return row, place - row * table.shape[1]
 
-
+# %% ../../nbs/scenes/raycast.ipynb #6e776e22
 def nearest(
     origin: torch.Tensor,  # `(3, N)` or `(3, 1)` metres
     direction: torch.Tensor,  # `(3, N)`
@@ -547,7 +547,7 @@ def inward(
     "The sign of a face's normal, which points into the shell."
     return 1 - 2 * (face % 2)
 
-
+# %% ../../nbs/scenes/raycast.ipynb #f6d35c98
 def flat_facing(
     hit: Hit,  # what the points lie on
     in_shell: torch.Tensor,  # `(N,)` bool: on the shell, not on a box
@@ -650,7 +650,7 @@ def cell_tint(
     "The brightness of a cell, spread evenly over the cells."
     return (cell[0] * 0.755 + cell[1] * 0.570 + cell[2] * 0.430).remainder(1) - 0.5
 
-
+# %% ../../nbs/scenes/raycast.ipynb #391fed27
 def paint(
     local: torch.Tensor,  # `(3, N)` metres in the surface's own frame, 0 along the axis a flat surface faces
     footprint: torch.Tensor,  # `(N,)` metres of surface seen by a pixel
@@ -690,7 +690,7 @@ def in_light(
     arrives[facing_light] = (blocked >= torch.where(scene.light[3] > 0, 1.0, math.inf)).to(cosine)
     return arrives
 
-
+# %% ../../nbs/scenes/raycast.ipynb #9c672ef4
 def light_strength(
     scene: Scene,
     distance: torch.Tensor,  # `(N,)` metres to the lamp
@@ -736,7 +736,7 @@ def pixel_footprint(
     slant = ((normal * direction).sum(0).abs() / length(direction)).clamp(min=0.1)
     return t / (scene.camera.fx * slant)
 
-
+# %% ../../nbs/scenes/raycast.ipynb #2d0664c5
 def with_glow(
     light: torch.Tensor,  # `(N,)` that arrives
     glow: torch.Tensor,  # `(N,)` of the material, 0 to 1

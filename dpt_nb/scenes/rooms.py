@@ -44,7 +44,7 @@ def table(
     top = Part("table", 0, 0, height - 0.04, (width, depth, 0.04), skin)
     return [top, *four_legs("table", width / 2 - leg, depth / 2 - leg, (leg, leg, height - 0.04), skin)]
 
-
+# %% ../../nbs/scenes/rooms.ipynb #c3edc04f
 def chair(
     generator: random.Random,
 ) -> list[Part]:  # metres, standing on z = 0
@@ -145,7 +145,7 @@ def tiles(generator: random.Random) -> Material:
     color = random_color(generator, saturation=(0.05, 0.4))
     return material(color, darker(color, 0.5), (side, side, ENDLESS), 0.015, check, 0.15)
 
-
+# %% ../../nbs/scenes/rooms.ipynb #43c43903
 def eye_place(
     generator: random.Random,
     width: float,  # of the room along x, metres
@@ -171,7 +171,7 @@ def far_target(
     offsets = [(place[0] - x, place[1] - y) for place in nine_places(*room)]
     return max(offsets, key=lambda offset: math.hypot(*offset) * generator.uniform(0.7, 1.3))
 
-
+# %% ../../nbs/scenes/rooms.ipynb #219352ad
 def room_camera(
     generator: random.Random,
     size: tuple[int, int],  # rows, columns
@@ -191,7 +191,7 @@ def plaster(generator: random.Random) -> Material:
     "A ceiling, nearly white."
     return material(random_color(generator, saturation=(0, 0.08), value=(0.75, 0.95)))
 
-
+# %% ../../nbs/scenes/rooms.ipynb #fa542abc
 def room(
     generator: random.Random,
     size: tuple[int, int],  # rows, columns
@@ -224,7 +224,7 @@ def door(
     width, height, color = generator.uniform(0.8, 0.95), generator.uniform(1.95, 2.1), wood(generator)
     return Hanging("door", width, height, 0.0, material(color, darker(color, 0.4), (width, width, height), 0.12))
 
-
+# %% ../../nbs/scenes/rooms.ipynb #58ab4e5d
 def window(
     generator: random.Random,
 ) -> Hanging:
@@ -244,7 +244,7 @@ def picture(
     canvas, frame = random_color(generator), random_color(generator, value=(0.02, 0.2))
     return Hanging("picture", width, height, bottom, material(canvas, frame, (width, width, height), 0.07))
 
-
+# %% ../../nbs/scenes/rooms.ipynb #3c9c1b14
 def wall_slots(
     width: float,  # of the room along x, metres
     depth: float,  # of the room along y, metres
@@ -273,7 +273,7 @@ def hang_on_wall(
         place, size = (along, across, middle), (thing.width, 0.02, thing.height)
     builder.decal(thing.label, thing.material, place, size)
 
-
+# %% ../../nbs/scenes/rooms.ipynb #db5f6bd0
 def hanging_makers(generator: random.Random) -> list[Callable]:  # of `Hanging`s
     "What hangs on the walls of a room, doors first."
     numbers = {door: (1, 2), window: (2, 4), picture: (2, 6)}  # fewest and most
@@ -354,7 +354,7 @@ def is_inside(x: float, y: float, room: tuple[float, float], margin: float) -> b
     "Whether a place is in a room, farther from its walls than the margin."
     return margin < x < room[0] - margin and margin < y < room[1] - margin
 
-
+# %% ../../nbs/scenes/rooms.ipynb #0d668217
 def is_free(
     circle: Circle,
     taken: list[Circle],
@@ -383,7 +383,7 @@ def free_place(
             return x, y, yaw
     return None
 
-
+# %% ../../nbs/scenes/rooms.ipynb #3cc22518
 def put_on_table(
     generator: random.Random,
     builder: Builder,  # gets a ball or a carton
@@ -413,7 +413,7 @@ def put_in_room(
     if make is table and generator.random() < 0.7:
         put_on_table(generator, builder, parts[0], *place[:2])
 
-
+# %% ../../nbs/scenes/rooms.ipynb #88be7a75
 def furnish(
     generator: random.Random,
     builder: Builder,  # a room, which gets the furniture

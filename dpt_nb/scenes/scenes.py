@@ -41,7 +41,7 @@ def random_room(
     furnish(generator, builder, camera)
     return builder, camera, dict(light=below_ceiling(generator, *builder.shell[1]), **light_strengths(generator))
 
-
+# %% ../../nbs/scenes/01_scenes.ipynb #d23fcbd9
 def sun_direction(
     generator: random.Random,
 ) -> tuple[float, float, float, float]:  # x, y, z towards it and 0, as `Scene.light`
@@ -60,7 +60,7 @@ def random_street(
     sun, strengths = sun_direction(generator), light_strengths(generator)
     return builder, camera, dict(light=sun, **strengths, haze=generator.uniform(0.0, 0.004), far=80.0)
 
-
+# %% ../../nbs/scenes/01_scenes.ipynb #24d8e98e
 def random_scene(
     kind: str,  # "rooms" or "streets"
     seed: int,  # the same seed gives the same scene

@@ -42,7 +42,7 @@ def bare_ground(
     surfaces = [("sky", sky)] * 4 + [("grass", grass), ("sky", sky)]
     return Builder("streets", [[-math.inf, -math.inf, 0.0], [math.inf] * 3], surfaces)
 
-
+# %% ../../nbs/scenes/streets.ipynb #3d505fb6
 def lay_road(
     generator: random.Random,
     builder: Builder,  # bare ground, which gets the decals
@@ -72,7 +72,7 @@ def lay_pavements(
     for side in (-1, 1):
         builder.decal("pavement", slabs, (side * middle, 0, 0), (widths.pavement, FOREVER, 0.02))
 
-
+# %% ../../nbs/scenes/streets.ipynb #2654f3d4
 def street_camera(
     generator: random.Random,
     size: tuple[int, int],  # rows, columns
@@ -178,7 +178,7 @@ def tree(
     balls = leaf_balls(generator, trunk - 0.3, crown)
     return [Part("tree", 0, 0, 0, (0.3, 0.3, trunk + crown), material(wood(generator))), *balls]
 
-
+# %% ../../nbs/scenes/streets.ipynb #d7d4b6b8
 def road_sign(
     generator: random.Random,
     metal: Material,
@@ -197,7 +197,7 @@ def pole(
         return road_sign(generator, metal)
     return street_lamp(generator.uniform(5, 7), metal)
 
-
+# %% ../../nbs/scenes/streets.ipynb #0f99229c
 def street_lamp(
     high: float,  # metres
     metal: Material,
@@ -258,7 +258,7 @@ def add_buildings(
             builder.place(parts, side * x, y + along / 2)
         y += along + generator.choice((0.0, 0.5, 4.0))
 
-
+# %% ../../nbs/scenes/streets.ipynb #9f7198bc
 def add_trees_and_poles(
     generator: random.Random,
     builder: Builder,
@@ -287,7 +287,7 @@ def add_people(
         x = widths.half + generator.uniform(1.2, widths.pavement - 0.4)
         builder.place(parts, side * x, generator.uniform(4.5, 25), generator.uniform(0, 6))
 
-
+# %% ../../nbs/scenes/streets.ipynb #d209ae7f
 def add_parked_cars(
     generator: random.Random,
     builder: Builder,
@@ -314,7 +314,7 @@ def add_driving_car(
         parts, y = car(generator), generator.uniform(9, 45)
         builder.place(parts, side * (widths.half - 2.2) / 2, y, 0 if side > 0 else math.pi)
 
-
+# %% ../../nbs/scenes/streets.ipynb #87e13629
 def line_street(
     generator: random.Random,
     builder: Builder,  # a bare street, which gets everything else

@@ -80,7 +80,7 @@ def frozen_copy(
             parameter.requires_grad_(False)
     return frozen
 
-
+# %% ../../nbs/training/agreement.ipynb #a458c544
 @contextmanager
 def adapters_off(trunk: nn.Module):
     "While the block runs, adapters add nothing."

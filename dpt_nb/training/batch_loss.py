@@ -31,7 +31,7 @@ def takes(
     every = inspect.Parameter.VAR_POSITIONAL if name == "aux" else inspect.Parameter.VAR_KEYWORD
     return any(each.name.startswith(name) or each.kind == every for each in found)
 
-
+# %% ../../nbs/training/batch_loss.ipynb #e00fe93e
 def check_loss_value(
     value,  # what a loss gave
     loss,  # for the message
@@ -57,7 +57,7 @@ def loss_options(loss, step: int | None, partner: torch.Tensor | None) -> dict:
         options["partner"] = partner
     return options
 
-
+# %% ../../nbs/training/batch_loss.ipynb #606587c9
 def loss_value(
     loss,  # a module or a function
     prediction: torch.Tensor,
@@ -109,7 +109,7 @@ def mean_loss(weight, *inputs):
     value = loss_value(*inputs) * weight
     return value, process_sum(value.detach())
 
-
+# %% ../../nbs/training/batch_loss.ipynb #c1c36fa4
 def summed_loss(weight, *inputs):
     "A loss that takes sums over all processes: each computes the whole, of which the gradients add up."
     with sums_over(process_sum):
@@ -143,7 +143,7 @@ def head_loss(
     way = WAYS[how_shared(head, loss)]
     return way(weight, loss, predictions[head], batch[taught_by(head)], auxiliary, step, partner)
 
-
+# %% ../../nbs/training/batch_loss.ipynb #32caebaa
 def batch_loss(
     predictions: dict[str, torch.Tensor],  # of the model, in training mode
     batch: dict[str, torch.Tensor],  # samples

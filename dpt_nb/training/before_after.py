@@ -188,7 +188,7 @@ class Comparison:
             self.found.pixels, self.found.coverage = joined_pixels(self.parts), torch.stack(self.bands).mean(0)
         return self.found
 
-
+# %% ../../nbs/training/before_after.ipynb #41b268cd
 def both_predicted(before, after, dataset: Dataset, protocol: Protocol, batch_size: int) -> Iterator[tuple]:
     "Batches, and what two predictors say of them."
     networks = [within_range(predictor, protocol) for predictor in (before, after)]

@@ -47,7 +47,7 @@ def log_numbers(
     losses = [(row["step"], row["loss"]) for row in rows if finite(row, "loss")]
     return dict(losses=losses, errors=[(row["step"], sign * row[metric]) for row in rows if finite(row, metric)])
 
-
+# %% ../../nbs/training/causes.ipynb #26e5cdd7
 def collect_numbers(
     recipe: Recipe,
     images: int,  # to train on
@@ -96,7 +96,7 @@ def scale_changes(recipe: Recipe, factor: float) -> tuple:  # factor: truth / pr
     told = recipe.data.train.get("depth_scale") or 1000.0
     return (f"data.train.depth_scale={float(f'{told * factor:.3g}'):g}",) if recipe.data.name == "folder" else ()
 
-
+# %% ../../nbs/training/causes.ipynb #34980542
 def wrong_scale(numbers: Numbers) -> Cause | None:
     "The unit in which depth is stored."
     fits = numbers.before
@@ -137,7 +137,7 @@ def focal_changes(numbers: Numbers, factor: float) -> tuple:  # factor: truth / 
     known = numbers.focals.values()
     return (f"data.canonical_focal={sum(known) / len(known) / factor:.0f}",) if known else ()
 
-
+# %% ../../nbs/training/causes.ipynb #659584fc
 def other_focal(numbers: Numbers) -> Cause | None:
     "Metres as of another lens."
     recipe, fits = numbers.recipe, numbers.before

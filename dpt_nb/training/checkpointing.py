@@ -86,7 +86,7 @@ class DigestedFile(io.BufferedWriter):
         "Once, at the end."
         super().write(b"sha256 %s\n" % self.digest.hexdigest().encode())
 
-
+# %% ../../nbs/training/checkpointing.ipynb #e1b0d9fb
 def digest_of(
     file,  # open for reading bytes
     length: int,  # of the part that counts, from the start
@@ -107,7 +107,7 @@ def is_whole_archive(path: Path) -> bool:
     except Exception:  # what is read may be anything
         return False
 
-
+# %% ../../nbs/training/checkpointing.ipynb #992b18a1
 def damage(
     path: Path,  # a checkpoint
 ) -> str:  # what is wrong with its bytes; empty where they are those that were written
@@ -148,7 +148,7 @@ def write_state(path: Path, state: dict) -> None:
         torch.save(state, file)
         file.write_digest()
 
-
+# %% ../../nbs/training/checkpointing.ipynb #45822040
 def save_checkpoint(
     folder: Path,  # `checkpoints/` of a run
     step: int,  # steps done
@@ -177,7 +177,7 @@ def drop_older(
     for old in checkpoint_paths(folder)[:-last]:
         old.unlink()
 
-
+# %% ../../nbs/training/checkpointing.ipynb #effd32ea
 def checkpoint_paths(
     folder: Path,  # `checkpoints/` of a run
 ) -> list[Path]:  # the oldest first
@@ -219,7 +219,7 @@ def model_mismatch(
             return f"{name} has the shape {shape}, and {expected} was expected"
     return ""
 
-
+# %% ../../nbs/training/checkpointing.ipynb #76ecebff
 def moment_mismatch(
     moments: dict,  # number of a parameter → name → value, as they were read
     parameters: list,  # of the optimizer
@@ -247,7 +247,7 @@ def optimizer_mismatch(
     except (TypeError, ValueError, KeyError, IndexError, AttributeError):
         return "it is not the state of an optimizer"
 
-
+# %% ../../nbs/training/checkpointing.ipynb #c5058516
 def value_kind(value) -> str:
     "For comparison: numbers are of one kind."
     return "number" if isinstance(value, (int, float)) else type(value).__name__
@@ -264,7 +264,7 @@ def kind_mismatch(
             return f"{name} is a {found}, and a {expected} was expected"
     return ""
 
-
+# %% ../../nbs/training/checkpointing.ipynb #2f33a5b7
 def part_mismatch(
     state,  # of a part, as it was read
     part,  # with `state_dict`
@@ -290,7 +290,7 @@ def is_moment(step, seconds) -> bool:  # as they were read
     "Whether they are a number of steps and a time."
     return type(step) is int and step >= 1 and type(seconds) in (int, float) and math.isfinite(seconds)
 
-
+# %% ../../nbs/training/checkpointing.ipynb #e9e62051
 def progress_mismatch(
     state: dict,  # with `step`, `seconds` and `random`
 ) -> str:  # empty where they are as they should be
@@ -344,7 +344,7 @@ def newest_intact(
             set_aside(path, f"is damaged ({wrong})")
     return gather_object([found])[0]
 
-
+# %% ../../nbs/training/checkpointing.ipynb #684aa20f
 def current_state(state):  # as it was read: whatever is in the file
     "Its networks' tensors under the names that they have now."
     networks = [name for name in ("model", "ema") if isinstance(state, dict) and isinstance(state.get(name), dict)]
@@ -366,7 +366,7 @@ def count_states(folder: Path) -> int:
     there = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}\.pt(\.aside)?", path.name)]
     return gather_object([len(there)])[0]
 
-
+# %% ../../nbs/training/checkpointing.ipynb #7eb3fb69
 def restore_random_state(
     random: list[dict],  # of each process that wrote the checkpoint
 ) -> None:
@@ -384,7 +384,7 @@ def restore_parts(state: dict, parts: dict) -> None:  # as of `state_mismatch`
         parts[name].load_state_dict(state[name])
     restore_random_state(state["random"])
 
-
+# %% ../../nbs/training/checkpointing.ipynb #d33bef18
 def load_checkpoint_into(
     folder: Path,  # `checkpoints/` of a run
     parts: dict,  # name → anything with `load_state_dict`

@@ -51,7 +51,7 @@ class ReadRun:
         known = [row for row in self.rows if leading and is_figure(row.get(leading[0]))]
         return min(known, key=lambda row: leading[1] * row[leading[0]], default=None)
 
-
+# %% ../../nbs/training/compare_runs.ipynb #cc94090b
 def read_report(path: Path) -> dict:  # path: report.json of a run
     "Empty where there is none. Raises `TrainingError` for one that is damaged."
     if not path.exists():
@@ -80,7 +80,7 @@ def read_parts(run: ReadRun, folder: Path) -> None:  # folder: of the run
     if damaged:
         run.troubles.append(f"{folder / 'metrics.jsonl'} is damaged in line {', '.join(map(str, damaged[:5]))}.")
 
-
+# %% ../../nbs/training/compare_runs.ipynb #9b697ae3
 def read_for_comparison(
     folder: Path,  # of a run
     name: str,  # in tables
@@ -127,7 +127,7 @@ def best_names(
     least = min(direction(metric) * value for value in known.values())
     return {name for name, value in known.items() if direction(metric) * value == least}
 
-
+# %% ../../nbs/training/compare_runs.ipynb #b74dda42
 def starred_table(
     rows: dict[str, dict],  # name of the run → its metrics
     first: dict[str, str],  # name of the run → what stands before them
@@ -163,7 +163,7 @@ def smoothed(rows: list[dict]) -> list[tuple[float, float]]:  # rows: with `loss
     mean = lambda part, key: sum(row[key] for row in part) / len(part)
     return [(mean(part, "step"), mean(part, "loss")) for part in parts]
 
-
+# %% ../../nbs/training/compare_runs.ipynb #730aeeef
 @dataclass
 class RunComparison:
     "Runs beside each other: printed, as tables in a cell, and as a figure."

@@ -93,7 +93,7 @@ def base_recipe(student: str | Recipe) -> Recipe:  # student: as of `distillatio
         sources={name: DISTILLED[name] for name in ("optimizer.lr", "schedule.name")},
     )
 
-
+# %% ../../nbs/training/distillation.ipynb #0d21e450
 def student_data(
     batch_size: int,
     size: tuple[int, int],  # height and width that the student sees, pixels
@@ -143,7 +143,7 @@ def label_images(
     source = open_images(images)  # before the network is read
     return write_pseudo_labels(open_teacher(teacher, variant, **opening), source, labels, **options)
 
-
+# %% ../../nbs/training/distillation.ipynb #35e8c534
 def distill(
     teacher: str,  # a name of the zoo, a saved model, or a checkpoint of any project
     student: str | Recipe,  # of `distillation_recipe`

@@ -100,7 +100,7 @@ def shared_mean(
     count = total[-1].detach()
     return total[:-1] / count, count
 
-
+# %% ../../nbs/training/distributed.ipynb #e77524f1
 class SharedBatchNorm(nn.BatchNorm2d):
     "Batch norm over the batches of all processes."
 
@@ -125,7 +125,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * count / (count - 1), self.momentum)
 
-
+# %% ../../nbs/training/distributed.ipynb #91ca4caf
 def convert_sync_batchnorm(
     model: nn.Module,
     device: torch.device,  # where it will run
@@ -192,7 +192,7 @@ def map_moments(
         moments[number] = {name: change(number, value) for name, value in kept.items()}
     return state | dict(state=moments)
 
-
+# %% ../../nbs/training/distributed.ipynb #6d5850e2
 class WholeOptimizer:
     "The state of a sharded network's optimizer as one process alone has it."
 
@@ -234,7 +234,7 @@ def check_tracker(name: str, known: list[str]) -> None:
     if name not in LOGGER_TYPE_TO_CLASS:
         raise TrainingError(f"There is no tracker {name!r}. There are {', '.join(known)}.")
 
-
+# %% ../../nbs/training/distributed.ipynb #1be0ccff
 def check_trackers(
     trackers: tuple,  # names of Accelerate's trackers, or trackers
 ) -> None:
@@ -263,7 +263,7 @@ def check_precision(
             "loop.precision=fp16 needs a GPU: on a CPU nothing scales its gradients. Choose loop.precision=bf16, or no."
         )
 
-
+# %% ../../nbs/training/distributed.ipynb #ec0019fc
 def open_accelerator(
     cpu: bool,  # do not use CUDA even where there is one
     precision: str = "no",  # "no", "bf16" or "fp16"

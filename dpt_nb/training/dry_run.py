@@ -108,7 +108,7 @@ def time_way(state: TrainState, cost: WayCost) -> None:  # cost: is filled in
     cost.seconds = asked + step
     cost.cached = None if cost.cached is None else cost.cached + step
 
-
+# %% ../../nbs/training/dry_run.ipynb #eca7cfcd
 def way_cost(state: TrainState, way: str) -> WayCost:  # state: of a run in any way
     "What a way would need in place of the run's own; one that the network cannot take says why."
     try:
@@ -191,7 +191,7 @@ def group_lines(state: TrainState) -> list[str]:
         lines.append(f"  {values:,} values at {scale:.3g} of the largest rate, decay {group['weight_decay']:g}")
     return lines
 
-
+# %% ../../nbs/training/dry_run.ipynb #6baa7160
 def peak_memory(device: torch.device) -> int:  # bytes
     "The most that this process has had so far."
     if device.type == "cuda":
@@ -217,7 +217,7 @@ def effort_lines(
         f"time: {seconds:.2f} s a step, {size / seconds:.1f} images a second, {hours:.2f} hours without validation",
     ]
 
-
+# %% ../../nbs/training/dry_run.ipynb #9e846365
 def dry_run(
     recipe: Recipe,
     data_root: str | Path = "data",  # where data is kept; scenes are rendered there when missing

@@ -43,7 +43,7 @@ def error_row(pixels: Pixels, low: float, high: float) -> Row:  # pixels: those 
     means = [relative_error(known, name).mean().item() for name in ("before", "after")]
     return Row(low, high, len(known), *means)
 
-
+# %% ../../nbs/training/error_by.ipynb #2604b0ae
 def error_rows(
     pixels: Pixels, values: torch.Tensor, edges: tuple
 ) -> list[Row]:  # values: `(N,)` to sort by; edges: rising
@@ -148,7 +148,7 @@ class Fits:
         logs = torch.tensor(list(self.factors.values()), dtype=torch.float64).log()
         return logs.std(correction=0).item()
 
-
+# %% ../../nbs/training/error_by.ipynb #ad3b4e2d
 def fit_errors(pixels: Pixels, network: str) -> Fits:  # network: "before" or "after"; pixels: at least one is measured
     "Of one of the networks, on measured pixels."
     known = pixels.where(pixels.measured)

@@ -51,7 +51,7 @@ def smaller_inputs(
     image = F.interpolate(inputs["image"], size=size, mode="bilinear", antialias=True)
     return {name: image if name == "image" else picked(values, size) for name, values in inputs.items()}
 
-
+# %% ../../nbs/training/growth.ipynb #b124121d
 def smaller_camera(
     intrinsics: torch.Tensor,  # `(B, 3, 3)`, pixels
     before: tuple[int, int],  # height and width, pixels

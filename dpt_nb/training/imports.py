@@ -46,7 +46,7 @@ def transform_names(data: DataGroup) -> list:
     "Those of entries that are a name with arguments."
     return [entry[0] for entry in data.transforms if isinstance(entry, (list, tuple)) and entry]
 
-
+# %% ../../nbs/training/imports.ipynb #290d7780
 def names_by_table(recipe: Recipe) -> list[tuple[Registry, list]]:
     "The tables that a recipe uses, each with the names it takes from it."
     model, data = recipe.model, recipe.data

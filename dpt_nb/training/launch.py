@@ -67,7 +67,7 @@ def recipe_to_launch(
     recipe = change_recipe(recipe, precision)
     return with_imports(recipe, str(out or f"runs/{recipe.name}") if resume else None, imports)
 
-
+# %% ../../nbs/training/17_launch.ipynb #8f389223
 def place_processes(
     num_processes: int | None,  # on each machine; None: one for each GPU, or one
     num_nodes: int,  # machines
@@ -81,7 +81,7 @@ def place_processes(
     port = main_port or (0 if num_nodes == 1 else 29500)
     return Placement(num_processes, num_nodes, node_rank, main_address, port)
 
-
+# %% ../../nbs/training/17_launch.ipynb #3081f96a
 def launch(
     recipe: str | Path | Recipe,  # by name, a file, the folder of a run, or changed as wished
     out: str | Path | None = None,  # folder of the run; None: runs/RECIPE
@@ -148,7 +148,7 @@ def write_job(
     job = dict(recipe=name, assignments=assignments, options=options, kernel=os.getpid(), folders=folders)
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
 
-
+# %% ../../nbs/training/17_launch.ipynb #b2fe724d
 def run_workers(
     recipe: Recipe,
     options: dict,  # of `train`

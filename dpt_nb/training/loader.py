@@ -46,7 +46,7 @@ def died_message(words: str, at: str) -> str:  # PyTorch's words; what was being
         "go on with resume (--resume), with fewer workers if memory is short."
     )
 
-
+# %% ../../nbs/training/loader.ipynb #0e6ff2f0
 def reading_error(
     error: BaseException,  # raised while a loader with workers was in use
     reading: list[int],  # samples that its workers were reading
@@ -95,7 +95,7 @@ def readers_watched(
                 raise said from None
         raise
 
-
+# %% ../../nbs/training/loader.ipynb #7d09454d
 def batches(
     loader,  # of `open_loader`
     dataset,  # the training split

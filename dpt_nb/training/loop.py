@@ -115,7 +115,7 @@ def at_share(state: TrainState, inputs: dict, intrinsics: torch.Tensor | None, s
     camera = None if intrinsics is None else smaller_camera(intrinsics, before, size)
     return smaller_inputs(inputs, size), camera
 
-
+# %% ../../nbs/training/16_loop.ipynb #64f41c47
 def to_device(
     state: TrainState,
     batch: dict,  # of the loader

@@ -86,7 +86,7 @@ def still_names(model: nn.Module) -> set[str]:
     named = model.named_parameters()
     return {name for name, each in named if name.startswith("backbone.") and not each.requires_grad}
 
-
+# %% ../../nbs/training/optim.ipynb #74faa38c
 def parameter_groups(
     model: nn.Module,
     weight_decay: float,  # for weight matrices and convolutions
@@ -132,7 +132,7 @@ def computed_as_built(optimizer: torch.optim.Optimizer, state: dict) -> dict:  #
     groups = [saved | dict(fused=own["fused"]) for saved, own in zip(state["param_groups"], optimizer.param_groups)]
     return state | dict(param_groups=groups)
 
-
+# %% ../../nbs/training/optim.ipynb #6c5745f3
 def build_optimizer(
     recipe: Recipe,
     model: nn.Module,
@@ -148,7 +148,7 @@ def build_optimizer(
     optimizer.register_load_state_dict_pre_hook(computed_as_built)
     return optimizer
 
-
+# %% ../../nbs/training/optim.ipynb #61e6a7da
 def cycle_options(
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
@@ -169,7 +169,7 @@ def cycle_options(
         cycle_momentum=chosen.cycle_momentum,
     )
 
-
+# %% ../../nbs/training/optim.ipynb #e67ccb92
 def falling_rate(
     name: str,  # "polynomial", "cosine" or "constant"; of "one_cycle" the cosine that it falls by
     done: float,  # how much of the way after the warm-up is done, 0 to 1
@@ -198,7 +198,7 @@ def extension_rate(
     done = min(1.0, (inside - rising) / max(1, length - rising))
     return chosen.restart * falling_rate(chosen.name, done, chosen.power)
 
-
+# %% ../../nbs/training/optim.ipynb #54976c5f
 class ExtendedCycle(torch.optim.lr_scheduler.OneCycleLR):
     "PyTorch's cycle, and after it the extensions, whose first beta (SGD's momentum) stays where the cycle ended."
 

@@ -52,7 +52,7 @@ def toolbox_model(
     fed = TEST_PIPELINES["toolbox"] | dict(input_size=list(tested), input_multiple=None)
     return ModelGroup("dpt_base", backbone=JX_VIT_BASE, changes=dict(heads={"depth": head}, **same, **fed))
 
-
+# %% ../../nbs/training/paper_recipes.ipynb #975372a3
 def toolbox_sources(
     name: str,  # of the data set
 ) -> dict:
@@ -65,7 +65,7 @@ def toolbox_sources(
         "schedule.cycle_momentum": f"{config}: momentum_config",
     }
 
-
+# %% ../../nbs/training/paper_recipes.ipynb #a2bf7d2a
 def toolbox(
     name: str,  # of the data set: "kitti" or "nyu"
     window: list,  # the crop that comes first, [name, arguments]
@@ -169,7 +169,7 @@ def toolbox_recipe(
         recipe = changed(recipe, field.split("."), value, field)
     return recipe
 
-
+# %% ../../nbs/training/paper_recipes.ipynb #112eda0c
 kitti_vitb, kitti_vitb_config = (
     toolbox_recipe(TOOLBOX_KITTI, name, name == "kitti_vitb") for name in ("kitti_vitb", "kitti_vitb_config")
 )
@@ -269,7 +269,7 @@ def ade20k(name: str, model: str) -> Recipe:
         sources=dict.fromkeys(ADE20K_FIELDS, f"{PAPER}.2") | {"optimizer.weight_decay": protocol},
     )
 
-
+# %% ../../nbs/training/paper_recipes.ipynb #9c7a9b29
 ade20k_hybrid, ade20k_large = ade20k("ade20k_hybrid", "dpt_hybrid_ade20k"), ade20k("ade20k_large", "dpt_large_ade20k")
 pascal_context_hybrid = replace(
     ade20k_hybrid,

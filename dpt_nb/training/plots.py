@@ -52,7 +52,7 @@ def draw_all(
     "An image for each map."
     return [None if values is None else draw(values) for values in maps]
 
-
+# %% ../../nbs/training/plots.ipynb #81abf10a
 def range_and_words(
     head: str,  # of `HEADS`, not one of classes
     known: list,  # maps
@@ -64,7 +64,7 @@ def range_and_words(
     ends = joint_range(head, known)
     return ends, ends, HEADS[head].words
 
-
+# %% ../../nbs/training/plots.ipynb #4df9d46b
 def value_tiles(
     head: str,  # of `HEADS`, not one of classes
     targets: list,  # `(C, H, W)` each; None where there is none
@@ -94,7 +94,7 @@ def joint_range(
     known = values[values != HEADS[head].missing]
     return depth_range(values) if HEADS[head].scale else value_range(known if len(known) else values)
 
-
+# %% ../../nbs/training/plots.ipynb #d85afef1
 def greatest_class(
     present: list[int],  # what occurs in label maps
 ) -> int:  # -1 where there is none
@@ -147,7 +147,7 @@ def add_color_bar(
     bar = figure.colorbar(colors, ax=axes, location="bottom", extend="both", shrink=0.7, aspect=40)
     bar.set_label(words, fontsize=8)
 
-
+# %% ../../nbs/training/plots.ipynb #0f2995ce
 def draw_head(
     figure: "Figure",
     axes,  # `(samples, 2)`, or `(samples, 1)` without ground truth
@@ -174,7 +174,7 @@ def draw_columns(axes, name: str, truth: list, predicted: list) -> None:  # axes
         draw_column(axes[:, 0], f"{name}, ground truth", truth)
     draw_column(axes[:, -1], f"{name}, predicted", predicted)
 
-
+# %% ../../nbs/training/plots.ipynb #9a838165
 def empty_grid(
     rows: int,
     columns: int,
@@ -186,7 +186,7 @@ def empty_grid(
     size = (2 * columns, 2 * shape[1] / shape[2] * rows + 0.9)
     return plt.subplots(rows, columns, squeeze=False, figsize=size, layout="constrained")
 
-
+# %% ../../nbs/training/plots.ipynb #ad7765d9
 def validation_figure(
     samples: list[dict],  # of a data set
     predictions: list,  # `Prediction` each
@@ -257,7 +257,7 @@ def beside_picture(
     axes[2].axis("off")
     return figure, axes
 
-
+# %% ../../nbs/training/plots.ipynb #5a67dda2
 class LossPlot:
     "The loss and the validation metric, redrawn in a notebook cell while training."
 

@@ -70,7 +70,7 @@ def changed_words(
     changed = [(path, value) for path, value in recipe_rows(recipe) if plain(value) != plain(known[path])]
     return [f"{path}={json.dumps(value)}" for path, value in changed]
 
-
+# %% ../../nbs/training/processes.ipynb #ad144495
 def recipe_words(
     recipe: Recipe,
 ) -> tuple[str, list[str]]:  # name of a recipe of the library, and assignments that make this one of it
@@ -115,7 +115,7 @@ def forks_are_excluded() -> bool:
         or are_libraries_initialized("bitsandbytes")
     )
 
-
+# %% ../../nbs/training/processes.ipynb #a452d5fe
 def can_fork(
     cpu: bool = False,  # whether training will leave CUDA alone
 ) -> bool:
@@ -174,7 +174,7 @@ def leave_end(
     with atomic_write(folder / f"{os.environ.get('RANK', '0')}.json") as temporary:
         temporary.write_text(json.dumps(end | dict(time=time.time())), encoding="utf-8")
 
-
+# %% ../../nbs/training/processes.ipynb #7e699bad
 def run_job(
     job: dict,  # `recipe`, `assignments`, `options` of `train`, and `folders` to import from
 ) -> None:
@@ -192,7 +192,7 @@ def exit_code(
         return 0
     return 130 if end["stopped"] or end["interrupted"] else 1
 
-
+# %% ../../nbs/training/processes.ipynb #154bf06b
 def worker_main(
     folder: str | Path,  # with job.json: `recipe`, `assignments`, `options` of `train`, and `folders` to import from
 ) -> int:  # exit code: 0, 1 for an error, 130 for a stop that was asked for
@@ -211,7 +211,7 @@ def worker_main(
         dist.destroy_process_group()
     return exit_code(end)
 
-
+# %% ../../nbs/training/processes.ipynb #d34e9086
 def forked_worker_main(folder: Path) -> None:
     """The same in a fork: in a session of its own, so that an interrupt reaches it once, from its launcher; on one
     thread, because the threads of the original are not in the copy."""
@@ -234,7 +234,7 @@ class Placement:
     address: str = "127.0.0.1"  # of machine 0
     port: int = 0  # on machine 0; 0, on one machine: any free one
 
-
+# %% ../../nbs/training/processes.ipynb #78b89e75
 def meet_here(parameters):  # RendezvousParameters → RendezvousHandler, both of torch.distributed.elastic
     """A meeting point for the processes of one machine, which listens on its loopback interface only. A hangup that is
     ignored, as under `nohup`, stays ignored."""
@@ -280,7 +280,7 @@ def left_as_it_was():
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
-
+# %% ../../nbs/training/processes.ipynb #d9688974
 def meeting_options(placement: Placement) -> tuple[dict, dict]:  # of `notebook_launcher`; environment
     "How forked processes find each other."
     if placement.num_nodes > 1:
@@ -294,7 +294,7 @@ def meeting_options(placement: Placement) -> tuple[dict, dict]:  # of `notebook_
         rendezvous_handler_registry.register(MEETING, meet_here)
     return dict(rdzv_backend=MEETING, rdzv_endpoint=f"127.0.0.1:{placement.port}"), HERE_ONLY
 
-
+# %% ../../nbs/training/processes.ipynb #9050ef3e
 def fork_workers(
     folder: Path,  # of the job
     placement: Placement,
@@ -340,7 +340,7 @@ def children_of(pid: int) -> list[psutil.Process]:
     except psutil.NoSuchProcess:
         return []
 
-
+# %% ../../nbs/training/processes.ipynb #bf7a67d2
 def started_by(
     launcher: subprocess.Popen,
     word: str = "",  # what only the processes of this launch have as a whole word of their command
@@ -400,7 +400,7 @@ def worker_environment() -> dict:
     own = dict(PYTHONPATH=os.pathsep.join(filter(None, paths)), TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(GRACE))
     return dict(OMP_NUM_THREADS="1") | os.environ | own
 
-
+# %% ../../nbs/training/processes.ipynb #a9570408
 def spawn_workers(
     folder: Path,  # of the job
     placement: Placement,
@@ -446,7 +446,7 @@ def first_killed(
     rank, number = killed[0]
     return f"Training process {rank} {killed_by(number)}"
 
-
+# %% ../../nbs/training/processes.ipynb #8fc930a0
 def killed_launcher(story: str) -> str:
     "The same of the launcher itself."
     launcher = re.search(r"^launcher exitcode: -(\d+)", story, re.MULTILINE)
@@ -489,7 +489,7 @@ def told_with(
         f"Another training process said:\n{said}"
     )
 
-
+# %% ../../nbs/training/processes.ipynb #1566ab01
 def raise_if_stopped(
     stopped: list[str],  # what processes said that were asked to stop
     interrupted: bool,  # whether this process was asked to stop
@@ -519,7 +519,7 @@ def raise_failure(
         words = last_words(folder) or story[-3000:].strip()
         raise TrainingError(f"The training processes could not be started, or ended silently:\n{words}")
 
-
+# %% ../../nbs/training/processes.ipynb #7d131195
 def raise_worker_error(
     folder: Path,  # of the job
     interrupted: bool,  # whether this process was asked to stop
@@ -564,7 +564,7 @@ def check_shared_evenly(
             "Change data.batch_size or their number."
         )
 
-
+# %% ../../nbs/training/processes.ipynb #0d2abed6
 def check_placement(num_processes: int, num_nodes: int, node_rank: int) -> None:  # as in `Placement`
     "Raises `TrainingError` in a process that a launcher has started, and for numbers of processes that cannot be."
     if "WORLD_SIZE" in os.environ:

@@ -80,7 +80,7 @@ class TuneGroup:
     agreement_weight: float = 0.0  # of the agreement with the frozen original, up to scale and shift; 0: none
     agreement_pixels: str = "unmeasured"  # where the two are to agree: "unmeasured" or "all"
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #119659c6
 @dataclass(frozen=True)
 class ScheduleGroup:
     "How the learning rate goes up and down."
@@ -172,7 +172,7 @@ def renamed_fields(saved: dict) -> dict:  # a recipe, as JSON
             current[group][name] = current[group].pop(old)
     return current
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #099cbfb1
 def current_options(
     saved: dict,  # of a split of Pascal Context
 ) -> dict:
@@ -192,7 +192,7 @@ def current_data(
         current |= {split: current_options(saved[split]) for split in splits}
     return current
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #d7cc3976
 def current_names(
     saved: dict,  # a recipe, as JSON
 ) -> dict:
@@ -234,7 +234,7 @@ def group_words(item: Field, value) -> str:
     inner = ", ".join(part.name for part in fields(item.type))
     return f"{item.name} is {value!r}, and is a group of fields: {inner}. Write {item.name}.FIELD=…."
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #d5d24977
 def check_types(
     group,  # a recipe or one of its groups
     path: str = "",  # before its fields' names, in a message
@@ -346,7 +346,7 @@ def check_sharded(loop: LoopGroup) -> None:
     if loop.fsdp and asked:
         raise RecipeError(f"loop.fsdp does not go together with {asked}. Leave out one or the other.")
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #3f1582d3
 def is_stage(value) -> bool:  # value: of `loop.growth`
     "Whether it is two shares."
     numbers = isinstance(value, (tuple, list)) and len(value) == 2
@@ -368,7 +368,7 @@ def check_growth(recipe: Recipe) -> None:
             "one size: leave growth out, or set tune.cache=none."
         )
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #20f873a3
 def check_way(recipe: Recipe) -> None:
     "Raises `RecipeError` for a sharded network of which little is trained, or that keeps its trunk for itself."
     way = recipe.tune.way
@@ -393,7 +393,7 @@ def check_groups(head: str, arguments: dict, at_once: int) -> None:  # arguments
             "once: choose a number that divides them."
         )
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #c8eb6a3c
 def check_batch(recipe: Recipe) -> None:
     "Raises `RecipeError` where a batch cannot be divided into its parts, or a part into whole groups of a loss."
     size, parts = recipe.data.batch_size, recipe.loop.gradient_accumulation_steps
@@ -442,7 +442,7 @@ def betas_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
         sentences.append("The second of optimizer.betas has no effect: SGD has one momentum, the first.")
     return sentences
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #f332d5a5
 def schedule_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
     "Of the schedule and the betas."
     schedule, sentences = recipe.schedule, []
@@ -469,7 +469,7 @@ def weights_without_effect(recipe: Recipe, steps: int) -> list[str]:  # a senten
         )
     return sentences
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #60779db1
 def tuning_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
     "Of the way to fine-tune."
     way, owners = recipe.tune.way, dict(rank="lora", alpha="lora", cache="decoder", cache_gib="decoder")
@@ -486,7 +486,7 @@ def tuning_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
         sentences += [f"{path} has no effect: tune.way=decoder leaves the trunk as it is." for path in changed_ones]
     return sentences
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #033da29f
 def settings_without_effect(
     recipe: Recipe,
     steps: int = 0,  # of the run; 0: not known
@@ -532,7 +532,7 @@ def nearest_path(whole: str, group, known: list[str]) -> str:
         return f"Did you mean {inside[whole]!r}?"
     return did_you_mean(whole, [*known, *inside.values()])
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #6caabc6e
 def changed(
     group,  # a recipe, one of its groups, or a dictionary in one
     path: list[str],  # names to go down
@@ -594,7 +594,7 @@ def flat_rows(
         rows += flat_rows(part, f"{path}.{name}" if path else str(name))
     return rows
 
-
+# %% ../../nbs/training/recipe_fields.ipynb #99d38072
 def source_of(
     recipe: Recipe,
     path: str,  # full name of a value

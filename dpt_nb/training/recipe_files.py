@@ -55,7 +55,7 @@ for handler in (RecipeLoader, RecipeDumper):
     for kind, pattern in SCALARS.items():
         handler.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), None)
 
-
+# %% ../../nbs/training/recipe_files.ipynb #c52e081f
 def named_once(pairs: list[tuple[str, object]]) -> dict:
     "Pairs as a dictionary. Raises `RecipeError` for a name that stands there twice."
     found = {}
@@ -169,7 +169,7 @@ def field_schema(item, path: str) -> dict:  # item: a field of a dataclass; path
     limit = f", {LIMITS[path][1]}" if path in LIMITS else ""
     return dict(type=kind, description=words + limit) | SAID_INSIDE.get(path, {})
 
-
+# %% ../../nbs/training/recipe_files.ipynb #f81fee35
 def group_schema(group: type, prefix: str, words: str) -> dict:  # group: a dataclass; prefix: of its fields' names
     "A group of fields, of which those without a default have to be there."
     inner = {item.name: field_schema(item, f"{prefix}{item.name}") for item in fields(group)}
@@ -227,7 +227,7 @@ def kind_of(path: tuple[str, ...]) -> type:  # path: names to go down
         kind = next((item.type for item in fields(kind) if item.name == name), object) if is_dataclass(kind) else object
     return kind
 
-
+# %% ../../nbs/training/recipe_files.ipynb #ceecb229
 def whole_recipe(said: dict) -> Recipe:
     "Of every field that has no default. Raises `RecipeError`."
     settings = settings_of(said)
@@ -314,7 +314,7 @@ def recipe_in(said: dict, path: Path, chain: tuple[Path, ...]) -> Recipe:  # sai
     base = extended(said["extends"], path, chain)
     return check_recipe(changed_by(base, {name: said[name] for name in said if name != "extends"}, path.name))
 
-
+# %% ../../nbs/training/recipe_files.ipynb #99018ceb
 def read_in_chain(path: Path, chain: tuple[Path, ...]) -> Recipe:  # chain: resolved files that led here
     "Raises `PlacedError`, also for files that extend each other."
     path = path / "config.json" if path.is_dir() else path
@@ -336,7 +336,7 @@ def read_recipe(
     what was expected."""
     return read_in_chain(Path(path), ())
 
-
+# %% ../../nbs/training/recipe_files.ipynb #995721a0
 def open_recipe(
     named: str | Path,  # a recipe of the library, a file, or the folder of a run
 ) -> Recipe:
@@ -369,7 +369,7 @@ def recipe_text(said: dict, suffix: str, heading: str) -> str:  # said: plain va
     comments = "".join(f"# {line}".rstrip() + "\n" for line in heading.splitlines())
     return comments + yaml.dump(said, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=120)
 
-
+# %% ../../nbs/training/recipe_files.ipynb #967509bb
 def write_recipe(
     recipe: Recipe | dict,  # or what a file says, with or without `extends`
     path: str | Path,  # .yaml, .yml or .json

@@ -89,7 +89,7 @@ def build_losses(recipe: Recipe) -> dict:  # head → loss
     "A loss for each head of the recipe. Raises `RecipeError` for what cannot be built."
     return {head: build_loss(head, arguments) for head, arguments in recipe.losses.items()}
 
-
+# %% ../../nbs/training/recipe_parts.ipynb #7b520c31
 def loss_weights(recipe: Recipe) -> dict:  # head → weight of its loss in the sum
     "How much each head's loss counts. Raises `RecipeError` for a weight that is not a number of 0 or more."
     weights = {}

@@ -83,7 +83,7 @@ def make_report(
     numbers = collect_numbers(recipe, training_images(run), found, sorted_rows(run / "metrics.jsonl")[0])
     return Report(run.resolve().name, found, numbers, find_causes(numbers))
 
-
+# %% ../../nbs/training/report.ipynb #b940e2d5
 def noted_root(run: Path) -> str:  # run: its folder
     "Where a run found its data; `data` where nobody noted it."
     try:

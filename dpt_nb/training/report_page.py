@@ -64,7 +64,7 @@ class Report:
         causes = [f"{cause.name}: {cause.sentence}" for cause in self.causes] or [NO_CAUSE]
         return "\n\n".join([self.verdict(), markdown_table(self.metrics()), *causes])
 
-
+# %% ../../nbs/training/report_page.ipynb #1452c0ba
 NO_CAUSE = "None of the known causes shows in the numbers."  # scale, focal length, learning rate, images, sparse top
 
 # %% ../../nbs/training/report_page.ipynb #76f54c22
@@ -92,7 +92,7 @@ def number(value: float, form: str = ".3f") -> str:
     "A dash for what is not known."
     return format(value, form) if math.isfinite(value) else "–"
 
-
+# %% ../../nbs/training/report_page.ipynb #bf6dd461
 def error_table(rows: list[Row], title: str, unit: str) -> str:  # title: of the first column
     "Mean relative error before and after, row by row."
     most = max((value for row in rows for value in (row.before, row.after) if math.isfinite(value)), default=1.0)
@@ -203,7 +203,7 @@ def cause_words(cause: Cause) -> str:  # HTML
     tail = f"<br>{settings}" if settings else ""
     return f'<div class="cause"><b>{escape(cause.name)}</b>: {escape(cause.sentence)}{tail}</div>'
 
-
+# %% ../../nbs/training/report_page.ipynb #0cf6f86c
 def fits_table(numbers: Numbers) -> str:  # HTML; numbers: with fits
     "What a scale and a shift would still gain."
     titles = ["mean relative error", "as it is", "one scale", "one scale and shift", "a scale an image"]
@@ -213,7 +213,7 @@ def fits_table(numbers: Numbers) -> str:  # HTML; numbers: with fits
         lines.append([name, *map(number, values), number(fits.spread, ".0%")])
     return html_table(lines)
 
-
+# %% ../../nbs/training/report_page.ipynb #dff2b8d3
 def depth_parts(report: Report) -> list[str]:  # HTML; empty without depth in metres
     "Where the error is."
     pixels, numbers = report.found.pixels, report.numbers
@@ -235,7 +235,7 @@ def depth_parts(report: Report) -> list[str]:  # HTML; empty without depth in me
         fits_table(numbers),
     ]
 
-
+# %% ../../nbs/training/report_page.ipynb #70ec2445
 def report_body(report: Report) -> str:  # HTML, within its style
     "All parts in order."
     metrics = [[escape(text) for text in line] for line in report.metrics()]

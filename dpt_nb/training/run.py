@@ -74,7 +74,7 @@ def shown_metrics(row: dict) -> dict[str, str]:
     leading = [name for name, _ in map(main_metric, target_specs()) if name in row]
     return {f"held_out_{name}": f"{row[name]:.3f}" for name in leading}
 
-
+# %% ../../nbs/training/run.ipynb #1b188d51
 class Run:
     "A run under way."
 
@@ -148,7 +148,7 @@ class Run:
         if any_process(unwritten and accelerator.is_main_process, accelerator.device):
             self.log.write(self.with_metrics(row, bar))
 
-
+# %% ../../nbs/training/run.ipynb #71ec51fc
 def is_step(
     row: dict,  # of a checkpoint
     done: int,  # steps restored
@@ -181,7 +181,7 @@ def keep_evaluated(run: Run, step: int, model: DPT, best: bool) -> None:  # best
         predictor = Predictor(model, state.accelerator.device, keep.flip)
         save_figure(run.out / "pictures", step, predictor, state.held_out, keep.pictures, best)
 
-
+# %% ../../nbs/training/run.ipynb #e1129c4b
 def evaluate_and_keep(
     run: Run,
     step: int,  # steps done
@@ -224,7 +224,7 @@ def warn_before(
     if changed:
         warnings.warn(f"The run goes on with other settings than it had: {changed}.", TrainingWarning, stacklevel=3)
 
-
+# %% ../../nbs/training/run.ipynb #cd3585f2
 def restore(
     state: TrainState,
     out: Path,  # folder of the run
@@ -274,7 +274,7 @@ def train(
             accelerator.end_training()
     return report
 
-
+# %% ../../nbs/training/run.ipynb #9ed7ad29
 def started_with(data_root: str | Path, cpu: bool, workers: int, trackers: tuple) -> dict:  # as `train` is given them
     "What `command.json` says: with it and the recipe the run can be resumed from anywhere on this machine."
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -297,7 +297,7 @@ def open_log(
     log = RunLog(out, done, state.accelerator, trackers, LossPlot(plot, out / "pictures"), pending)
     return Run(state, out, log, done, spent)
 
-
+# %% ../../nbs/training/run.ipynb #601aa7c3
 def make_steps(
     run: Run,
     workers: int,  # processes that read samples
@@ -341,7 +341,7 @@ def save_panel(state: TrainState, model: DPT, head: str, path: Path) -> None:  #
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
-
+# %% ../../nbs/training/run.ipynb #dc0da188
 def save_trained(
     run: Run,
     model: DPT,
@@ -356,7 +356,7 @@ def save_trained(
     if metric:
         save_panel(state, model, metric[0], out / "panel.png")
 
-
+# %% ../../nbs/training/run.ipynb #1a85e6b0
 def finish(
     run: Run,  # all steps made
     progress: bool = True,  # show bars
@@ -394,7 +394,7 @@ def argument_parser() -> ArgumentParser:
         add(flag, action="store_true")
     return parser
 
-
+# %% ../../nbs/training/run.ipynb #f405e67a
 def run_words(
     words: list[str],  # RECIPE and options
 ) -> dict:  # the report
@@ -415,7 +415,7 @@ def run_words(
         tuple(given.tracker),
     )
 
-
+# %% ../../nbs/training/run.ipynb #74be6dc1
 def main() -> int:  # exit code: 0, 1 for an error that was foreseen, 130 for a stop that was asked for
     "What a launcher starts."
     try:

@@ -57,7 +57,7 @@ def saved_command(
         raise TrainingError(f"{path} is damaged: {wrong}. Delete it, and say --data-root and --workers yourself.")
     return found
 
-
+# %% ../../nbs/training/run_again.ipynb #ca11dec8
 def processes_before(
     saved: dict,  # of `saved_command`
     given: dict,  # options of `launch` that were chosen now
@@ -86,7 +86,7 @@ def has_files(
     kind = DATASETS[name] if name in DATASETS else None
     return name in (*RENDERED, "mixture") or (isinstance(kind, type) and issubclass(kind, FileDataset))
 
-
+# %% ../../nbs/training/run_again.ipynb #1f18a6d5
 def options_to_go_on(
     out: Path,  # folder of the run
     given: dict,  # options of `launch` that were chosen now
@@ -150,7 +150,7 @@ def folder_meant(named: str | Path, out: str | Path | None, goes_on: bool) -> st
         raise TrainingError(f"There is no run in {named} to go on with.")
     return None
 
-
+# %% ../../nbs/training/run_again.ipynb #b2ff1b36
 def plan_run(
     named: str | Path,  # a recipe, a file, or the folder of a run
     changes: list[str],  # FIELD=VALUE
@@ -171,7 +171,7 @@ def plan_run(
     options = options_to_go_on(Path(folder), given or {}) if goes_on else dict(given or {})
     return Planned(recipe, folder, options, goes_on)
 
-
+# %% ../../nbs/training/run_again.ipynb #38c8bfaa
 def resume_run(
     out: str | Path,  # folder of a run
     *changes: str,  # FIELD=VALUE that a run may go on with, such as a lower optimizer.lr

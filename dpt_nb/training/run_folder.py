@@ -113,7 +113,7 @@ def default_of(item) -> object:  # item: a field of a dataclass
     "A field's default value; `MISSING` where it has none."
     return item.default if item.default_factory is MISSING else item.default_factory()
 
-
+# %% ../../nbs/training/run_folder.ipynb #24704ce9
 def with_defaults(
     saved: dict,  # a recipe, or one of its groups, as JSON
     group: type = Recipe,  # its class
@@ -133,7 +133,7 @@ def as_json(recipe: Recipe) -> dict:
     "A recipe as its `config.json` gives it back: lists for tuples."
     return json.loads(json.dumps(asdict(recipe)))
 
-
+# %% ../../nbs/training/run_folder.ipynb #8c727489
 def differing_fields(
     saved: dict,  # a recipe, as JSON
     asked: dict,  # another
@@ -184,7 +184,7 @@ def holds_nothing(
     "Whether nothing lies there but leftovers of a run that never began."
     return all(is_leftover(path) for path in out.iterdir())
 
-
+# %% ../../nbs/training/run_folder.ipynb #eb4146f7
 def nearest_existing(path: Path) -> Path:
     "The path itself, or the nearest folder above it that exists."
     while not os.path.lexists(path) and path != path.parent:
@@ -230,7 +230,7 @@ def check_same_recipe(
     if refused:
         raise TrainingError(f"The run in {out} follows another recipe, so it cannot go on with this one: {refused}.")
 
-
+# %% ../../nbs/training/run_folder.ipynb #ad7205da
 def check_run(
     out: Path,  # folder of the run
     recipe: Recipe,  # to be followed in it
@@ -337,7 +337,7 @@ def saved_fingerprints(
         raise TrainingError(f"{config} is damaged: what it says under data is not a count and a digest of each split.")
     return noted
 
-
+# %% ../../nbs/training/run_folder.ipynb #7b98cbfd
 def saved_sample_names(
     kept: Path,  # `samples.json.gz` of a run
 ) -> dict[str, list]:  # split → names; empty where they cannot be known
@@ -364,7 +364,7 @@ def data_changes(out: Path, names: dict) -> list[str]:  # as of `check_same_data
         if split in before and before[split] != split_fingerprint(found)
     ]
 
-
+# %% ../../nbs/training/run_folder.ipynb #fb6b9c3c
 def check_same_data(
     out: Path,  # folder of the run that is to be resumed
     names: dict,  # split → names of its samples
@@ -400,7 +400,7 @@ def remove_leftovers(
     for name in ("best", "model"):
         restore_folder(out, name)
 
-
+# %% ../../nbs/training/run_folder.ipynb #3b2680c9
 @contextmanager
 def run_writer(
     out: Path,  # folder of a run

@@ -130,7 +130,7 @@ def sbatch_lines(
     ]
     return [line for line in lines if not (options["cpu"] and line.startswith("--gpus-per-node"))]
 
-
+# %% ../../nbs/training/slurm.ipynb #6ebf0ad5
 def where_found(
     recipe: Recipe,  # whose modules are imported here
 ) -> str:  # a line; empty where a job finds them by itself
@@ -159,7 +159,7 @@ def slurm_script(
         how="--resume" * options["resume"] + "--replace" * options["replace"],
     )
 
-
+# %% ../../nbs/training/slurm.ipynb #567a345e
 def check_job(job: SlurmOptions) -> None:
     "Raises `TrainingError` for hours that are not a time, and for options that a script cannot hold."
     if not (isinstance(job.hours, (int, float)) and math.isfinite(job.hours) and job.hours > 0):

@@ -47,7 +47,7 @@ def folder_word(name: str, value: str) -> str:
     "A setting as a part of a folder's name."
     return re.sub(r"[^\w.+=-]+", "_", f"{name}={value}")
 
-
+# %% ../../nbs/training/sweep.ipynb #6c14a51d
 def plan_sweep(
     recipe: Recipe,
     sweeps: list[str],  # FIELD=VALUE,VALUE,… each; of several, all combinations
@@ -100,7 +100,7 @@ def begin_or_go_on(
     report = launch(recipe, folder, resume=there, **options)
     return report if isinstance(report, Path) else "has ended"
 
-
+# %% ../../nbs/training/sweep.ipynb #a77a55bb
 def check_sweep_folder(out: Path, planned: dict[str, Recipe]) -> None:  # planned: of `plan_sweep`
     "Raises `TrainingError` where a run lies in the sweep's folder itself, or a run there follows another recipe."
     if read_run(out / "config.json") is not None:
@@ -109,7 +109,7 @@ def check_sweep_folder(out: Path, planned: dict[str, Recipe]) -> None:  # planne
         if (out / name / "config.json").exists():
             check_run(out / name, recipe, resume=True)
 
-
+# %% ../../nbs/training/sweep.ipynb #47efa9e4
 def sweep_runs(
     recipe: Recipe,
     sweeps: list[str],  # FIELD=VALUE,VALUE,… each

@@ -75,7 +75,7 @@ def kaiming_decoder(model: DPT) -> None:
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
 
-
+# %% ../../nbs/training/train_state.ipynb #affceeef
 def open_weights(recipe: Recipe) -> DPT:
     """The network that is saved under `model.weights`. `model.name` says which of several with the same tensors is
     meant."""
@@ -94,7 +94,7 @@ def new_model(recipe: Recipe) -> DPT:
         load_backbone(model, chosen.backbone)
     return model
 
-
+# %% ../../nbs/training/train_state.ipynb #d941a5cf
 def build_model(recipe: Recipe) -> DPT:
     """The recipe's network with the weights it starts from. Raises `RecipeError` for a loss whose head it does not
     have, and whatever opening a checkpoint raises."""
@@ -128,7 +128,7 @@ def freeze_untrained(
         model.auxiliary.requires_grad_(any(head in losses and takes(losses[head], "aux") for head in owners))
     return model
 
-
+# %% ../../nbs/training/train_state.ipynb #91cbd0ba
 def auxiliary_without_effect(recipe: Recipe) -> list[str]:  # a sentence each
     "The weights of auxiliary heads, for a network without."
     return [
@@ -230,7 +230,7 @@ def sharded(recipe: Recipe, model: DPT, accelerator: Accelerator) -> dict:  # `m
     optimizer = accelerator.prepare(build_optimizer(recipe, model))  # of the shards, so after cutting
     return dict(model=model, optimizer=optimizer, ema=ema, whole=copied)
 
-
+# %% ../../nbs/training/train_state.ipynb #32dcba98
 def network_for(
     recipe: Recipe,
     losses: dict,  # head → loss
@@ -245,7 +245,7 @@ def network_for(
     model.backbone.set_grad_checkpointing(recipe.loop.checkpointing)
     return model.to(memory_format=torch.channels_last) if recipe.loop.channels_last else model
 
-
+# %% ../../nbs/training/train_state.ipynb #293b8815
 def prepare(
     recipe: Recipe,  # what to build
     accelerator: Accelerator,  # puts things on the device
@@ -289,7 +289,7 @@ def open_data(
         )
     return train, held_out
 
-
+# %% ../../nbs/training/train_state.ipynb #0fd84d31
 def total_steps(
     recipe: Recipe,
     samples: int,  # of the training split
@@ -319,7 +319,7 @@ def check_class_count(
             f"Set model.changes.heads.{head}.num_classes={names}."
         )
 
-
+# %% ../../nbs/training/train_state.ipynb #d2d5cbec
 def name_classes(
     state: TrainState,  # with data
 ) -> None:

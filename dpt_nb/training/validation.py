@@ -97,7 +97,7 @@ def abs_rel_of_sets(
             means[f"abs_rel_{own_name(titles, number)}"] = sum(values) / len(values)
     return means
 
-
+# %% ../../nbs/training/validation.ipynb #d24b9b41
 def broadcast_buffers(model: nn.Module) -> None:
     "All processes take the first one's running means of batch norms that are not shared."
     for buffer in model.buffers():
@@ -116,7 +116,7 @@ def warn_not_finite(
         stacklevel=3,
     )
 
-
+# %% ../../nbs/training/validation.ipynb #872ed270
 def evaluate_share(
     state: TrainState,
     model: DPT,  # on the device
@@ -136,7 +136,7 @@ def evaluate_share(
     )
     return metrics, rows
 
-
+# %% ../../nbs/training/validation.ipynb #d47b454c
 def validate(
     state: TrainState,
     model: DPT,  # of `TrainState.trained_model`

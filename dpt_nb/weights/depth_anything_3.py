@@ -63,7 +63,7 @@ def stated_taps(source: Source) -> list[int] | None:
         raise CheckpointError(f"{source.path.parent / 'config.json'} cannot be used: {wrong}.")
     return said.get("config", {}).get("net", {}).get("out_layers")
 
-
+# %% ../../nbs/weights/depth_anything_3.ipynb #084d5d7c
 def depth_anything_3_fields(
     source: Source,
     depth: int,  # blocks of its backbone

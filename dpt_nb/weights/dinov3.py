@@ -54,7 +54,7 @@ def chmv2_head(
     bins = dict(form="bins", bins=config.get("number_output_channels", 256), hidden=hidden)
     return bins | bounds | dict(spacing=CHMV2_SPACINGS[spacing]) | CHMV2_WEIGHTINGS[weighting]
 
-
+# %% ../../nbs/weights/dinov3.ipynb #e9bc58ae
 def chmv2_words(
     arguments: dict,  # of a head; of bins, all that have to be said
 ) -> dict | None:  # fields of its config.json; None: it has no words for this head
@@ -123,7 +123,7 @@ def folded_norm(
     both = {f"{project}.weight": weight * scale[:, None, None], f"{project}.bias": bias}
     return {name: tensor.to(state[name].dtype) for name, tensor in both.items()}
 
-
+# %% ../../nbs/weights/dinov3.ipynb #7a105ae4
 def plain_tensors(
     state: dict,  # their name → tensor, of a depther or a backbone
 ) -> dict:  # without norms behind the taps and without masks

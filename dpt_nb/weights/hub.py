@@ -56,7 +56,7 @@ def check_one_file(folder: Path) -> None:
             f"model.save_pretrained(…, max_shard_size='100GB')."
         )
 
-
+# %% ../../nbs/weights/hub.ipynb #f91df240
 def from_folder(
     folder: Path,
     name: str,
@@ -100,7 +100,7 @@ def copy_stream(
             bar.update(len(piece))
     return checksum.hexdigest()
 
-
+# %% ../../nbs/weights/hub.ipynb #54a76d8b
 def check_download(
     url: str,
     length: int,  # bytes, as the server says; 0: it does not say
@@ -172,7 +172,7 @@ def download(url: str) -> Path:
         fetch(address, path, checksum[1] if checksum else "")
     return path
 
-
+# %% ../../nbs/weights/hub.ipynb #0725ec37
 def file_address(url: str) -> str:
     "The path of a file: address. Raises `CheckpointError` for one on another machine, or with more than a path."
     parts = urlsplit(url)
@@ -237,7 +237,7 @@ def checked_path(text: str) -> Path:
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
 
-
+# %% ../../nbs/weights/hub.ipynb #4b00f6ea
 def from_url(url: str) -> Source:
     "A file of the web. Raises `CheckpointError` when it does not come."
     downloaded = download(url)

@@ -65,7 +65,7 @@ def unknown_project(state: dict, source: str) -> str:
         f"{nearest_format(state)}"
     )
 
-
+# %% ../../nbs/weights/infer_config.ipynb #900e5a2c
 def formats_of(state: dict) -> list[str]:  # state: name → tensor; names of `CHECKPOINT_FORMATS`
     "The projects all of whose signs are among the names."
     found = [each.name for each in CHECKPOINT_FORMATS.values() if each.shows_in(state)]
@@ -199,7 +199,7 @@ def square_or_wanted(
         )
     return square if as_square < 0.9 * as_wanted else wanted
 
-
+# %% ../../nbs/weights/infer_config.ipynb #bb88db6e
 def position_grid(
     positions: torch.Tensor,  # `(1, count, D)`, without prefix tokens
     wanted: tuple[int, int] | None = None,  # rows and columns that it may be
@@ -222,7 +222,7 @@ def position_grid(
         )
     return square
 
-
+# %% ../../nbs/weights/infer_config.ipynb #c9e65329
 def grid_size(
     positions: torch.Tensor,  # `(1, count, D)`, without prefix tokens
     patch: int,  # pixels
@@ -248,7 +248,7 @@ def vit_measures(vit: dict) -> dict:  # vit: names within the backbone → tenso
     hidden = side(vit, "blocks.0.mlp.fc1.weight", 0)
     return measures if hidden == 4 * dim else measures | dict(mlp_ratio=hidden / dim)
 
-
+# %% ../../nbs/weights/infer_config.ipynb #700962d3
 def vit_names(
     vit: dict,  # names within the backbone → tensor
     size: str | None,  # of `SIZES`
@@ -264,7 +264,7 @@ def vit_names(
         return names, "deit_base_distilled_patch16_224"
     return [f"vit_{size}_patch{patch}_{pixels}" for pixels in (length, 384, 224)], "vit_base_patch16_224"
 
-
+# %% ../../nbs/weights/infer_config.ipynb #49edc604
 def infer_vit_config(
     vit: dict,  # names within the backbone → tensor
     wanted: tuple[int, int] | None = None,  # height and width that its grid may have, pixels
@@ -382,7 +382,7 @@ def dinov3_measures(vit: dict, dim: int, gated: bool) -> dict:
     )
     return measures | (dict(swiglu_mlp=True, swiglu_align_to=1) if gated else {})
 
-
+# %% ../../nbs/weights/infer_config.ipynb #6d385292
 def infer_eva_config(vit: dict, wanted: tuple[int, int] | None = None) -> dict:
     "A DINOv3, by its shapes. Raises `ValueError` for another of timm's Eva networks."
     if "pos_embed" in vit or "rope.freqs" in vit or "reg_token" not in vit:
@@ -624,7 +624,7 @@ def mmseg_classes(meta: dict) -> list[str]:  # empty where none are written
         raise CheckpointError(f"the names of its classes are {SHORT.repr(names)}, and a list of words was expected")
     return [name.strip() for name in names]
 
-
+# %% ../../nbs/weights/infer_config.ipynb #a3a5e6e3
 def mmseg_notes(
     loaded: dict,  # of `read_file`
 ) -> dict:  # fields of `DPTConfig`
@@ -662,7 +662,7 @@ def isl_org_defaults(state: dict) -> dict:
         defaults |= dict(input_method="exact")
     return defaults | (dict(standardised_eps=1e-5) if family == "hybrid" else {})
 
-
+# %% ../../nbs/weights/infer_config.ipynb #a45744ed
 def depth_anything_defaults(state: dict) -> dict:
     "DINOv2's positions, read through the final norm; version 2's Large taps other blocks than the quarters' last."
     depth = count_parts(state, "backbone.vit.blocks.")
@@ -826,7 +826,7 @@ def transformers_feeding(
         feeding |= dict(input_method="minimal" if keeps_ratio else "exact", input_size=two_sides(size))
     return feeding
 
-
+# %% ../../nbs/weights/infer_config.ipynb #c334b3f8
 def two_sides(size) -> list:  # size: of a preprocessor: a number, two, or a dict of both
     "Height and width."
     if isinstance(size, dict) and {"height", "width"} <= set(size):
@@ -874,7 +874,7 @@ def transformers_taps(config: dict, family: str) -> list:
         places = backbone["out_indices"]
     return [f"layers.{place - 1}" for place in places] if family == "swinv2" else [place - 1 for place in places]
 
-
+# %% ../../nbs/weights/infer_config.ipynb #6eb08d3e
 def transformers_heads(config: dict, heads: dict) -> dict:
     "The heads with their constants."
     name = next(iter(heads))

@@ -263,7 +263,7 @@ def mmseg_decoder_rules(head: str, decoder: str) -> list[KeyRule]:  # decoder: w
         *part_rules(f"heads.{head}.", decoder, by_head(head, MMSEG_LABEL, MMSEG_DEPTH)),
     ]
 
-
+# %% ../../nbs/weights/key_maps.ipynb #75267dff
 def mmseg_rules(head: str) -> list[KeyRule]:
     "mmsegmentation and the Toolbox, `decode_heads/dpt_head.py`."
     return mmseg_vit_rules("backbone.vit.", "backbone.") + mmseg_decoder_rules(head, "decode_head.")
@@ -475,7 +475,7 @@ def transformers_decoder_rules(
         *part_rules("decoder.steps.{step}.", step, {"prompt": "prompt_depth_layer"}),
     ]
 
-
+# %% ../../nbs/weights/key_maps.ipynb #b33b9de0
 def transformers_head_rules(head: str, depth_anything: bool) -> list[KeyRule]:
     "transformers' heads, which are called otherwise in its Depth Anything."
     ours = f"heads.{head}."
@@ -499,7 +499,7 @@ def folder_rules(head: str, config: dict) -> list[KeyRule]:  # config: of config
         return zoe_folder_rules(head, family)
     return transformers_rules(head, family, config["model_type"] in DEPTH_ANYTHINGS)
 
-
+# %% ../../nbs/weights/key_maps.ipynb #533fc94e
 def transformers_rules(head: str, family: str, depth_anything: bool = False) -> list[KeyRule]:
     "transformers `modeling_dpt.py`, `modeling_depth_anything.py`."
     if family == "swinv2":
@@ -527,7 +527,7 @@ def zoe_bins_rules(ours: str, theirs: str, net: tuple[str, str]) -> list[KeyRule
         *zoe_mlp_rules(f"{each}weights.", f"{theirs}conditional_log_binomial.{{domain}}.", binomial),
     ]
 
-
+# %% ../../nbs/weights/key_maps.ipynb #58b0dd45
 def zoe_metric_rules(ours: str, theirs: str, net: tuple[str, str]) -> list[KeyRule]:
     "All that stands beside the relative head, but for the router's blocks and its end."
     embed = f"{ours}embed."
@@ -543,7 +543,7 @@ def zoe_metric_rules(ours: str, theirs: str, net: tuple[str, str]) -> list[KeyRu
 ZOE_BLOCK = {part: part for part in ("norm1", "norm2")} | {"mlp.fc1": "linear1", "mlp.fc2": "linear2"}
 ZOE_BLOCK |= {"attn.proj": "self_attn.out_proj"}
 
-
+# %% ../../nbs/weights/key_maps.ipynb #e84fd669
 def zoe_folder_rules(head: str, family: str) -> list[KeyRule]:
     "transformers `modeling_zoedepth.py`."
     ours, theirs = f"heads.{head}.", "metric_head."
@@ -712,7 +712,7 @@ def takes_prompt(state: dict) -> bool:  # state: their name → tensor
     "Whether it is a Prompt Depth Anything, in its own names or in those of transformers."
     return any(re.fullmatch(PROMPT_NAMES, key) for key in state)
 
-
+# %% ../../nbs/weights/key_maps.ipynb #3d98a6ee
 def find_head(
     format_name: str,  # of `CHECKPOINT_FORMATS`
     state: dict,  # their name → tensor
@@ -734,7 +734,7 @@ def find_head(
     metric = format_name == "transformers" and config.get("depth_estimation_type") == "metric"
     return "depth" if metric or takes_prompt(state) else "inverse_depth"
 
-
+# %% ../../nbs/weights/key_maps.ipynb #63adaf34
 def key_rules(
     format_name: str,  # of `CHECKPOINT_FORMATS`
     state: dict,  # their name → tensor

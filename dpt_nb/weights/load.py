@@ -158,7 +158,7 @@ def unknown_names(opened: LoadedCheckpoint, unknown: list[str]) -> CheckpointErr
     advice = "If no prediction needs them, take them out of the file; else it is another model."
     return opened.error(f"{found}. {advice}")
 
-
+# %% ../../nbs/weights/load.ipynb #86ffa9c7
 def rename_tensors(
     source: Source,
     format_name: str,  # a name of `CHECKPOINT_FORMATS`
@@ -227,7 +227,7 @@ def folder_fields(
         reason = f"its config.json does not go together ({error})"
     raise CheckpointError(f"{opened.source.path.parent} was taken for transformers: {reason}.")
 
-
+# %% ../../nbs/weights/load.ipynb #513fee52
 def head_as_variant(
     opened: LoadedCheckpoint,
     heads: dict,  # of its config: one
@@ -276,7 +276,7 @@ def with_head_called(opened: LoadedCheckpoint, head: str) -> LoadedCheckpoint:
     state = {rename_head(key, head): tensor for key, tensor in opened.state.items()}
     return replace(opened, rules=rules, state=state)
 
-
+# %% ../../nbs/weights/load.ipynb #73dc2531
 def infer_opened_config(
     opened: LoadedCheckpoint,  # without config
     variant: str | None,  # a name of `list_models()`
@@ -382,7 +382,7 @@ def part_of(state: dict, prefix: str) -> dict:  # state: name → tensor
     "The tensors whose names begin so."
     return {key: tensor for key, tensor in state.items() if key.startswith(prefix)}
 
-
+# %% ../../nbs/weights/load.ipynb #5f104e9a
 def head_tensors(state: dict, config: DPTConfig) -> tuple[dict, list[str]]:
     "The tensors of a config's heads, from a file where they fit; and the heads that have random ones."
     tensors, fresh = {}, []
@@ -394,7 +394,7 @@ def head_tensors(state: dict, config: DPTConfig) -> tuple[dict, list[str]]:
         tensors |= found
     return tensors, fresh
 
-
+# %% ../../nbs/weights/load.ipynb #e96dc76c
 def swap_heads(
     state: dict,  # our name → tensor
     config: DPTConfig,  # with the heads wanted
@@ -556,7 +556,7 @@ def without_positions(state: dict) -> dict:  # state: our name → tensor
     "All tensors whose shape does not depend on the image's size."
     return {key: tensor for key, tensor in state.items() if not RESAMPLED.fullmatch(key)}
 
-
+# %% ../../nbs/weights/load.ipynb #bc02c470
 def without_unused(state: dict, wanted: dict) -> dict:  # our name → tensor
     "All but what a model may leave out, and does."
     return {key: tensor for key, tensor in state.items() if key in wanted or not MAY_BE_UNUSED.match(key)}

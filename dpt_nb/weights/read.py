@@ -51,7 +51,7 @@ LARGEST_PICKLE = 64 * 2**20  # bytes
 class UnsafePickle(ValueError):
     "What a pickle may not ask for."
 
-
+# %% ../../nbs/weights/read.ipynb #b11b2c7c
 @dataclass
 class PickleScan:
     "What a pickle would build, without building it: a stack of (number of leaves, value where it matters)."
@@ -117,7 +117,7 @@ def may_be_called(name: str | None, arguments: tuple) -> bool:
         return arguments[1:] in (("latin1",), ("latin-1",), ("utf-8",))
     return name in CALLED or name in NUMPY_SCALARS
 
-
+# %% ../../nbs/weights/read.ipynb #7b392151
 def may_be_mentioned(name: str) -> bool:
     "Whether a name is a type of tensors and numbers, or a call that rebuilds one."
     called = name in CALLED or name in NUMPY_SCALARS or name in ("numpy.dtype", "_codecs.encode")
@@ -272,7 +272,7 @@ def check_apart_from_each_other(path: Path, members: list[ZipInfo]) -> None:
         reason = "an archive whose members have the same name or lie in each other"
         raise CheckpointError(f"{path} is {reason}: it was not opened.")
 
-
+# %% ../../nbs/weights/read.ipynb #6ee42c28
 def check_members(
     path: Path,
     members: list[ZipInfo],
@@ -348,7 +348,7 @@ def read_by_kind(path: Path, start: bytes) -> dict:  # start: the file's first b
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # `why_unreadable` says what comes of it
         return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
 
-
+# %% ../../nbs/weights/read.ipynb #b1c6eed4
 def read_file(
     path: Path,  # safetensors, or any PyTorch file
 ) -> dict:  # what is in it; tensors are still on disk where the format allows
@@ -512,7 +512,7 @@ def check_kinds(state: dict, source: str) -> None:  # state: name → tensor
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
 
-
+# %% ../../nbs/weights/read.ipynb #5d405fa8
 def check_named_tensors(loaded: dict, source: str) -> None:
     "Raises `CheckpointError` for anything that is not a dict of tensors by printable names of a usual length."
     under = ", ".join(WRAPPINGS)

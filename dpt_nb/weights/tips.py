@@ -44,7 +44,7 @@ def shaped_as_ours(
     shaped[TIPS_TABLE] = torch.cat([table[:, :1], torch.zeros_like(registers), table[:, 1:]], dim=1)
     return shaped
 
-
+# %% ../../nbs/weights/tips.ipynb #e5c05e31
 def table_as_theirs(
     table: torch.Tensor,  # `(1, P + places, D)` of positions; P of them for tokens in front, or none
     registers: torch.Tensor,  # `(1, R, D)`
@@ -93,7 +93,7 @@ def check_tips(
                 expected = " or ".join(map(str, allowed))
                 raise CheckpointError(f"its config.json has {name} = {found}, and {expected} was expected")
 
-
+# %% ../../nbs/weights/tips.ipynb #b7ede2d8
 def tips_fields(
     config: dict,  # of config.json
     feeding: dict,  # fields of `DPTConfig`, of the image processor
@@ -125,7 +125,7 @@ def even_bins(
     wanted = dict(form="bins", spacing="linear", weighting="linear", epsilon=said["min_depth"])
     return (wanted | dict(projection=False, upsampled=False)).items() <= said.items()
 
-
+# %% ../../nbs/weights/tips.ipynb #e3ea645b
 def odd_tips_head(
     heads: dict,  # of a config
 ) -> str:  # empty when there is none
@@ -145,7 +145,7 @@ def has_gates(
     mlp = vit.blocks[0].mlp
     return mlp.fc2.in_features != mlp.fc1.out_features
 
-
+# %% ../../nbs/weights/tips.ipynb #d5fe5ebd
 def odd_tips_trunk(plan) -> str:  # plan: a `Blueprint`; empty when there is none
     "What in its trunk is not as in transformers' TIPSv2-DPT."
     if plan.family != "dinov2" or getattr(plan.vit, "reg_token", None) is None:
@@ -186,7 +186,7 @@ def tips_ratio(
         return 4
     return int(exact) if exact == int(exact) else exact + 0.5 / dim
 
-
+# %% ../../nbs/weights/tips.ipynb #b5fd0a1b
 def tips_trunk_config(plan) -> dict:  # plan: a `Blueprint`
     "`backbone_config`."
     vit, gated = plan.vit, has_gates(plan.vit)
@@ -206,7 +206,7 @@ def tips_trunk_config(plan) -> dict:  # plan: a `Blueprint`
         reshape_hidden_states=False,
     )
 
-
+# %% ../../nbs/weights/tips.ipynb #25d6fbf6
 def tips_head_fields(plan) -> dict:  # plan: a `Blueprint`
     "What config.json says of the heads."
     heads, fields = plan.model.heads, {}

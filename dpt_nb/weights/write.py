@@ -170,7 +170,7 @@ def idle_unit(
             filled |= idle_batch_norm(norm.format(place=place), plan.config.features)
     return filled
 
-
+# %% ../../nbs/weights/write.ipynb #3dc43429
 def zero_convolution(name: str, features: int, biased: bool) -> dict:  # their name → tensor
     "A 3×3 convolution that gives 0."
     weight = {f"{name}.weight": torch.zeros(features, features, 3, 3)}
@@ -248,7 +248,7 @@ def isl_org_fillings(plan: Blueprint) -> dict:  # their name → tensor
         filled |= zero_classifier(f"{prefix}head_dist", width)
     return filled | isl_org_auxiliary(plan) | computed_tables(plan, prefix)
 
-
+# %% ../../nbs/weights/write.ipynb #df8b3050
 def depth_anything_fillings(plan: Blueprint) -> dict:  # their name → tensor
     "What Depth Anything's class holds and no prediction needs."
     unit = "depth_head.scratch.refinenet4.resConfUnit1"
@@ -276,7 +276,7 @@ def transformers_norm(plan: Blueprint) -> dict:  # their name → tensor
         return {}
     return idle_norm(norms[plan.family], plan.model.backbone.dim)
 
-
+# %% ../../nbs/weights/write.ipynb #3ad982bc
 FILLINGS = {
     "isl-org": isl_org_fillings,
     "depth-anything": depth_anything_fillings,
@@ -330,7 +330,7 @@ def several_heads(format_name: str, plan: Blueprint) -> str:
         f"heads={{'{plan.head}': …}} and write that"
     )
 
-
+# %% ../../nbs/weights/write.ipynb #48878d57
 def has_common_head(plan: Blueprint) -> bool:
     "Whether it ends as the published depth and segmentation models do."
     spec = HEADS[plan.head]
@@ -349,7 +349,7 @@ def other_prediction(format_name: str, plan: Blueprint) -> str:
     kind = f"{plan.head} by {plan.arguments['form']}" if "form" in plan.arguments else plan.head
     return f"it predicts {kind}, and {format_name} knows depth and classes; dpt_nb's own format knows every head"
 
-
+# %% ../../nbs/weights/write.ipynb #349922d3
 def odd_parts(plan: Blueprint) -> str:  # empty when there are none
     "What a reader would have to guess, and would guess wrong."
     vit = plan.vit
@@ -401,7 +401,7 @@ def rectangular_positions(format_name: str, plan: Blueprint) -> str:
         f"load it with image_size=(side, side) and write that"
     )
 
-
+# %% ../../nbs/weights/write.ipynb #63566798
 def taps_behind_norm(format_name: str, plan: Blueprint) -> str:
     allowed = plan.depth_anything or (format_name == "transformers" and plan.family in ("dinov2", "eva"))
     if allowed or not plan.config.norm_intermediates:
@@ -499,7 +499,7 @@ def odd_dinov3(plan: Blueprint) -> str:  # empty when there is none
     }
     return next((words for words, found in odd.items() if found), "")
 
-
+# %% ../../nbs/weights/write.ipynb #965a1edc
 def transformers_output(format_name: str, plan: Blueprint) -> str:
     if plan.chmv2:
         return ""
@@ -528,7 +528,7 @@ def transformers_projection(format_name: str, plan: Blueprint) -> str:
         return ""
     return "transformers' head with a projection has 256 channels"
 
-
+# %% ../../nbs/weights/write.ipynb #b3c80e0f
 def transformers_mlp(format_name: str, plan: Blueprint) -> str:
     if plan.family not in ("dinov2", "swinv2"):
         return ""
@@ -664,7 +664,7 @@ def feeding_setting(format_name: str, plan: Blueprint) -> str:
     here, there = feeding_in_words(own), feeding_in_words(usual_feeding(format_name, plan))
     return "" if here == there else f"images are fed {here} here and {there} there"
 
-
+# %% ../../nbs/weights/write.ipynb #ac1b47d5
 def feeding_in_words(fields: dict) -> str:
     height, width = fields["input_size"]
     return f"{fields['input_method'].replace('_', ' ')} {height}×{width} by {fields['resizing']}"
@@ -709,7 +709,7 @@ def unit_setting(format_name: str, plan: Blueprint) -> str:
         return ""
     return f"its number is {'a depth in metres' if scale == 'metric' else HEADS[plan.head].words}"
 
-
+# %% ../../nbs/weights/write.ipynb #c2faf496
 def size_setting(format_name: str, plan: Blueprint) -> str:
     larger = format_name == "transformers" and plan.family == "dinov2" and not plan.depth_anything
     return "its predictions are 16/14 as large as the image there" if larger else ""
@@ -772,7 +772,7 @@ def bit_config(plan: Blueprint) -> dict:
         embedding_size=resnet.stem.conv.out_channels,
     )
 
-
+# %% ../../nbs/weights/write.ipynb #d98d3b04
 def swinv2_config(plan: Blueprint) -> dict:
     "`backbone_config` of a Swin V2."
     stages = plan.vit.layers
@@ -789,7 +789,7 @@ def swinv2_config(plan: Blueprint) -> dict:
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
 
-
+# %% ../../nbs/weights/write.ipynb #bcdc4e5f
 def vit_backbone_config(plan: Blueprint) -> dict:
     "`backbone_config` of a BEiT or DINOv2: what the two have in common."
     vit = plan.vit
@@ -822,7 +822,7 @@ def attention_biases(attention: torch.nn.Module) -> dict[str, bool]:
     others = keys or getattr(attention, "q_bias", None) is not None
     return dict(query_bias=others, key_bias=keys, value_bias=others)
 
-
+# %% ../../nbs/weights/write.ipynb #223d0780
 def dinov3_config(plan: Blueprint) -> dict:
     "`backbone_config` of a DINOv3."
     vit, attention = plan.vit, plan.vit.blocks[0].attn
@@ -843,7 +843,7 @@ def dinov3_config(plan: Blueprint) -> dict:
         return_class_token=True,
     )
 
-
+# %% ../../nbs/weights/write.ipynb #6b0a3f43
 BACKBONE_CONFIGS = {
     "eva": dinov3_config,
     "vit": lambda plan: None,  # DPT's own
@@ -869,7 +869,7 @@ def own_vit_config(plan: Blueprint) -> dict:
     )
     return fields if plan.family == "vit" else fields | hybrid_config(plan)
 
-
+# %% ../../nbs/weights/write.ipynb #b4160bae
 def hybrid_config(plan: Blueprint) -> dict:
     "The fields of a hybrid: its two shallow taps are in the ResNet, and are not reassembled."
     channels = plan.vit.patch_embed.backbone.feature_info[-1]["num_chs"]
@@ -906,7 +906,7 @@ def segmentation_config(plan: Blueprint) -> dict:
         semantic_classifier_dropout=head.dropout.p,
     )
 
-
+# %% ../../nbs/weights/write.ipynb #56bc7db8
 def dpt_config(plan: Blueprint) -> dict:
     "The fields of a DPT."
     config = plan.config
@@ -922,7 +922,7 @@ def dpt_config(plan: Blueprint) -> dict:
     )
     return fields | (segmentation_config(plan) if plan.labels else {}) | own_vit_config(plan)
 
-
+# %% ../../nbs/weights/write.ipynb #364d16c3
 def chmv2_config(plan: Blueprint) -> dict:
     "All fields of a CHMv2."
     return dict(
@@ -944,7 +944,7 @@ def zoe_config(plan: Blueprint) -> dict:
         model_type="zoedepth", architectures=["ZoeDepthForDepthEstimation"], bottleneck_features=plan.config.features
     ) | zoe_words(plan.arguments)
 
-
+# %% ../../nbs/weights/write.ipynb #9d42d1a8
 def transformers_config(config: DPTConfig) -> dict:
     "`config.json` of a transformers folder."
     plan = blueprint(config)
@@ -968,7 +968,7 @@ def processor_kind(config: DPTConfig) -> str:
     kinds |= dict(PromptDepthAnything=config.prompt)
     return next((kind for kind, fits in kinds.items() if fits), "DPT")
 
-
+# %% ../../nbs/weights/write.ipynb #e088741c
 def preprocessor_config(config: DPTConfig) -> dict:
     "`preprocessor_config.json` of a transformers folder."
     height, width = config.input_size or config.image_size
@@ -1018,7 +1018,7 @@ def check_replaceable(destination: Path, format_name: str, folder: bool) -> None
         return
     raise CheckpointError(f"{destination} {why}: choose another name.")
 
-
+# %% ../../nbs/weights/write.ipynb #ad27fb47
 def check_destination(
     destination: str | Path,
     format_name: str,  # one of `WRITTEN_FORMATS`
@@ -1039,7 +1039,7 @@ def check_destination(
     check_replaceable(destination, format_name, folder)
     return destination
 
-
+# %% ../../nbs/weights/write.ipynb #9ce6de46
 def check_apart(
     source: Path,  # the file with the weights
     destination: Path,  # a file or a folder
@@ -1106,7 +1106,7 @@ def replaced_model(destination: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # only where nothing is in it
             destination.rmdir()
 
-
+# %% ../../nbs/weights/write.ipynb #44171990
 def write_own(config: DPTConfig, state: dict, destination: Path) -> None:
     "A folder of this library, from tensors."
     model = empty_model(config)
@@ -1178,7 +1178,7 @@ def check_plain(opened: LoadedCheckpoint) -> None:
             f"{opened.name_in_file(odd)}. Nothing was written."
         )
 
-
+# %% ../../nbs/weights/write.ipynb #23ab1afb
 def carried_over(opened: LoadedCheckpoint) -> dict:  # their name → tensor
     "What a backbone's file holds and a DPT leaves out, its classifier excepted."
     if opened.config is not None:
@@ -1233,7 +1233,7 @@ def write_foreign(everything: dict, config: DPTConfig, destination: Path, to: st
     else:
         write_tensors(everything, destination)
 
-
+# %% ../../nbs/weights/write.ipynb #1ac9340f
 def convert_model(opened: LoadedCheckpoint, destination: Path, to: str) -> Conversion:
     "A whole model."
     check_model(opened, to)

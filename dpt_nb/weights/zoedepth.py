@@ -81,7 +81,7 @@ def several_domains(said: dict) -> dict:  # said: fields of config.json; argumen
     heads, hidden = (said[f"{ROUTER_FIELD}_{what}"] for what in ("num_attention_heads", "intermediate_size"))
     return dict(attractors=[16] * 4, domains=bounds, router=dict(heads=heads, hidden=hidden))
 
-
+# %% ../../nbs/weights/zoedepth.ipynb #80f96a1c
 def one_domain(said: dict) -> dict:  # said: fields of config.json; arguments of the head
     "Its bounds, in our words; a warning for those of `Intel/zoedepth-kitti`."
     bounds = said["bin_configurations"][0]
@@ -137,7 +137,7 @@ def domains_in_words(said: dict) -> list[dict]:  # said: arguments of the head, 
         named[name] | dict(n_bins=said["bins"], min_depth=low, max_depth=high) for name, (low, high) in bounds.items()
     ]
 
-
+# %% ../../nbs/weights/zoedepth.ipynb #abaf87db
 def zoe_words(
     arguments: dict,  # of a head of this form
 ) -> dict | None:  # fields of its config.json; None: it has no words for this head
@@ -180,7 +180,7 @@ def point_shapes(
         return dict(bounded=False, attractors=counts)
     return dict(bounded=True, attractors=[count // 2 for count in counts])
 
-
+# %% ../../nbs/weights/zoedepth.ipynb #bbf94e2f
 def router_shapes(
     state: dict,  # our name → tensor
     prefix: str,  # what stands before the head's names
@@ -210,7 +210,7 @@ def zoe_shapes(
     )
     return dict(form="zoe") | widths | point_shapes(state, domain) | router_shapes(state, prefix, domains)
 
-
+# %% ../../nbs/weights/zoedepth.ipynb #4f55b61a
 def zoe_defaults(
     state: dict,  # our name → tensor, of a file of the original
 ) -> dict:  # fields of `DPTConfig`

@@ -37,7 +37,7 @@ class PageScript(anywidget.AnyWidget):
         self.pointed, self.dropped = pointed, dropped
         self.on_msg(lambda _, message, buffers: self.hear(message, buffers))
 
-
+# %% ../../nbs/workbench/browser.ipynb #daa6b23c
 @patch
 def hear(
     self: PageScript,
@@ -59,7 +59,7 @@ def zoom(
     "Show the figure larger or smaller; what does not fit can be scrolled to."
     self.send(dict(kind="zoom", step=step))
 
-
+# %% ../../nbs/workbench/browser.ipynb #81bfcbe9
 @patch
 def save(
     self: PageScript,

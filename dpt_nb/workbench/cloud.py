@@ -36,7 +36,7 @@ def cloud_controls() -> dict[str, widgets.Widget]:  # by name
         cut=widgets.Checkbox(True, description="cut at edges", tooltip=edges),
     )
 
-
+# %% ../../nbs/workbench/cloud.ipynb #c06c899d
 class CloudExplorer(Explorer):
     "An image, its depth, and both as points."
 
@@ -85,7 +85,7 @@ def chosen_depth(
         raise ValueError("True depth is known of rendered scenes only: choose the predicted one, or a room.")
     return "depth", scene["depth"]
 
-
+# %% ../../nbs/workbench/cloud.ipynb #1a09a656
 @patch
 def draw(
     self: CloudExplorer,
@@ -115,7 +115,7 @@ def cloud_sentence(points: torch.Tensor, pixels: int, unit: str) -> str:  # poin
         f"{len(points)} of {pixels} pixels are points; the nearest is {near:.2f} {unit} away, the farthest {far:.2f}."
     )
 
-
+# %% ../../nbs/workbench/cloud.ipynb #1e460491
 def focal_share(size: tuple[int, int], view: float) -> float:  # height and width; degrees across the longer side
     "The focal length of a field of view, as a fraction of the width."
     half = torch.deg2rad(torch.tensor(view / 2))

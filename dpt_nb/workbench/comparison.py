@@ -210,7 +210,7 @@ def network_controls(names: list[str]) -> dict[str, widgets.Widget]:  # by name
         feeding=menu(list(FEEDINGS), "second is fed", value=feeding),
     )
 
-
+# %% ../../nbs/workbench/comparison.ipynb #e687def2
 def subject_controls() -> dict[str, widgets.Widget]:  # by name
     "What both look at."
     return dict(
@@ -338,7 +338,7 @@ def own_image(self: Comparison) -> tuple[torch.Tensor, tuple]:  # likewise
         raise ValueError("No photograph has been sent: press the button, or choose a rendered room.")
     return self.image, ("photograph", self.photos)
 
-
+# %% ../../nbs/workbench/comparison.ipynb #dc589692
 def rendered_subject(source: str, number: int) -> Subject:
     "A validation scene with its depth."
     kind = "rooms" if source == IMAGE_KINDS[0] else "streets"
@@ -497,7 +497,7 @@ def evaluate(
     better = better_sentence(*(errors["abs_rel"] for errors in self.errors))
     return f" AbsRel {' and '.join(map(error_words, self.errors))}. {better}"
 
-
+# %% ../../nbs/workbench/comparison.ipynb #465c945c
 @patch
 def show_error(self: Comparison, panel: int, name: str, maps: dict[str, torch.Tensor], truth: torch.Tensor) -> dict:
     "How wrong one network is, as a picture and in numbers."

@@ -224,7 +224,7 @@ class LessonProgress:
     answered: int  # questions of the quiz, rightly
     questions: int
 
-
+# %% ../../nbs/workbench/course.ipynb #92c7f03e
 class CourseProgress:
     "A row for each lesson, as a table for notebooks and as text."
 
@@ -244,7 +244,7 @@ class CourseProgress:
             "quiz": (sum(row.answered for row in lessons), sum(row.questions for row in lessons)),
         }
 
-
+# %% ../../nbs/workbench/course.ipynb #50885d0f
 def lesson_progress(
     lesson: str,  # its full name
     record: dict,  # of `read_progress`

@@ -79,7 +79,7 @@ def explained_after(
     found = WHY.match(source_of(cells[end])) if end < len(cells) else None
     return (cells[place:end], found[1]) if found else (cells[place : place + 1], "")
 
-
+# %% ../../nbs/workbench/exercises.ipynb #0856e1a7
 def read_exercise(
     cells: list[dict],  # of the notebook
     place: int,  # of the cell of checks
@@ -140,7 +140,7 @@ def unpack(
     found = json.loads(zlib.decompress(base64.b64decode(letters)))
     return Exercise(**found | dict(mine=tuple(found["mine"]), outputs=tuple(found["outputs"])))
 
-
+# %% ../../nbs/workbench/exercises.ipynb #d92039e4
 def locked_exercises(
     lesson: str,  # its name, with or without the wing
     start: str | Path | None = None,  # a folder of a student's copy; None: the working folder
@@ -185,7 +185,7 @@ def missing_names(
             bound.add(node.name)
     return sorted(used - bound)
 
-
+# %% ../../nbs/workbench/exercises.ipynb #fb35ee5e
 def define_checkers(
     exercises: dict[int, Exercise],
     number: int,  # of the one that is asked for
@@ -201,7 +201,7 @@ def define_checkers(
             raise CourseError(f"The check needs {', '.join(missing)} of this lesson: {advice}.")
         exec(compile(exercises[each].checks, f"<checks of exercise {each}>", "exec"), namespace)
 
-
+# %% ../../nbs/workbench/exercises.ipynb #63529ad2
 def ask_checker(
     exercise: Exercise,
     mine: tuple,  # what the student wrote
@@ -306,7 +306,7 @@ class Answer:
             return self.sentence
         return f"{self.exercise.answer}\n\n{self.exercise.why}".strip()
 
-
+# %% ../../nbs/workbench/exercises.ipynb #e8d06bcb
 @patch
 def _ipython_display_(self: Answer) -> None:
     "In a notebook: the code, what it showed, and why."
@@ -323,7 +323,7 @@ def _ipython_display_(self: Answer) -> None:
             display(whole, raw=True)
     display(Markdown(self.exercise.why))
 
-
+# %% ../../nbs/workbench/exercises.ipynb #1e2aff7e
 def answer(
     lesson: str,  # its name, with or without the wing
     number: int,  # of the exercise

@@ -85,7 +85,7 @@ class FusionExplorer(Explorer):
         units = {5: "|ln ratio|, class changed, or angle (°)"}
         super().__init__(controls, Panels(titles, units, columns=3, aspect=self.size[0] / self.size[1], width=2.8))
 
-
+# %% ../../nbs/workbench/fusion.ipynb #0a3477f5
 def mixture_controls(heads: list[str]) -> dict[str, widgets.Widget]:  # by name
     "The second image, what is predicted, and whose each level is."
     others = image_controls(None, 12, ("other", "its number"), photo=False)
@@ -114,7 +114,7 @@ def compute(
     levels = one_decoder(self.model).forward_features(image[None])["levels"]
     return image, levels, fuse_with(self.model, levels, None, ["own"] * 4, self.size)
 
-
+# %% ../../nbs/workbench/fusion.ipynb #c535c7a8
 @patch
 def draw(
     self: FusionExplorer,
@@ -136,7 +136,7 @@ def draw(
     self.show_mixture((image, other_image), own, other, mixed, head)
     return mixture_sentence(mixed, own, other, head, self.model.backbone.patch)
 
-
+# %% ../../nbs/workbench/fusion.ipynb #03be5e32
 @patch
 def show_mixture(
     self: FusionExplorer,
@@ -158,7 +158,7 @@ def show_mixture(
     differs = changed_pixels(mixed, own, head)
     self.panels.fill(5, differs, "magma", (0, max(differs.max().item(), 1e-6)))
 
-
+# %% ../../nbs/workbench/fusion.ipynb #0740fc56
 def changed_pixels(
     mixed: torch.Tensor,  # a prediction of one head
     own: torch.Tensor,  # another

@@ -156,7 +156,7 @@ def draw_heads(self: HeadsExplorer, maps: AttentionMaps, place: tuple[int, int])
     brightest = tiles.amax((-1, -2), keepdim=True).clamp(min=1e-12)
     self.panels.fill(1, mosaic(tiles / brightest), "magma", (0, 1), reading=Reading(mosaic(tiles)))
 
-
+# %% ../../nbs/workbench/heads.ipynb #73aa4cca
 @patch
 def draw_likeness(self: HeadsExplorer, alike: torch.Tensor) -> None:  # alike: of `patch_likeness`
     "The tiles in rows, one a block."

@@ -279,7 +279,7 @@ def unmoved(
     before, yardstick = begin["values"], begin["yardstick"]
     return [name for name in DEPTH_LOSSES if abs(self.values[name] - before[name]) < 0.005 * yardstick[name]]
 
-
+# %% ../../nbs/workbench/loss_lab.ipynb #e4435c70
 @patch
 def draw(
     self: LossLab,

@@ -84,7 +84,7 @@ class MapExplorer(Explorer):
         panels = Panels(self.titles, columns=4, aspect=self.size[0] / self.size[1], width=2.4)
         super().__init__(image_controls(image) | dict(colors=colors), panels)
 
-
+# %% ../../nbs/workbench/maps.ipynb #24a42b57
 def map_titles(model: DPT) -> list[str]:  # of four taps and four levels
     "What each panel shows."
     taps = [f"tap {number}: {tap_name(info)}" for number, info in enumerate(model.backbone.tap_info(), 1)]
@@ -117,7 +117,7 @@ def fit(self: MapExplorer) -> list[ColorBasis]:  # one a map
     scenes = [self.compute(kind, number) for kind in ("rooms", "streets") for number in (190, 191, 192)]
     return [color_basis(list(maps)) for maps in zip(*scenes)]
 
-
+# %% ../../nbs/workbench/maps.ipynb #c03b58d9
 @patch
 def draw(
     self: MapExplorer,
@@ -289,7 +289,7 @@ def draw_readout(
     self.panels.fill(panel, colors, title=f"tap {level}, {name}")
     self.panels.fill(panel + 3, prediction, title=f"prediction with {name}{own}", reading=reading)
 
-
+# %% ../../nbs/workbench/maps.ipynb #00cb98cd
 @patch
 def draw(
     self: ReadoutExplorer,
@@ -317,7 +317,7 @@ def draw(
     self.legend.value = prediction_legend([own], head, self.model.config.class_names)
     return readout_sentence(self.model.config.readout.removesuffix("_tanh"), level, changes)
 
-
+# %% ../../nbs/workbench/maps.ipynb #481500ce
 def basis_of_both(read: dict[str, torch.Tensor]) -> ColorBasis:
     "One set of colors for ignore and add, as far as the network has them."
     return color_basis([read[name][0] for name in ("ignore", "add") if name in read])
@@ -388,7 +388,7 @@ def pick(
     row, column = same_place((row, column), grid, self.own)
     self.set_controls(row=row, column=column)
 
-
+# %% ../../nbs/workbench/maps.ipynb #e1601841
 @patch
 def draw(
     self: PositionExplorer,
@@ -417,7 +417,7 @@ def next_to(place: int, count: int) -> int:
     "The next row or column; at the end, the one before."
     return place + 1 if place + 1 < count else place - 1
 
-
+# %% ../../nbs/workbench/maps.ipynb #d3cb6e50
 @patch
 def draw_likeness(
     self: PositionExplorer,

@@ -111,7 +111,7 @@ def draw(
     errors = self.draw_error(maps, before, scene.get("depth"))
     return merging_sentence(int(patches.max()) + 1, len(patches), moved, (milliseconds, usual), errors)
 
-
+# %% ../../nbs/workbench/merging.ipynb #973b759a
 @patch
 def draw_depths(self: MergingExplorer, before: dict, maps: dict) -> float:  # maps: head → `(1, C, H, W)`
     "Both depths in the same colors, and how far one is from the other; the mean of that."

@@ -61,7 +61,7 @@ def label_axes(
     for axis in axes[len(titles) :]:
         axis.set_visible(False)
 
-
+# %% ../../nbs/workbench/pages.ipynb #3d17ac56
 class Panels:
     "Images side by side, laid out once and refilled for each answer."
 
@@ -148,7 +148,7 @@ def fill(
     if title is not None:
         self.axes[panel].set_title(title, fontsize=10)
 
-
+# %% ../../nbs/workbench/pages.ipynb #c3fc2786
 @patch
 def set_pixels(self: Panels, panel: int, pixels: np.ndarray) -> None:  # pixels: `(H, W, 3)`, or `(H, W)`
     "What a panel shows, and where its edges are."
@@ -232,7 +232,7 @@ def _repr_jpeg_(self: Panels) -> bytes:
     "So that a cell shows them, in a tenth of the bytes."
     return as_jpeg(self.encoded())
 
-
+# %% ../../nbs/workbench/pages.ipynb #aa946197
 def as_jpeg(
     png: bytes,
 ) -> bytes:  # for a notebook that stores what it shows
@@ -413,7 +413,7 @@ def give_room(control: widgets.Widget) -> None:
         if hasattr(control.style, "description_width"):
             control.style.description_width = WORDS_WIDTH
 
-
+# %% ../../nbs/workbench/pages.ipynb #ff8b507f
 def look_for_line(
     text: str,
 ) -> widgets.HTML:
@@ -514,7 +514,7 @@ def on_grid(control: widgets.Widget, value):  # value: of the control; likewise,
         return value
     return round(control.min + round((value - control.min) / control.step) * control.step, 6)
 
-
+# %% ../../nbs/workbench/pages.ipynb #e30fd8c3
 @patch
 def set_controls(
     self: Explorer,
@@ -848,7 +848,7 @@ def uploaded_image(
         except ImageError as error:
             raise ImageError(str(error).replace(str(path), file["name"])) from None
 
-
+# %% ../../nbs/workbench/pages.ipynb #965f7867
 @patch
 def take_file(
     self: Explorer,
@@ -865,7 +865,7 @@ def take_file(
     self.take_photo(image)
     self.share(image)
 
-
+# %% ../../nbs/workbench/pages.ipynb #87a6585d
 @patch
 def take_photo(
     self: Explorer,
@@ -904,7 +904,7 @@ def example_pictures() -> dict[str, bytes]:  # kind and number of a scene → JP
     drawn = {each: render(random_scene(each[0], SPLITS["held_out"] + each[1], (48, 64)))["image"] for each in scenes}
     return {f"{kind} {number}": as_jpeg(png_bytes(image)) for (kind, number), image in drawn.items()}
 
-
+# %% ../../nbs/workbench/pages.ipynb #b64c28d9
 @patch
 def take_example(
     self: Explorer,
@@ -923,7 +923,7 @@ def photo_button() -> widgets.FileUpload:
         accept="image/*", multiple=False, description="your photograph", tooltip=tip, layout=layout
     )
 
-
+# %% ../../nbs/workbench/pages.ipynb #6248a92c
 def chosen_image(
     kind: str,  # "rooms", "streets" or "yours"
     number: int,  # of the scene

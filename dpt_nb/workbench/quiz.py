@@ -46,7 +46,7 @@ def marked(
     "The words of a question on a page."
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
-
+# %% ../../nbs/workbench/quiz.ipynb #1a6a7f51
 def quiz_html(
     questions: tuple[Question, ...],
 ) -> str:  # HTML
@@ -78,7 +78,7 @@ def choice_button(
     button.add_class("dpt-nb-choice")
     return button
 
-
+# %% ../../nbs/workbench/quiz.ipynb #e9bfdc73
 class QuestionBox(widgets.VBox):
     "One question: a button for each choice, and a verdict."
 
@@ -138,7 +138,7 @@ class Quiz(widgets.VBox):
         "The quiz without widgets."
         return quiz_text(self.questions, reasons)
 
-
+# %% ../../nbs/workbench/quiz.ipynb #9e4704a5
 @patch
 def _repr_mimebundle_(self: Quiz, **kwargs) -> dict:  # kwargs: from IPython
     "The widgets, and the same for readers that show none."

@@ -99,7 +99,7 @@ def resize_light(
     brightness = scene.brightness * ((4 + (factor * high) ** 2) / (4 + high**2))
     return torch.cat((position * factor, is_lamp)), brightness
 
-
+# %% ../../nbs/workbench/scene_maker.ipynb #3715b68d
 def resize_world(
     scene: Scene,  # any
     factor: float,  # how many times as large
@@ -142,7 +142,7 @@ def aim_camera(
     place, size = (*camera.position[:2], height), (camera.height, camera.width)
     return replace(scene, camera=pinhole(size, field_of_view, place, math.radians(yaw), math.radians(pitch)))
 
-
+# %% ../../nbs/workbench/scene_maker.ipynb #b271fb72
 def light_scene(
     scene: Scene,  # any
     brightness: float,  # of the lamp or sun
@@ -189,7 +189,7 @@ def camera_view(camera: Camera) -> float:  # degrees across the longer side
     "The field of view."
     return math.degrees(2 * math.atan(max(camera.height, camera.width) / 2 / camera.fx))
 
-
+# %% ../../nbs/workbench/scene_maker.ipynb #a41f522c
 def make_scene(
     scene: Scene,  # as it was generated
     *,
@@ -234,7 +234,7 @@ def range_words(name: str, value: float, least: float, greatest: float) -> str:
     "A slider, where it stands, and where training scenes had it."
     return f"{name.replace('_', ' ')} {value:.3g} (seen {least:.3g} to {greatest:.3g})"
 
-
+# %% ../../nbs/workbench/scene_maker.ipynb #2d938f47
 def unusual_settings(
     kind: str,  # "rooms" or "streets"
     settings: dict[str, float],  # as `scene_settings` gives

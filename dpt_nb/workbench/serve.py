@@ -82,7 +82,7 @@ def leading_page(
     "Leads to an address, and asks there for the theme that the reader's system has."
     return LEADING.replace("{address}", html.escape(address))
 
-
+# %% ../../nbs/workbench/serve.ipynb #75e3a380
 def open_in_browser(
     folder: Path,  # that only this user can read
     address: str,  # with the token
@@ -92,7 +92,7 @@ def open_in_browser(
     leading.write_text(leading_page(address), encoding="utf-8")
     threading.Thread(target=webbrowser.open, args=(leading.as_uri(),), daemon=True).start()
 
-
+# %% ../../nbs/workbench/serve.ipynb #bf587866
 def page_server() -> type:
     "Voilà behind checks of token and host. Raises `PageError` where it is not installed."
     try:

@@ -84,7 +84,7 @@ def without_quiz(
     "The same cell; a quiz that was not asked yet where it is one."
     return cell | dict(outputs=[]) if cell["cell_type"] == "code" and QUIZ.search(source_of(cell)) else cell
 
-
+# %% ../../nbs/workbench/student.ipynb #adc3b671
 def is_for_course(
     cell: dict,  # of a notebook
 ) -> bool:
@@ -110,7 +110,7 @@ def student_notebook(
             made += without_why(cell) if cell["cell_type"] == "markdown" and exercises else [without_quiz(cell)]
     return notebook | dict(cells=made)
 
-
+# %% ../../nbs/workbench/student.ipynb #e7491d98
 def belongs_to_answer(
     cells: list[dict],
     place: int,
@@ -154,7 +154,7 @@ def digest(
     "What tells whether a file is as it was written."
     return hashlib.sha256(data).hexdigest()
 
-
+# %% ../../nbs/workbench/student.ipynb #dd930c98
 def put_file(
     edition: Edition,  # changed in place
     known: dict[str, str],  # path → digest when it was written last; changed in place
@@ -220,7 +220,7 @@ def course_files(
     found = (path.relative_to(lessons) for path in sorted(lessons.rglob("*")) if path.is_file())
     return [path for path in found if not any(part.startswith((".", "_")) for part in path.parts)]
 
-
+# %% ../../nbs/workbench/student.ipynb #a63b4831
 def write_student_copy(
     out: str | Path = "student",  # the folder to work in
     lessons: str | Path = "nbs",  # the instructor's notebooks
@@ -248,7 +248,7 @@ def write_student_copy(
         write_json(edition.folder / LOCKED / EDITION, known)
     return edition
 
-
+# %% ../../nbs/workbench/student.ipynb #2378ed20
 def write_json(
     path: Path,
     data: dict | list,

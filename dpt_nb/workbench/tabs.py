@@ -96,7 +96,7 @@ def clear(
     else:
         self.tabs.selected_index = page
 
-
+# %% ../../nbs/workbench/tabs.ipynb #0636461e
 @patch
 def show(
     self: Workbench,
@@ -119,7 +119,7 @@ def takes_image(
     "Whether it can look at one's own image."
     return "image" in inspect.signature(kind.__init__).parameters
 
-
+# %% ../../nbs/workbench/tabs.ipynb #ea2c6248
 @patch
 def make_page(self: Workbench, number: int) -> widgets.Widget:
     "A page around the network, as it was with the one before; training has its own."
@@ -184,7 +184,7 @@ def restore(
     self.clear(state.get("page", 0), training)
     self.path.value = state.get("network", "")
 
-
+# %% ../../nbs/workbench/tabs.ipynb #bcda9b33
 def read_state(
     text: str,  # from an address, which anybody may have written
 ) -> dict:  # as `Workbench.state` gives

@@ -47,7 +47,7 @@ def patch_class(label: torch.Tensor, place: tuple[int, int], side: int) -> torch
     row, column = (side * number for number in place)
     return label[row : row + side, column : column + side].flatten().mode().values
 
-
+# %% ../../nbs/workbench/tokens.ipynb #e70666ce
 def token_sentence(
     weights: torch.Tensor,  # `(rows, columns)` what the token gives to the patches
     spread: float,  # over how many tokens, of `effective_tokens`
@@ -108,7 +108,7 @@ class TokenExplorer(Explorer):
             head=slider(0, 0, heads - 1, description="head", tooltip="of the block, from 0"),
         )
 
-
+# %% ../../nbs/workbench/tokens.ipynb #d93b559f
 def place_sliders(
     grid: tuple[int, int],  # rows and columns of the patches
 ) -> dict[str, widgets.Widget]:  # "row" and "column"
@@ -170,7 +170,7 @@ def draw_attention(
     title = f"{title}, up to {weights.max():.0%}"
     self.panels.fill(panel, attention_overlay(image, weights, place), title=title, reading=reading)
 
-
+# %% ../../nbs/workbench/tokens.ipynb #e705aabe
 @patch
 def draw(
     self: TokenExplorer,
@@ -193,7 +193,7 @@ def draw(
         self.panels.readings[0] = Reading(scene["label"], names=names)
     return token_sentence(own, *gaze_of(maps, place, block, head), place, scene.get("label"), names)
 
-
+# %% ../../nbs/workbench/tokens.ipynb #82ab4b40
 @patch
 def draw_means(
     self: TokenExplorer, image: torch.Tensor, maps: AttentionMaps, rolled: torch.Tensor, place: tuple, block: int
@@ -209,7 +209,7 @@ def gaze_of(maps: AttentionMaps, place: tuple[int, int], block: int, head: int) 
     attention = maps.probabilities[block][0, head, maps.prefix + place[0] * maps.grid[1] + place[1]]
     return effective_tokens(attention).item(), attention.shape[-1]
 
-
+# %% ../../nbs/workbench/tokens.ipynb #ea30e9f3
 @patch
 def draw_class_token(
     self: TokenExplorer,

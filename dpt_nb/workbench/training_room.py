@@ -57,7 +57,7 @@ def run_environment() -> dict[str, str]:
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     return os.environ | dict(PYTHONPATH=paths, TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(GRACE))
 
-
+# %% ../../nbs/workbench/training_room.ipynb #1732b3d2
 class BackgroundRun:
     "A training process in the background: from start, or from going on, to its end."
 
@@ -185,7 +185,7 @@ def recipe_choices(
     here = [str(path) for path in sorted(folder.glob("*.y*ml")) if path.suffix in SUFFIXES]
     return list(dict.fromkeys([*RECIPES, *here, recipe]))
 
-
+# %% ../../nbs/workbench/training_room.ipynb #b8ffda83
 def run_controls(
     recipe: str,  # shown first
     out: str | Path,  # folder of the run
@@ -202,7 +202,7 @@ def run_controls(
         processes=widgets.IntSlider(max(1, gpus), 1, max(1, gpus), description="GPUs", disabled=gpus < 2),
     )
 
-
+# %% ../../nbs/workbench/training_room.ipynb #bae81486
 class TrainingRoom(Explorer):
     "Choose a recipe, start it, watch it, stop it, go on with it."
 
@@ -265,7 +265,7 @@ def draw_curves(
     self.panels.curve(0, [(row["step"], row["loss"]) for row in rows], "training loss, by step")
     self.panels.curve(1, errors, f"validation {metric}, by step", "o-")
 
-
+# %% ../../nbs/workbench/training_room.ipynb #d4c92aac
 @patch
 def draw(
     self: TrainingRoom,
@@ -339,7 +339,7 @@ def step_sentence(
     rate = f"{last.get('images_per_second', 0):.0f} images a second"
     return f"Step {last['step']} of {steps or '?'}, loss {last['loss']:.3f}, {rate}.{last_validation(rows)}"
 
-
+# %% ../../nbs/workbench/training_room.ipynb #247af8d0
 @patch
 def sentence(
     self: TrainingRoom,
@@ -367,7 +367,7 @@ def length_sentence(recipe: Recipe) -> str:
     steps = recipe.loop.steps or "as many as its epochs need"
     return f"{recipe.name}: {steps} steps of {recipe.data.batch_size} from {recipe.data.name}."
 
-
+# %% ../../nbs/workbench/training_room.ipynb #be8c5c13
 def last_validation(
     rows: list[dict],  # of `metrics.jsonl`
 ) -> str:
@@ -403,7 +403,7 @@ def missing_data(recipe: Recipe, data_root: str) -> str:  # data_root: where dat
         return ""
     return f" There is no folder {data_root} with the files of {recipe.data.name}: say in “data” where they are."
 
-
+# %% ../../nbs/workbench/training_room.ipynb #8075a560
 def recipe_to_start(
     values: dict,  # of the controls
     resume: bool,  # from the last checkpoint
@@ -433,7 +433,7 @@ def begin(
     self.training_run = BackgroundRun(words, values["processes"])
     threading.Thread(target=self.watch, daemon=True).start()
 
-
+# %% ../../nbs/workbench/training_room.ipynb #01eed0b2
 def loop_words(recipe: Recipe, out: str, data_root: str) -> list[str]:
     "What `python -m dpt_nb.training.run` is told."
     options = dict(out=out, data_root=data_root, workers=1, trackers=[], cpu=not torch.cuda.is_available())
