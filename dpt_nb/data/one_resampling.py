@@ -24,7 +24,9 @@ from dpt_nb.data.transforms import (
     Move,
     Moving,
     _camera_after,
+    _levels,
     _maps,
+    _opencv,
     _outside,
     _resized_image,
     _revaluing,
@@ -120,7 +122,38 @@ def _nearest(
         return _picked(_picked(value, -2, look.rows, outside), -1, look.columns, outside)
     return _sampled(value[(..., *look.region)], look.grid, "nearest", outside)
 
+# %% ../../nbs/data/one_resampling.ipynb #1b49a875
+def _floats_between(
+    image: torch.Tensor,  # `(3, H, W)`
+    look: Look,
+) -> torch.Tensor:  # `(3, H', W')` of the same type
+    "By PyTorch."
+    padding = "border" if look.upright else "zeros"
+    return _sampled(image[(..., *look.region)].contiguous(), look.grid, "bilinear", 0, padding)
 
+
+def _for_opencv(
+    image: torch.Tensor,  # `(3, H, W)`
+    look: Look,
+) -> bool:
+    "Bytes on the processor, of sides that OpenCV's 16 bits count."
+    sides = (*image.shape[-2:], *look.size)
+    return image.dtype == torch.uint8 and image.device.type == "cpu" and 0 < min(sides) and max(sides) < 2**15 - 1
+
+
+def _bytes_between(
+    image: torch.Tensor,  # `(3, H, W)` bytes
+    look: Look,
+) -> torch.Tensor:  # `(3, H', W')` bytes
+    "By OpenCV, channel by channel: within one of 255 of what floats give."
+    cv2, found = _opencv(), torch.empty(3, *look.size, dtype=torch.uint8)
+    border = cv2.BORDER_REPLICATE if look.upright else cv2.BORDER_CONSTANT
+    for plane, out in zip(image.numpy(), found.numpy()):
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        cv2.warpAffine(plane, look.back[:2], look.size[::-1], out, flags, border)
+    return found
+
+# %% ../../nbs/data/one_resampling.ipynb #608dcf00
 def _between(
     image: torch.Tensor,  # `(3, H, W)`
     look: Look,
@@ -128,8 +161,7 @@ def _between(
     "The image between its pixels, black beyond."
     if look.whole:
         return _nearest(image, look, 0)
-    padding = "border" if look.upright else "zeros"
-    found = _sampled(image[(..., *look.region)].contiguous(), look.grid, "bilinear", 0, padding)
+    found = _bytes_between(image, look) if _for_opencv(image, look) else _floats_between(image, look)
     if look.upright:
         for axis, places in ((-2, look.rows), (-1, look.columns)):
             beyond = np.flatnonzero((places < -0.5 - TIE) | (places > image.shape[axis] - 0.5 + TIE))
@@ -281,7 +313,7 @@ def in_floats(
     "A plain sample, with an image in [0, 1]."
     image = decoded(sample["image"])
     if image.dtype == torch.uint8:
-        image = image.contiguous().float().div_(255)
+        image = _levels(image)
     return with_long_labels(sample if image is sample["image"] else sample | dict(image=image))
 
 

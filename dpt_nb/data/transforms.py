@@ -67,11 +67,12 @@ def _camera_after(
 ) -> torch.Tensor:  # `(3, 3)`, upper triangular, positive focal lengths
     """The camera whose image is the changed image, of a world that is mirrored or rolled about the axis if the
     change is: K' of the factorisation change @ K = K' @ M."""
-    matrix = torch.tensor([*change, (0, 0, 1)], dtype=torch.float64, device=intrinsics.device) @ intrinsics.double()
-    (a, b), (c, d) = matrix[:2, :2].tolist()
-    fy = math.hypot(c, d)
-    matrix[:2, :2] = matrix.new_tensor([[abs(a * d - b * c) / fy, (a * c + b * d) / fy], [0, fy]])
-    return matrix.to(intrinsics)
+    (fx, skew, cx), (_, fy, cy), _ = intrinsics.tolist()
+    across, down = ([x * fx, x * skew + y * fy, x * cx + y * cy + z] for x, y, z in change)
+    focal = math.hypot(*down[:2])
+    area, along = abs(across[0] * down[1] - across[1] * down[0]), across[0] * down[0] + across[1] * down[1]
+    rows = (area / focal, along / focal, across[2]), (0, focal, down[2]), (0, 0, 1)
+    return torch.tensor(rows, dtype=intrinsics.dtype, device=intrinsics.device)
 
 # %% ../../nbs/data/transforms.ipynb #a69a11eb
 @dataclass(frozen=True)
@@ -527,6 +528,33 @@ def _check_range(
         )
 
 # %% ../../nbs/data/transforms.ipynb #5afb1ae3
+@cache
+def _opencv():  # the module
+    "Imported when it is first needed; with one thread from then on."
+    import cv2
+
+    cv2.setNumThreads(0)
+    return cv2
+
+
+def _looked_up(
+    image: torch.Tensor,  # `(3, H, W)` bytes
+    tables: torch.Tensor,  # `(3, 256)` what each byte of a channel becomes
+) -> torch.Tensor:  # `(3, H, W)` float
+    "Each byte's entry."
+    found = torch.empty(image.shape)
+    for plane, table, out in zip(image.cpu().contiguous().numpy(), tables.numpy(), found.numpy()):
+        _opencv().LUT(plane, table[None], out)
+    return found.to(image.device)
+
+
+def _levels(
+    image: torch.Tensor,  # `(3, H, W)` bytes
+) -> torch.Tensor:  # `(3, H, W)` float in [0, 1]
+    "Each byte over 255."
+    return _looked_up(image, (torch.arange(256) / 255).expand(3, 256))
+
+
 def _recolored(
     image: torch.Tensor,  # `(3, H, W)` in [0, 1], or bytes
     gamma: float,  # exponent
@@ -536,8 +564,7 @@ def _recolored(
     if image.dtype != torch.uint8:
         return (image**gamma).mul_(factor.to(image)[:, None, None]).clamp_(0, 1)
     levels = (torch.arange(256) / 255).expand(3, 1, 256)
-    table = _recolored(levels, gamma, factor)
-    return torch.stack([row[0][plane.int()] for row, plane in zip(table, image.contiguous())])
+    return _looked_up(image, _recolored(levels, gamma, factor)[:, 0])
 
 # %% ../../nbs/data/transforms.ipynb #56b67653
 @dataclass(frozen=True)

@@ -391,7 +391,11 @@ def pil_to_image(
     tensor = torch.empty(3, height, width, dtype=torch.uint8 if exact else torch.float32)
     for top in range(0, height, rows):
         part = crop_rows(image, box, range(top, min(top + rows, height)))
-        tensor[:, top : top + rows] = colors_first(np.array(part.convert("RGB")) if exact else pil_to_rgb(part, name))
+        if exact:  # decoded already: nothing is converted, and copied once
+            pixels = np.asarray(part if part.mode == "RGB" else part.convert("RGB"))
+            tensor.numpy()[:, top : top + rows] = pixels.transpose(2, 0, 1)
+        else:
+            tensor[:, top : top + rows] = colors_first(pil_to_rgb(part, name))
     return tensor
 
 # %% ../../nbs/images/images.ipynb #8a4c03c2
