@@ -1,4 +1,4 @@
-"""Store what a reader sees, and no more: no widget state, figures as JPEG where that is much smaller than PNG, and
+"""Store what a reader sees, and no more: no widget state, no bars that stand at 0 %, figures as JPEG where that is much smaller than PNG, and
 answers folded together with what they print, which often says the answer.
 
 `python tests/static_outputs.py [NOTEBOOK …]` (all of nbs/ without any), after notebooks were executed and cleaned.
@@ -16,6 +16,7 @@ from PIL import Image
 
 ANSWER = re.compile(r"(#\|.*\n)*# answer\b")
 VIEW = "application/vnd.jupyter.widget-view+json"
+BAR = re.compile(r"[^\n]*0%\|\s+\| 0/[^\n]*\s*")  # of a live widget, as it began
 
 
 def drop_views(output: dict) -> bool:  # changed in place; whether there was one
@@ -28,6 +29,12 @@ def drop_views(output: dict) -> bool:  # changed in place; whether there was one
         )
     del output["data"][VIEW]
     return True
+
+
+def is_bar(output: dict) -> bool:
+    "Whether an output is nothing but a progress bar that once moved."
+    data = output.get("data", {})
+    return set(data) == {"text/plain"} and BAR.fullmatch("".join(data["text/plain"])) is not None
 
 
 def to_jpeg(
@@ -73,6 +80,9 @@ def make_static(notebook: dict) -> bool:  # changed in place; whether anything w
     changed = notebook["metadata"].pop("widgets", None) is not None
     for cell in notebook["cells"]:
         changed = fold_answer(cell) or changed
+        kept = [output for output in cell.get("outputs", []) if not is_bar(output)]
+        if len(kept) < len(cell.get("outputs", [])):
+            cell["outputs"], changed = kept, True
         for output in cell.get("outputs", []):
             if "data" in output:
                 changed = drop_views(output) or changed
