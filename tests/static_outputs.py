@@ -1,5 +1,5 @@
-"""Store what a reader sees, and no more: no widget state, no bars that stand at 0 %, figures as JPEG where that is much smaller than PNG, and
-answers folded together with what they print, which often says the answer.
+"""Store what a reader sees, and no more: no widget state, no bars that stand still, figures as JPEG where that is much
+smaller than PNG, and answers folded together with what they print, which often says the answer.
 
 `python tests/static_outputs.py [NOTEBOOK …]` (all of nbs/ without any), after notebooks were executed and cleaned.
 A widget's view shows nothing without a kernel, and its state holds every figure once more, as base64 in the metadata.
@@ -16,7 +16,7 @@ from PIL import Image
 
 ANSWER = re.compile(r"(#\|.*\n)*# answer\b")
 VIEW = "application/vnd.jupyter.widget-view+json"
-BAR = re.compile(r"[^\n]*0%\|\s+\| 0/[^\n]*\s*")  # of a live widget, as it began
+BAR = re.compile(r"[^\n]*\d%\|[ #\d]*\| \d+/\d+ \[00:00<\?,[^\n]*\s*")  # of a live widget, as it began
 
 
 def drop_views(output: dict) -> bool:  # changed in place; whether there was one
