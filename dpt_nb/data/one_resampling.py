@@ -24,6 +24,7 @@ from dpt_nb.data.transforms import (
     Move,
     Moving,
     _camera_after,
+    _colors_last,
     _levels,
     _maps,
     _opencv,
@@ -145,13 +146,14 @@ def _bytes_between(
     image: torch.Tensor,  # `(3, H, W)` bytes
     look: Look,
 ) -> torch.Tensor:  # `(3, H', W')` bytes
-    "By OpenCV, channel by channel: within one of 255 of what floats give."
-    cv2, found = _opencv(), torch.empty(3, *look.size, dtype=torch.uint8)
+    "By OpenCV, within one of 255 of what floats give."
+    cv2, last = _opencv(), _colors_last(image)
     border = cv2.BORDER_REPLICATE if look.upright else cv2.BORDER_CONSTANT
-    for plane, out in zip(image.numpy(), found.numpy()):
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        cv2.warpAffine(plane, look.back[:2], look.size[::-1], out, flags, border)
-    return found
+    options = dict(M=look.back[:2], dsize=look.size[::-1], borderMode=border)
+    warped = lambda pixels: cv2.warpAffine(pixels, **options, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    if last is not None:
+        return torch.from_numpy(warped(last)).permute(2, 0, 1)
+    return torch.from_numpy(np.stack([warped(plane) for plane in image.numpy()]))
 
 # %% ../../nbs/data/one_resampling.ipynb #608dcf00
 def _between(

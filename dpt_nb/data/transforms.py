@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import InterpolationMode, functional
@@ -537,13 +538,22 @@ def _opencv():  # the module
     return cv2
 
 
+def _colors_last(
+    image: torch.Tensor,  # `(3, H, W)` bytes
+) -> np.ndarray | None:  # `(H, W, 3)`, the same memory; None where its colors are not side by side
+    "As decoders leave it, and OpenCV takes it."
+    beside = image.stride(0) == 1 and image.stride(2) == 3
+    return image.permute(1, 2, 0).numpy() if beside and image.shape[0] == 3 else None
+
+
 def _looked_up(
     image: torch.Tensor,  # `(3, H, W)` bytes
     tables: torch.Tensor,  # `(3, 256)` what each byte of a channel becomes
 ) -> torch.Tensor:  # `(3, H, W)` float
     "Each byte's entry."
-    found = torch.empty(image.shape)
-    for plane, table, out in zip(image.cpu().contiguous().numpy(), tables.numpy(), found.numpy()):
+    found, last = torch.empty(image.shape), _colors_last(image.cpu())
+    planes = image.cpu().contiguous().numpy() if last is None else _opencv().split(last)
+    for plane, table, out in zip(planes, tables.numpy(), found.numpy()):
         _opencv().LUT(plane, table[None], out)
     return found.to(image.device)
 

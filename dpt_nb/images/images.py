@@ -694,7 +694,9 @@ def read_depth(
     if image.format != "PNG" or not image.mode.startswith("I"):
         found = f"{path} is a {image.format} file with {image.mode} pixels"
         raise ImageError(f"{found}, and a depth map is a 16-bit gray PNG.")
-    return torch.tensor(np.asarray(image).astype(np.float32))[None] / scale
+    values = np.asarray(image).astype(np.float32)
+    values /= np.float32(scale)
+    return torch.from_numpy(values)[None]
 
 # %% ../../nbs/images/images.ipynb #e63dde56
 def check_png(
