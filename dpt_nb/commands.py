@@ -80,6 +80,7 @@ def dpt_predict(
     *,
     model: str,  # saved model such as runs/demo/model, checkpoint of any project, Hub id, URL or name of the zoo
     variant: str | None = None,  # name of the zoo, for a file that does not tell which of several models it is
+    heads: str | None = None,  # what to predict, of what the network can, such as depth or depth,label; default: all
     out: str = "predictions",  # folder for the results
     size: str | None = None,  # input resolution, height x width, such as 352x1216; default: as the authors test it
     # by which interpolation: antialiased, isl-org, depth-anything, mmseg, transformers, …; default: the model's own
@@ -125,7 +126,7 @@ def dpt_predict(
     options |= parse_merging(merge_tokens)
     options |= parse_limits(max_memory, max_pixels)
     options |= dict(focal=focal) if focal is not None else dict(field_of_view=field_of_view)
-    predictor = Feeding(flip, scales, size, resizing).open_predictor(model, variant, device, **options)
+    predictor = Feeding(flip, scales, size, resizing, heads).open_predictor(model, variant, device, **options)
     written, bad = predict_files(with_prompts(predictor, prompt), inputs.images, out, run, left=[])
     more, worse = predict_videos(predictor, inputs, out, again=again, **filming)
     return report_run(written + more, bad + worse, inputs.left, out)
@@ -189,12 +190,13 @@ class Computing:
 # %% ../nbs/commands.ipynb #65dfe0fa
 @dataclass
 class Feeding:
-    "How images come into a network, as typed."
+    "How images come into a network, and what is asked of it, as typed."
 
     flip: bool  # average with the mirrored image
     scales: str  # multiples of the input resolution
     size: str | None  # input resolution
     resizing: str | None  # interpolation
+    heads: str | None = None  # names of heads; None: all
 
     def open_predictor(
         self,
@@ -203,11 +205,16 @@ class Feeding:
         device: str | None,
         **options,  # of `Predictor`
     ):
-        "A model, ready to be asked. Raises `OptionError` for a size or scales that are not understood."
+        """A model, ready to be asked. Raises `OptionError` for a size or scales that are not understood, and
+        `HeadError` for heads that it has not."""
         self.numbers()
+        from dpt_nb.network.dpt import keep_heads
         from dpt_nb.weights.load import load_checkpoint
 
-        return self.feed(load_checkpoint(model, variant), device, **options)
+        network = load_checkpoint(model, variant)
+        if self.heads is not None:
+            keep_heads(network, [name.strip() for name in self.heads.split(",")])
+        return self.feed(network, device, **options)
 
     def numbers(self) -> dict:  # of `Predictor`
         "Raises `OptionError` for a size or scales that are not understood."
@@ -671,6 +678,7 @@ def dpt_eval(
     *,
     model: str | None = None,  # folder of a saved model, a checkpoint of any project, Hub id, URL or name of the zoo
     variant: str | None = None,  # name of the zoo, for a file that does not tell which of several models it is
+    heads: str | None = None,  # what to evaluate, of what the network predicts, such as depth; default: all
     # instead of a model: folder of 16-bit PNGs (labels: 8-bit) that another program wrote, named as BTS does
     predictions: str | None = None,
     scale: float | None = None,  # stored units a metre in these PNGs; default: as in the data set's ground truth
@@ -703,7 +711,7 @@ def dpt_eval(
     check_subject(model, predictions, scale, data, submission)
     computing = Computing(engine, precision, calibration)
     if predictions:
-        check_without_model(flip, submission, scales, variant or size or resizing or merge_tokens)
+        check_without_model(flip, submission, scales, variant or heads or size or resizing or merge_tokens)
         computing.refuse("--predictions are files that were predicted already")
     check_eval_numbers(count, batch_size, scale)
     check_eval_files(out, submission)
@@ -716,14 +724,14 @@ def dpt_eval(
         evaluated = evaluate_files(predictions, scale, source, rules, batch_size, per_image)
         return report_evaluation(*evaluated, dict(predictions=predictions) | settings, out, per_image)
     merging = parse_merging(merge_tokens)
-    feeding = Feeding(flip, scales, size, resizing)
+    feeding = Feeding(flip, scales, size, resizing, heads)
     predictor = open_computing(feeding, computing, model, variant, device, source, **merging)
     if submission:
         return submit(predictor, source, submission)
     if fit != "none":
         return evaluate_fit(predictor, source, rules, batch_size, fit, dict(model=model) | settings, out, save_fit)
     evaluated = evaluate_model(predictor, source, rules, batch_size, per_image)
-    settings |= dict(flip=flip, scales=scales, size=size or "", resizing=resizing or "") | merging
+    settings |= dict(flip=flip, scales=scales, size=size or "", resizing=resizing or "", heads=heads or "") | merging
     settings |= dict(engine=engine, precision=precision, calibration=calibration or "")
     report_evaluation(*evaluated, dict(model=model) | settings, out, per_image)
 
@@ -765,7 +773,7 @@ def check_without_model(
         option = "flip" if flip else "submission" if submission else "scales"
         raise OptionError(f"--{option} needs a model that predicts, and {reason}: leave it out, or name a --model.")
     if opening:
-        options = "--variant, --size, --resizing and --merge-tokens"
+        options = "--variant, --heads, --size, --resizing and --merge-tokens"
         raise OptionError(f"{options} concern a model, and {reason}: leave them out, or name a --model.")
 
 

@@ -37,6 +37,22 @@ def is_bar(output: dict) -> bool:
     return set(data) == {"text/plain"} and BAR.fullmatch("".join(data["text/plain"])) is not None
 
 
+def drop_bars(cell: dict) -> bool:  # changed in place; whether it was
+    "No bars, once their widgets are gone; what was printed before and after one is one piece again."
+    outputs, kept = cell.get("outputs", []), []
+    for output in outputs:
+        if is_bar(output):
+            continue
+        if kept and "stream" == output["output_type"] == kept[-1]["output_type"] and output["name"] == kept[-1]["name"]:
+            kept[-1]["text"] = "".join([*kept[-1]["text"], *output["text"]]).splitlines(keepends=True)
+        else:
+            kept.append(output)
+    if len(kept) == len(outputs):
+        return False
+    cell["outputs"] = kept
+    return True
+
+
 def to_jpeg(
     png: bytes,
     quality: int = 88,
@@ -80,13 +96,11 @@ def make_static(notebook: dict) -> bool:  # changed in place; whether anything w
     changed = notebook["metadata"].pop("widgets", None) is not None
     for cell in notebook["cells"]:
         changed = fold_answer(cell) or changed
-        kept = [output for output in cell.get("outputs", []) if not is_bar(output)]
-        if len(kept) < len(cell.get("outputs", [])):
-            cell["outputs"], changed = kept, True
         for output in cell.get("outputs", []):
             if "data" in output:
                 changed = drop_views(output) or changed
                 changed = shrink_figure(output) or changed
+        changed = drop_bars(cell) or changed
     return changed
 
 

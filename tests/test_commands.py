@@ -124,6 +124,30 @@ def test_merged_tokens_change_the_depth_a_little(photographs, tmp_path):
     assert scores[0]["abs_rel"] != scores[1]["abs_rel"] == pytest.approx(scores[0]["abs_rel"], rel=0.2)
 
 
+def test_some_of_a_networks_heads(photographs, tmp_path):
+    options = ("--model", "dpt_tiny_scenes", "--outputs", "npy", "--out")
+    for name, words in (("all", []), ("depth", ["--heads", "depth"])):
+        command_here(
+            "dpt_predict", photographs / "color.jpg", *options, tmp_path / name, *words, folder=tmp_path, check=0
+        )
+    whole, alone = ({path.name: np.load(path) for path in (tmp_path / name).glob("*.npy")} for name in ("all", "depth"))
+    assert set(whole) == {"color-depth.npy", "color-label.npy"} and set(alone) == {"color-depth.npy"}
+    assert np.array_equal(whole["color-depth.npy"], alone["color-depth.npy"])
+
+
+def test_depth_is_evaluated_on_data_with_other_classes(tmp_path):
+    rooms = ("--model", "dpt_tiny_scenes", "--count", 3, "--set")  # 12 classes in a room alone, and the network has 21
+    refused = command_here("dpt_eval", *rooms, "joint=false", folder=tmp_path, check=1)
+    assert "21 classes apart and 12 were expected" in refused.stderr and "--heads" in refused.stderr, refused.stderr
+    scores = {}
+    for joint in ("true", "false"):
+        words = (*rooms, f"joint={joint}", "--heads", "depth", "--out", tmp_path / joint)
+        command_here("dpt_eval", *words, folder=tmp_path, check=0)
+        scores[joint] = json.loads((tmp_path / joint / "report.json").read_text())
+    assert scores["true"]["abs_rel"] == scores["false"]["abs_rel"] > 0
+    assert not {"miou", "label_miou"} & set(scores["false"])
+
+
 def test_every_kind_of_photograph_is_predicted_at_its_own_size(demo, photographs, tmp_path):
     command_here(
         "dpt_predict",
@@ -195,6 +219,7 @@ def test_bad_images_get_a_sentence_each_and_good_ones_are_still_written(demo, ph
             "expected height and width in pixels, such as 384x512",
         ),
         (["dpt_export", "dpt_tiny_scenes", "depth.onnx", "--form", "tflite"], "There is no form 'tflite'"),
+        (["dpt_eval", "--model", "dpt_tiny_scenes", "--heads", "normal"], "this network has depth, label"),
         (["dpt_predict", "photo.jpg", "--model", "m", "--merge-tokens", "0.9"], "--merge-tokens 0.9, and 0 or more"),
         (
             ["dpt_predict", "photo.jpg", "--model", "dpt_tiny_scenes", "--merge-tokens", "0.4", "--engine", "onnx"],

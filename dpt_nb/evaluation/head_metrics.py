@@ -238,7 +238,8 @@ def count_classes(
     if num_classes not in (0, count):
         raise EvaluationError(
             f"The model tells {count} classes apart and {num_classes} were expected, of the data or of the head's "
-            "names, so their numbers do not mean the same. Evaluate it on the data that it was trained for."
+            "names, so their numbers do not mean the same. Evaluate it on the data that it was trained for, or what "
+            "else it predicts alone (dpt_eval --heads, keep_heads of network.dpt)."
         )
     return count
 
