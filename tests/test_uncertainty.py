@@ -86,6 +86,8 @@ def test_depth_learns_from_a_loss_of_confidence_where_that_is_asked(teaches_dept
     moved = lambda module: any(each.grad is not None and bool(each.grad.any()) for each in module.parameters())
     assert moved(model.heads["confidence"]) and moved(model.heads["depth"].convolution1) and moved(model.backbone)
     assert moved(model.heads["depth"].convolution3) == teaches_depth
+    # DistributedDataParallel waits for a gradient of each parameter that asks for one
+    assert all(each.grad is not None for each in model.parameters() if each.requires_grad)
 
 
 def test_a_gallery_shows_depth_and_not_what_is_said_of_it(run):

@@ -28,7 +28,7 @@ from .sampling import generator
 from .stored_depth import DepthRule, holds_points, read_stored, stored_map
 from ..images.files import ImageError
 from ..images.headers import exif_focal, image_size
-from ..images.images import exif_orientation
+from ..images.images import exif_orientation, register_heif
 from ..scenes.camera import pinhole
 
 # %% ../../nbs/data/folder_survey.ipynb #2371c0dc
@@ -365,6 +365,7 @@ def find_scale(self: Survey) -> list[Finding]:
 # %% ../../nbs/data/folder_survey.ipynb #7205c533
 def has_colors(path: Path) -> bool | None:  # None: it cannot be read
     "Whether a file is a picture in colors, by its header."
+    register_heif()
     try:
         with Image.open(path) as image:
             return image.mode in ("RGB", "RGBA", "P", "CMYK", "YCbCr", "LA", "PA")
@@ -426,6 +427,7 @@ def find_sizes(self: Survey) -> list[Finding]:
 # %% ../../nbs/data/folder_survey.ipynb #25821606
 def is_turned(path: Path) -> bool:
     "Whether a photograph says that it has to be turned."
+    register_heif()
     try:
         with Image.open(path) as image:
             return (exif_orientation(image) or 1) > 1

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['StoredImage', 'decode_image_bytes', 'PlacedImages', 'ImageFolder', 'tar_members', 'read_part', 'image_suffix',
-           'ImageShards', 'need_package', 'StreamedImages', 'HubImages', 'stored_row', 'WebShards', 'StreamDataset',
-           'open_images', 'named_tars']
+           'ImageShards', 'need_package', 'StreamedImages', 'HubImages', 'suffix_of', 'stored_row', 'WebShards',
+           'StreamDataset', 'open_images', 'named_tars']
 
 # %% ../../nbs/data/image_streams.ipynb #368a1978
 import io
@@ -21,7 +21,15 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from .datasets import DatasetError
 from .sampling import check_shard, generator
 from ..images.files import ImageError
-from ..images.images import IMAGE_SUFFIXES, find_images, open_undecoded, pil_to_image, transpose_by_exif
+from dpt_nb.images.images import (
+    IMAGE_FORMATS,
+    IMAGE_SUFFIXES,
+    find_images,
+    formats_like,
+    open_undecoded,
+    pil_to_image,
+    transpose_by_exif,
+)
 
 # %% ../../nbs/data/image_streams.ipynb #50d97cc2
 class StoredImage:
@@ -81,11 +89,11 @@ class PlacedImages(Dataset):
 
 # %% ../../nbs/data/image_streams.ipynb #09c5649e
 class ImageFolder(PlacedImages):
-    "The images of a folder and of folders inside it, sorted. Raises `ImageError` where there is none."
+    "The images of a folder and of folders inside it, sorted, or a single one. Raises `ImageError` where there is none."
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
-        self.files = find_images(self.root, recursive=True)
+        self.files = find_images(Path(root), recursive=True)
+        self.root = Path(root).parent if Path(root).is_file() else Path(root)
         self.title = str(root)
 
     def __len__(self) -> int:
@@ -245,14 +253,23 @@ class HubImages(StreamedImages):
             yield stored_row(row[self.column], place)
 
 # %% ../../nbs/data/image_streams.ipynb #489158d4
+def suffix_of(
+    content: bytes,  # of a file whose name says nothing
+) -> str:  # with its dot; .png where the bytes are no image, whose reader says so
+    "What an image's bytes begin like."
+    usual = [f".{kind.lower()}" for kind in formats_like(content[:16], "")]
+    return usual[0] if usual and usual[0] in IMAGE_FORMATS else ".png"
+
+
 def stored_row(
     value: dict,  # an image that is not decoded: `bytes` and `path`
     place: int,  # in the stream
 ) -> StoredImage:
     "An image of `datasets`, which has bytes, a file, or both."
-    path = Path(value["path"] or f"{place:09}.png")
+    path = Path(value["path"] or f"{place:09}")
     content = value["bytes"] if value["bytes"] is not None else path.read_bytes()
-    return StoredImage(f"{place:09}-{path.stem}", path.suffix, content)
+    named = path.suffix.lower() in IMAGE_SUFFIXES
+    return StoredImage(f"{place:09}-{path.stem}", path.suffix if named else suffix_of(content), content)
 
 # %% ../../nbs/data/image_streams.ipynb #5686f0be
 class WebShards(StreamedImages):

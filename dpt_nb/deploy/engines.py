@@ -8,9 +8,10 @@ __all__ = ['only_size', 'other_size', 'check_prompted', 'check_input', 'open_onn
 
 # %% ../../nbs/deploy/engines.ipynb #da006aec
 import io
+import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -28,18 +29,35 @@ PROGRAM_MEMBERS = (  # what `torch.export.save` puts into its archive
     r"models/\w+\.json|data/sample_inputs/\w+\.pt|archive_format|archive_version|byteorder|version|"
     r"\.data/\w+|\.format_version|\.storage_alignment|extra/.*"
 )
-FORMULA = rb'"expr_str": *"((?:[^"\\]|\\.)*)"'
-# sympy's classes, sides that are open, what is assumed of them
-TERMS = rb"[A-Z]\w*|[suz][0-9a-z]*[0-9]+|positive|integer|nonnegative|nonzero|real|evaluate"
+TERMS = {  # what stands in texts that torch makes code of
+    # sympy's classes, sides that are open, what is assumed of them
+    "expr_str": r"[A-Z]\w*|[suz][0-9a-z]*[0-9]+|positive|integer|nonnegative|nonzero|real|evaluate",
+    "guards_code": r"L|image|prompt_depth|size|torch|sym_(max|min)|not|and|or|True|False",
+}
+UNREAD = ("stack_trace", "nn_module_stack", "torch_fn")  # notes for people
+SPECS = ("in_spec", "out_spec")  # JSON in a text: how inputs and outputs are nested
+CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict")
 
 
-def is_arithmetic(formula: bytes) -> bool:
-    "Whether a formula of a graph has numbers, sides and sympy's classes alone, and calls nothing else."
-    if b"__" in formula or not re.fullmatch(rb"[\w\s+\-*/(),.'<>=]{0,2000}", formula):
+def is_arithmetic(
+    formula: str,
+    terms: str,  # of `TERMS`
+) -> bool:
+    "Whether a formula of a graph has numbers and such terms alone, and calls nothing else."
+    if "__" in formula or not re.fullmatch(r"[\w\s+\-*/%(),.'<>=!\[\]]{0,8000}", formula, re.ASCII):
         return False
-    return all(re.fullmatch(TERMS, word) for word in re.findall(rb"[A-Za-z_]\w*", formula))
+    return all(re.fullmatch(terms, word) for word in re.findall(r"[A-Za-z_]\w*", formula))
 
 
+def is_nesting(spec) -> bool:  # spec: of `SPECS`, as JSON gives it
+    "Whether inputs or outputs are tuples, lists and dicts with plain names."
+    if not isinstance(spec, dict):
+        return spec == 1  # the version of the format
+    plain = spec.get("type") in (None, *CONTAINERS)
+    named = re.fullmatch(r'null|\[("\w+"(, ?"\w+")*)?\]', spec.get("context") or "null")
+    return bool(plain and named) and all(map(is_nesting, spec.get("children_spec", [])))
+
+# %% ../../nbs/deploy/engines.ipynb #1955010d
 def check_program(
     path: Path,  # of a .pt2 that `torch.export.save` wrote
 ) -> None:
@@ -61,17 +79,46 @@ def check_program_member(path: Path, member: ZipInfo) -> str:  # its name in the
         raise refused(path, f"it holds {name[:60]!r}")
     return name
 
+# %% ../../nbs/deploy/engines.ipynb #55c9a572
+def fields(
+    found,  # of JSON
+    key: str = "",  # under which it stands
+) -> Iterator[tuple[str, object]]:  # key and value of all that is neither table nor list
+    "What a table holds, at any depth; what is in a list has the list's key. The keys themselves are texts too."
+    if isinstance(found, dict):
+        yield from (("a key", name) for name in found)
+        for name, value in found.items():
+            yield from fields(value, name)
+    elif isinstance(found, list):
+        for value in found:
+            yield from fields(value, key)
+    else:
+        yield key, found
+
+
+def is_harmless(key: str, value) -> bool:
+    "Whether torch makes nothing of a field but what it says."
+    if key == "use_pickle":
+        return value is False
+    if not isinstance(value, str) or key in UNREAD:
+        return key not in TERMS or key in UNREAD
+    if key in SPECS:
+        return all(map(is_nesting, json.loads(value)))
+    if key in TERMS:
+        return is_arithmetic(value, TERMS[key])
+    plain = re.fullmatch(r"[\w.:+\- ]*", value) is not None  # names become code as well
+    return plain or key == "a key" and is_arithmetic(value, TERMS["expr_str"])  # ranges of formulas
+
 
 def check_graph(
     path: Path,  # of the archive, for the error
     content: bytes,  # JSON: the graph, or a table of weights
 ) -> None:
-    "Raises `ExportError` for formulas that are more than arithmetic, and for weights that are pickles."
-    odd = [formula for formula in re.findall(FORMULA, content) if not is_arithmetic(formula)]
-    if odd:
-        raise refused(path, f"a formula in it is {odd[0][:60]!r}")
-    if re.search(rb'"use_pickle": *true', content):
-        raise refused(path, "some of its weights are pickles")
+    "Raises `ExportError` for formulas that are more than arithmetic, odd names, and weights that are pickles."
+    for key, value in fields(json.loads(content)):
+        if not is_harmless(key, value):
+            what = "some of its weights are pickles" if key == "use_pickle" else f"{key} in it is {str(value)[:60]!r}"
+            raise refused(path, what)
 
 # %% ../../nbs/deploy/engines.ipynb #82261dae
 def check_examples(

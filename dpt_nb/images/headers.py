@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXIF_DETAILS', 'IN_35_MM', 'LENGTH', 'DENSITY_X', 'DENSITY_Y', 'DENSITY_UNIT', 'PIXELS_X', 'PIXELS_Y',
-           'FILM_DIAGONAL', 'UNITS', 'image_size', 'part_of_diagonal', 'exif_focal']
+           'FILM_DIAGONAL', 'UNITS', 'ANY_SIZE', 'image_size', 'part_of_diagonal', 'exif_focal']
 
 # %% ../../nbs/images/headers.ipynb #56e82bad
 import io
@@ -30,6 +30,7 @@ EXIF_DETAILS, IN_35_MM, LENGTH = 0x8769, 0xA405, 0x920A  # EXIF tags
 DENSITY_X, DENSITY_Y, DENSITY_UNIT, PIXELS_X, PIXELS_Y = 0xA20E, 0xA20F, 0xA210, 0xA002, 0xA003
 FILM_DIAGONAL = math.hypot(36, 24)  # mm, the diagonal of 35 mm film
 UNITS = {2: 25.4, 3: 10.0}  # mm: inch, centimetre
+ANY_SIZE = 2**62  # pixels: of a header, none are unpacked
 
 
 def part_of_diagonal(
@@ -51,10 +52,10 @@ def exif_focal(
     "What a photograph says about its lens. Damaged EXIF data say nothing."
     try:
         if isinstance(image, (str, Path)):
-            with Image.open(image) as opened:
+            with open_undecoded(image, image, ANY_SIZE) as opened:
                 return exif_focal(opened)
         if isinstance(image, (bytes, bytearray)):
-            return exif_focal(Image.open(io.BytesIO(image)))
+            return exif_focal(open_undecoded(io.BytesIO(image), "image", ANY_SIZE))
         if hasattr(image, "read") and image.seekable():
             place, content = image.tell(), image.read()
             image.seek(place)

@@ -784,11 +784,12 @@ def png_bits(path: str | Path) -> int:
 def read_label(
     path: str | Path,  # 8-bit PNG, gray or with a palette
     keep_bytes: bool = False,  # uint8, an eighth of the memory
+    max_pixels: int | None = None,  # the most that is unpacked; None: twice pillow's `MAX_IMAGE_PIXELS`
 ) -> torch.Tensor:  # `(H, W)` int64 class index, 255 = ignore; or uint8
     """Read a label map. Raises `ImageError`, naming the file, when it is missing, damaged or anything but an 8-bit PNG
     with one index a pixel."""
     check_file(path)
-    image = open_image(path)
+    image = open_image(path, max_pixels=max_pixels)
     found = f"is a {image.format} file"
     if image.format == "PNG":
         bits = png_bits(path)
@@ -871,9 +872,12 @@ MADE_BY = {"Software": "dpt_nb"}  # a text chunk in the PNGs that are made of a 
 def is_our_image(
     path: str | Path,  # of a file that is there
 ) -> bool:
-    "Whether a file is a PNG that says it was made here. Raises what pillow does for a file that is not a PNG."
-    with Image.open(path, formats=["PNG"]) as loaded:
-        return loaded.info.get("Software") == MADE_BY["Software"]
+    "Whether a file is a PNG, of any size, that says it was made here. Raises `OSError` for what is no image."
+    try:
+        with open_undecoded(path, path, max_pixels=2**62) as loaded:
+            return loaded.format == "PNG" and loaded.info.get("Software") == MADE_BY["Software"]
+    except DAMAGED:
+        return False
 
 # %% ../../nbs/images/images.ipynb #54bfa6ca
 def label_array(

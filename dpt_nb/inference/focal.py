@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASSUMED_VIEW', 'FocalError', 'Focal', 'check_focal', 'find_focal', 'assumed_note', 'check_intrinsics', 'matrix_focal',
-           'canonical_heads', 'seen_focal', 'to_canonical']
+           'canonical_heads', 'resized_focal', 'seen_focal', 'to_canonical']
 
 # %% ../../nbs/inference/focal.ipynb #356b2422
 import math
@@ -98,14 +98,23 @@ def canonical_heads(
     return {name: focal for name, focal in found.items() if focal and HEADS[name].scale == "metric"}
 
 
+def resized_focal(
+    focal: Focal,
+    size: tuple[int, int],  # height and width of its image, pixels
+    new: tuple[int, int],  # to which the image is resized
+) -> Focal:
+    "The focal length that grows and shrinks with the image."
+    down, across = (after / before for after, before in zip(new, size))
+    return focal._replace(across=focal.across * across, down=focal.down * down)
+
+
 def seen_focal(
     focals: list[Focal],  # of each image
     size: tuple[int, int],  # height and width of the images, pixels
     seen: tuple[int, int],  # at which the network sees them
 ) -> torch.Tensor:  # `(B, 1, 1, 1)` float32, pixels of what it sees
-    "The focal length that shrinks with the image."
-    down, across = (new / old for new, old in zip(seen, size))
-    pixels = [(focal.across * across + focal.down * down) / 2 for focal in focals]
+    "Focal lengths of images of one size, as the network sees them."
+    pixels = [resized_focal(focal, size, seen).pixels for focal in focals]
     return torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 1, 1)
 
 # %% ../../nbs/inference/focal.ipynb #35c6c1d9

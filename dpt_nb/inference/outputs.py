@@ -9,10 +9,10 @@ __all__ = ['OUTPUTS', 'NUMBERS', 'FIGURES', 'WRITERS', 'row_strips', 'map_scale'
            'write_directions', 'read_directions', 'write_npy', 'write_pfm', 'parse_pfm', 'read_pfm', 'thinned',
            'palette_for', 'color_ends', 'head_colors', 'color_strips', 'map_painter', 'draw_map', 'draw_numbers',
            'draw_labels', 'map_figure', 'overlay_figure', 'put_under', 'write_figure', 'nearest_pixels', 'side_by_side',
-           'OutputError', 'check_outputs', 'write_map', 'write_16_bits', 'write_numbers', 'map_ends', 'write_figures',
-           'write_one_figure', 'MapWriter', 'register_output', 'check_ending', 'write_registered', 'output_names',
-           'file_endings', 'refuse_foreign_files', 'all_or_none', 'read_map', 'read_png', 'check_map_shape',
-           'load_array', 'read_npy']
+           'OutputError', 'check_outputs', 'smallest_whole', 'write_map', 'write_16_bits', 'write_numbers', 'map_ends',
+           'write_figures', 'write_one_figure', 'MapWriter', 'register_output', 'check_ending', 'write_registered',
+           'output_names', 'file_endings', 'refuse_foreign_files', 'all_or_none', 'read_map', 'read_png',
+           'check_map_shape', 'load_array', 'read_npy']
 
 # %% ../../nbs/inference/outputs.ipynb #0ea01f14
 import math
@@ -40,7 +40,16 @@ from dpt_nb.images.colors import (
     value_range,
 )
 from ..images.files import ImageError, check_array, check_file, whole_output
-from ..images.images import MADE_BY, is_our_image, label_palette, map_array, open_image, read_label, write_label
+from dpt_nb.images.images import (
+    MADE_BY,
+    is_our_image,
+    label_palette,
+    map_array,
+    open_image,
+    open_undecoded,
+    read_label,
+    write_label,
+)
 from .resizing import to_levels
 from ..network.head_spec import LEVELS, ZERO_LEVEL, bytes_to_directions, directions_to_bytes
 from ..network.heads import HEADS
@@ -182,9 +191,10 @@ def check_gray(path: str | Path, image: Image.Image) -> None:
 def read_scaled(
     path: str | Path,  # of `write_scaled`
     scale: float | None = None,  # for a file that does not say its own
+    max_pixels: int | None = None,  # as of `read_map`
 ) -> tuple[torch.Tensor, str]:  # `(1, H, W)` float32, and the name of the head
     "Read a 16-bit PNG by the scale it states. Raises `ImageError` for another kind of file, or no known scale."
-    image = open_image(path)
+    image = open_image(path, max_pixels=max_pixels)
     check_gray(path, image)
     units = stated_scale(path, scale or image.info.get("scale"))
     values = torch.tensor(np.asarray(image).astype(np.float32))[None] / units
@@ -273,9 +283,10 @@ def write_directions(
 
 def read_directions(
     path: str | Path,  # of `write_directions`
+    max_pixels: int | None = None,  # as of `read_map`
 ) -> torch.Tensor:  # `(3, H, W)` float32
     "Raises `ImageError` for a file that does not say that it holds directions."
-    image = open_image(path)
+    image = open_image(path, max_pixels=max_pixels)
     head = image.info.get("quantity")
     if image.mode != "RGB" or head not in HEADS or HEADS[head].channels != 3:
         found = f"{image.mode} pixels of {head or 'an unknown quantity'}"
@@ -543,6 +554,13 @@ def check_outputs(
     return tuple(outputs)
 
 # %% ../../nbs/inference/outputs.ipynb #c8288a74
+def smallest_whole(
+    label: torch.Tensor,  # `(H, W)` class numbers from 0 on
+) -> torch.Tensor:  # uint8 where they fit, else int32
+    "Class numbers in as few bytes as they need."
+    return label.byte() if label.max() < 256 else label.int()
+
+
 def write_map(
     path: str | Path,  # ends in one of `NUMBERS`
     head: str,  # of `HEADS`
@@ -553,7 +571,7 @@ def write_map(
     "A map in one of the forms for programs."
     spec, form = HEADS[head], Path(path).suffix[1:]
     if form == "npy":
-        write_npy(path, values.byte() if spec.categorical else values)
+        write_npy(path, smallest_whole(values) if spec.categorical else values)
     elif form == "pfm":
         write_pfm(path, values)
     elif spec.categorical:
@@ -731,6 +749,7 @@ def all_or_none(
 # %% ../../nbs/inference/outputs.ipynb #c86de653
 def read_map(
     path: str | Path,  # .png, .npy or .pfm
+    max_pixels: int | None = None,  # of a PNG, the most that is unpacked; None: twice pillow's `MAX_IMAGE_PIXELS`
 ) -> torch.Tensor:  # `(C, H, W)` float32, or `(H, W)` int64 labels
     "Read numbers back. Raises `ImageError` for a file that holds none."
     suffix = Path(path).suffix.lower()
@@ -740,15 +759,18 @@ def read_map(
         return read_npy(path)
     if suffix != ".png":
         raise ImageError(f"{path} ends in {suffix or 'no suffix'}, and maps are .png, .npy or .pfm files.")
-    return read_png(path)
+    return read_png(path, max_pixels)
 
 
-def read_png(path: str | Path) -> torch.Tensor:  # as of `read_map`
+def read_png(path: str | Path, max_pixels: int | None = None) -> torch.Tensor:  # as of `read_map`
     "What a map's PNG holds, by its pixels: directions in colors, numbers in 16 bits, labels in a palette."
-    mode = open_image(path).mode
+    with open_undecoded(path, path, max_pixels) as image:
+        mode = image.mode
     if mode == "RGB":
-        return read_directions(path)
-    return read_scaled(path)[0] if mode.startswith("I") else read_label(path)
+        return read_directions(path, max_pixels)
+    if mode.startswith("I"):
+        return read_scaled(path, max_pixels=max_pixels)[0]
+    return read_label(path, max_pixels=max_pixels)
 
 # %% ../../nbs/inference/outputs.ipynb #6390aee6
 def check_map_shape(

@@ -33,6 +33,7 @@ from dpt_nb.inference.focal import (
     canonical_heads,
     check_focal,
     find_focal,
+    resized_focal,
     seen_focal,
 )
 from .memory import free_memory
@@ -555,8 +556,10 @@ def predict_batch(
     keep_errors: bool,  # as of `predict_list`
 ) -> list[Prediction]:
     "Images that go through the network together, each brought back to its own size, or the error that names it."
-    focals = [self.image_focal(tuple(image.shape[-2:]), exif) for image, exif in zip(images, exifs)]
-    maps = self.views(partial(self.seen_together, images), tuple(images[0].shape[-2:]), focals)
+    sizes = [tuple(image.shape[-2:]) for image in images]
+    focals = list(map(self.image_focal, sizes, exifs))
+    alike = [focal and resized_focal(focal, size, sizes[0]) for focal, size in zip(focals, sizes)]
+    maps = self.views(partial(self.seen_together, images), sizes[0], alike)
     found = []
     for place, (image, name) in enumerate(zip(images, names)):
         own = {head: values[place : place + 1] for head, values in maps.items()}

@@ -248,6 +248,8 @@ def settings_of(predictor: Predictor) -> tuple:
     "Those that change what is predicted; of the lens where a head needs it."
     chosen = attrgetter("flip", "size", "scales", "precision", "classes", "policy", "resizing")(predictor)
     chosen += (getattr(predictor.network, "path", ""),) if predictor.precision == "int8" else ()  # named by its content
+    chosen += ("merged", predictor.merge_tokens) if predictor.merge_tokens else ()
+    chosen += ("range", predictor.depth_range) if predictor.depth_range else ()
     return chosen + ((predictor.focal, predictor.field_of_view) if predictor.canonical else ())
 
 

@@ -35,6 +35,7 @@ from dpt_nb.data.pseudo_labels import (
     write_shard,
 )
 from ..images.files import ImageError, InUse, writer_lock
+from ..images.headers import exif_focal
 from .predictor import Predictor
 from .resizing import resize_image
 from ..network.dpt import DPT
@@ -118,21 +119,24 @@ class Teacher:
     def label(
         self,
         images: torch.Tensor,  # `(B, 3, H, W)` in [0, 1]
+        lenses: list[float | None] | None = None,  # of `exif_focal`, one an image; None: not known
     ) -> list[PseudoLabel]:
         "Raises `PredictionError` for NaN or infinite values."
-        values, sure = self.stated(images) if self.confidence == "head" else self.agreed(images)
+        size, lenses = tuple(images.shape[-2:]), lenses or [None] * len(images)
+        focals = [self.predictor.image_focal(size, lens) for lens in lenses] if self.predictor.canonical else None
+        values, sure = (self.stated if self.confidence == "head" else self.agreed)(images, focals)
         return [as_label(self.head, as_inverse(self.head, one), each) for one, each in zip(values, sure)]
 
-    def stated(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # of its head, and confidence
+    def stated(self, images: torch.Tensor, focals) -> tuple[torch.Tensor, torch.Tensor]:  # of its head, and confidence
         "What the network says of itself."
-        maps = self.predictor.predict(images)
+        maps = self.predictor.predict(images, focals)
         confidence = maps["confidence"].clamp_min(0)
         return maps[self.head], confidence / (1 + confidence)
 
-    def agreed(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:  # of its head, and confidence
+    def agreed(self, images: torch.Tensor, focals) -> tuple[torch.Tensor, list[torch.Tensor]]:  # as of `stated`
         "The mean of image and mirror image, and how far they agree."
-        one = self.predictor.predict(images)[self.head]
-        other = self.predictor.predict(images.flip(-1))[self.head].flip(-1)
+        one = self.predictor.predict(images, focals)[self.head]
+        other = self.predictor.predict(images.flip(-1), focals)[self.head].flip(-1)
         inverse = zip(*([as_inverse(self.head, each) for each in values] for values in (one, other)))
         return (one + other) / 2, [agreement(*pair) for pair in inverse]
 
@@ -184,13 +188,13 @@ def jpeg_bytes(
 def decoded(
     images: Iterator[tuple[int, StoredImage]],  # with their places
     longer_side: int | None,
-) -> Iterator[tuple[int, StoredImage, torch.Tensor | None]]:  # place, file, pixels; None: it cannot be used
-    "Images that cannot be decoded are handed on without pixels."
+) -> Iterator[tuple]:  # place, file, pixels (None: it cannot be used), and lens as of `exif_focal`
+    "Images that cannot be decoded are handed on without pixels. A smaller JPEG has no EXIF, so it is read before."
     for place, stored in images:
         try:
-            yield place, *shrunk(stored, stored.decode(), longer_side)
+            yield place, *shrunk(stored, stored.decode(), longer_side), exif_focal(stored.content)
         except ImageError:
-            yield place, stored, None
+            yield place, stored, None, None
 
 
 @patch
@@ -203,12 +207,13 @@ def labelled(
     shape = lambda item: None if item[2] is None else tuple(item[2].shape)
     for size, group in groupby(decoded(images, longer_side), shape):
         while part := list(islice(group, self.predictor.batch_size)):
-            keys = [f"{place:09}" for place, _, _ in part]
+            keys = [f"{place:09}" for place, *_ in part]
             if size is None:
-                labels = [f"{stored.name}{stored.suffix} is damaged or not an image." for _, stored, _ in part]
+                labels = [f"{stored.name}{stored.suffix} is damaged or not an image." for _, stored, *_ in part]
             else:
-                labels = self.label(torch.stack([image for _, _, image in part]))
-            yield from zip(keys, (stored for _, stored, _ in part), labels)
+                _, _, pixels, lenses = zip(*part)
+                labels = self.label(torch.stack(pixels), list(lenses))
+            yield from zip(keys, (stored for _, stored, *_ in part), labels)
 
 # %% ../../nbs/inference/teacher.ipynb #cf2b94db
 def next_images(

@@ -26,7 +26,15 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..images.files import ImageError, WriteError, atomic_write, check_array, reserve_space, write_failure
-from ..images.images import array_to_image, open_image, pil_to_image, tensor_to_image, to_image
+from dpt_nb.images.images import (
+    array_to_image,
+    load_pil,
+    open_image,
+    pil_to_image,
+    tensor_to_image,
+    to_image,
+    transpose_by_exif,
+)
 from .prediction import PredictionError
 from .resizing import resize_image
 from ..network.heads import HEADS
@@ -182,6 +190,8 @@ class LargeImage:
         if isinstance(image, (str, Path)):
             mapped = Path(image).suffix.lower() == ".npy"
             image = open_array(image) if mapped else open_image(image, exif_transpose=True, max_pixels=max_pixels)
+        if isinstance(image, Image.Image):
+            image = transpose_by_exif(load_pil(image))
         if isinstance(image, torch.Tensor) and image.ndim == 4 and len(image) == 1:
             image = image[0]
         if not has_parts(image):

@@ -153,9 +153,10 @@ def simulated_prompt(
     depth: torch.Tensor,  # `(B, 1, H, W)` metres; 0 where nothing is known
     size: tuple[int, int] = SIMULATED,  # rows and columns, at most
 ) -> torch.Tensor:  # `(B, 1, rows, columns)` metres
-    "What a coarse sensor would have said. Raises `PromptError` where nothing of an image is known."
+    "What a coarse sensor would have said; of an image of which nothing is known, and nothing asked, 1 m everywhere."
     size = tuple(min(wanted, side) for wanted, side in zip(size, depth.shape[-2:]))
     known = (depth.isfinite() & (depth > 0)).to(depth.dtype)
     share = F.adaptive_avg_pool2d(known, size)
     mean = F.adaptive_avg_pool2d(torch.where(known > 0, depth, 0), size) / share.clamp(min=1e-9)
-    return known_prompt(mean)
+    nothing = share.amax((1, 2, 3), keepdim=True) == 0
+    return known_prompt(torch.where(nothing, 1.0, mean))

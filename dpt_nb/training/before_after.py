@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..data.sampling import generator, spread_indices
+from ..evaluation.dataset_fit import focal_of
 from ..evaluation.evaluate import class_names, in_batches, measured_pixels, predicted, read_share, within_range
 from ..evaluation.gallery import aligned_depth
 from ..evaluation.head_metrics import build_metrics, compute_metrics, fits_alignment, update_metrics
@@ -127,7 +128,7 @@ class BeforeAfter:
     images: int  # how many
     pixels: Pixels | None = None  # None: the samples hold no depth in metres, or the networks do not predict it
     coverage: torch.Tensor | None = None  # `(BANDS,)` fraction of the pixels that are measured, from the top
-    focals: dict = field(default_factory=dict)  # number of the image → pixels, where the camera is known
+    focals: dict = field(default_factory=dict)  # number of the image → pixels of what the network sees, if known
     shown: list[dict] = field(default_factory=list)  # `path`, `image`, `before`, `after`, `truth` of a few: `(C, H, W)`
 
 
@@ -146,7 +147,8 @@ def says_metres(maps: dict, sample: dict, protocol: Protocol) -> bool:  # maps: 
 class Comparison:
     "Gathers, batch by batch, what two networks say."
 
-    def __init__(self, protocol: Protocol, num_classes: int = 0, pictures: int = 4, images: int = 1):
+    def __init__(self, protocol: Protocol, num_classes: int = 0, pictures: int = 4, images: int = 1, seen_by=None):
+        self.seen_by = seen_by  # a predictor, for focal lengths of what the network sees; None: of the images
         self.protocol, self.num_classes, self.metrics = protocol, num_classes, [{}, {}]
         self.every, self.pictures = max(1, images // max(1, pictures)), pictures
         self.count, self.parts, self.bands, self.found = 0, [], [], BeforeAfter({}, {}, 0)
@@ -173,7 +175,7 @@ class Comparison:
         self.parts.append(pixels_of(self.count, measured, truth, *depths))
         self.bands.append(band_coverage(measured))
         if "intrinsics" in sample:
-            self.found.focals[self.count] = float(sample["intrinsics"][[0, 1], [0, 1]].mean())
+            self.found.focals[self.count] = focal_of(self.seen_by, sample)
         if self.count % self.every == 0 and len(self.found.shown) < self.pictures:
             shown = dict(image=sample["image"], before=depths[0], after=depths[1], truth=truth * measured)
             self.found.shown.append(dict(path=sample["path"], **shown))
@@ -207,7 +209,7 @@ def compare_networks(
 ) -> BeforeAfter:
     "Ask both about the same images. Raises `EvaluationError` for what cannot be evaluated."
     chosen = Subset(dataset, spread_indices(dataset, count))
-    found = Comparison(protocol, len(class_names(dataset)), images=len(chosen))
+    found = Comparison(protocol, len(class_names(dataset)), images=len(chosen), seen_by=before)
     with tqdm(total=len(chosen), desc="before and after", unit="image", disable=not progress, leave=False) as bar:
         for batch, both in both_predicted(before, after, chosen, protocol, batch_size):
             found.add(batch, both)

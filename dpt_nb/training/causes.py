@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..data.stored_depth import DepthRule
 from ..evaluation.gallery import leading_metric
 from ..inference.focal import canonical_heads
 from .before_after import BeforeAfter
@@ -32,7 +33,8 @@ class Numbers:
     before: Fits | None = None  # None: there is no depth in metres
     after: Fits | None = None
     change: Change | None = None
-    focals: dict = field(default_factory=dict)  # number of the image → pixels
+    focals: dict = field(default_factory=dict)  # number of the image → pixels of what the network sees
+    stored: DepthRule | None = None  # how depth is read from files; None: not from files of a folder
     metric: str = ""  # by which the network is judged
     worse: bool = False  # whether it is worse than before, on the same images
     losses: list = field(default_factory=list)  # (step, training loss)
@@ -53,10 +55,12 @@ def collect_numbers(
     images: int,  # to train on
     found: BeforeAfter,
     rows: list[dict],  # of metrics.jsonl
+    stored: DepthRule | None = None,  # how the data set reads depth from files
 ) -> Numbers:
     "All together."
     metric, sign = leading_metric(found.after) or ("", 1)
-    numbers = Numbers(recipe, images, rows[-1]["step"] if rows else 0, focals=found.focals, metric=metric)
+    made = rows[-1]["step"] if rows else 0
+    numbers = Numbers(recipe, images, made, focals=found.focals, stored=stored, metric=metric)
     if metric:
         numbers.worse = sign * found.after[metric] > sign * found.before.get(metric, math.nan)
         numbers = Numbers(**vars(numbers) | log_numbers(rows, metric, sign))
@@ -91,10 +95,12 @@ def unit_words(factor: float) -> str:
     return ""
 
 
-def scale_changes(recipe: Recipe, factor: float) -> tuple:  # factor: truth / prediction
-    "What to set where depth is stored in units."
-    told = recipe.data.train.get("depth_scale") or 1000.0
-    return (f"data.train.depth_scale={float(f'{told * factor:.3g}'):g}",) if recipe.data.name == "folder" else ()
+def scale_changes(numbers: Numbers, factor: float) -> tuple:  # factor: truth / prediction
+    "What to set where depth is stored in units: they divide a stored depth, and multiply what disparity gives."
+    data, stored = numbers.recipe.data, numbers.stored or DepthRule(1000.0)
+    told = data.train.get("depth_scale") or stored.scale
+    right = told * factor if stored.baseline_focal is None else told / factor
+    return (f"data.train.depth_scale={float(f'{right:.3g}'):g}",) if data.name == "folder" else ()
 
 # %% ../../nbs/training/causes.ipynb #34980542
 def wrong_scale(numbers: Numbers) -> Cause | None:
@@ -102,7 +108,7 @@ def wrong_scale(numbers: Numbers) -> Cause | None:
     fits = numbers.before
     if fits is None or abs(math.log(fits.factor)) < math.log(LENS) or fits.spread > ALIKE:
         return None
-    factor, changes = fits.factor, scale_changes(numbers.recipe, fits.factor)
+    factor, changes = fits.factor, scale_changes(numbers, fits.factor)
     how = f"set {changes[0]}" if changes else "look at the scale of the stored depth"
     return Cause(
         "wrong scale",

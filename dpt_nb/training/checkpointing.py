@@ -379,9 +379,10 @@ def restore_random_state(
 
 
 def restore_parts(state: dict, parts: dict) -> None:  # as of `state_mismatch`
-    "Load what a state holds of each part, and of the random numbers."
-    for name in parts.keys() & state.keys():
-        parts[name].load_state_dict(state[name])
+    "Load what a state holds of each part, and of the random numbers. Of a shard all processes load the same at once."
+    for name in parts:  # a set's order is another one in each process
+        if name in state:
+            parts[name].load_state_dict(state[name])
     restore_random_state(state["random"])
 
 # %% ../../nbs/training/checkpointing.ipynb #d33bef18

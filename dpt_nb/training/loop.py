@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALLEST_SCALE', 'train_steps', 'forward_backward', 'part_loss', 'part_fractions', 'canonical_truths', 'at_share',
-           'to_device', 'optimizer_step', 'clip_gradient', 'is_overflow', 'backbone_rates', 'current_rates',
-           'warn_of_batch', 'raise_with_batch']
+           'check_prompted', 'to_device', 'optimizer_step', 'clip_gradient', 'is_overflow', 'backbone_rates',
+           'current_rates', 'warn_of_batch', 'raise_with_batch']
 
 # %% ../../nbs/training/16_loop.ipynb #d8676964
 import math
@@ -116,6 +116,22 @@ def at_share(state: TrainState, inputs: dict, intrinsics: torch.Tensor | None, s
     return smaller_inputs(inputs, size), camera
 
 # %% ../../nbs/training/16_loop.ipynb #64f41c47
+def check_prompted(
+    state: TrainState,
+    batch: dict,  # of the loader
+) -> list[str]:  # the ground truth that prompts are made of; empty for a network without prompts
+    "Raises `TrainingError` for data without depth, and for data with prompts of its own."
+    if not state.network.config.prompt:
+        return []
+    if "depth" not in batch or "prompt_depth" in batch:
+        found = "prompts of its own, which nothing mirrors and crops" if "prompt_depth" in batch else "no depth"
+        raise TrainingError(
+            f"This network takes prompts, which are made of the depth of each sample, and the data has {found}: train "
+            "on samples with depth and without prompt_depth."
+        )
+    return ["depth"]
+
+
 def to_device(
     state: TrainState,
     batch: dict,  # of the loader
@@ -123,13 +139,14 @@ def to_device(
 ) -> dict:  # `image`, and the ground truth of each head that has a loss
     "What the network and its losses need of a batch."
     device = state.accelerator.device
-    names = dict.fromkeys(["image", *map(taught_by, state.losses)])
+    prompted = check_prompted(state, batch)
+    names = dict.fromkeys(["image", *map(taught_by, state.losses), *prompted])
     inputs = {name: batch[name].to(device, non_blocking=True) for name in names}
     inputs, intrinsics = at_share(state, inputs, batch.get("intrinsics"), share)
     inputs |= canonical_truths(state, inputs, intrinsics)
     if state.recipe.loop.channels_last:
         inputs["image"] = inputs["image"].contiguous(memory_format=torch.channels_last)
-    if state.network.config.prompt:
+    if prompted:
         inputs["prompt_depth"] = simulated_prompt(inputs["depth"])
     return inputs
 

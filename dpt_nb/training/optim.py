@@ -27,11 +27,12 @@ def lr_scale(
     backbone: float,  # the backbone's learning rate, times the decoder's
     layer_decay: float,  # each block's, times that of the block above it
 ) -> float:  # the parameter's learning rate, times the decoder's
-    "How far a parameter moves; patch and position embeddings count as one layer below the first block."
+    """How far a parameter moves; patch and position embeddings count as one layer below the first block, the norm after
+    the last block as that block."""
     if not name.startswith("backbone."):
         return 1.0
     block = None if "patch_embed" in name else re.search(r"\.blocks\.(\d+)\.", name)
-    layers_above = depth - int(block[1]) if block else depth + 1
+    layers_above = depth - int(block[1]) if block else 1 if re.match(r"backbone\.\w+\.norm\.", name) else depth + 1
     return backbone * layer_decay**layers_above
 
 # %% ../../nbs/training/optim.ipynb #8fefb165

@@ -158,9 +158,9 @@ def current_transform(
     saved: list,  # of a recipe, as JSON: [name, arguments]
 ) -> list:
     "Its name and its arguments' names as they are now."
-    if not (isinstance(saved, list) and len(saved) == 2 and saved[0] == "ColorJitter" and isinstance(saved[1], dict)):
+    if not (isinstance(saved, list) and len(saved) == 2 and saved[0] == "Colour" and isinstance(saved[1], dict)):
         return saved
-    return ["ColorJitter", {"color" if name == "color" else name: value for name, value in saved[1].items()}]
+    return ["ColorJitter", {"color" if name == "colour" else name: value for name, value in saved[1].items()}]
 
 
 def renamed_fields(saved: dict) -> dict:  # a recipe, as JSON

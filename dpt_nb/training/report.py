@@ -80,7 +80,8 @@ def make_report(
     networks = [Predictor(each, device, recipe.keep.flip) for each in (begun_with(recipe), model)]
     count, size = recipe.keep.report_images or 32, recipe.data.batch_size
     found = compare_networks(*networks, held_out, get_protocol(recipe), count, size, progress)
-    numbers = collect_numbers(recipe, training_images(run), found, sorted_rows(run / "metrics.jsonl")[0])
+    rows, stored = sorted_rows(run / "metrics.jsonl")[0], getattr(held_out, "rule", None)
+    numbers = collect_numbers(recipe, training_images(run), found, rows, stored)
     return Report(run.resolve().name, found, numbers, find_causes(numbers))
 
 # %% ../../nbs/training/report.ipynb #b940e2d5

@@ -37,6 +37,8 @@ asked=
 trap 'asked=yes; scancel --signal=INT "$SLURM_JOB_ID"' TERM
 
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}" TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100{found}
+# Since Slurm 22.05 srun does not take it from sbatch, and would bind all processes to one core.
+export SRUN_CPUS_PER_TASK="${{SLURM_CPUS_PER_TASK:-{cores}}}"
 srun --kill-on-bad-exit=0 {python} {launcher} \\
     --nproc-per-node {processes} \\
     -m dpt_nb.training.run {words} "${{how[@]}}" &
@@ -72,6 +74,10 @@ class SlurmOptions:
     port: int = 0  # on the first machine
     hours: float = 24.0  # until the job is stopped and queued again
     sbatch: tuple = ()  # further options of sbatch, such as "--partition=gpu"
+
+    def cores(self, workers: int) -> int:  # workers: processes that read, for each training process
+        "On each machine."
+        return self.num_processes * (workers + 1)
 
 # %% ../../nbs/training/slurm.ipynb #5f2cc5be
 def option_words(name: str, value: str) -> list[str]:
@@ -119,7 +125,7 @@ def sbatch_lines(
         f"--job-name={sbatch_value(recipe.name, 'The name of the recipe')}",
         f"--nodes={job.num_nodes}",
         "--ntasks-per-node=1",
-        f"--cpus-per-task={job.num_processes * (options['workers'] + 1)}",
+        f"--cpus-per-task={job.cores(options['workers'])}",
         f"--gpus-per-node={job.num_processes}",
         f"--time={minutes // 60:02}:{minutes % 60:02}:00",
         f"--output={output}.%j.log",
@@ -154,6 +160,7 @@ def slurm_script(
         python=shlex.quote(sys.executable),
         launcher=SEVERAL_MACHINES.format(port=job.port) if job.num_nodes > 1 else ONE_MACHINE,
         processes=job.num_processes,
+        cores=job.cores(options["workers"]),
         words=shlex.join(shell_words(recipe, options)),
         found=where_found(recipe),
         how="--resume" * options["resume"] + "--replace" * options["replace"],

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['step_layers', 'branch_layers', 'conv_modules', 'kaiming_decoder', 'open_weights', 'new_model', 'build_model',
-           'taught_heads', 'freeze_untrained', 'auxiliary_without_effect', 'network_without_effect', 'TrainState',
-           'replicated', 'sharded', 'network_for', 'prepare', 'open_data', 'total_steps', 'check_class_count',
-           'name_classes', 'check_samples', 'open_run', 'get_protocol']
+           'taught_heads', 'freeze_untrained', 'auxiliary_without_effect', 'network_without_effect', 'without_autocast',
+           'TrainState', 'ema_of_many', 'ema_of_one', 'replicated', 'sharded', 'network_for', 'prepare', 'open_data',
+           'total_steps', 'check_class_count', 'name_classes', 'check_samples', 'open_run', 'get_protocol']
 
 # %% ../../nbs/training/train_state.ipynb #23702474
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,6 +124,10 @@ def freeze_untrained(
     read = {HEADS[name].partner(model.heads) or name for name in taught & set(model.heads)}
     for name, branch in (model.branches or {}).items():
         branch.requires_grad_(name in read)
+    for name, loss in losses.items():
+        about = HEADS[name].about
+        if about and about not in losses and not getattr(loss, "teaches_depth", True):
+            model.heads[about].convolution3.requires_grad_(False)  # the errors of depth are stated, and nothing else
     if model.auxiliary is not None:
         owners = [head for head, arguments in model.config.heads.items() if arguments.get("auxiliary")]
         model.auxiliary.requires_grad_(any(head in losses and takes(losses[head], "aux") for head in owners))
@@ -149,6 +154,16 @@ def network_without_effect(recipe: Recipe, model: DPT) -> list[str]:  # a senten
     taught = taught_heads(recipe.losses)
     untrained = [name for name, head in model.heads.items() if name not in taught and list(head.parameters())]
     return sentences + [f"The head {name!r} has no loss and keeps the weights it begins with." for name in untrained]
+
+# %% ../../nbs/training/train_state.ipynb #54c5c519
+def without_autocast(
+    model: nn.Module,  # maybe with the `forward` that Accelerate has put around its own
+) -> nn.Module:  # with its own; parameters and parts are the same
+    "For evaluation."
+    plain = copy.copy(model)
+    for name in ("forward", "_original_forward"):
+        vars(plain).pop(name, None)
+    return plain
 
 # %% ../../nbs/training/train_state.ipynb #403e14d4
 @dataclass
@@ -195,8 +210,9 @@ class TrainState:
 
     def trained_model(self) -> DPT:
         """The network to be evaluated and saved: the running mean where there is one. All processes call it: of a
-        sharded one each gets a whole copy, which can then be evaluated without the others."""
-        model = self.network if self.ema is None else self.ema.module
+        sharded one each gets a whole copy, which can then be evaluated without the others. It computes in float32,
+        as whoever opens what is saved does, whatever training computes in."""
+        model = without_autocast(self.network) if self.ema is None else self.ema.module
         if self.whole is None:
             return model
         copied = self.whole.state_dict()
@@ -209,11 +225,30 @@ class TrainState:
         return dict(train=sample_names(self.train), held_out=sample_names(self.held_out))
 
 # %% ../../nbs/training/train_state.ipynb #b742c3b7
+def ema_of_many(decay: float) -> Callable:  # of `AveragedModel`
+    "What it does with tensors of one kind. Whole numbers, such as Swin's table of places, have no mean: they are copied."
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(means: list[torch.Tensor], values: list[torch.Tensor], count) -> None:
+        if means[0].is_floating_point():
+            return average(means, values, count)
+        for mean, value in zip(means, values):
+            mean.copy_(value)
+
+    return update
+
+
+def ema_of_one(decay: float) -> Callable:  # of `AveragedModel`
+    "The same, of a single tensor."
+    average = get_ema_avg_fn(decay)
+    return lambda mean, value, count: average(mean, value, count) if mean.is_floating_point() else value
+
+# %% ../../nbs/training/train_state.ipynb #2d6ed3c7
 def replicated(recipe: Recipe, model: DPT, accelerator: Accelerator) -> dict:  # `model`, `optimizer`, `ema`, `whole`
     "A whole network in each process; Accelerate wraps it so that gradients are averaged."
     optimizer, ema = build_optimizer(recipe, model), None
     if recipe.loop.ema:
-        average = get_ema_multi_avg_fn(recipe.loop.ema)
+        average = ema_of_many(recipe.loop.ema)
         ema = AveragedModel(model.to(accelerator.device), multi_avg_fn=average, use_buffers=True)
     wrapped, optimizer = accelerator.prepare(torch.compile(model) if recipe.loop.compiled else model, optimizer)
     return dict(model=wrapped, optimizer=optimizer, ema=ema, whole=None)
@@ -223,7 +258,7 @@ def sharded(recipe: Recipe, model: DPT, accelerator: Accelerator) -> dict:  # `m
     "A shard of the network in each process, and of its running mean, and of the optimizer's state."
     copied, ema = copy.deepcopy(model), None
     if recipe.loop.ema:
-        ema = AveragedModel(model, avg_fn=get_ema_avg_fn(recipe.loop.ema), use_buffers=True)
+        ema = AveragedModel(model, avg_fn=ema_of_one(recipe.loop.ema), use_buffers=True)
         shard(ema.module, accelerator.device)
     model = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)  # autocast, no wrapping
     model = shard(model, accelerator.device)
