@@ -160,6 +160,8 @@ def without_autocast(
     model: nn.Module,  # maybe with the `forward` that Accelerate has put around its own
 ) -> nn.Module:  # with its own; parameters and parts are the same
     "For evaluation."
+    if "forward" not in vars(model):
+        return model
     plain = copy.copy(model)
     for name in ("forward", "_original_forward"):
         vars(plain).pop(name, None)
@@ -212,9 +214,9 @@ class TrainState:
         """The network to be evaluated and saved: the running mean where there is one. All processes call it: of a
         sharded one each gets a whole copy, which can then be evaluated without the others. It computes in float32,
         as whoever opens what is saved does, whatever training computes in."""
-        model = without_autocast(self.network) if self.ema is None else self.ema.module
+        model = self.network if self.ema is None else self.ema.module
         if self.whole is None:
-            return model
+            return without_autocast(model)
         copied = self.whole.state_dict()
         for name, value in model.state_dict().items():
             copied[name].copy_(full_tensor(value))
@@ -226,7 +228,7 @@ class TrainState:
 
 # %% ../../nbs/training/train_state.ipynb #b742c3b7
 def ema_of_many(decay: float) -> Callable:  # of `AveragedModel`
-    "What it does with tensors of one kind. Whole numbers, such as Swin's table of places, have no mean: they are copied."
+    "What it does with tensors of one kind. Whole numbers, as in Swin's table of places, have no mean and are copied."
     average = get_ema_multi_avg_fn(decay)
 
     def update(means: list[torch.Tensor], values: list[torch.Tensor], count) -> None:
