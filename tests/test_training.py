@@ -28,7 +28,9 @@ from dpt_nb.data.folder import make_folder
 from dpt_nb.data.registry import open_dataset
 from dpt_nb.data.sampling import ResumableSampler
 from dpt_nb.evaluation.evaluate import evaluate
+from dpt_nb.evaluation.protocols import PROTOCOLS
 from dpt_nb.images.images import write_depth
+from dpt_nb.inference.predictor import Predictor
 from dpt_nb.network.dpt import DPT
 from dpt_nb.network.zoo import create_model
 from dpt_nb.objective.depth_losses import DepthLoss
@@ -61,6 +63,16 @@ def straight(no_figures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
     command_forked("dpt_train", "rooms_tiny", "--cpu", "--workers", 0, *changes(*LONGER), folder=folder, check=0)
     return folder
+
+
+def test_figures_are_of_float32_whatever_training_computes_in(tmp_path):
+    recipe = change_recipe(get_recipe("rooms_tiny"), [*SHORT, "loop.precision=bf16"])
+    report = train(recipe, tmp_path / "run", tmp_path / "data", cpu=True, workers=0, progress=False)
+    predictor = Predictor(DPT.from_pretrained(tmp_path / "run" / "model"), "cpu")
+    held_out = open_dataset("rooms", tmp_path / "data", "held_out", progress=False, **recipe.data.held_out)
+    again = evaluate(predictor, held_out, PROTOCOLS["rooms"], progress=False)
+    for name in ("abs_rel", "rmse", "silog"):
+        assert report[name] == pytest.approx(again[name], rel=1e-6), name
 
 
 @pytest.mark.slow  # the quick tests kill a run, and stop one in the lesson of the loop
