@@ -106,7 +106,8 @@ def is_harmless(key: str, value) -> bool:
         return all(map(is_nesting, json.loads(value)))
     if key in TERMS:
         return is_arithmetic(value, TERMS[key])
-    plain = re.fullmatch(r"[\w.:+\- ]*", value) is not None  # names become code as well
+    allowed = r"[^'\"\\\n\r]*" if key == "as_string" else r"[\w.:+\- ]*"  # einsum's letters; names become code as well
+    plain = re.fullmatch(allowed, value) is not None
     return plain or key == "a key" and is_arithmetic(value, TERMS["expr_str"])  # ranges of formulas
 
 
