@@ -108,8 +108,9 @@ def normalized_together(
     norm: nn.BatchNorm2d,  # in training
     maps: torch.Tensor,  # `(B, C, H, W)`, this process's part
 ) -> torch.Tensor:  # the same shape and type
-    "Normalize by the mean and variance of all parts together, in float32: sums of many pixels need its digits."
-    kind, maps = maps.dtype, maps.float()
+    "Normalize by the mean and variance of all parts together, in float32 or finer: sums of pixels need its digits."
+    kind = maps.dtype
+    maps = maps.to(torch.promote_types(kind, torch.float32))
     mean, count = shared_mean(maps)
     centered = maps - on_channels(mean)
     variance = process_sum((centered**2).sum((0, 2, 3))) / count
