@@ -100,8 +100,10 @@ def is_harmless(key: str, value) -> bool:
     "Whether torch makes nothing of a field but what it says."
     if key == "use_pickle":
         return value is False
-    if not isinstance(value, str) or key in UNREAD:
-        return key not in TERMS or key in UNREAD
+    if key in UNREAD:
+        return True
+    if not isinstance(value, str):
+        return key not in TERMS
     if key in SPECS:
         return all(map(is_nesting, json.loads(value)))
     if key in TERMS:

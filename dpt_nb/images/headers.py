@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXIF_DETAILS', 'IN_35_MM', 'LENGTH', 'DENSITY_X', 'DENSITY_Y', 'DENSITY_UNIT', 'PIXELS_X', 'PIXELS_Y',
-           'FILM_DIAGONAL', 'UNITS', 'ANY_SIZE', 'image_size', 'part_of_diagonal', 'exif_focal']
+           'FILM_DIAGONAL', 'UNITS', 'image_size', 'part_of_diagonal', 'exif_focal']
 
 # %% ../../nbs/images/headers.ipynb #56e82bad
 import io
@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from .files import check_file
-from .images import open_undecoded
+from .images import ANY_SIZE, open_undecoded
 
 # %% ../../nbs/images/headers.ipynb #b6c9b700
 def image_size(
@@ -30,7 +30,6 @@ EXIF_DETAILS, IN_35_MM, LENGTH = 0x8769, 0xA405, 0x920A  # EXIF tags
 DENSITY_X, DENSITY_Y, DENSITY_UNIT, PIXELS_X, PIXELS_Y = 0xA20E, 0xA20F, 0xA210, 0xA002, 0xA003
 FILM_DIAGONAL = math.hypot(36, 24)  # mm, the diagonal of 35 mm film
 UNITS = {2: 25.4, 3: 10.0}  # mm: inch, centimetre
-ANY_SIZE = 2**62  # pixels: of a header, none are unpacked
 
 
 def part_of_diagonal(

@@ -73,7 +73,8 @@ class RunOptions:
 
     def fingerprint(self, predictor: Predictor) -> str:  # 16 characters
         "Says whether two runs would write the same."
-        points = (self.field_of_view and [self.field_of_view] or 60.0) if "ply" in self.outputs else None
+        view = 60.0 if self.field_of_view is None else [self.field_of_view]  # 60 that was said is not the image's own
+        points = view if "ply" in self.outputs else None
         return fingerprint(predictor, outputs=self.outputs, window=self.window, overlap=self.overlap, points=points)
 
 # %% ../../nbs/inference/folders.ipynb #cdd04ffa

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'several_processes', 'is_first_process', 'any_process', 'all_gather_batch', 'ProcessSum', 'process_sum',
-           'on_channels', 'shared_mean', 'normalized_together', 'update_running', 'SharedBatchNorm',
+           'on_channels', 'shared_mean', 'normalized_together', 'update_running', 'Shared', 'SharedBatchNorm',
            'SharedBatchNormAct', 'convert_sync_batchnorm', 'shard', 'WholeModel', 'full_tensor', 'shard_like',
            'map_moments', 'WholeOptimizer', 'loopback_interface', 'stay_on_machine', 'check_tracker', 'check_trackers',
            'check_precision', 'open_accelerator']
@@ -127,28 +127,33 @@ def update_running(norm: nn.BatchNorm2d, mean: torch.Tensor, variance: torch.Ten
     norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
 
 # %% ../../nbs/training/distributed.ipynb #0268bb62
-class SharedBatchNorm(nn.BatchNorm2d):
-    "Batch norm over the batches of all processes."
+class Shared:
+    "A batch norm over the batches of all processes, in training."
 
     def forward(
         self,
         maps: torch.Tensor,  # `(B, C, H, W)`, this process's part
     ) -> torch.Tensor:  # the same shape
-        "In training by what all processes see."
-        alone = not self.training or not dist.is_initialized()
-        return super().forward(maps) if alone else normalized_together(self, maps)
+        "Outside of training as it was."
+        if not self.training or not dist.is_initialized():
+            return super().forward(maps)
+        return self.finish(normalized_together(self, maps))
+
+    def finish(self, maps: torch.Tensor) -> torch.Tensor:
+        "What comes after the norm."
+        return maps
 
 
-class SharedBatchNormAct(BatchNormAct2d):
-    "Likewise, of timm's batch norm that has its activation in it (RegNet, ResNetV2)."
+class SharedBatchNorm(Shared, nn.BatchNorm2d):
+    "PyTorch's."
 
-    def forward(
-        self,
-        maps: torch.Tensor,  # `(B, C, H, W)`, this process's part
-    ) -> torch.Tensor:  # the same shape
-        "In training by what all processes see."
-        alone = not self.training or not dist.is_initialized()
-        return super().forward(maps) if alone else self.act(self.drop(normalized_together(self, maps)))
+
+class SharedBatchNormAct(Shared, BatchNormAct2d):
+    "timm's, which has its activation in it (RegNet, ResNetV2)."
+
+    def finish(self, maps: torch.Tensor) -> torch.Tensor:
+        "The activation."
+        return self.act(self.drop(maps))
 
 
 SHARED = {nn.BatchNorm2d: SharedBatchNorm, BatchNormAct2d: SharedBatchNormAct}
