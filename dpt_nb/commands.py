@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['EXPONENTS', 'COMMANDS', 'OptionError', 'check_number', 'parse_amount', 'dpt_predict', 'parse_merging', 'parse_limits',
-           'with_prompts', 'Computing', 'Feeding', 'is_video', 'Inputs', 'not_of_videos', 'sort_arguments',
-           'split_numbers', 'parse_numbers', 'check_videos', 'predict_videos', 'named_once', 'depth_facts', 'extent',
-           'prediction_line', 'report_predictions', 'report_run', 'dpt_train', 'need_recipe', 'check_sweep',
-           'train_planned', 'train_sweep', 'list_recipes', 'print_dry_run', 'report_launch', 'report_training',
-           'check_processes', 'refuse_foreign', 'is_our_report', 'is_our_script', 'dpt_distill', 'print_student',
-           'report_labels', 'dpt_runs', 'dpt_report', 'dpt_eval', 'check_subject', 'check_subject_data',
-           'check_without_model', 'check_eval_numbers', 'choose_protocol', 'check_eval_files', 'DataSource',
-           'open_validation', 'open_scenes', 'scene_targets', 'open_computing', 'training_images',
+           'check_prompt', 'with_prompts', 'Computing', 'Feeding', 'is_video', 'Inputs', 'not_of_videos',
+           'sort_arguments', 'split_numbers', 'parse_numbers', 'check_videos', 'predict_videos', 'named_once',
+           'depth_facts', 'extent', 'prediction_line', 'report_predictions', 'report_run', 'dpt_train', 'need_recipe',
+           'check_sweep', 'train_planned', 'train_sweep', 'list_recipes', 'print_dry_run', 'report_launch',
+           'report_training', 'check_processes', 'refuse_foreign', 'is_our_report', 'is_our_script', 'dpt_distill',
+           'print_student', 'report_labels', 'dpt_runs', 'dpt_report', 'dpt_eval', 'check_subject',
+           'check_subject_data', 'check_without_model', 'check_eval_numbers', 'choose_protocol', 'check_eval_files',
+           'DataSource', 'open_validation', 'open_scenes', 'scene_targets', 'open_computing', 'training_images',
            'refuse_training_images', 'evaluate_files', 'evaluate_model', 'submit', 'check_fit_options', 'evaluate_fit',
            'report_evaluation', 'row_name', 'write_galleries', 'write_panel', 'write_signed_figure', 'dpt_data',
            'parse_assignments', 'parse_value', 'check_data_options', 'make_data', 'check_data', 'survey_splits',
@@ -25,6 +25,7 @@ __all__ = ['EXPONENTS', 'COMMANDS', 'OptionError', 'check_number', 'parse_amount
 import argparse
 import inspect
 import json
+import math
 import os
 import re
 import select
@@ -35,6 +36,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Literal, get_args, get_origin
 
 from fastcore.docments import docments
@@ -94,8 +96,9 @@ def dpt_predict(
     outputs: str | None = None,
     window: int | None = None,  # predict through a window of so many pixels, for large images
     overlap: float = 0.25,  # of windows, a fraction of their side
-    focal: float | None = None,  # of the camera, in pixels of its images, for networks that need it; default: EXIF's
-    field_of_view: float | None = None,  # instead, and for ply: degrees across the longer side; default: 60
+    # of the camera, in pixels of its images, for networks that need it and for ply; default: EXIF's
+    focal: float | None = None,
+    field_of_view: float | None = None,  # instead of focal: degrees across the longer side; default: EXIF's, else 60
     smooth: float = 0.0,  # of videos: weight of the past in each frame, 0 to below 1
     every: int = 1,  # of videos: only each n-th frame
     precision: str = "float32",  # float32, float16 or bfloat16; with onnx and openvino also int8
@@ -121,11 +124,12 @@ def dpt_predict(
     filming = dict(outputs=run.outputs if outputs else ("side",), smooth=smooth, every=every) | tiling
     inputs = sort_arguments(images, recursive, filming["outputs"])
     check_videos(inputs.videos, **filming)
+    check_prompt(prompt, inputs.videos)
     computing = Computing(engine, precision, calibration)
     options = dict(channels_last=channels_last, compile=compile) | computing.options(lambda: inputs.files)
     options |= parse_merging(merge_tokens)
     options |= parse_limits(max_memory, max_pixels)
-    options |= dict(focal=focal) if focal is not None else dict(field_of_view=field_of_view)
+    options |= dict(focal=focal, field_of_view=field_of_view)
     predictor = Feeding(flip, scales, size, resizing, heads).open_predictor(model, variant, device, **options)
     written, bad = predict_files(with_prompts(predictor, prompt), inputs.images, out, run, left=[])
     more, worse = predict_videos(predictor, inputs, out, again=again, **filming)
@@ -144,6 +148,16 @@ def parse_limits(max_memory: str | None, max_pixels: str | None) -> dict[str, in
     return dict(max_memory=memory, max_pixels=parse_amount(max_pixels, "--max-pixels", 1000))
 
 # %% ../nbs/commands.ipynb #e297ac19
+def check_prompt(
+    prompt: str | None,  # as typed
+    videos: list[str],
+) -> None:
+    "Raises `OptionError` for videos, whose frames would each need one."
+    if prompt is not None and videos:
+        found = f"Found --prompt with the video {videos[0]}"
+        raise OptionError(f"{found}: prompts are for photographs, leave one of the two out.")
+
+
 def with_prompts(
     predictor,
     prompt: str | None,  # a file or a folder, as typed
@@ -449,7 +463,7 @@ def dpt_train(
     changes = (set or []) + ([f"tune.way={fine_tune}"] if fine_tune else [])
     planned = plan_run(recipe, changes, out, resume, extend, given)
     if dry_run:
-        return print_dry_run(planned)
+        return print_dry_run(planned, sweep)
     planned.options |= dict(node_rank=node_rank, main_address=main_address, **dict(scheduler="slurm") if slurm else {})
     return train_sweep(planned, sweep) if sweep else train_planned(planned)
 
@@ -504,12 +518,18 @@ def list_recipes() -> None:
 # %% ../nbs/commands.ipynb #967f9258
 def print_dry_run(
     planned,  # of `plan_run`
+    sweep: list[str] | None = None,  # as typed
 ) -> None:
-    "The recipe, and what its run will need."
-    from dpt_nb.training.recipes import recipe_table
-
-    print(recipe_table(planned.recipe))
+    "The recipe, and what its run will need; of a sweep the first run."
     from dpt_nb.training.dry_run import dry_run
+    from dpt_nb.training.recipes import recipe_table
+    from dpt_nb.training.sweep import plan_sweep
+
+    if sweep:
+        runs = plan_sweep(planned.recipe, sweep)
+        planned.recipe = next(iter(runs.values()))
+        print(f"{len(runs)} runs: {', '.join(runs)}. This is the first.\n")
+    print(recipe_table(planned.recipe))
 
     known = ("data_root", "cpu", "workers", "trackers")
     options = {name: value for name, value in planned.options.items() if name in known}
@@ -717,7 +737,7 @@ def dpt_eval(
     check_eval_files(out, submission)
     check_fit_options(fit, save_fit, predictions or submission)
     protocol = choose_protocol(protocol, data, submission)
-    source = DataSource(data, data_root, parse_assignments(set or [], given=("count", "split")), count)
+    source = DataSource(data, data_root, parse_assignments(set or [], given=("count",), fixed=("split",)), count)
     source.follow_protocol(protocol)
     rules, settings, per_image = PROTOCOLS[protocol], dict(data=data, protocol=protocol), []
     if predictions:
@@ -728,12 +748,11 @@ def dpt_eval(
     predictor = open_computing(feeding, computing, model, variant, device, source, **merging)
     if submission:
         return submit(predictor, source, submission)
-    if fit != "none":
-        return evaluate_fit(predictor, source, rules, batch_size, fit, dict(model=model) | settings, out, save_fit)
-    evaluated = evaluate_model(predictor, source, rules, batch_size, per_image)
     settings |= dict(flip=flip, scales=scales, size=size or "", resizing=resizing or "", heads=heads or "") | merging
-    settings |= dict(engine=engine, precision=precision, calibration=calibration or "")
-    report_evaluation(*evaluated, dict(model=model) | settings, out, per_image)
+    settings = dict(model=model) | settings | dict(engine=engine, precision=precision, calibration=calibration or "")
+    if fit != "none":
+        return evaluate_fit(predictor, source, rules, batch_size, fit, settings, out, save_fit)
+    report_evaluation(*evaluate_model(predictor, source, rules, batch_size, per_image), settings, out, per_image)
 
 # %% ../nbs/commands.ipynb #f357a7d9
 def check_subject(
@@ -799,6 +818,8 @@ def choose_protocol(
     name = name or ("kitti_official" if submission else DEFAULT_PROTOCOLS.get(data, data))
     if name not in PROTOCOLS:
         raise EvaluationError(f"There is no protocol {name!r}. Choose from {', '.join(PROTOCOLS)}.")
+    if submission and name != "kitti_official":
+        raise EvaluationError(f"KITTI's server has its own protocol for a submission: leave --protocol {name} out.")
     return name
 
 # %% ../nbs/commands.ipynb #e7550c02
@@ -807,6 +828,8 @@ def check_eval_files(
     submission: str | None,  # a zip
 ) -> None:
     "Raises `OptionError` before any work where something that `dpt_eval` did not write would be replaced."
+    if submission and out:
+        raise OptionError(f"A submission is written into {submission} alone: leave --out {out} out.")
     if submission and os.path.lexists(submission):
         raise OptionError(f"{submission} exists and was left as it is: move it away, or choose another name.")
     if not out or submission:
@@ -1032,7 +1055,8 @@ def write_galleries(report: dict, predictor, split, out: str, per_image: list[di
     from dpt_nb.evaluation.protocols import PROTOCOLS
 
     for target in target_specs():
-        if main_metric(target)[0] in report:
+        metric = main_metric(target)[0]
+        if any(math.isfinite(figures.get(metric, math.nan)) for figures in per_image):
             figure = gallery(predictor, split, PROTOCOLS[report["protocol"]], per_image, target)
             write_signed_figure(f"{out}/gallery-{target}.png", figure, dpi=130)
 
@@ -1077,7 +1101,8 @@ def dpt_data(
 ) -> int:  # exit code
     """Write small sets in the layouts of KITTI, NYUv2, ADE20K, Pascal Context or a folder; check and show real ones;
     write a recipe for images of your own with their depth: dpt_data init FOLDER."""
-    options = parse_assignments(set or [], given=("name", "root", "split", "count", "seed", "progress", "verify"))
+    fixed = ("name", "root", "progress", "verify")
+    options = parse_assignments(set or [], given=("split", "count", "seed"), fixed=fixed)
     options |= {} if pair is None else dict(pair=list(pair))
     check_data_options(action, count, seed, out)
     check_processes(workers)
@@ -1100,8 +1125,9 @@ def dpt_data(
 def parse_assignments(
     assignments: list[str],  # such as "layout=labeled", "depth_scale=256"
     given: tuple[str, ...] = (),  # options that the command has itself
+    fixed: tuple[str, ...] = (),  # options that the command chooses
 ) -> dict:  # option → value, numbers as numbers
-    "Raises `OptionError` for a text without `=`, and for an option that the command has itself."
+    "Raises `OptionError` for a text without `=`, and for an option that is not the user's, or not here."
     options = {}
     for assignment in assignments:
         option, equals, text = assignment.partition("=")
@@ -1110,6 +1136,8 @@ def parse_assignments(
         if option in given:
             advice = f"write --{option} {text}, not --set {assignment}"
             raise OptionError(f"{option} is given by the command itself: {advice}.")
+        if option in fixed:
+            raise OptionError(f"{option} is chosen by the command itself: leave --set {assignment} out.")
         options[option] = parse_value(text)
     return options
 
@@ -1210,7 +1238,8 @@ def init_data(
     write_recipe(folder_recipe(found, options), path, heading=str(found))
     print(found)
     print(f"{path} has these settings: read it, correct it. Then")
-    print(f"  dpt_train {path} --data-root {root} --out runs/{path.stem} --dry-run")
+    typed = [quote(str(word)) for word in (path, root, f"runs/{path.stem}")]
+    print("  dpt_train {} --data-root {} --out {} --dry-run".format(*typed))
     return 0
 
 # %% ../nbs/commands.ipynb #31246f34

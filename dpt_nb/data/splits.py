@@ -206,6 +206,7 @@ SHARED_OPTIONS = (  # the same in both splits
     "labels",
     "joint",
     "normals",
+    "sky",
 )
 STATED_OPTIONS = ("layout", "release", "root")  # may differ, when both are said
 

@@ -291,7 +291,9 @@ def share_of_range(
 ) -> float:
     "The largest difference, as a fraction of the range of what was wanted."
     wanted = wanted.cpu()
-    return ((found - wanted).abs().max() / (wanted.max() - wanted.min())).item()
+    apart, spread = (found - wanted).abs().max(), wanted.max() - wanted.min()
+    # A head may say the same everywhere, as one that ends in ReLU does of noise; no difference is then none of anything
+    return 0.0 if apart == 0 and spread == 0 else (apart / spread).item()
 
 # %% ../../nbs/deploy/engines.ipynb #c6ddbf2a
 @torch.no_grad()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HINTS', 'CANDIDATES', 'own_code', 'model_digest', 'cache_folder', 'exported', 'check_exportable', 'ExportedNetwork',
            'refuse_precision', 'need_package', 'open_by_onnx', 'run_by_onnx', 'openvino_core', 'open_by_openvino',
-           'run_by_openvino', 'seconds_of', 'measured', 'run_by_fastest']
+           'run_by_openvino', 'installed_engines', 'find_version', 'seconds_of', 'measured', 'run_by_fastest']
 
 # %% ../../nbs/deploy/predictor_engines.ipynb #91e28ee1
 import functools
@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -207,7 +208,21 @@ def run_by_openvino(model, device, precision, cache) -> Engine:
     return Engine(ExportedNetwork(model, cache, opened, by_size=True))
 
 # %% ../../nbs/deploy/predictor_engines.ipynb #52f37e10
-CANDIDATES = ("torch", "onnx", "openvino")
+CANDIDATES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}  # engine → its package
+
+
+def installed_engines() -> str:
+    "Packages with their versions: what is measured holds for these."
+    found = {package: find_version(package) for package in CANDIDATES.values()}
+    return "-".join(f"{package}{known}" for package, known in found.items() if known)
+
+
+def find_version(package: str) -> str | None:
+    "None where it is not installed."
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @torch.no_grad()
@@ -239,10 +254,11 @@ def measured(model, device, precision, cache) -> dict[str, float]:  # engine →
 # %% ../../nbs/deploy/predictor_engines.ipynb #114d6174
 @register_engine("auto")
 def run_by_fastest(model, device, precision, cache) -> Engine:
-    "The fastest engine on this machine, measured once for each network, precision and number of threads."
+    """The fastest engine on this machine, measured once for each network, precision and number of threads, and anew
+    when another engine, or another version of one, is installed."""
     if device.type != "cpu" or model.config.input_method in PADDED:  # what was padded, exported files cannot cut off
         return open_engine("torch", model, device, precision, cache)
-    name = f"{model_digest(model)}-{precision}-{torch.get_num_threads()}.json"
+    name = f"{model_digest(model)}-{precision}-{torch.get_num_threads()}-{installed_engines()}.json"
     noted = cache_folder(cache) / name
     if not noted.exists():
         noted.parent.mkdir(parents=True, exist_ok=True)

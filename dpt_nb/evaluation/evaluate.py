@@ -8,11 +8,13 @@ __all__ = ['METRIC_TABLES', 'check_cut', 'window_mask', 'to_evaluated', 'measure
            'check_evaluation', 'check_share', 'process_count', 'class_names', 'predict_share', 'evaluate',
            'check_same_size', 'median_depth', 'ConstantPredictor', 'check_class_numbers', 'class_shares',
            'class_frequencies', 'FrequencyPredictor', 'mean_normal', 'metric_cell', 'metric_line', 'metric_table',
-           'depth_table', 'label_table', 'normal_table', 'other_metrics', 'report_tables', 'panel', 'write_report']
+           'depth_table', 'label_table', 'normal_table', 'sky_table', 'other_metrics', 'report_tables', 'panel',
+           'write_report', 'without_nan']
 
 # %% ../../nbs/evaluation/evaluate.ipynb #a1859c26
 import copy
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -44,6 +46,7 @@ from ..inference.prompted import prompted_by_truth
 from ..network.heads import HEADS
 from ..objective.metrics import DEPTH_METRICS
 from ..objective.normals import THRESHOLDS
+from ..objective.sky import SKY_METRICS
 
 # %% ../../nbs/evaluation/evaluate.ipynb #2b4083a1
 if TYPE_CHECKING:
@@ -489,7 +492,16 @@ def normal_table(
     return metric_table(rows, ("mean_angle", "median_angle", "rms_angle", *shares), protocol)
 
 
-METRIC_TABLES = {"abs_rel": depth_table, "miou": label_table, "mean_angle": normal_table}  # metric → the table it leads
+def sky_table(
+    rows: dict[str, dict],  # name of the row → metrics
+    protocol: str | None = None,  # its published rows come first
+) -> str:  # text, one line a row
+    "Overlap with the sky, and shares of pixels missed and invented, between 0 and 1."
+    return metric_table(rows, SKY_METRICS, protocol)
+
+
+# Metric → the table it leads
+METRIC_TABLES = {"abs_rel": depth_table, "miou": label_table, "mean_angle": normal_table, "sky_iou": sky_table}
 
 
 def other_metrics(
@@ -533,6 +545,15 @@ def write_report(
     path: str | Path,  # of a JSON file
     report: dict,  # plain values
 ) -> None:
-    "Write a report, whole or not at all."
+    "Write a report, whole or not at all. A metric of no pixels, NaN, is null: JSON knows no other word for it."
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(without_nan(report), indent=2) + "\n", encoding="utf-8")
+
+
+def without_nan(value):  # of a report
+    "The same with None for NaN."
+    if isinstance(value, dict):
+        return {name: without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return list(map(without_nan, value))
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -74,7 +74,8 @@ class RunOptions:
     def fingerprint(self, predictor: Predictor) -> str:  # 16 characters
         "Says whether two runs would write the same."
         view = 60.0 if self.field_of_view is None else [self.field_of_view]  # 60 that was said is not the image's own
-        points = view if "ply" in self.outputs else None
+        lens = [] if predictor.focal is None else [predictor.focal]
+        points = (lens or view) if "ply" in self.outputs else None
         return fingerprint(predictor, outputs=self.outputs, window=self.window, overlap=self.overlap, points=points)
 
 # %% ../../nbs/inference/folders.ipynb #cdd04ffa
@@ -277,11 +278,11 @@ def through_window(
     "Predict large images one after the other."
     if scratch is not None:
         scratch.mkdir(exist_ok=True)
-    window = options.window, options.overlap
+    windows = dict(window=options.window, overlap=options.overlap, batch=options.batch)
     for place, (file, name) in enumerate(zip(files, names)):
         try:
             with working_folder(scratch) as folder:
-                found = predictor.predict_tiled(file, folder, *window, progress=False, name=name)
+                found = predictor.predict_tiled(file, folder, **windows, progress=False, name=name)
         except Exception as error:  # whatever is wrong with this one, the others are still wanted
             found = error
         yield place, found
@@ -303,11 +304,12 @@ def predictions(
     if options.window is not None:
         yield from through_window(predictor, files, names, options, scratch)
         return
-    decoded = decode_ahead(files, predictor.max_pixels)
-    for group in group_images(predictor, decoded, options.batch or predictor.batch_size):
+    decoded, batch = decode_ahead(files, predictor.max_pixels), options.batch or predictor.batch_size
+    for group in group_images(predictor, decoded, batch):
         places, images = zip(*group)
         exifs = [predictor.exif_of(files[place]) for place in places]
-        yield from zip(places, predicted_group(predictor, images, [names[place] for place in places], exifs))
+        group_names = [names[place] for place in places]
+        yield from zip(places, predicted_group(predictor, images, group_names, exifs, batch))
 
 
 def decode_ahead(files: list[Path], max_pixels: int | None) -> Iterator[tuple[int, torch.Tensor | Exception]]:
@@ -321,16 +323,17 @@ def predicted_group(
     group: list[torch.Tensor | Exception],  # images of one network size, or one that could not be read
     names: list[str],  # one an image
     exifs: list[float | None],  # of `Predictor.exif_of`, one an image
+    batch: int,  # that many at once, of images or of windows
 ) -> list[Prediction | Exception]:
     "What the network says of each; where several are too many at once, one after the other."
     if not isinstance(group[0], torch.Tensor):
         return group
     try:
-        return predictor.predict_list(group, names, batch=len(group), keep_errors=True, exifs=exifs)
+        return predictor.predict_list(group, names, batch, keep_errors=True, exifs=exifs)
     except Exception as error:
         if len(group) == 1:
             return [error]
-    return [predicted_group(predictor, *([each] for each in one))[0] for one in zip(group, names, exifs)]
+    return [predicted_group(predictor, *([each] for each in one), 1)[0] for one in zip(group, names, exifs)]
 
 # %% ../../nbs/inference/folders.ipynb #b0292cdd
 def keep(

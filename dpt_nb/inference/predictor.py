@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +99,14 @@ def check_settings(
     resizing: str,
     max_memory: float | None,  # bytes
     max_pixels: int | None,
+    compiled_by: str | None = None,  # the engine, where `compile` was asked for
 ) -> None:
     "Raises `PredictorError` for settings of `Predictor` that cannot be followed."
     check_limits(max_memory, max_pixels)
+    if compiled_by not in (None, "torch", "compile"):
+        raise PredictorError(
+            f"Found compile and the engine {compiled_by!r}, which does not run what torch compiles: leave out one."
+        )
     if precision not in PRECISIONS or not scales or not all(0 < scale < float("inf") for scale in scales):
         raise PredictorError(
             f"Found precision {precision!r} and scales {tuple(scales)}; "
@@ -167,7 +173,7 @@ class Predictor:
         depth_range: tuple[float, float] | None = None,  # metres: a view's depth is clamped to it before the average
         max_memory: float | None = None,  # bytes for one image, else it is seen in tiles; None: half of what is free
         max_pixels: int | None = None,  # of a file, the most that is unpacked; None: twice pillow's `MAX_IMAGE_PIXELS`
-        focal: float | None = None,  # of the camera, in pixels of its images, for networks that need it
+        focal: float | None = None,  # of the camera, in pixels of its images, for networks and points that need it
         field_of_view: float | None = None,  # or degrees across the longer side; neither: EXIF, else 60
         engine: str = "torch",  # what computes the network: "torch", "compile", "onnx", "openvino", or "auto"
         cache: str | Path | None = None,  # folder for what an engine writes; None: the user's cache
@@ -176,15 +182,14 @@ class Predictor:
     ):
         check_colors(model)
         self.resizing = resizing or model.config.resizing
-        check_settings(precision, scales, self.resizing, max_memory, max_pixels)
+        check_settings(precision, scales, self.resizing, max_memory, max_pixels, engine if compile else None)
         self.flip, self.precision, self.depth_range, self.max_pixels = flip, precision, depth_range, max_pixels
         self.classes = tuple(model.config.class_names if classes is None else classes)
         self.scales = tuple(sorted(scales, key=lambda scale: abs(1 - scale)))  # the first is what others are aligned to
         self.policy = resize_policy(model.config, model.backbone.patch)
         self.size = check_input_size(size, model.backbone.patch)
         self.take_model(model, usable_device(device), channels_last)
-        name = "compile" if compile and engine == "torch" else engine
-        self.take_engine(name, cache, calibration, merge_tokens)
+        self.take_engine("compile" if compile else engine, cache, calibration, merge_tokens)
         self.take_lens(focal, field_of_view)
         self.max_memory = free_memory(self.device) / 2 if max_memory is None else max_memory
 
@@ -213,6 +218,7 @@ class Predictor:
         check_focal(focal, field_of_view)
         self.focal, self.field_of_view = focal, field_of_view
         self.canonical = canonical_heads(self.model.config.heads)
+        self.shows_depth = any(HEADS[head].scale for head in self.model.config.heads)
 
     @property
     def batch_size(self) -> int:  # images that pass together where nobody says how many
@@ -224,9 +230,9 @@ def exif_of(
     self: Predictor,
     image,  # anything that it takes
 ) -> float | None:  # focal length over the image's diagonal; None where it is not known, or not needed
-    "What a photograph says about its lens, for a network that has to know."
+    "What a photograph says about its lens, for a network of depth: its metres or its points may need it."
     told = self.focal is not None or self.field_of_view is not None
-    return None if told or not self.canonical else exif_focal(image)
+    return None if told or not self.shows_depth else exif_focal(image)
 
 
 @patch
@@ -465,7 +471,7 @@ def predict_tiled(
         predict_tiles(predict, large, grid, store, guide_size, batch or self.batch_size, progress)
         self.fill(store.maps)
         shown = small_copy(large)
-    return self.with_focal(Prediction(shown, store.maps, store.name, self.classes), focal)
+    return self.with_focal(Prediction(shown, store.maps, store.name, self.classes), exif)
 
 # %% ../../nbs/inference/predictor.ipynb #add21d27
 def small_copy(large: LargeImage, most: int = 1600) -> torch.Tensor:  # `(3, h, w)` in [0, 1]
@@ -494,9 +500,10 @@ def predict_in_tiles(
     image: torch.Tensor,  # `(3, H, W)` uint8, or float in [0, 1]
     name: str,  # what files are named after
     exif: float | None = None,  # of `exif_of`
+    batch: int | None = None,  # windows at once; None: 1 on a CPU, 8 on a GPU
 ) -> Prediction:  # maps at the image's size, the image at most 1600 pixels high or wide
     "An image that as a whole would take more than `max_memory`; the note says so."
-    found = self.predict_tiled(image, progress=False, name=name, exif=exif)
+    found = self.predict_tiled(image, batch=batch, progress=False, name=name, exif=exif)
     found.note = f"{found.note} {self.tiles_note(tuple(image.shape[-2:]), name)}".strip()
     return found
 
@@ -527,7 +534,7 @@ def predict_list(
     found, exifs = {}, exifs or [None] * len(images)
     large, groups = self.sort_by_size(images, batch)
     for index in large:
-        predict = partial(self.predict_in_tiles, images[index], names[index], exifs[index])
+        predict = partial(self.predict_in_tiles, images[index], names[index], exifs[index], min(batch, self.batch_size))
         found[index] = attempt(predict, keep_errors)
     for chosen in groups:
         together = [[each[index] for index in chosen] for each in (images, names, exifs)]
@@ -563,7 +570,7 @@ def predict_batch(
     found = []
     for place, (image, name) in enumerate(zip(images, names)):
         own = {head: values[place : place + 1] for head, values in maps.items()}
-        found.append(attempt(partial(self.finish, image.cpu(), own, name, focals[place]), keep_errors))
+        found.append(attempt(partial(self.finish, image.cpu(), own, name, exifs[place]), keep_errors))
     return found
 
 # %% ../../nbs/inference/predictor.ipynb #d16bcd9c
@@ -603,13 +610,13 @@ def finish(
     image: torch.Tensor,  # `(3, H, W)` in [0, 1], or uint8
     maps: dict[str, torch.Tensor],  # head → `(1, C, h, w)` at the network's size
     name: str,  # what files are named after
-    focal: Focal | None = None,  # by which its metres were made
+    exif: float | None = None,  # of `exif_of`
 ) -> Prediction:
     "One image's maps at its own size. Raises `PredictionError` for maps that cannot be used."
     check_finite(maps, name)
     own = {head: self.own_size(head, values, tuple(image.shape[-2:])) for head, values in maps.items()}
     # Floats last: labels take more memory while they are made than when they are there
-    return self.with_focal(self.prediction(as_floats(image), self.fill(own), name), focal)
+    return self.with_focal(self.prediction(as_floats(image), self.fill(own), name), exif)
 
 
 @patch
@@ -624,13 +631,13 @@ def own_size(self: Predictor, head: str, values: torch.Tensor, size: tuple[int, 
 def with_focal(
     self: Predictor,
     found: Prediction,
-    focal: Focal | None,  # by which its metres were made; None: none was needed
+    exif: float | None = None,  # of `exif_of`
 ) -> Prediction:  # the same
-    "What is known of the camera goes with the prediction, and a note where nothing is."
-    if focal is None:
-        return found
-    found.focal = focal.pixels
-    if not focal.known:
+    "What is known of the camera goes with the prediction, and a note where metres were made by what was assumed."
+    focal = find_focal(tuple(next(iter(found.maps.values())).shape[-2:]), self.focal, self.field_of_view, exif)
+    if focal.known and self.shows_depth or self.canonical:
+        found.focal = focal.pixels
+    if self.canonical and not focal.known:
         found.note = f"{found.note} {assumed_note(found.name)}".strip()
     return found
 
@@ -841,6 +848,28 @@ def frames(
     if film.damage:
         raise VideoError(film.damage)
 
+# %% ../../nbs/inference/predictor.ipynb #6e7b5be4
+@patch
+def film_maps(
+    self: Predictor,
+    film: FilmReader,  # its note says where frames were seen in tiles
+    window: int | tuple[int, int] | None,  # pixels; None: frames are seen whole, those that fit into `max_memory`
+    overlap: float,  # of windows
+    batch: int | None,  # that pass through the network together
+) -> Iterator[tuple[FilmFrame, dict[str, torch.Tensor]]]:  # frame, head → `(1, C, H, W)`
+    "What the network says of frame after frame: as many together as fit, windows of one where not even one does."
+    frames = iter(film)
+    first = next(frames)
+    frames, size = chain([first], frames), tuple(first.image.shape[-2:])
+    logits = 4 * class_total(self.model.config) * size[0] * size[1]  # of labels, which are smoothed at full size
+    fitting = int(self.max_memory / (self.memory_needed(*size) + logits))
+    if window is None and fitting > 0:
+        return frame_maps(self.predict, frames, min(batch or self.batch_size, fitting))
+    if window is None:
+        film.seen = self.tiles_note(size, f"Each frame of {Path(film.path).name}")
+    votes = partial(self.window_votes, window=window, overlap=overlap, batch=batch)
+    return frame_maps(votes, frames, 1)
+
 # %% ../../nbs/inference/predictor.ipynb #98c036b3
 @patch
 def predict_film(
@@ -853,11 +882,7 @@ def predict_film(
 ) -> Iterator[tuple[FilmFrame, Prediction]]:
     "Frames and what is predicted for them, steadied. Raises `VideoError` for a prediction that is not finite."
     smoother = TemporalSmoother(smooth)
-    if window is None:
-        maps_of_frames = frame_maps(self.predict, film, batch or self.batch_size)
-    else:
-        maps_of_frames = frame_maps(partial(self.window_votes, window=window, overlap=overlap), film, 1)
-    for frame, maps in maps_of_frames:
+    for frame, maps in self.film_maps(film, window, overlap, batch):
         check_frame(film, frame, maps)
         with torch.no_grad():
             maps = smoother(frame.image[None].to(self.device), maps)
@@ -866,9 +891,9 @@ def predict_film(
 
 @patch
 def frame_prediction(self: Predictor, frame: FilmFrame, maps: dict[str, torch.Tensor], name: str) -> Prediction:
-    "What is predicted for one frame, with the focal length by which its metres were made."
+    "What is predicted for one frame, with what is known of the camera."
     own = {head: values[0].cpu() for head, values in maps.items()}
-    return self.with_focal(self.prediction(frame.image, own, name), self.image_focal(tuple(frame.image.shape[-2:])))
+    return self.with_focal(self.prediction(frame.image, own, name))
 
 # %% ../../nbs/inference/predictor.ipynb #e79c52b9
 def check_frame(
@@ -887,11 +912,13 @@ def check_frame(
 def window_votes(
     self: Predictor,
     image: torch.Tensor,  # `(1, 3, H, W)` in [0, 1]
-    window: int | tuple[int, int],  # pixels
+    window: int | tuple[int, int] | None,  # pixels; None: the network's native size
     overlap: float,  # of windows
+    batch: int | None = None,  # windows at once; None: 1 on a CPU, 8 on a GPU
 ) -> dict[str, torch.Tensor]:  # head → `(1, C, H, W)`
     "As `predict`, through windows. Labels come as votes: 1 for the class, else 0."
-    maps, heads = self.predict_tiled(image, None, window, overlap, progress=False).maps, self.model.config.heads
+    maps = self.predict_tiled(image, None, window, overlap, batch=batch, progress=False).maps
+    heads = self.model.config.heads
     votes = {head: as_votes(values, HEADS[head].class_count(heads[head])) for head, values in maps.items()}
     return {head: values[None].to(self.device) for head, values in votes.items()}
 

@@ -212,14 +212,15 @@ class FilmReader:
             self.pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
             self.total = -(-stream.frames // every) or None  # None: the file does not say
         self.path, self.every, self.damage, self.count = path, every, "", 0
-        self.clock, self.interlaced = FrameClock(self.rate), False
+        self.clock, self.interlaced, self.seen = FrameClock(self.rate), False, ""  # seen: how, if not whole
 
     def note(self) -> str:  # one sentence each, or nothing
         "What a reader should know of the film, once it was read."
         mended, aspect = self.clock.mended, self.pixel_aspect
         said = [f"{mended} frames stated no usable time and were placed by the mean rate."] if mended else []
         said += [f"Pixels were {aspect} times as wide as high and were made square."] if aspect != 1 else []
-        return " ".join(said + ["The film is interlaced and was left so."] * self.interlaced)
+        said += ["The film is interlaced and was left so."] * self.interlaced
+        return " ".join(said + [self.seen] * bool(self.seen))
 
 # %% ../../nbs/inference/video.ipynb #78da068a
 @patch

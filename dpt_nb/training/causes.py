@@ -37,6 +37,7 @@ class Numbers:
     stored: DepthRule | None = None  # how depth is read from files; None: not from files of a folder
     metric: str = ""  # by which the network is judged
     worse: bool = False  # whether it is worse than before, on the same images
+    new_head: bool = False  # whether a head began with random weights: before the training it said nothing
     losses: list = field(default_factory=list)  # (step, training loss)
     errors: list = field(default_factory=list)  # (step, validation metric, less is better)
 
@@ -106,7 +107,7 @@ def scale_changes(numbers: Numbers, factor: float) -> tuple:  # factor: truth / 
 def wrong_scale(numbers: Numbers) -> Cause | None:
     "The unit in which depth is stored."
     fits = numbers.before
-    if fits is None or abs(math.log(fits.factor)) < math.log(LENS) or fits.spread > ALIKE:
+    if fits is None or numbers.new_head or abs(math.log(fits.factor)) < math.log(LENS) or fits.spread > ALIKE:
         return None
     factor, changes = fits.factor, scale_changes(numbers, fits.factor)
     how = f"set {changes[0]}" if changes else "look at the scale of the stored depth"
@@ -152,6 +153,7 @@ def other_focal(numbers: Numbers) -> Cause | None:
         return None
     factor, related = fits.factor, several_cameras(numbers)
     one_lens = math.log(MODERATE) < abs(math.log(factor)) < math.log(LENS) and fits.spread < ALIKE
+    one_lens = one_lens and not numbers.new_head
     if related <= 0.7 and not (one_lens and fits.set_scale < GAIN * fits.as_is):
         return None
     several = (
@@ -183,7 +185,9 @@ def ways_to_hold(recipe: Recipe) -> tuple:  # settings
 def forgetting(numbers: Numbers) -> Cause | None:
     "What nothing is measured of."
     moved = numbers.change
-    if moved is None or moved.fraction < 0.1 or not moved.uncovered > max(FORGOTTEN, 2 * moved.measured):
+    if moved is None or numbers.new_head:
+        return None
+    if moved.fraction < 0.1 or not moved.uncovered > max(FORGOTTEN, 2 * moved.measured):
         return None
     changes = _, *still = ways_to_hold(numbers.recipe)
     more = "more " * bool(numbers.recipe.tune.agreement_weight)

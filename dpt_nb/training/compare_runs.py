@@ -18,6 +18,7 @@ from ..evaluation.evaluate import other_metrics
 from ..evaluation.gallery import leading_metric
 from ..objective.metrics import DEPTH_METRICS
 from ..objective.normals import THRESHOLDS
+from ..objective.sky import SKY_METRICS
 from .recipe_fields import RecipeError, flat_rows
 from .recipe_files import read_recipe
 from .run_folder import TrainingError
@@ -106,14 +107,15 @@ def direction(metric: str) -> int:  # 1 where less is better, -1 where more is, 
     "By its name."
     if metric in SHARES or metric.endswith(("_iou", "_miou", "_accuracy")):
         return -1
-    known = metric in (*DEPTH_METRICS, *ANGLES) or metric.endswith(("_mae", "_rmse"))
+    known = metric in (*DEPTH_METRICS, *ANGLES, *SKY_METRICS) or metric.endswith(("_mae", "_rmse"))
     return 1 if known else 0
 
 
 def metrics_in(rows: list[dict]) -> list[str]:  # rows: reports, or lines of a log
     "Which of their numbers are metrics, in the order of tables."
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    usual = [name for name in (*DEPTH_METRICS, *SHARES[3:5], *ANGLES, *SHARES[5:]) if name in keys]
+    tables = (*DEPTH_METRICS, *SHARES[3:5], *ANGLES, *SHARES[5:], *SKY_METRICS)
+    usual = [name for name in tables if name in keys]
     return usual + [name for name in other_metrics(keys) if name not in usual]
 
 

@@ -9,8 +9,8 @@ __all__ = ['RENAMED', 'KINDS_OF_FIELD', 'WAYS', 'CACHED', 'LIMITS', 'RecipeError
            'check_length', 'check_sharded', 'is_stage', 'check_growth', 'check_way', 'check_groups', 'check_batch',
            'check_recipe', 'RecipeWarning', 'is_default', 'betas_without_effect', 'schedule_without_effect',
            'weights_without_effect', 'tuning_without_effect', 'settings_without_effect', 'did_you_mean',
-           'fields_in_groups', 'nearest_path', 'changed', 'change_recipe', 'is_name_list', 'flat_rows', 'source_of',
-           'recipe_rows']
+           'fields_in_groups', 'nearest_path', 'changed', 'set_field', 'change_recipe', 'is_name_list', 'flat_rows',
+           'source_of', 'recipe_rows']
 
 # %% ../../nbs/training/recipe_fields.ipynb #3180341c
 import difflib
@@ -552,6 +552,20 @@ def changed(
         raise RecipeError(f"A recipe has no {whole!r}. {nearest_path(whole, group, known)}")
     return replace(group, **{name: changed(getattr(group, name), rest, value, whole) if rest else value})
 
+# %% ../../nbs/training/recipe_fields.ipynb #62b07714
+def set_field(
+    recipe: Recipe,
+    path: str,  # such as "loop.steps"
+    value,  # to put there
+) -> Recipe:
+    "As `changed`, without the source of what stood there. Raises `RecipeError` for a name that does not exist."
+    new = changed(recipe, path.split("."), value, path)
+    if new == recipe:
+        return recipe
+    sources = {name: text for name, text in new.sources.items() if not f"{name}.".startswith(f"{path}.")}
+    above = {name: f"{text}, but for {path}" for name, text in sources.items() if path.startswith(f"{name}.")}
+    return replace(new, sources=sources | above)
+
 # %% ../../nbs/training/recipe_fields.ipynb #33b2f76f
 def change_recipe(
     recipe: Recipe,
@@ -566,7 +580,7 @@ def change_recipe(
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        recipe = changed(recipe, path.split("."), value, path)
+        recipe = set_field(recipe, path, value)
     return check_recipe(recipe)
 
 # %% ../../nbs/training/recipe_fields.ipynb #8b7ab8c7

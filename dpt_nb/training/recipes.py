@@ -16,11 +16,11 @@ from .paper_recipes import PAPER_RECIPES
 from dpt_nb.training.recipe_fields import (
     Recipe,
     RecipeError,
-    changed,
     check_recipe,
     did_you_mean,
     flat_rows,
     recipe_rows,
+    set_field,
     source_of,
 )
 
@@ -41,7 +41,7 @@ def get_recipe(
         in_group = is_dataclass(getattr(recipe, key, None)) and isinstance(value, dict)
         assignments = {f"{key}.{inner}": new for inner, new in value.items()} if in_group else {key: value}
         for path, new in assignments.items():
-            recipe = changed(recipe, path.split("."), new, path)
+            recipe = set_field(recipe, path, new)
     return check_recipe(recipe)
 
 # %% ../../nbs/training/15_recipes.ipynb #ab331a18

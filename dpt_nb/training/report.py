@@ -9,6 +9,7 @@ __all__ = ['check_begun', 'begun_with', 'made', 'open_held_out', 'training_image
 # %% ../../nbs/training/report.ipynb #9031ff0d
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from ..inference.predictor import Predictor
 from ..network.dpt import DPT
 from .before_after import compare_networks
 from .causes import collect_numbers, find_causes
+from .compare_runs import read_report
 from .imports import import_saved
 from .recipe_fields import Recipe, RecipeError
 from .recipe_files import read_recipe
@@ -29,7 +31,7 @@ from .run_folder import TrainingError, TrainingWarning, run_writer, saved_finger
 from .run_log import sorted_rows
 from .train_state import build_model, get_protocol
 from ..weights.load import load_checkpoint
-from ..weights.read import CheckpointError, CheckpointWarning
+from ..weights.read import CheckpointError, CheckpointWarning, NewHeadWarning
 
 # %% ../../nbs/training/report.ipynb #288bace5
 def check_begun(recipe: Recipe) -> None:
@@ -41,19 +43,26 @@ def check_begun(recipe: Recipe) -> None:
         )
 
 
-def begun_with(recipe: Recipe) -> DPT:
+def begun_with(recipe: Recipe) -> tuple[DPT, bool]:  # with whether it has a head of random weights
     "The network that a run begins with. Raises `RecipeError` as `check_begun`, and what opening a checkpoint raises."
     check_begun(recipe)
-    with torch.random.fork_rng([]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", CheckpointWarning)  # it was given when the run began
+    with torch.random.fork_rng([]), warnings.catch_warnings(record=True) as given:  # they were, when the run began
+        warnings.simplefilter("always", CheckpointWarning)
         torch.manual_seed(recipe.seed)
-        return build_model(recipe)
+        model = build_model(recipe)
+    return model, any(issubclass(warning.category, NewHeadWarning) for warning in given)
 
 
 def made(run: Path) -> DPT:  # run: its folder
     "The network that a run has made. Raises `TrainingError` for one that has not ended."
     if not (run / "model").is_dir():
         raise TrainingError(f"The run in {run} has not ended: it holds no model yet. Go on with it by --resume {run}.")
+    ended, rows = read_report(run).get("steps"), sorted_rows(run / "metrics.jsonl")[0]
+    if type(ended) is int and rows and ended < rows[-1]["step"]:
+        raise TrainingError(
+            f"The run in {run} was extended and stands at step {rows[-1]['step']}; its model is still that of step "
+            f"{ended}. Go on with it by --resume {run}."
+        )
     return load_checkpoint(run / "model")
 
 
@@ -77,11 +86,12 @@ def make_report(
     progress: bool = False,  # show a bar
 ) -> Report:
     "Compare, count, and look for causes."
-    networks = [Predictor(each, device, recipe.keep.flip) for each in (begun_with(recipe), model)]
+    begun, new_head = begun_with(recipe)
+    networks = [Predictor(each, device, recipe.keep.flip) for each in (begun, model)]
     count, size = recipe.keep.report_images or 32, recipe.data.batch_size
     found = compare_networks(*networks, held_out, get_protocol(recipe), count, size, progress)
     rows, stored = sorted_rows(run / "metrics.jsonl")[0], getattr(held_out, "rule", None)
-    numbers = collect_numbers(recipe, training_images(run), found, rows, stored)
+    numbers = replace(collect_numbers(recipe, training_images(run), found, rows, stored), new_head=new_head)
     return Report(run.resolve().name, found, numbers, find_causes(numbers))
 
 # %% ../../nbs/training/report.ipynb #b940e2d5

@@ -55,7 +55,8 @@ class Report:
             return f"Nothing can be told apart by a metric on {images} validation images."
         before, after = self.found.before.get(metric, math.nan), self.found.after[metric]
         word = "worse" if self.numbers.worse else "better" if before != after else "the same"
-        return f"On the same {images} validation images {metric} went from {before:.4f} to {after:.4f}: {word}."
+        new = " A head was new: before, it had random weights." if self.numbers.new_head else ""
+        return f"On the same {images} validation images {metric} went from {before:.4f} to {after:.4f}: {word}.{new}"
 
     def __repr__(self) -> str:
         return f"Report({self.name!r}: {self.verdict()})"

@@ -55,7 +55,7 @@ from dpt_nb.weights.key_maps import (
     remap_state_dict,
     unused_names,
 )
-from dpt_nb.weights.read import CheckpointError, CheckpointWarning, read_file, unwrap
+from dpt_nb.weights.read import CheckpointError, CheckpointWarning, NewHeadWarning, read_file, unwrap
 from dpt_nb.weights.tips import TIPS_REGISTERS, TIPS_TABLE, shaped_as_ours
 
 # %% ../../nbs/weights/load.ipynb #e4d11758
@@ -411,7 +411,7 @@ def swap_heads(
     warn_of_other_outputs(kept, trained, source)
     if fresh:
         found = f"{source} has no such {' and '.join(fresh)}"
-        warnings.warn(f"{found}: random weights were put there, to be trained.", CheckpointWarning, stacklevel=4)
+        warnings.warn(f"{found}: random weights were put there, to be trained.", NewHeadWarning, stacklevel=4)
     return swapped
 
 # %% ../../nbs/weights/load.ipynb #8e9ebe12
