@@ -329,7 +329,7 @@ def predicted_group(
     if not isinstance(group[0], torch.Tensor):
         return group
     try:
-        return predictor.predict_list(group, names, batch, keep_errors=True, exifs=exifs)
+        return predictor.predict_list(group, names, batch=batch, keep_errors=True, exifs=exifs)
     except Exception as error:
         if len(group) == 1:
             return [error]
