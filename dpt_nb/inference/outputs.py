@@ -72,9 +72,9 @@ def map_scale(
     head: str,  # of `HEADS`, with one value a pixel
     largest: float,  # metres, or inverse depth
 ) -> float:  # stored units per metre, or per unit of the map
-    "Metres: 1000 or, from 65.535 m, 256. Relative: so that the largest value takes the largest number."
+    "Metres: the finest of 1000, 256 and 64 that holds them. Relative: the largest value takes the largest number."
     if HEADS[head].scale == "metric":
-        return 1000.0 if largest <= 65.535 else 256.0
+        return next((scale for scale in (1000.0, 256.0) if largest * scale <= 65535), 64.0)
     return 65535 / max(largest, 1e-6)
 
 # %% ../../nbs/inference/outputs.ipynb #a2fbdaab
