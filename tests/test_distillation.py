@@ -93,9 +93,9 @@ def test_a_killed_writer_goes_on_to_the_same_bytes(home, tmp_path):
 import sys, time
 import dpt_nb.inference.teacher as rooms
 before = rooms.Teacher.label
-def slowly(self, images):
+def slowly(self, *given):
     time.sleep(0.05)
-    return before(self, images)
+    return before(self, *given)
 rooms.Teacher.label = slowly
 teacher = rooms.open_teacher(sys.argv[1], device="cpu")
 rooms.write_pseudo_labels(teacher, rooms.open_images(sys.argv[2]), sys.argv[3], 4, progress=False)
