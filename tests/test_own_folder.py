@@ -12,6 +12,7 @@ from PIL import Image
 
 from dpt_nb.data.datasets import DatasetError
 from dpt_nb.data.folder import Folder, make_folder
+from dpt_nb.data.folder_recipe import settled
 from dpt_nb.data.folder_survey import survey
 from dpt_nb.data.scene_sets import render_view
 from dpt_nb.data.stored_depth import read_stored
@@ -283,7 +284,7 @@ WRONG = {  # suffix, what is stored, options, the setting that is found, what it
         "invalid",
         dict(invalid=[1e10]),
     ),
-    "cut off at 4 m": (".npy", lambda metres: metres.clip(max=4.0), {}, "invalid", dict(invalid=[4])),
+    "cut off at 4 m": (".npy", lambda metres: metres.clip(max=4.0), {}, "invalid", None),  # most of a street
     "another number told": (
         ".png",
         lambda metres: np.where(np.arange(128) % 9, metres * 1000, 65535).astype(np.uint16),
@@ -311,6 +312,31 @@ def test_a_wrong_setting_is_found(scenes, tmp_path, name, kind):
     if instead and not (name == "TUM's for millimetres" and kind == "streets"):
         corrected = found.options(options)
         assert {key: corrected.get(key) for key in instead} == instead
+
+
+def test_what_was_told_is_kept_and_every_change_is_said(scenes, tmp_path):
+    root = write(
+        tmp_path, scenes["rooms"], lambda metres: np.where(np.arange(128) % 9, metres * 256, 65535).astype("u2")
+    )
+    found, options = settled(root, {"depth_scale": 1000})
+    assert options == dict(depth_scale=1000, invalid=[65535])
+    assert "changed invalid=[65535]: 65535 (" in str(found) and "LIKELY WRONG depth_scale: " in str(found)
+    assert "the settings fit the numbers" not in str(found)
+    found, options = settled(root)
+    assert options["depth_scale"] == 256 and "changed depth_scale=256.0, which is only likely: " in str(found)
+    found, options = settled(root, {"invalid": [7]})
+    assert options["invalid"] == [7] and "WRONG invalid: " in str(found)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.6])
+def test_a_floor_at_one_distance_is_no_missing_measurement(scenes, tmp_path, part):
+    def on_a_floor(metres):  # seen from above, in millimetres: all that is farther than most is the floor
+        return np.where(metres > np.quantile(metres, 1 - part), 1800, 800 * metres / metres.max()).astype(np.uint16)
+
+    found = look(write(tmp_path, scenes["rooms"], on_a_floor))
+    (finding,) = [finding for finding in found.findings if finding.setting == "invalid"]
+    assert not finding.sure and "1800 (" in finding.sentence
+    assert finding.options == (dict(invalid=[1800]) if part < 0.3 else {})
 
 
 @pytest.mark.parametrize("name", ["millimetres for KITTI's", "ten times too far", "disparity for depth"])

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from .cameras import Intrinsics, check_camera_option, find_camera
 from .datasets import DatasetError, Entry, FileDataset, not_used
 from .lists import read_names, read_text, text_lines, write_text
-from .pairs import files_below, find_pairs, match_files
+from .pairs import GAP, files_below, find_pairs, match_files
 from dpt_nb.data.scene_sets import (
     PARTS,
     check_scene_options,
@@ -204,13 +204,13 @@ def check_row_lengths(path: Path, rows: list[list[str]], columns: int) -> None:
 
 def read_list(
     path: Path,  # of a CSV file with a header
-) -> list[dict[str, str]]:  # column → text, for each row
+) -> dict[int, dict[str, str]]:  # line of the file → column → text
     "The rows of a list, without the blanks around words. Raises `DatasetError` for columns that are not known."
     header, *rows = read_fields(path) or [[]]
     header = [name.strip() for name in header]
     check_columns(path, header, len(rows))
     check_row_lengths(path, rows, len(header))
-    return [dict(zip(header, map(str.strip, row))) for row in rows if row]
+    return {number: dict(zip(header, map(str.strip, row))) for number, row in enumerate(rows, 2) if row}
 
 # %% ../../nbs/data/folder.ipynb #5ca6f7ae
 def row_camera(
@@ -218,10 +218,11 @@ def row_camera(
     line: str,  # what to call it in messages
 ) -> tuple[float, float, float, float] | None:  # fx, fy, cx, cy; None where the row has none
     "The camera of a row. Raises `DatasetError` for anything but four numbers."
-    if not row.get("fx"):
+    keys = ("fx", "fy", "cx", "cy")
+    if not any(row.get(key) for key in keys):
         return None
     try:
-        return tuple(float(row[key]) for key in ("fx", "fy", "cx", "cy"))
+        return tuple(float(row[key]) for key in keys)
     except (KeyError, ValueError):
         raise DatasetError(f"{line}: fx, fy, cx, cy have to be four numbers.") from None
 
@@ -266,8 +267,8 @@ def list_entries(
     """The entries of a list; paths are relative to the list, may lead out of its folder, and may be absolute: they are
     only read. Raises `DatasetError`, with the line, for a row that cannot be understood."""
     rows, found = read_list(path), []
-    has_splits = any(row.get("split") for row in rows)
-    for number, row in enumerate(rows, 2):
+    has_splits = any(row.get("split") for row in rows.values())
+    for number, row in rows.items():
         line = f"{path}, line {number}"
         entry = row_entry(row, path.parent, line)
         found.append((entry, row_split(row, has_splits, fraction, line)))
@@ -324,7 +325,7 @@ def depth_rule(
     check_inverse(inverse, max_depth, baseline_focal)
     if not isinstance(invalid, (list, tuple)):
         raise DatasetError(f"folder: invalid is {str(invalid)[:200]}, and a list such as [65535] was expected.")
-    return DepthRule(scale, tuple(invalid), max_depth, baseline_focal)
+    return DepthRule(scale, tuple(invalid), max_depth, baseline_focal, inverse)
 
 # %% ../../nbs/data/folder.ipynb #1e4f6e72
 class Folder(FileDataset):
@@ -357,6 +358,7 @@ class Folder(FileDataset):
         super().__init__(root, split, self.find_entries(split, held_out))
         self.set_rule(depth_scale, inverse, invalid, max_depth, baseline_focal)
         self.targets = self.find_targets("inverse_depth" if inverse else "depth")
+        self.check_camera_names()
 
     def read_classes(self, path: Path) -> torch.Tensor:  # `(H, W)` int64, 255 = ignore
         "A label map, by `label_map` where one was given."
@@ -472,6 +474,22 @@ def image_key(self: Folder, image: Path) -> tuple[str, ...]:
         return self.keys.get(image, ())
     below = next((place for place in image.parents if place.name == "rgb"), image.parent)
     return (image.relative_to(below).with_suffix("").as_posix(),)
+
+
+@patch
+def check_camera_names(self: Folder) -> None:
+    "Raises `DatasetError` where images of different folders would share the file of one camera by their names."
+    if self.pair is not None or not isinstance(self.told_camera, str) or GAP not in self.told_camera:
+        return
+    seen = {}
+    for image in (entry.image for entry in self.entries if entry.intrinsics is None):
+        first = seen.setdefault(self.image_key(image), image)
+        if first.parent != image.parent:
+            raise DatasetError(
+                f"folder: {first} and {image} would have the same camera by their names, of {self.told_camera!r}: "
+                "say fx, fy, cx, cy in files.csv, or say by pair what the folders are, as in "
+                'pair=["{}/color/{}.png", "{}/depth/{}.png"] and camera="{}/cam/{}.txt".'
+            )
 
 
 def held_out_by_place(image: Path, folder: Path, fraction: float) -> bool:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StoredImage', 'decode_image_bytes', 'PlacedImages', 'ImageFolder', 'tar_members', 'read_part', 'image_suffix',
            'ImageShards', 'need_package', 'StreamedImages', 'HubImages', 'suffix_of', 'stored_row', 'WebShards',
-           'StreamDataset', 'open_images', 'named_tars']
+           'StreamDataset', 'open_images', 'open_folder', 'named_tars']
 
 # %% ../../nbs/data/image_streams.ipynb #368a1978
 import io
@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .datasets import DatasetError
+from .pairs import walk_files
 from .sampling import check_shard, generator
 from ..images.files import ImageError
 from dpt_nb.images.images import (
@@ -334,10 +335,28 @@ def open_images(
     if re.match(r"(https?|pipe|s3|gs|hf)://|pipe:", text):
         return WebShards(text, seed)
     path = Path(source).expanduser()
+    if path.is_dir():
+        return open_folder(path)
+    if path.is_file():  # whatever its name is
+        return ImageShards([path], text) if path.suffix == ".tar" else ImageFolder(path)
     if "{" in text or "*" in text or path.suffix == ".tar":
         return ImageShards(named_tars(path), text)
-    inside = sorted(path.glob("*.tar")) if path.is_dir() else []
-    return ImageShards(inside, text) if inside else ImageFolder(path)
+    return ImageFolder(path)
+
+
+def open_folder(
+    folder: Path,  # of images, or of shards
+) -> PlacedImages:
+    "Raises `ImageError` for a folder without images, and `DatasetError` for one that holds both."
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        return ImageFolder(folder)
+    if loose := next((path for path in walk_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES), None):
+        raise DatasetError(
+            f"{folder} holds images, such as {loose}, and tar files, such as {tars[0]}, and only one kind is read: "
+            f"give {folder}/*.tar, or a folder that holds nothing but images."
+        )
+    return ImageShards(tars, str(folder))
 
 
 def named_tars(

@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 from .datasets import DatasetError, SampleIdentity
 from .image_streams import StoredImage, decode_image_bytes, image_suffix, read_part, tar_members
 from ..images.files import atomic_write
+from ..network.heads import HEADS
 from ..objective.losses import to_inverse_depth
 
 # %% ../../nbs/data/pseudo_labels.ipynb #1476823c
@@ -233,7 +234,7 @@ def check_label_options(split: str, held_out: float, min_confidence: float) -> N
 class PseudoLabels(Dataset):
     "Images with what a teacher says of them. Raises `DatasetError` where the labels are not there, or not complete."
 
-    title, targets, classes = "pseudo_labels", ("depth", "inverse_depth"), ()
+    title, classes = "pseudo_labels", ()
 
     def __init__(
         self,
@@ -248,6 +249,12 @@ class PseudoLabels(Dataset):
         self.shards = [shard_path(self.folder, number) for number in finished_shards(self.folder)]
         self.ends = list(accumulate(read_facts(path.with_suffix(".json"))["count"] for path in self.shards))
         self.places = self.choose(split, held_out)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        "What a network can be trained on: metres only where the teacher said them."
+        head = HEADS.get(self.about.get("head"))
+        return ("inverse_depth",) if head is not None and head.scale == "relative" else ("depth", "inverse_depth")
 
     def choose(self, split: str, held_out: float) -> np.ndarray:
         "The places of a split. Raises `DatasetError` where there are none."

@@ -159,8 +159,9 @@ def read_points(
 
 # %% ../../nbs/data/stored_depth.ipynb #f22e7c0b
 def splat(
-    points: np.ndarray,  # `(N, 3)`: column, row (pixel centres are whole numbers), depth
+    points: np.ndarray,  # `(N, 3)`: column, row (pixel centres are whole numbers), depth or its inverse
     size: tuple[int, int],  # height and width of the image, pixels
+    larger_is_nearer: bool = False,  # the third number is disparity or inverse depth
 ) -> np.ndarray:  # `(H, W)` float32, 0 where no point falls
     "A sparse map. The nearest point of a pixel wins; what is outside of the image or not finite is left out."
     height, width = size
@@ -168,9 +169,9 @@ def splat(
     columns, rows, depth = points.T
     inside = (depth > 0) & (columns >= -0.5) & (columns < width - 0.5) & (rows >= -0.5) & (rows < height - 0.5)
     place = np.floor(points[inside, :2] + 0.5).astype(np.int64)
-    flat = np.full(height * width, np.inf)
-    np.minimum.at(flat, place[:, 1] * width + place[:, 0], depth[inside])
-    return np.where(np.isfinite(flat), flat, 0).reshape(size).astype(np.float32)
+    flat, sign = np.full(height * width, np.inf), -1 if larger_is_nearer else 1
+    np.minimum.at(flat, place[:, 1] * width + place[:, 0], sign * depth[inside])
+    return np.where(np.isfinite(flat), sign * flat, 0).reshape(size).astype(np.float32)
 
 
 def project_points(
@@ -236,6 +237,7 @@ class DepthRule:
     invalid: tuple[float, ...] = ()  # stored numbers that were not measured; 0, negative ones and NaN never are
     max_depth: float | None = None  # metres; what is farther was not measured
     baseline_focal: float | None = None  # metres × pixels: the file holds disparity; 1: it holds inverse depth in 1/m
+    inverse: bool = False  # the file holds inverse depth in no unit, which stays as it is
 
     def __post_init__(self):
         check_scale(self.scale)
@@ -246,6 +248,11 @@ class DepthRule:
                 f"The rule for depth has invalid={list(self.invalid)}, max_depth={self.max_depth}, "
                 f"baseline_focal={self.baseline_focal}, and a list of numbers and two numbers above 0 were expected."
             )
+
+    @property
+    def larger_is_nearer(self) -> bool:
+        "Whether the stored numbers are disparity or inverse depth."
+        return self.inverse or self.baseline_focal is not None
 
 
 def is_positive(value) -> bool:
@@ -289,7 +296,7 @@ def stored_map(
         return stored
     if camera is not None:
         stored = project_points(stored, camera)
-    return splat(stored[rule.measured(stored[:, 2])], size)
+    return splat(stored[rule.measured(stored[:, 2])], size, rule.larger_is_nearer)
 
 
 def read_depth_file(

@@ -18,7 +18,7 @@ from ..network.dpt import DPT
 from ..network.heads import HEADS
 from ..network.inside import LEVEL_CHOICES, fuse_with, layout_and_edges, likeness, one_decoder
 from .maps import prediction_image, prediction_legend, prediction_reading
-from .pages import Explorer, Panels, chosen_image, image_controls, shipped_model
+from .pages import Explorer, Panels, chosen_image, image_controls, on_device, shipped_model
 
 # %% ../../nbs/workbench/fusion.ipynb #e0d5412f
 def layout_sentence(
@@ -111,8 +111,19 @@ def compute(
 ) -> tuple[torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]:  # image, levels, its own predictions
     "All that is computed once per image."
     image = chosen_image(kind, number, self.size, self.image)["image"]
-    levels = one_decoder(self.model).forward_features(image[None])["levels"]
-    return image, levels, fuse_with(self.model, levels, None, ["own"] * 4, self.size)
+    levels = one_decoder(self.model).forward_features(on_device(image, self.model))["levels"]
+    return image, levels, self.mixed(levels, None, ["own"] * 4)
+
+
+@patch
+def mixed(
+    self: FusionExplorer,
+    levels: list[torch.Tensor],  # of the first image
+    others: list[torch.Tensor] | None,  # of the second
+    choice: list[str],  # of `LEVEL_CHOICES`, one a level
+) -> dict[str, torch.Tensor]:  # what each head predicts, in the memory where it is drawn
+    "What the network makes of a mixture."
+    return {head: made.cpu() for head, made in fuse_with(self.model, levels, others, choice, self.size).items()}
 
 # %% ../../nbs/workbench/fusion.ipynb #c535c7a8
 @patch
@@ -131,7 +142,7 @@ def draw(
     "Six panels and a sentence."
     image, levels, own = self.computed(kind, number)
     other_image, other_levels, other = self.computed(other_kind, other_number)
-    mixed = fuse_with(self.model, levels, other_levels, [level_1, level_2, level_3, level_4], self.size)
+    mixed = self.mixed(levels, other_levels, [level_1, level_2, level_3, level_4])
     own, other, mixed = own[head], other[head], mixed[head]
     self.show_mixture((image, other_image), own, other, mixed, head)
     return mixture_sentence(mixed, own, other, head, self.model.backbone.patch)

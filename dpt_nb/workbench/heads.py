@@ -13,9 +13,18 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from ..network.dpt import DPT
-from ..network.inside import AttentionMaps, attention_maps, effective_tokens, embedded_image, framed, token_row
-from .pages import Explorer, Panels, Reading, chosen_image, explored_size, image_controls, shipped_model
-from .tokens import place_sliders
+from ..network.inside import AttentionMaps, effective_tokens, embedded_image, framed, token_row
+from dpt_nb.workbench.pages import (
+    Explorer,
+    Panels,
+    Reading,
+    chosen_image,
+    explored_size,
+    image_controls,
+    on_device,
+    shipped_model,
+)
+from .tokens import attention_at_hand, place_sliders
 
 # %% ../../nbs/workbench/heads.ipynb #4f4b79c2
 def mosaic(
@@ -92,8 +101,8 @@ class HeadsExplorer(Explorer):
     def compute(self, kind: str, number: int) -> tuple[dict, AttentionMaps, torch.Tensor]:  # the image, what is in it
         "All that is computed once per image."
         scene = chosen_image(kind, number, self.size, self.image)
-        image = scene["image"][None]
-        return scene, attention_maps(self.model, image), tokens_of_blocks(self.model, image)
+        tokens = tokens_of_blocks(self.model, on_device(scene["image"], self.model)).cpu()
+        return scene, attention_at_hand(self.model, scene["image"]), tokens
 
 # %% ../../nbs/workbench/heads.ipynb #2b9087c3
 @patch

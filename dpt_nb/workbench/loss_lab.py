@@ -120,6 +120,7 @@ class BarPanels(Panels):
         units = {self.places[image]: words for image, words in (units or {}).items()}
         super().__init__(titles, units, columns=3 if beside else 2, width=3.2 if beside else 2.7)
         self.made_of, self.columns = made_of, columns
+        self.width = 3.2  # of the wide arrangement: which one there is room for does not depend on which one there is
         self.add_bars(beside, names, colors)
 
     def add_bars(self, beside: bool, names: list[str], colors: list[str]) -> None:

@@ -25,6 +25,7 @@ from dpt_nb.network.inside import (
     ColorBasis,
     color_basis,
     finish_level,
+    global_backbone,
     map_colors,
     one_decoder,
     position_map,
@@ -40,6 +41,7 @@ from dpt_nb.workbench.pages import (
     explored_size,
     image_controls,
     legend_line,
+    on_device,
     shipped_model,
 )
 
@@ -105,10 +107,9 @@ def compute(
     number: int,
 ) -> list[torch.Tensor]:  # four taps and four levels, `(C, h, w)` each
     "All that is computed once per image."
-    features = one_decoder(self.model).forward_features(
-        chosen_image(kind, number, self.size, self.image)["image"][None]
-    )
-    return [tap_map(tap)[0] for tap in features["taps"]] + [level[0] for level in features["levels"]]
+    image = on_device(chosen_image(kind, number, self.size, self.image)["image"], self.model)
+    features = one_decoder(self.model).forward_features(image)
+    return [tap_map(tap)[0].cpu() for tap in features["taps"]] + [level[0].cpu() for level in features["levels"]]
 
 
 @patch
@@ -245,7 +246,8 @@ def compute(
     number: int,
 ) -> dict[str, list]:  # as `DPT.forward_features`
     "All that is computed once per image."
-    return one_decoder(self.model).forward_features(chosen_image(kind, number, self.size, self.image)["image"][None])
+    image = on_device(chosen_image(kind, number, self.size, self.image)["image"], self.model)
+    return one_decoder(self.model).forward_features(image)
 
 
 @patch
@@ -259,7 +261,7 @@ def predict_with(
     "The network's prediction with one level made of this reading."
     levels = list(features["levels"])
     levels[level - 1] = finish_level(self.model, read, level)
-    return self.model.predictions(self.model.decoder(levels), self.size, deepest=levels[-1])[head]
+    return self.model.predictions(self.model.decoder(levels), self.size, deepest=levels[-1])[head].cpu()
 
 # %% ../../nbs/workbench/maps.ipynb #d350fa9a
 @patch
@@ -303,7 +305,7 @@ def draw(
     features = self.computed(kind, number)
     read = readouts(self.model, features["taps"], level)
     deepest, changes = features["levels"][-1], {}
-    own = self.model.predictions(features["fused"], self.size, deepest=deepest)[head]
+    own = self.model.predictions(features["fused"], self.size, deepest=deepest)[head].cpu()
     together = basis_of_both(read) if shared else None
     for panel, name in enumerate(READOUTS):
         if name not in read:
@@ -350,7 +352,7 @@ class PositionExplorer(Explorer):
         model: DPT | None = None,  # on a transformer with a table of positions; None: the small one that comes along
     ):
         self.model = model or shipped_model()
-        self.own = rows, columns = tuple(self.model.backbone.vit.patch_embed.grid_size)
+        self.own = rows, columns = tuple(global_backbone(self.model).vit.patch_embed.grid_size)
         titles, units = ["table", "resampled", "likeness", "likeness"], {2: "cosine", 3: "cosine"}
         super().__init__(grid_controls(rows, columns), Panels(titles, units, columns=2, aspect=rows / columns))
         self.on_click(self.pick)

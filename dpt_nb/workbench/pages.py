@@ -7,7 +7,8 @@ __all__ = ['SMALLEST', 'BUSY', 'OPENING', 'CONTROL_WIDTH', 'WORDS_WIDTH', 'STYLE
            'finite_range', 'as_jpeg', 'Reading', 'fit_axis', 'explain_error', 'alert', 'opened_with', 'fits',
            'page_halves', 'give_room', 'look_for_line', 'Explorer', 'on_grid', 'legend_line', 'lesson_address',
            'lesson_line', 'close_page', 'shipped_model', 'rendered_scene', 'uploaded_image', 'image_controls',
-           'example_pictures', 'photo_button', 'chosen_image', 'cropped_size', 'explored_size', 'response_times']
+           'example_pictures', 'photo_button', 'chosen_image', 'on_device', 'cropped_size', 'explored_size',
+           'response_times']
 
 # %% ../../nbs/workbench/pages.ipynb #088a2f48
 import base64
@@ -75,7 +76,7 @@ class Panels:
     ):
         self.made_of, self.width = dict(titles=titles, units=units, aspect=aspect, width=width), width
         self.columns = columns = columns or len(titles)
-        self.readings = {}  # panel → what stands under the pointer
+        self.readings, self.empty = {}, set()  # panel → what stands under the pointer; panels that show nothing
         rows = math.ceil(len(titles) / columns)
         self.lay_out(rows, columns, (width * columns, (width * 0.8 * aspect + 0.35) * rows))
         label_axes(self.axes, titles)
@@ -138,6 +139,7 @@ def fill(
     "The next image of a panel, each pixel as it is."
     values = torch.as_tensor(values).detach().float().cpu()
     self.readings[panel] = reading
+    self.empty.discard(panel)
     rows, columns = values.shape[-2:]
     if values.ndim == 3 and len(values) == 3:
         self.set_pixels(panel, values.permute(1, 2, 0).clamp(0, 1).numpy())
@@ -167,6 +169,7 @@ def clear(
 ) -> None:
     "An empty panel."
     self.fill(panel, torch.full((3, 3, 4), 0.9), title=title)
+    self.empty.add(panel)
 
 
 def finite_range(
@@ -248,10 +251,10 @@ def pixel_at(
     x: float,  # pixels from the left of the encoded figure
     y: float,  # pixels from its top
 ) -> tuple[int, int, int] | None:  # panel, row and column of the pixel shown there; None beside the panels
-    "What lies under a point."
+    "What lies under a point; an empty panel is nothing."
     y = self.canvas.get_width_height()[1] - y
     for panel, axis in enumerate(self.axes):
-        if axis.get_visible() and axis.bbox.contains(x, y):
+        if axis.get_visible() and panel not in self.empty and axis.bbox.contains(x, y):
             return self.pixel_in(panel, (x, y))
     return None
 
@@ -759,8 +762,8 @@ def save_buttons(self: Explorer) -> list[widgets.Button]:
 @patch
 def save_numbers(self: Explorer) -> None:
     "The numbers of the panels, by their titles; a page of images alone has none, and says so."
-    axes, readings = self.panels.axes, self.panels.readings
-    arrays = {f"{place} {axes[place].get_title()}": found.values.numpy() for place, found in readings.items() if found}
+    axes, readings = self.panels.axes, {place: found for place, found in self.panels.readings.items() if found}
+    arrays = {f"{place} {axes[place].get_title()}": found.values.cpu().numpy() for place, found in readings.items()}
     if not arrays:
         return self.say("There are no numbers behind these images: the figure can be saved.", wrong=True)
     file = io.BytesIO()
@@ -936,6 +939,14 @@ def chosen_image(
         resized = F.interpolate(middle[None], size=size, mode="bilinear", antialias=True)
         return dict(image=resized[0].clamp(0, 1))
     return rendered_scene(kind, SPLITS["held_out"] + number, tuple(size))
+
+
+def on_device(
+    image: torch.Tensor,  # `(3, H, W)`
+    model: DPT,
+) -> torch.Tensor:  # `(1, 3, H, W)`
+    "An image where the network is."
+    return image[None].to(next(model.parameters()).device)
 
 
 def cropped_size(own: tuple[int, int], wanted: tuple[int, int]) -> list[int]:  # height and width each

@@ -66,6 +66,7 @@ class Workbench(widgets.VBox):
         state: dict | None = None,  # as `Workbench.state` gave: opens where that was
     ):
         self.model, self.photo, self.pages, self.kept = model or shipped_model(), None, {}, {}
+        self.network = ""  # name of the one that was opened here last
         hint, layout = "another network: a name, a folder or a file of weights", widgets.Layout(width="480px")
         self.path = widgets.Text(placeholder=hint, description="network", continuous_update=False, layout=layout)
         self.said, self.tabs = widgets.HTML(), widgets.Tab()
@@ -154,13 +155,16 @@ def take(
     path: str,  # a name, a folder or a file; nothing for the one that comes along
 ) -> None:
     "Another network behind all pages; one that cannot be opened changes nothing."
+    if path.strip() == self.network:  # the field was put back
+        return
     self.said.value = BUSY
     try:
         self.model, note = open_network(path) if path.strip() else (shipped_model(), "")
     except Exception as error:
-        self.said.value = alert(error)
+        self.said.value, self.path.value = alert(error), self.network
         return
-    name = path.strip() or "dpt_tiny_scenes"
+    self.network = path.strip()
+    name = self.network or "dpt_tiny_scenes"
     self.said.value = html.escape(f"{name}: {count_parameters(self.model):,} parameters. {note}")
     self.clear(self.tabs.selected_index or 0, self.pages.get(len(PAGES) - 1))
 
@@ -170,7 +174,7 @@ def state(self: Workbench) -> dict:  # `page`, `network` and `controls`: title o
     "Where the workbench is, for another day or somebody else."
     said = self.kept | {number: page.state() for number, page in self.pages.items()}
     controls = {title: said[number] for number, title in enumerate(PAGES) if number in said}
-    return dict(page=self.tabs.selected_index, network=self.path.value.strip(), controls=controls)
+    return dict(page=self.tabs.selected_index, network=self.network, controls=controls)
 
 
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['attention_on_kind', 'patch_class', 'token_sentence', 'kind_sentence', 'TokenExplorer', 'place_sliders',
-           'without_itself', 'gaze_of']
+           'attention_at_hand', 'without_itself', 'gaze_of']
 
 # %% ../../nbs/workbench/tokens.ipynb #905fe2b4
 from functools import lru_cache
@@ -26,7 +26,16 @@ from dpt_nb.network.inside import (
     token_row,
 )
 from ..scenes.raycast import classes
-from .pages import Explorer, Panels, Reading, chosen_image, explored_size, image_controls, shipped_model
+from dpt_nb.workbench.pages import (
+    Explorer,
+    Panels,
+    Reading,
+    chosen_image,
+    explored_size,
+    image_controls,
+    on_device,
+    shipped_model,
+)
 
 # %% ../../nbs/workbench/tokens.ipynb #ca0247f8
 def attention_on_kind(
@@ -130,8 +139,17 @@ def compute(
 ) -> tuple[dict, AttentionMaps, torch.Tensor]:  # the image, its attention, and its rollout `(tokens, tokens)`
     "All that is computed once per image."
     scene = chosen_image(kind, number, self.size, self.image)
-    maps = attention_maps(self.model, scene["image"][None])
+    maps = attention_at_hand(self.model, scene["image"])
     return scene, maps, rollout(maps.probabilities)[0]
+
+
+def attention_at_hand(
+    model: DPT,
+    image: torch.Tensor,  # `(3, H, W)`
+) -> AttentionMaps:
+    "The attention of a network on any device, in the memory where it is drawn."
+    maps = attention_maps(model, on_device(image, model))
+    return maps._replace(probabilities=[table.cpu() for table in maps.probabilities])
 
 
 @patch

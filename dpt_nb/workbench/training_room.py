@@ -277,12 +277,13 @@ def draw(
 ) -> str:
     "The run in the folder, as far as it is."
     followed = change_recipe(open_recipe(recipe), changes.split())
-    rows, last_checkpoint = run_state(Path(out))
+    folder = Path(out).expanduser()
+    rows, last_checkpoint = run_state(folder)
     self.draw_curves(rows)
-    self.show_panel(Path(out))
+    self.show_panel(folder)
     steps = followed.loop.steps or max([row["step"] for row in rows], default=0)
     self.bar.max, self.bar.value = max(1, steps), rows[-1]["step"] if rows else 0
-    finished = last_checkpoint >= (followed.loop.steps or (steps if Path(out, "report.json").exists() else math.inf))
+    finished = last_checkpoint >= (followed.loop.steps or (steps if (folder / "report.json").exists() else math.inf))
     self.allow(last_checkpoint, finished and bool(rows))
     return self.sentence(followed, out, rows, last_checkpoint, steps) + missing_data(followed, data_root)
 
@@ -304,7 +305,7 @@ def changed(self: TrainingRoom, change: dict) -> None:  # change: what ipywidget
     moved, folder = self.name_of(change["owner"]), self.controls["out"].value
     if moved == "recipe" and folder == usual_folder(change["old"]):
         self.set_controls(out=usual_folder(change["new"]), changes="")
-    elif moved == "out" and (run := run_words(Path(folder))) and run[0] in self.controls["recipe"].options:
+    elif moved == "out" and (run := run_words(Path(folder).expanduser())) and run[0] in self.controls["recipe"].options:
         self.set_controls(recipe=run[0], changes=run[1])
     else:
         Explorer.changed(self, change)
@@ -429,6 +430,7 @@ def begin(
     if self.is_running():
         raise TrainingError("The run of this page is under way: stop it first.")
     values = self.control_values()
+    values["out"] = str(Path(values["out"]).expanduser())
     words = loop_words(recipe_to_start(values, resume), values["out"], values["data_root"]) + ["--resume"] * resume
     self.training_run = BackgroundRun(words, values["processes"])
     threading.Thread(target=self.watch, daemon=True).start()
