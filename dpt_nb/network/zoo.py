@@ -61,7 +61,7 @@ def open_shipped(
 ) -> DPT:  # in evaluation mode
     "Raises `ConfigError` for a name without such weights, and for changes."
     if not (SHIPPED / name).is_dir():
-        come_along = ", ".join(sorted(folder.name for folder in SHIPPED.iterdir()))
+        come_along = ", ".join(sorted(each.name for each in SHIPPED.iterdir() if (each / "config.json").is_file()))
         published = f'load_checkpoint("{name}") downloads the published ones.'
         rest = published if name in PUBLISHED else "Nobody has published any."
         raise ConfigError(f"No weights of {name} come with this library, only those of {come_along}. {rest}")

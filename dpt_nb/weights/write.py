@@ -29,7 +29,7 @@ from dpt_nb.network.config import ConfigError, DPTConfig
 from dpt_nb.network.convnet import is_convolutional
 from dpt_nb.network.dpt import DPT, empty_model
 from dpt_nb.network.heads import HEADS, DepthHead, SegmentationHead
-from dpt_nb.network.named import FEEDING, IMAGENET_MEAN
+from dpt_nb.network.named import FEEDING, IMAGENET_MEAN, IMAGENET_STD
 from dpt_nb.network.patch_embed import prefix_tokens
 from dpt_nb.network.saved import (
     local_path,
@@ -621,11 +621,27 @@ def positions_setting(format_name: str, plan: Blueprint) -> str:
 
 
 def epsilon_setting(format_name: str, plan: Blueprint) -> str:
-    timms = 1e-5 if plan.windowed or plan.chmv2 else 1e-6
-    own, usual = plan.config.layer_norm_eps or timms, 1e-5 if format_name == "mmseg" else timms
+    own, usual = (
+        plan.config.layer_norm_eps or timms_epsilon(plan),
+        1e-5 if format_name == "mmseg" else timms_epsilon(plan),
+    )
     if format_name == "transformers" or own == usual:
         return ""
     return f"layer norms have an epsilon of {own} here and {usual} there"
+
+
+def timms_epsilon(plan: Blueprint) -> float:
+    "Of the layer norms of timm's network."
+    return 1e-5 if plan.windowed or plan.chmv2 else 1e-6
+
+
+def final_norm_setting(format_name: str, plan: Blueprint) -> str:
+    config = plan.config
+    blocks = config.layer_norm_eps or timms_epsilon(plan)
+    usual = blocks if format_name == "transformers" else timms_epsilon(plan)
+    if not config.norm_intermediates or (config.final_norm_eps or blocks) == usual:
+        return ""
+    return f"the final norm has an epsilon of {config.final_norm_eps or blocks} here and {usual} there"
 
 
 def standardization_setting(format_name: str, plan: Blueprint) -> str:
@@ -678,8 +694,8 @@ def class_names_setting(format_name: str, plan: Blueprint) -> str:
 def normalization_setting(format_name: str, plan: Blueprint) -> str:
     config = plan.config
     imagenet = format_name == "depth-anything" or (format_name == "mmseg" and plan.labels)
-    usual = IMAGENET_MEAN if imagenet else [0.5] * 3
-    if format_name == "transformers" or list(config.mean) == list(usual):
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else ([0.5] * 3, [0.5] * 3)
+    if format_name == "transformers" or (list(config.mean), list(config.std)) == (list(mean), list(std)):
         return ""
     return f"images are normalized with mean {config.mean} and std {config.std}"
 
@@ -709,6 +725,11 @@ def unit_setting(format_name: str, plan: Blueprint) -> str:
         return ""
     return f"its number is {'a depth in metres' if scale == 'metric' else HEADS[plan.head].words}"
 
+
+def camera_setting(format_name: str, plan: Blueprint) -> str:
+    focal = plan.arguments.get("canonical_focal")
+    return f"its metres are those of a camera of {focal:g} pixels (canonical_focal)" if focal else ""
+
 # %% ../../nbs/weights/write.ipynb #c2faf496
 def size_setting(format_name: str, plan: Blueprint) -> str:
     larger = format_name == "transformers" and plan.family == "dinov2" and not plan.depth_anything
@@ -734,6 +755,7 @@ OUTPUT_CONSTANTS = ("scale", "shift", "max_depth", "min_depth")
 SETTINGS = (
     positions_setting,
     epsilon_setting,
+    final_norm_setting,
     standardization_setting,
     feeding_setting,
     class_names_setting,
@@ -741,11 +763,12 @@ SETTINGS = (
     taps_setting,
     readout_setting,
     unit_setting,
+    camera_setting,
     size_setting,
     corners_setting,
     output_setting,
 )
-TIPS_SETTINGS = (positions_setting, feeding_setting)
+TIPS_SETTINGS = (positions_setting, final_norm_setting, feeding_setting)
 
 
 def lost_settings(
