@@ -194,7 +194,7 @@ def merged_state(
     learned: dict,  # of `read_adapted`
     scale: float,  # alpha / rank
 ) -> dict:  # our name → tensor, of the whole network
-    "Adapters added to their layers. Raises `AdapterError` for an adapter whose layer is not there, or of another shape."
+    "Adapters added to their layers. Raises `AdapterError` for an adapter of no layer, or of another shape."
     state = trunk | {name: tensor for name, tensor in learned.items() if ".lora_" not in name}
     for name in (name for name in learned if name.endswith(".lora_A.weight")):
         layer = name.replace(".lora_A.weight", ".weight")

@@ -65,6 +65,7 @@ from dpt_nb.weights.key_maps import (
 )
 from dpt_nb.weights.read import CheckpointError, CheckpointWarning, read_file, unwrap
 from dpt_nb.weights.tips import TIPS_REGISTERS, TIPS_TABLE, shaped_as_ours
+from dpt_nb.weights.zoedepth import corrects_bounds
 
 # %% ../../nbs/weights/load.ipynb #e4d11758
 @dataclass
@@ -371,7 +372,7 @@ def warn_of_other_outputs(
         if head not in trained or not HEADS[head].scale:
             continue
         before, after = output_function(trained[head]), output_function(wanted[head])
-        if before != after:
+        if before != after and not corrects_bounds(before, after):
             warnings.warn(
                 f"The last layer of the head {head} of {source} was trained for {assignments(before)}, and ends in "
                 f"{assignments(after)} now: its numbers mean nothing until it has been trained.",
@@ -532,6 +533,11 @@ def load_checkpoint(
 # %% ../../nbs/weights/load.ipynb #5fe59753
 def infer_opened_backbone(opened: LoadedCheckpoint, image_size: tuple[int, int] | None) -> dict:
     "What the shapes of a backbone tell, and the config.json beside one of transformers. Raises `CheckpointError`."
+    if backbone_family(opened.state) in WINDOWED:
+        raise opened.error(
+            "is a Swin, and no shape tells its window and its size. Build it by timm's name, "
+            "create_model('swin_tiny_patch4_window7_224') for one, and put the weights in by load_backbone."
+        )
     found = opened.infer(lambda: infer_backbone_config(backbone_part(opened.state), wanted=image_size))
     return found | dinov3_fields(opened, found) if opened.format_name.startswith("transformers") else found
 

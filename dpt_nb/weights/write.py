@@ -41,7 +41,7 @@ from dpt_nb.network.saved import (
 )
 from dpt_nb.network.zoe import ZoeHead
 from dpt_nb.weights.dinov3 import chmv2_words
-from dpt_nb.weights.infer_config import WINDOWED, backbone_family, infer_config, source_defaults
+from dpt_nb.weights.infer_config import WINDOWED, backbone_family, count_parts, infer_config, source_defaults
 from dpt_nb.weights.key_maps import (
     CHECKPOINT_FORMATS,
     KeyRule,
@@ -392,6 +392,11 @@ def other_patches(format_name: str, plan: Blueprint) -> str:
     return f"its patches have {plan.patch} pixels, and {format_name} ends at the image's size for 16 alone"
 
 
+def other_channels(format_name: str, plan: Blueprint) -> str:
+    seen = len(plan.config.mean)
+    return "" if seen == 3 else f"it sees {seen} channels, and {format_name} sees red, green and blue"
+
+
 def rectangular_positions(format_name: str, plan: Blueprint) -> str:
     height, width = plan.config.image_size
     if height == width or plan.chmv2:
@@ -495,7 +500,6 @@ def odd_dinov3(plan: Blueprint) -> str:  # empty when there is none
         "its blocks have no scale": getattr(block, "gamma_1", None) is None or getattr(block, "gamma_2", None) is None,
         "its taps are read before the final norm": not plan.config.norm_intermediates,
         "it has a norm in front of its blocks": not isinstance(plan.vit.norm_pre, torch.nn.Identity),
-        "it sees other channels than red, green and blue": len(plan.config.mean) != 3,
     }
     return next((words for words, found in odd.items() if found), "")
 
@@ -562,6 +566,7 @@ REASONS = (  # of every format
     unpublished_parts,
     other_tokens,
     other_patches,
+    other_channels,
     rectangular_positions,
     taps_behind_norm,
     other_head_width,
@@ -621,10 +626,8 @@ def positions_setting(format_name: str, plan: Blueprint) -> str:
 
 
 def epsilon_setting(format_name: str, plan: Blueprint) -> str:
-    own, usual = (
-        plan.config.layer_norm_eps or timms_epsilon(plan),
-        1e-5 if format_name == "mmseg" else timms_epsilon(plan),
-    )
+    own = plan.config.layer_norm_eps or timms_epsilon(plan)
+    usual = 1e-5 if format_name == "mmseg" else timms_epsilon(plan)
     if format_name == "transformers" or own == usual:
         return ""
     return f"layer norms have an epsilon of {own} here and {usual} there"
@@ -1210,10 +1213,19 @@ def carried_over(opened: LoadedCheckpoint) -> dict:  # their name → tensor
 
 
 def missing_norm(theirs: dict) -> dict:  # their name → tensor
-    "The final norm that timm expects of a ViT, where a file has none."
-    if "norm.weight" in theirs or "cls_token" not in theirs:
+    "The final norm that timm expects, where a file has none; a BEiT's stands behind its pooling."
+    family = backbone_family(theirs, "")
+    last = f"layers.{count_parts(theirs, 'layers.') - 1}.blocks.0.norm1.weight" if family in WINDOWED else "cls_token"
+    if "norm.weight" in theirs or "fc_norm.weight" in theirs or last not in theirs:
         return {}
-    return idle_norm("norm", theirs["cls_token"].shape[-1])
+    return idle_norm("fc_norm" if family == "beit" else "norm", theirs[last].shape[-1])
+
+
+def reading_back(opened: LoadedCheckpoint) -> list[str]:  # sentences
+    "What is to be told of a backbone's file."
+    if not any(key.startswith("backbone.network.") for key in opened.state):
+        return []
+    return ["timm opens this file, and load_backbone does not: it reads backbones with attention alone"]
 
 
 def convert_backbone(opened: LoadedCheckpoint, destination: Path, to: str) -> Conversion:
@@ -1227,7 +1239,8 @@ def convert_backbone(opened: LoadedCheckpoint, destination: Path, to: str) -> Co
     write_tensors(theirs | filled, destination)
     dropped = [key for key in opened.dropped if key not in kept]
     count = len(theirs | filled)
-    return Conversion(opened.format_name, to, "backbone", destination, count, dropped, list(filled))
+    told = reading_back(opened)
+    return Conversion(opened.format_name, to, "backbone", destination, count, dropped, list(filled), told)
 
 # %% ../../nbs/weights/write.ipynb #5f61c89c
 def check_model(opened: LoadedCheckpoint, to: str) -> None:
