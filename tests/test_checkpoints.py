@@ -892,6 +892,34 @@ def test_positions_are_resampled_from_224_to_384(classifier_file, tmp_path):
     torch.testing.assert_close(third.backbone.vit.pos_embed.data, expected)
 
 
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch16_siglip_224", "vit_medium_patch16_reg4_gap_256", "deit3_small_patch16_224"]
+)
+def test_a_table_of_positions_is_laid_out_as_the_models_own(name, tmp_path):
+    "Without a class token, with registers that have no position, with a class token that has none."
+    torch.manual_seed(0)
+    shape = dict(embed_dim=64, depth=4, num_heads=1)
+    peer = timm.create_model(name, img_size=64, **shape)
+    torch.save(peer.state_dict(), tmp_path / "peer.pth")
+    for side in (64, 96):
+        model = create_model(
+            name, taps=[0, 1, 2, 3], features=16, image_size=[side, side], backbone_arguments=shape, readout="ignore"
+        )
+        load_backbone(model, tmp_path / "peer.pth")
+        expected = resample_abs_pos_embed(
+            peer.pos_embed.data, [side // 16] * 2, num_prefix_tokens=0, interpolation="bilinear", antialias=False
+        )
+        torch.testing.assert_close(model.backbone.vit.pos_embed.data, expected)
+
+
+def test_what_a_plain_vits_file_does_not_say_is_told(classifier_file):
+    with pytest.warns(UserWarning, match="for MAE and DINO"):
+        load_checkpoint(classifier_file)
+    with pytest.warns(UserWarning) as told:
+        load_checkpoint(classifier_file, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    assert not any("MAE" in str(each.message) for each in told)
+
+
 def test_whole_models_are_resampled_and_all_else_stays(depth_file):
     small, wide = load_checkpoint(depth_file), load_checkpoint(depth_file, image_size=(128, 192))
     expected = resample_abs_pos_embed(

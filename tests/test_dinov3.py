@@ -173,6 +173,18 @@ def test_the_backbone_alone_opens_from_both_projects(tmp_path):
         assert (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
 
 
+def test_a_backbone_is_normalized_as_its_folder_says_or_its_name(tmp_path):
+    folder = tmp_path / "dinov3-vits16-pretrain-sat493m"
+    DINOv3ViTModel(trunk()).save_pretrained(folder)
+    with pytest.warns(CheckpointWarning, match="is a backbone alone"):
+        named = load_checkpoint(folder).config
+    assert (named.mean, named.std) == ([0.43, 0.411, 0.296], [0.213, 0.156, 0.143])
+    (folder / "preprocessor_config.json").write_text(json.dumps(dict(image_mean=[0.1] * 3, image_std=[0.4] * 3)))
+    with pytest.warns(CheckpointWarning, match="is a backbone alone"):
+        said = load_checkpoint(folder).config
+    assert (said.mean, said.std) == ([0.1] * 3, [0.4] * 3)
+
+
 SYNTHMIX = dict(use_batchnorm=True, use_cls_token=False, min_depth=0.001, max_depth=100.0)
 CANOPY = dict(use_batchnorm=False, use_cls_token=True, min_depth=0.001, max_depth=96.0)
 CANOPY |= dict(bins_strategy="chmv2_mixlog", norm_strategy="chmv2_mixlog", use_bias=True, projection_after_fusion=False)

@@ -13,7 +13,9 @@ from conftest import changes, command_here
 from forked import end_together, forked_ranks
 from safetensors.torch import load_file
 
+from dpt_nb.network.config import ConfigError
 from dpt_nb.network.dpt import DPT
+from dpt_nb.network.inside import attention_maps
 from dpt_nb.network.zoo import create_model
 from dpt_nb.training.fine_tuning import begin_way
 from dpt_nb.training.recipe_fields import RecipeError, change_recipe, settings_without_effect
@@ -157,6 +159,32 @@ def test_every_adapter_is_asked(name):
     learning = {n: each for n, each in model.backbone.named_parameters() if each.requires_grad}
     assert learning and all(".lora_" in n for n in learning)
     assert all(each.grad is not None and each.grad.abs().sum() > 0 for n, each in learning.items() if "lora_B" in n)
+
+
+def test_attention_is_shown_with_its_adapters():
+    torch.manual_seed(0)
+    trunk = TRUNKS["vit_base_patch16_224"] | dict(image_size=[64, 64])
+    model = create_model("vit_base_patch16_224", **trunk).eval()
+    image = torch.rand(1, 3, 64, 64)
+    before = attention_maps(model, image).probabilities[0]
+    add_adapters(model, "x", rank=2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(0, 0.5)
+        attention = model.backbone.vit.blocks[0].attn
+        tokens = model.backbone.vit.blocks[0].norm1(model.backbone.embed((image - model.mean) / model.std)[0])
+        query, key, _ = attention.qkv(tokens).unflatten(-1, (3, 1, 32)).permute(2, 0, 3, 1, 4)
+        expected = (query @ key.mT * 32**-0.5).softmax(-1)
+    found = attention_maps(model, image).probabilities[0]
+    assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, before, atol=1e-4)
+
+
+def test_a_network_with_adapters_is_not_saved_as_a_folder_that_nobody_can_open(tmp_path):
+    model = add_adapters(create_model("dpt_tiny"), "x", rank=2)
+    with pytest.raises(ConfigError, match="has adapters.*write_adapted"):
+        model.save_pretrained(tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
 
 
 def test_each_head_may_have_a_decoder_of_its_own():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'Tap', 'BackboneError', 'SettingError', 'register_backbone', 'families_that_open', 'Backbone',
-           'find_family', 'open_vit', 'last_of_quarters', 'set_norm_eps', 'ViTBackbone']
+           'find_family', 'open_vit', 'last_of_quarters', 'check_all_patches', 'set_norm_eps', 'ViTBackbone']
 
 # %% ../../nbs/network/backbone.ipynb #5c3b9806
 import difflib
@@ -69,8 +69,13 @@ class Backbone(nn.Module):
 
     @classmethod
     def settings(cls, config) -> dict:  # config: a `DPTConfig`
-        "The arguments of this class that a config has fields for. Raises `SettingError` for one without effect."
+        "The arguments of this class that a config has fields for. Raises `SettingError` for one that cannot be."
         return {}
+
+    @classmethod
+    def idle(cls, config) -> list[str]:  # config: a `DPTConfig`
+        "Names of fields that have another value than the usual one and no effect; a model may have been saved so."
+        return []
 
     @classmethod
     def usual(cls, name: str, **arguments) -> dict:  # name: timm's; arguments: for timm
@@ -168,6 +173,14 @@ def last_of_quarters(depth: int) -> list[int]:  # depth: blocks of a transformer
     return [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
 
 
+def check_all_patches(vit: nn.Module) -> None:  # vit: timm's
+    "Raises `BackboneError` for a network that leaves out patches while training."
+    if not isinstance(getattr(vit, "patch_drop", None) or nn.Identity(), nn.Identity):
+        raise BackboneError(
+            "patch_drop_rate leaves out patches while training, and a DPT needs all of them: leave it out."
+        )
+
+
 def set_norm_eps(
     vit: nn.Module,
     eps: float,  # of the blocks' layer norms and the final one
@@ -220,9 +233,15 @@ class ViTBackbone(Backbone):
         )
 
     @classmethod
+    def idle(cls, config) -> list[str]:
+        idle = config.final_norm_eps is not None and not config.norm_intermediates
+        return ["final_norm_eps"] if idle else []
+
+    @classmethod
     def open_network(cls, name: str, pretrained: bool = False, **arguments) -> nn.Module:
-        "timm's network. Raises `BackboneError` for one without a table of positions."
+        "timm's network. Raises `BackboneError` for one without a table of positions, or that drops patches."
         vit = open_vit(name, pretrained, **arguments)
+        check_all_patches(vit)
         if vit.pos_embed is None:
             raise BackboneError(
                 f"{name} has no table of positions, and this backbone resamples one for each size of image. "
@@ -233,7 +252,8 @@ class ViTBackbone(Backbone):
     @classmethod
     def usual(cls, name: str, **arguments) -> dict:
         vit = cls.open_network(name, **arguments)
-        return dict(
+        unread = {} if prefix_tokens(vit)[1] else dict(readout="ignore")  # there is no class token
+        return unread | dict(
             taps=last_of_quarters(len(vit.blocks)),
             channels=[vit.embed_dim // divisor for divisor in (8, 4, 2, 1)],
             image_size=list(vit.patch_embed.img_size),

@@ -58,11 +58,15 @@ def beit_attention(
     bias: torch.Tensor,  # `(1, heads, tokens, tokens)` of `relative_bias`
 ) -> torch.Tensor:  # `(B, tokens, D)`
     "Attention with a number for each offset (BEiT, Bao et al. 2022; timm `beit.py`)."
-    joint_bias = None if attention.q_bias is None else torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-    joint = F.linear(tokens, attention.qkv.weight, joint_bias).unflatten(-1, (3, attention.num_heads, -1))
-    query, key, value = joint.permute(2, 0, 3, 1, 4)
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-    return attention.proj(attended.transpose(1, 2).flatten(2))
+    if attention.q_bias is None:
+        joint = attention.qkv(tokens)  # asked, since it may have adapters
+    else:
+        joint_bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+        joint = F.linear(tokens, attention.qkv.weight, joint_bias)
+    query, key, value = joint.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    dropped = attention.attn_drop.p if attention.training else 0.0
+    attended = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropped)
+    return attention.proj_drop(attention.proj(attended.transpose(1, 2).flatten(2)))
 
 
 def beit_block(
@@ -86,12 +90,17 @@ class BeitBackbone(ViTBackbone):
 
     @classmethod
     def open_network(cls, name: str, pretrained: bool = False, **arguments) -> nn.Module:
-        "timm's network. Raises `BackboneError` for one whose blocks share one table of offsets."
+        "timm's network. Raises `BackboneError` for one whose blocks share one table of offsets, or have none."
         vit = open_vit(name, pretrained, **arguments)
         if vit.rel_pos_bias is not None:
             raise BackboneError(
                 f"{name} shares one table of offsets among its blocks, and a DPT stands on a BEiT whose blocks have "
                 "one each. Leave use_shared_rel_pos_bias out, or try beit_base_patch16_384."
+            )
+        if vit.blocks[0].attn.relative_position_bias_table is None:
+            raise BackboneError(
+                f"{name} has no table of offsets, by which a BEiT here knows where its tokens are. Leave "
+                "use_rel_pos_bias out."
             )
         return vit
 

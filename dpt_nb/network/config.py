@@ -8,6 +8,7 @@ __all__ = ['INPUT_METHODS', 'RENAMED_FIELDS', 'ConfigError', 'num_classes', 'DPT
 # %% ../../nbs/network/config.ipynb #97b1e846
 import inspect
 import math
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 from .bins import BinsHead  # noqa: F401  a form of depth registers itself
@@ -273,6 +274,7 @@ class DPTConfig:
 
     def __post_init__(self):
         check_config(vars(self))
+        vars(self).update(deepcopy(vars(self)))  # its lists and dicts may come from a table that others read
 
 # %% ../../nbs/network/config.ipynb #abb26a1e
 RENAMED_FIELDS = {"positions": "pos_embed_mode", "normed_taps": "norm_intermediates"}  # as 0.1.0 saved it → as it is

@@ -44,6 +44,10 @@ class ConvBackbone(Backbone):
         return {}
 
     @classmethod
+    def idle(cls, config) -> list[str]:
+        return [] if config.final_norm_eps is None else ["final_norm_eps"]
+
+    @classmethod
     def usual(cls, name: str, **arguments) -> dict:
         backbone = cls(name, [f"stages.{number}" for number in range(4)], **arguments)
         published = backbone.network.pretrained_cfg

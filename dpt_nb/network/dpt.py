@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from .backbone import Backbone, BackboneError, SettingError, find_family
+from .backbone import Backbone, BackboneError, SettingError, ViTBackbone, find_family
 from .beit import BeitBackbone  # noqa: F401  families of backbones register themselves
 from .config import MOST_MEMORY, ConfigError, DPTConfig
 from .convnet import ConvBackbone  # noqa: F401
@@ -25,6 +25,7 @@ from .fusion import Decoder
 from .head_spec import HeadError
 from .heads import HEADS
 from .hybrid import standardize_by_deviation
+from .patch_embed import prefix_tokens
 from .prompt import PromptedDecoder, PromptError, prompt_range, prompt_shares
 from .reassemble import Reassemble
 from .saved import SavedModel
@@ -137,6 +138,18 @@ def check_maps(
             )
 
 
+def check_readout(config: DPTConfig, backbone: Backbone) -> None:
+    "Raises `ConfigError` for a readout of a class token that the backbone has not."
+    with_tokens = any(info["kind"] == "tokens" for info in backbone.tap_info())
+    if config.readout == "ignore" or not with_tokens or not isinstance(backbone, ViTBackbone):
+        return
+    if not prefix_tokens(backbone.vit)[1]:
+        raise ConfigError(
+            f"The readout {config.readout!r} needs a class token, and {config.backbone} has none: choose "
+            "readout='ignore'."
+        )
+
+
 def build_reassemble(
     config: DPTConfig,
     infos: list[dict],  # of `tap_info`
@@ -193,6 +206,7 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         self.check_network_size(config)
         self.config = config
         self.backbone = open_backbone(config)
+        check_readout(config, self.backbone)
         self.branches = build_branches(config, self.backbone.tap_info())
         if self.branches is None:
             self.reassemble = build_reassemble(config, self.backbone.tap_info())
@@ -242,7 +256,7 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
             raise PromptError(
                 f"prompt_depth is {tuple(prompt_depth.shape)}, and ({len(image)}, 1, h, w) metres were expected."
             )
-        return prompt_shares(prompt_depth)
+        return prompt_shares(prompt_depth.float()).to(self.mean.dtype)
 
     def maps_of(
         self,
@@ -260,7 +274,8 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         fused: list[torch.Tensor] | dict,  # of `forward_features`
         size: tuple[int, int],  # height and width of the answer, pixels
         inner: dict | None = None,  # head → its insides, so that they are computed once; is added to
-        deepest: torch.Tensor | None = None,  # `(B, features, h, w)` the deepest level, for a head that reads it
+        # `(B, features, h, w)` the deepest level, for a head that reads it; head → its own, where each has a decoder
+        deepest: torch.Tensor | dict | None = None,
     ) -> torch.Tensor:  # `(B, C, *size)`, or smaller from a head that leaves its answer to be resized
         "What one head says, whether it reads the decoder's maps or along with another head."
         inner = {} if inner is None else inner
@@ -277,14 +292,14 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         self,
         name: str,  # of a head
         fused: list[torch.Tensor],  # the decoder's maps
-        deepest: torch.Tensor | None,  # as of `ask_head`
+        deepest: torch.Tensor | dict | None,  # as of `ask_head`
     ) -> list[torch.Tensor]:  # before the decoder's maps the deepest level, where the head `reads_deepest`
         "What a head is given. Raises `HeadError` for a level that it needs and that is not there."
         if not getattr(self.heads[name], "reads_deepest", False):
             return fused
         if deepest is None:
             raise HeadError(f"The head {name} reads the deepest level beside the decoder's maps: give it as deepest.")
-        return [deepest, *fused]
+        return [deepest[name] if isinstance(deepest, dict) else deepest, *fused]
 
     def forward(
         self,
@@ -294,7 +309,9 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         taps: list | None = None,  # of `taps_of`, where they are known
     ) -> dict[str, torch.Tensor]:  # one entry a head at the image's size; in training also `label_auxiliary`
         features = self.forward_features(image, prompt_depth, taps)
-        fused, deepest = features["fused"], None if self.branches else features["levels"][-1]
+        fused, levels = features["fused"], features["levels"]
+        several = self.branches is not None
+        deepest = {name: each[-1] for name, each in levels.items()} if several else levels[-1]
         predictions = self.predictions(fused, tuple(image.shape[-2:]), unpadded, deepest)
         if self.training and self.auxiliary is not None:
             predictions["label_auxiliary"] = self.auxiliary(self.maps_of("label", fused))
@@ -308,7 +325,7 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         fused: list[torch.Tensor] | dict,  # of `forward_features`
         size: tuple[int, int],  # height and width of the image
         unpadded: tuple[int, int] | None = None,  # as of `forward`
-        deepest: torch.Tensor | None = None,  # as of `ask_head`
+        deepest: torch.Tensor | dict | None = None,  # as of `ask_head`
     ) -> dict[str, torch.Tensor]:  # one entry a head
         "What all heads make of the decoder's maps."
         inner = {}
@@ -322,7 +339,7 @@ class DPT(nn.Module, SavedModel, library_name="dpt_nb", tags=["depth-estimation"
         size: tuple[int, int],  # height and width of the image
         unpadded: tuple[int, int] | None,  # as of `forward`
         inner: dict,  # as of `ask_head`
-        deepest: torch.Tensor | None = None,  # as of `ask_head`
+        deepest: torch.Tensor | dict | None = None,  # as of `ask_head`
     ) -> torch.Tensor:  # `(B, C, H, W)`
         "What one head makes of the decoder's maps. A decoder that doubles is resized to the image afterwards."
         if HEADS[name].categorical:

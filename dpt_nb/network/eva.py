@@ -13,7 +13,7 @@ from timm.layers import RotaryEmbeddingDinoV3
 from timm.models.eva import EvaBlockPostNorm
 from torch import nn
 
-from .backbone import BackboneError, ViTBackbone, open_vit, register_backbone
+from .backbone import BackboneError, ViTBackbone, check_all_patches, open_vit, register_backbone
 from .position_table import sizes_known
 
 # %% ../../nbs/network/eva.ipynb #651011cb
@@ -57,10 +57,7 @@ class EvaBackbone(ViTBackbone):
     def open_network(cls, name: str, pretrained: bool = False, normed: bool = False, **arguments) -> nn.Module:
         "timm's network. Raises `BackboneError` for one that drops patches, or has no norm for the taps."
         vit = open_vit(name, pretrained, normed=normed, dynamic_img_size=True, **arguments)
-        if vit.patch_drop is not None:
-            raise BackboneError(
-                "patch_drop_rate leaves out patches while training, and a DPT needs all of them: leave it out."
-            )
+        check_all_patches(vit)
         if normed and isinstance(vit.norm, nn.Identity):
             raise BackboneError(
                 f"{name} has no norm behind its last block, and norm_intermediates reads the taps through one: "

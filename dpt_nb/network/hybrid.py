@@ -15,7 +15,7 @@ from timm.models import is_model_in_modules
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
-from .backbone import SettingError, ViTBackbone, open_vit, register_backbone
+from .backbone import BackboneError, SettingError, ViTBackbone, open_vit, register_backbone
 
 # %% ../../nbs/network/hybrid.ipynb #8b0354f9
 def resnet_arguments(
@@ -73,9 +73,16 @@ class HybridBackbone(ViTBackbone):
         resnet: dict | None = None,  # of `resnet_embedding`: put a ResNet of this shape in front
         **arguments,  # passed on to timm
     ) -> nn.Module:
+        "timm's network. Raises `BackboneError` for one behind another network than timm's `ResNetV2`."
         if resnet is not None:
             arguments |= dict(patch_size=1, embed_layer=resnet_embedding(**resnet))
-        return super().open_network(name, pretrained, **arguments)
+        vit = super().open_network(name, pretrained, **arguments)
+        if not isinstance(found := getattr(vit.patch_embed, "backbone", vit.patch_embed), ResNetV2):
+            raise BackboneError(
+                f"{name} stands behind a {type(found).__name__}, and a hybrid here behind a ResNetV2. Choose one such "
+                "as vit_base_r50_s16_384, or backbone_arguments={'resnet': …} with the name of a plain ViT."
+            )
+        return vit
 
     def stride(self) -> int:
         embedding = self.vit.patch_embed

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['LEVEL_CHOICES', 'InsideError', 'one_decoder', 'global_backbone', 'joint_projection', 'separate_projections',
            'query_key_value', 'rotated', 'attention_probabilities', 'AttentionMaps', 'forward_with_attention',
-           'embedded_image', 'attention_maps', 'token_row', 'token_attention', 'framed', 'attention_overlay',
-           'effective_tokens', 'rollout', 'ColorBasis', 'principal_components', 'color_basis', 'map_colors', 'tap_map',
-           'check_level', 'readouts', 'finish_level', 'position_map', 'position_similarity', 'position_bias',
-           'level_sizes', 'same_shapes', 'check_level_choice', 'choose_levels', 'fuse_with', 'layout_and_edges',
-           'likeness']
+           'embedded_image', 'attention_maps', 'token_row', 'check_block', 'token_attention', 'framed',
+           'attention_overlay', 'effective_tokens', 'rollout', 'ColorBasis', 'principal_components', 'color_basis',
+           'map_colors', 'tap_map', 'check_level', 'readouts', 'finish_level', 'position_map', 'check_place',
+           'position_similarity', 'position_bias', 'level_sizes', 'same_shapes', 'check_level_choice', 'choose_levels',
+           'fuse_with', 'layout_and_edges', 'likeness']
 
 # %% ../../nbs/network/inside.ipynb #5b1f1634
 from typing import NamedTuple
@@ -65,10 +65,11 @@ def global_backbone(
 # %% ../../nbs/network/inside.ipynb #2acbe33d
 def joint_projection(attention: nn.Module, tokens: torch.Tensor) -> tuple:
     "Query, key and value of one linear map."
-    bias = attention.qkv.bias
-    if getattr(attention, "q_bias", None) is not None:
+    if getattr(attention, "q_bias", None) is None:
+        joint = attention.qkv(tokens)  # asked, since it may have adapters
+    else:
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-    joint = F.linear(tokens, attention.qkv.weight, bias)
+        joint = F.linear(tokens, attention.qkv.weight, bias)
     return joint.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 
@@ -188,6 +189,15 @@ def token_row(
     return weights[index, maps.prefix :].reshape(rows, columns)
 
 # %% ../../nbs/network/inside.ipynb #9d75d0c3
+def check_block(block: int, head: int | None, count: int, heads: int) -> None:  # count: of blocks
+    "Raises `InsideError` for a block or a head that is not there; negative blocks count from the last."
+    if not -count <= block < count or not (head is None or 0 <= head < heads):
+        raise InsideError(
+            f"Block {block}, head {head} was asked for: this transformer has {count} blocks of {heads} heads, counted "
+            "from 0."
+        )
+
+
 def token_attention(
     maps: AttentionMaps,  # of `attention_maps`
     place: tuple[int, int] | None,  # row and column of a patch; None: the class token
@@ -197,11 +207,7 @@ def token_attention(
 ) -> torch.Tensor:  # `(rows, columns)` weights given to the patches
     "What one token sees in one block. Raises `InsideError` for a block, head or place that is not there."
     count, heads = len(maps.probabilities), maps.probabilities[0].shape[1]
-    if not -count <= block < count or not (head is None or 0 <= head < heads):
-        raise InsideError(
-            f"Block {block}, head {head} was asked for: this transformer has {count} blocks of {heads} heads, counted "
-            "from 0."
-        )
+    check_block(block, head, count, heads)
     table = maps.probabilities[block][image]
     return token_row(table.mean(0) if head is None else table[head], maps, place)
 
@@ -383,6 +389,15 @@ def position_map(
     return concatenate(vectors[:, -grid[0] * grid[1] :], grid)[0]
 
 # %% ../../nbs/network/inside.ipynb #8e42b83f
+def check_place(place: tuple[int, int], grid: tuple[int, int]) -> None:  # row and column; rows and columns
+    "Raises `InsideError` for a place outside a grid."
+    if not (0 <= place[0] < grid[0] and 0 <= place[1] < grid[1]):
+        raise InsideError(
+            f"There is no place in row {place[0]} and column {place[1]} of a grid of {grid[0]} rows and {grid[1]} "
+            "columns, counted from 0."
+        )
+
+
 @torch.inference_mode()
 def position_similarity(
     model: DPT,  # on a transformer with a table of positions
@@ -391,11 +406,7 @@ def position_similarity(
 ) -> torch.Tensor:  # `(rows, columns)` cosine similarity, from −1 to 1
     "How like one place is to all others, at any grid. Raises `InsideError` for a Swin, a BEiT and a place outside."
     positions = position_map(model, grid)
-    if not (0 <= place[0] < grid[0] and 0 <= place[1] < grid[1]):
-        raise InsideError(
-            f"There is no place in row {place[0]} and column {place[1]} of a grid of {grid[0]} rows and {grid[1]} "
-            "columns, counted from 0."
-        )
+    check_place(place, grid)
     return F.cosine_similarity(positions[:, place[0], place[1], None, None], positions, dim=0)
 
 # %% ../../nbs/network/inside.ipynb #425502b4
@@ -407,8 +418,10 @@ def position_bias(
     block: int = 0,
     head: int = 0,
 ) -> torch.Tensor:  # `(rows, columns)` what is added to the scores of this place
-    "One head's numbers for all offsets from one place. Raises `InsideError` for any transformer but a BEiT."
+    "One head's numbers for all offsets from one place. Raises `InsideError` for what is not there, and all but BEiT."
     backbone = global_backbone(model)
+    check_block(block, head, len(backbone.vit.blocks), backbone.vit.blocks[0].attn.num_heads)
+    check_place(place, grid)
     bias = backbone.attention_bias(backbone.vit.blocks[block], grid)
     if not torch.is_tensor(bias):
         raise InsideError(

@@ -75,14 +75,32 @@ def current_tensors(
     return {OLD_LAYER.sub(rename, key) if isinstance(key, str) else key: tensor for key, tensor in state.items()}
 
 # %% ../../nbs/network/saved.ipynb #796fbab0
-def fill_buffers(model: nn.Module) -> None:  # model: whose other tensors are there
-    "Compute what no file holds; timm's modules and ours know how."
-    for module in model.modules():
-        waiting = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+def without_values(tensors: dict) -> list[str]:  # tensors: name → tensor, or anything else
+    "The names of those on the meta device."
+    return [name for name, each in tensors.items() if isinstance(each, torch.Tensor) and each.is_meta]
+
+
+def compute_buffers(module: nn.Module) -> None:
+    "Buffers that no file holds, of a module that knows how: timm's and ours do."
+    waiting = without_values(module._buffers)
+    if waiting and hasattr(module, "init_non_persistent_buffers"):
         for name in waiting:
             setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
-        if waiting:
-            module.init_non_persistent_buffers()
+        module.init_non_persistent_buffers()
+
+
+def fill_buffers(model: nn.Module) -> None:  # model: whose other tensors are there
+    "Compute what no file holds; what a module does not know how to compute is taken from a network built anew."
+    for module in model.modules():
+        compute_buffers(module)
+    missing = {name: without_values(module._buffers | vars(module)) for name, module in model.named_modules()}
+    if not any(missing.values()):
+        return
+    with torch.random.fork_rng(devices=[]):  # building draws random weights
+        built = type(model)(model.config)
+    for place, names in missing.items():
+        for name in names:
+            setattr(model.get_submodule(place), name, getattr(built.get_submodule(place), name))
 
 
 def load_strict(
@@ -465,6 +483,12 @@ class SavedModel(PyTorchModelHubMixin):
                 f"This network holds NaN or infinite values ({broken}), so it was not saved: what was there before is "
                 "untouched."
             )
+        if getattr(self, "adapters", None) is not None:
+            raise ConfigError(
+                "This network has adapters, for which a model folder has no place, so it was not saved. Write it with "
+                "write_adapted(model, folder); load_checkpoint(folder) opens it with the adapters merged into their "
+                "layers, and such a network can be saved."
+            )
         save_tensors(state, save_directory / "model.safetensors")
         modules = own_modules(self.config)
         described = asdict(self.config) | (dict(imports=modules) if modules else {})
@@ -475,26 +499,29 @@ class SavedModel(PyTorchModelHubMixin):
         self,
         save_directory: str | Path,  # the folder to write; other files in it stay, a README.md among them
         figures: dict | None = None,  # for a card that is written anew: what was evaluated on → {metric: value}
-        **arguments,  # of huggingface_hub's mixin: `push_to_hub`, `repo_id`, `model_card_kwargs`, …
-    ) -> str | None:
-        """Write `config.json`, `model.safetensors` and a card, all or none.
+        push_to_hub: bool = False,  # upload it afterwards too (needs the network and a token)
+        repo_id: str | None = None,  # where to, "owner/name"; None: the folder's name
+        model_card_kwargs: dict | None = None,  # of `generate_model_card`
+        **upload,  # of `push_to_hub`: `private`, `token`, `commit_message`, …
+    ) -> str | None:  # URL of the commit, where it is uploaded
+        """Write `config.json`, `model.safetensors` and a card, all or none; the folder stays if an upload fails.
 
-        Raises `ConfigError` for a network with NaN, and for a folder that cannot be written."""
+        Raises `ConfigError` for a network with NaN or with adapters, and for a folder that cannot be written."""
         destination = Path(save_directory)
-        if figures:
-            arguments["model_card_kwargs"] = (arguments.get("model_card_kwargs") or {}) | dict(figures=figures)
+        card = (model_card_kwargs or {}) | (dict(figures=figures) if figures else {})
         try:
             destination.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=destination, prefix=".unfinished-") as folder:
-                result = super().save_pretrained(folder, **arguments)
-                keep_card = (destination / "README.md").exists() and not figures
-                move_model(Path(folder), destination, keep_card)
-            return result
+                super().save_pretrained(folder, model_card_kwargs=card)
+                move_model(Path(folder), destination, (destination / "README.md").exists() and not figures)
         except (OSError, SafetensorError) as error:
             raise ConfigError(write_failure(destination, error)) from error
         finally:
             with contextlib.suppress(OSError):  # only where nothing is in it
                 destination.rmdir()
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or destination.absolute().name, figures, model_card_kwargs=card, **upload)
 
     def push_to_hub(
         self,
@@ -503,7 +530,8 @@ class SavedModel(PyTorchModelHubMixin):
         **arguments,  # of huggingface_hub's mixin: `private`, `token`, `commit_message`, `model_card_kwargs`, …
     ) -> str:  # URL of the commit
         "Write the folder and upload it; the card says where it is (needs the network and a token)."
-        card = (arguments.pop("model_card_kwargs", None) or {}) | dict(repo_id=repo_id, figures=figures)
+        given = dict(figures=figures) if figures else {}
+        card = (arguments.pop("model_card_kwargs", None) or {}) | dict(repo_id=repo_id) | given
         return super().push_to_hub(repo_id, model_card_kwargs=card, **arguments)
 
     def generate_model_card(

@@ -76,6 +76,11 @@ class SwinBackbone(Backbone):
         )
 
     @classmethod
+    def idle(cls, config) -> list[str]:
+        usual = dict(norm_intermediates=False, final_norm_eps=None)  # the maps of stages are read without a norm
+        return [name for name, value in usual.items() if getattr(config, name) != value]
+
+    @classmethod
     def usual(cls, name: str, **arguments) -> dict:
         vit = open_vit(name, **arguments)
         return dict(

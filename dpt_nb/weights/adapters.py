@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADAPTED', 'AdapterError', 'is_asked', 'adapter_layers', 'AdapterNote', 'trunk_digest', 'lora_library', 'add_adapters',
-           'is_adapted', 'learned_tensors', 'write_adapted', 'adapted_folder', 'check_note', 'read_adapted',
-           'check_trunk', 'merged_state']
+           'is_adapted', 'learned_tensors', 'write_adapted', 'adapted_folder', 'check_note', 'read_note',
+           'read_adapted', 'check_chain', 'check_trunk', 'merged_state']
 
 # %% ../../nbs/weights/adapters.ipynb #aeccce49
 import hashlib
@@ -149,14 +149,35 @@ def check_note(found: dict, path: Path) -> AdapterNote:  # found: what `path` ho
     return AdapterNote(**found)
 
 
+def read_note(folder: Path) -> AdapterNote:
+    "What stands beside the weights. Raises `AdapterError`."
+    path = folder / "adapter.json"
+    try:
+        return check_note(read_json(path), path)
+    except ConfigError as error:
+        raise AdapterError(str(error)) from None
+
+
 def read_adapted(folder: Path) -> tuple[DPTConfig, AdapterNote, dict]:  # the last: our name → tensor
     "What `write_adapted` wrote. Raises `AdapterError`."
     try:
-        config, note = read_config(folder / "config.json"), read_json(folder / "adapter.json")
-        tensors = read_safetensors(folder / "adapter.safetensors")
+        config, tensors = read_config(folder / "config.json"), read_safetensors(folder / "adapter.safetensors")
     except ConfigError as error:
         raise AdapterError(str(error)) from None
-    return config, check_note(note, folder / "adapter.json"), tensors
+    return config, read_note(folder), tensors
+
+
+def check_chain(folder: Path, note: AdapterNote) -> None:  # note: of the folder
+    "Raises `AdapterError` where the trunk of adapters leads back to themselves; it may have been adapted itself."
+    seen = {folder.resolve()}
+    while (inner := adapted_folder(note.trunk)) is not None:
+        if inner.resolve() in seen:
+            raise AdapterError(
+                f"The adapters in {folder} stand beside the trunk of {inner}, which is made with these adapters: no "
+                "trunk is there. Write the place of the trunk into adapter.json."
+            )
+        seen.add(inner.resolve())
+        note = read_note(inner)
 
 
 def check_trunk(trunk: nn.Module, note: AdapterNote) -> None:
@@ -173,12 +194,13 @@ def merged_state(
     learned: dict,  # of `read_adapted`
     scale: float,  # alpha / rank
 ) -> dict:  # our name → tensor, of the whole network
-    "Adapters added to their layers. Raises `AdapterError` for an adapter whose layer is not there."
+    "Adapters added to their layers. Raises `AdapterError` for an adapter of no layer, or of another shape."
     state = trunk | {name: tensor for name, tensor in learned.items() if ".lora_" not in name}
     for name in (name for name in learned if name.endswith(".lora_A.weight")):
         layer = name.replace(".lora_A.weight", ".weight")
         down, up = learned[name].float(), learned.get(name.replace("lora_A", "lora_B"))
-        if layer not in trunk or up is None or (len(up), down.shape[1]) != tuple(trunk[layer].shape):
+        fits = layer in trunk and up is not None and down.ndim == up.ndim == 2 and up.shape[1] == len(down)
+        if not fits or (len(up), down.shape[1]) != tuple(trunk[layer].shape):
             raise AdapterError(f"{name} is an adapter of no layer of this trunk: the file belongs to another network.")
         state[layer] = (trunk[layer].float() + scale * (up.float() @ down)).to(trunk[layer].dtype)
     return state

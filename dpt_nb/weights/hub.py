@@ -261,7 +261,7 @@ def locate(
     if not local and re.match(r"\w+://", text):
         return from_url(text)
     if text in PUBLISHED:
-        return locate(PUBLISHED[text].weights)
+        return locate(PUBLISHED[text].weights, **hub)
     if not local and looks_like_hub_id(text, path):
         return from_hub(text, **hub)
     raise CheckpointError(nothing_at(text))

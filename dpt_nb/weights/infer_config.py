@@ -542,14 +542,21 @@ def depth_anything_size(state: dict) -> str:  # state: our name → tensor
 METRIC_WORDS = {"indoor": ("hypersim", "indoor"), "outdoor": ("vkitti", "outdoor")}
 
 
+def depth_anything_words(source: Source) -> tuple[str, str]:  # those that count, and those of the folder
+    "What a file's name and the model's say; where they do not say Depth Anything, what the folder's says too."
+    names = (f"{source.path.name}/{source.name}", source.path.parent.name)
+    own, folder = (name.lower().replace("-", "_") for name in names)
+    return (own if re.search("depth_?anything", own) else f"{folder}/{own}"), folder
+
+
 def depth_anything_by_name(
     source: Source,
     state: dict,  # our name → tensor
 ) -> str | None:  # a name of `list_models()`; None where the words do not tell
-    "Which of Depth Anything's models a file is, by the words in its name and its folder's."
-    words = f"{source.path.parent.name}/{source.path.name}/{source.name}".lower().replace("-", "_")
+    "Which of Depth Anything's models a file is, by the words in its name, or else its folder's."
+    words, folder = depth_anything_words(source)
     size = depth_anything_size(state)
-    if PROMPTED in state or ("depth_anything" not in words and "depthanything" not in words):
+    if PROMPTED in state or not re.search("depth_?anything", words):
         return None
     for place, marks in METRIC_WORDS.items():
         if any(mark in words for mark in marks):
@@ -557,7 +564,9 @@ def depth_anything_by_name(
     if "metric" in words:
         return None
     if re.search(r"(^|[^a-z])v2([^a-z]|$)", words):
-        return f"depth_anything_v2_{size}"
+        # A folder called outdoor may hold metric weights, or what somebody uses outdoors
+        metric = any(mark in folder for mark in ("metric", *METRIC_WORDS["indoor"], *METRIC_WORDS["outdoor"]))
+        return None if metric else f"depth_anything_v2_{size}"
     return f"depth_anything_{size}" if re.search(r"depth_?anything_vit[sbl]14", words) else None
 
 # %% ../../nbs/weights/infer_config.ipynb #129224f8

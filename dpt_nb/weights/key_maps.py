@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DINOV3_MLP', 'DINOV3_GATED_MLP', 'DINOV3_PARTS', 'CHECKPOINT_FORMATS', 'KeyRule', 'Remapped', 'remap_state_dict',
-           'match_ours', 'remap_for_export', 'transformers_dinov3_rules', 'chmv2_rules', 'dinov3_rules',
-           'depther_rules', 'CheckpointFormat']
+           'match_ours', 'remap_for_export', 'transformers_dinov3_rules', 'dinov3_block_rules', 'chmv2_rules',
+           'dinov3_rules', 'depther_rules', 'CheckpointFormat']
 
 # %% ../../nbs/weights/key_maps.ipynb #90ea5a9f
 import re
@@ -387,18 +387,28 @@ def transformers_dinov3_rules(
     config: dict,  # of the backbone
     prefix: str = "backbone.",  # what stands before its names
 ) -> list[KeyRule]:
-    "The backbone DINOv3 of transformers."
-    block, layer = "backbone.vit.blocks.{block}.", f"{prefix}layer.{{block}}."
-    attention, embeddings = f"{layer}attention", f"{prefix}embeddings."
+    "The backbone DINOv3 of transformers: blocks under the names of its files, or of its models from version 5 on."
+    return [
+        KeyRule("backbone.vit.cls_token", f"{prefix}embeddings.cls_token"),
+        KeyRule("backbone.vit.reg_token", f"{prefix}embeddings.register_tokens"),
+        *part_rules("backbone.vit.", prefix, {"patch_embed.proj": "embeddings.patch_embeddings", "norm": "norm"}),
+        *dinov3_block_rules(config, f"{prefix}layer.{{block}}."),
+        *dinov3_block_rules(config, f"{prefix}model.layer.{{block}}."),
+    ]
+
+
+def dinov3_block_rules(
+    config: dict,  # of the backbone
+    layer: str,  # what stands before the names of a block there
+) -> list[KeyRule]:
+    "A block of transformers' DINOv3."
+    block, attention = "backbone.vit.blocks.{block}.", f"{layer}attention"
     biases = [KeyRule(f"{block}attn.{part}_bias", f"{attention}.{part}_proj.bias") for part in "qv"]
     if config.get("key_bias"):
         biases = [separate(f"{block}attn.qkv", attention, "bias", DINOV3_PARTS)]
     mlp = DINOV3_GATED_MLP if config.get("use_gated_mlp") else DINOV3_MLP
     parts = {"attn.proj": "attention.o_proj", "norm1": "norm1", "norm2": "norm2"}
     return [
-        KeyRule("backbone.vit.cls_token", f"{embeddings}cls_token"),
-        KeyRule("backbone.vit.reg_token", f"{embeddings}register_tokens"),
-        *part_rules("backbone.vit.", prefix, {"patch_embed.proj": "embeddings.patch_embeddings", "norm": "norm"}),
         separate(f"{block}attn.qkv", attention, "weight", DINOV3_PARTS),
         *biases,
         *(KeyRule(f"{block}gamma_{half}", f"{layer}layer_scale{half}.lambda1") for half in (1, 2)),
@@ -593,7 +603,7 @@ class CheckpointFormat:
 # %% ../../nbs/weights/key_maps.ipynb #cd50dd95
 COMPUTED_TABLES = r".*\.(relative_position_index|relative_coords_table|attn_mask|k_bias)"
 DINOV3_UNUSED = r"(rope_embed\.periods|mask_token|local_cls_norm\..*|cls_norm\..*|.*\.bias_mask)"
-CLASSIFIER = r"(head|head_dist|fc_norm|pre_logits)\..*"
+CLASSIFIER = r"(head|head_dist|fc_norm|pre_logits|attn_pool)\..*"
 
 # %% ../../nbs/weights/key_maps.ipynb #5da43c29
 CHECKPOINT_FORMATS = {
@@ -684,7 +694,7 @@ CHECKPOINT_FORMATS = {
         CheckpointFormat(
             "transformers dinov3 backbone",
             signs=("embeddings.cls_token", "layer.0.attention.q_proj."),
-            or_signs=("embeddings.cls_token", "model.layer.0.attention.q_proj."),
+            or_signs=(("embeddings.cls_token", "model.layer.0.attention.q_proj."),),
             rules=lambda head, config: transformers_dinov3_rules(config or {}, ""),
             unused=(r"embeddings\.mask_token",),
             backbone_only=True,
@@ -692,6 +702,7 @@ CHECKPOINT_FORMATS = {
         CheckpointFormat(
             "timm",
             signs=("blocks.0.", "patch_embed."),
+            or_signs=(("layers.0.blocks.0.", "patch_embed."),),
             rules=lambda head, config: [KeyRule("backbone.vit.{rest}", "{rest}")],
             unused=(CLASSIFIER, r"mask_token", COMPUTED_TABLES),
             backbone_only=True,

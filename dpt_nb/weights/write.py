@@ -29,7 +29,7 @@ from dpt_nb.network.config import ConfigError, DPTConfig
 from dpt_nb.network.convnet import is_convolutional
 from dpt_nb.network.dpt import DPT, empty_model
 from dpt_nb.network.heads import HEADS, DepthHead, SegmentationHead
-from dpt_nb.network.named import FEEDING, IMAGENET_MEAN
+from dpt_nb.network.named import FEEDING, IMAGENET_MEAN, IMAGENET_STD
 from dpt_nb.network.patch_embed import prefix_tokens
 from dpt_nb.network.saved import (
     local_path,
@@ -41,7 +41,7 @@ from dpt_nb.network.saved import (
 )
 from dpt_nb.network.zoe import ZoeHead
 from dpt_nb.weights.dinov3 import chmv2_words
-from dpt_nb.weights.infer_config import WINDOWED, backbone_family, infer_config, source_defaults
+from dpt_nb.weights.infer_config import WINDOWED, backbone_family, count_parts, infer_config, source_defaults
 from dpt_nb.weights.key_maps import (
     CHECKPOINT_FORMATS,
     KeyRule,
@@ -392,6 +392,11 @@ def other_patches(format_name: str, plan: Blueprint) -> str:
     return f"its patches have {plan.patch} pixels, and {format_name} ends at the image's size for 16 alone"
 
 
+def other_channels(format_name: str, plan: Blueprint) -> str:
+    seen = len(plan.config.mean)
+    return "" if seen == 3 else f"it sees {seen} channels, and {format_name} sees red, green and blue"
+
+
 def rectangular_positions(format_name: str, plan: Blueprint) -> str:
     height, width = plan.config.image_size
     if height == width or plan.chmv2:
@@ -495,7 +500,6 @@ def odd_dinov3(plan: Blueprint) -> str:  # empty when there is none
         "its blocks have no scale": getattr(block, "gamma_1", None) is None or getattr(block, "gamma_2", None) is None,
         "its taps are read before the final norm": not plan.config.norm_intermediates,
         "it has a norm in front of its blocks": not isinstance(plan.vit.norm_pre, torch.nn.Identity),
-        "it sees other channels than red, green and blue": len(plan.config.mean) != 3,
     }
     return next((words for words, found in odd.items() if found), "")
 
@@ -562,6 +566,7 @@ REASONS = (  # of every format
     unpublished_parts,
     other_tokens,
     other_patches,
+    other_channels,
     rectangular_positions,
     taps_behind_norm,
     other_head_width,
@@ -621,11 +626,25 @@ def positions_setting(format_name: str, plan: Blueprint) -> str:
 
 
 def epsilon_setting(format_name: str, plan: Blueprint) -> str:
-    timms = 1e-5 if plan.windowed or plan.chmv2 else 1e-6
-    own, usual = plan.config.layer_norm_eps or timms, 1e-5 if format_name == "mmseg" else timms
+    own = plan.config.layer_norm_eps or timms_epsilon(plan)
+    usual = 1e-5 if format_name == "mmseg" else timms_epsilon(plan)
     if format_name == "transformers" or own == usual:
         return ""
     return f"layer norms have an epsilon of {own} here and {usual} there"
+
+
+def timms_epsilon(plan: Blueprint) -> float:
+    "Of the layer norms of timm's network."
+    return 1e-5 if plan.windowed or plan.chmv2 else 1e-6
+
+
+def final_norm_setting(format_name: str, plan: Blueprint) -> str:
+    config = plan.config
+    blocks = config.layer_norm_eps or timms_epsilon(plan)
+    usual = blocks if format_name == "transformers" else timms_epsilon(plan)
+    if not config.norm_intermediates or (config.final_norm_eps or blocks) == usual:
+        return ""
+    return f"the final norm has an epsilon of {config.final_norm_eps or blocks} here and {usual} there"
 
 
 def standardization_setting(format_name: str, plan: Blueprint) -> str:
@@ -678,8 +697,8 @@ def class_names_setting(format_name: str, plan: Blueprint) -> str:
 def normalization_setting(format_name: str, plan: Blueprint) -> str:
     config = plan.config
     imagenet = format_name == "depth-anything" or (format_name == "mmseg" and plan.labels)
-    usual = IMAGENET_MEAN if imagenet else [0.5] * 3
-    if format_name == "transformers" or list(config.mean) == list(usual):
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else ([0.5] * 3, [0.5] * 3)
+    if format_name == "transformers" or (list(config.mean), list(config.std)) == (list(mean), list(std)):
         return ""
     return f"images are normalized with mean {config.mean} and std {config.std}"
 
@@ -709,6 +728,11 @@ def unit_setting(format_name: str, plan: Blueprint) -> str:
         return ""
     return f"its number is {'a depth in metres' if scale == 'metric' else HEADS[plan.head].words}"
 
+
+def camera_setting(format_name: str, plan: Blueprint) -> str:
+    focal = plan.arguments.get("canonical_focal")
+    return f"its metres are those of a camera of {focal:g} pixels (canonical_focal)" if focal else ""
+
 # %% ../../nbs/weights/write.ipynb #c2faf496
 def size_setting(format_name: str, plan: Blueprint) -> str:
     larger = format_name == "transformers" and plan.family == "dinov2" and not plan.depth_anything
@@ -734,6 +758,7 @@ OUTPUT_CONSTANTS = ("scale", "shift", "max_depth", "min_depth")
 SETTINGS = (
     positions_setting,
     epsilon_setting,
+    final_norm_setting,
     standardization_setting,
     feeding_setting,
     class_names_setting,
@@ -741,11 +766,12 @@ SETTINGS = (
     taps_setting,
     readout_setting,
     unit_setting,
+    camera_setting,
     size_setting,
     corners_setting,
     output_setting,
 )
-TIPS_SETTINGS = (positions_setting, feeding_setting)
+TIPS_SETTINGS = (positions_setting, final_norm_setting, feeding_setting)
 
 
 def lost_settings(
@@ -1187,10 +1213,19 @@ def carried_over(opened: LoadedCheckpoint) -> dict:  # their name → tensor
 
 
 def missing_norm(theirs: dict) -> dict:  # their name → tensor
-    "The final norm that timm expects of a ViT, where a file has none."
-    if "norm.weight" in theirs or "cls_token" not in theirs:
+    "The final norm that timm expects, where a file has none; a BEiT's stands behind its pooling."
+    family = backbone_family(theirs, "")
+    last = f"layers.{count_parts(theirs, 'layers.') - 1}.blocks.0.norm1.weight" if family in WINDOWED else "cls_token"
+    if "norm.weight" in theirs or "fc_norm.weight" in theirs or last not in theirs:
         return {}
-    return idle_norm("norm", theirs["cls_token"].shape[-1])
+    return idle_norm("fc_norm" if family == "beit" else "norm", theirs[last].shape[-1])
+
+
+def reading_back(opened: LoadedCheckpoint) -> list[str]:  # sentences
+    "What is to be told of a backbone's file."
+    if not any(key.startswith("backbone.network.") for key in opened.state):
+        return []
+    return ["timm opens this file, and load_backbone does not: it reads backbones with attention alone"]
 
 
 def convert_backbone(opened: LoadedCheckpoint, destination: Path, to: str) -> Conversion:
@@ -1204,7 +1239,8 @@ def convert_backbone(opened: LoadedCheckpoint, destination: Path, to: str) -> Co
     write_tensors(theirs | filled, destination)
     dropped = [key for key in opened.dropped if key not in kept]
     count = len(theirs | filled)
-    return Conversion(opened.format_name, to, "backbone", destination, count, dropped, list(filled))
+    told = reading_back(opened)
+    return Conversion(opened.format_name, to, "backbone", destination, count, dropped, list(filled), told)
 
 # %% ../../nbs/weights/write.ipynb #5f61c89c
 def check_model(opened: LoadedCheckpoint, to: str) -> None:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BIN_CONFIGURATION', 'POINTS', 'ZOE_FIELDS', 'USUAL', 'ROUTER_FIELD', 'WORDS', 'check_domains', 'several_domains',
-           'one_domain', 'zoe_head', 'router_in_words', 'domains_in_words', 'zoe_words', 'domain_names', 'point_shapes',
-           'router_shapes', 'zoe_shapes', 'zoe_defaults']
+           'one_domain', 'corrects_bounds', 'zoe_head', 'router_in_words', 'domains_in_words', 'zoe_words',
+           'domain_names', 'point_shapes', 'router_shapes', 'zoe_shapes', 'zoe_defaults']
 
 # %% ../../nbs/weights/zoedepth.ipynb #8acb5d88
 import re
@@ -93,6 +93,15 @@ def one_domain(said: dict) -> dict:  # said: fields of config.json; arguments of
             stacklevel=2,
         )
     return {name: bounds[name] for name in ("min_depth", "max_depth")}
+
+
+def corrects_bounds(
+    trained: dict,  # arguments of a head, as its file says them
+    wanted: dict,  # as they were asked for instead
+) -> bool:
+    "Whether they differ by what the warning of `one_domain` advises, and in nothing else."
+    advised = trained.get("bounded") and trained.get("max_depth") == 10 and wanted.get("max_depth") == 80
+    return bool(advised) and wanted | dict(max_depth=10.0) == trained
 
 
 WORDS = {"hidden": "num_relative_features", "embedding": "bin_embedding_dim"}  # our argument → their field
