@@ -193,9 +193,8 @@ def rename_tensors(
 def open_checkpoint(
     source: str | Path,  # see `locate`
     variant: str | None = None,  # a name of `list_models()`, for a file that does not tell which of several it is
-    image_size: int
-    | tuple[int, int]
-    | None = None,  # height and width, pixels, that the position grid in the file may have
+    # height and width, pixels, that the position grid in the file may have; one number: a square
+    image_size: int | tuple[int, int] | None = None,
     **hub,  # of `hf_hub_download`
 ) -> LoadedCheckpoint:
     "Everything about a checkpoint, without building its network. Raises `CheckpointError`."
