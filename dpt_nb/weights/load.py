@@ -567,8 +567,8 @@ def assumed_normalization(opened: LoadedCheckpoint, said: dict) -> str:  # said:
     if "mean" in said or backbone_family(opened.state) != "vit" or "backbone.vit.dist_token" in opened.state:
         return ""
     return (
-        " Its images are normalized as those of timm's ViTs, to which the file does not say whether it belongs: give "
-        "mean=[0.485, 0.456, 0.406] and std=[0.229, 0.224, 0.225] for MAE and DINO."
+        " The file says no mean and std, so its images are normalized as those of timm's ViTs; for MAE and DINO give "
+        "mean=[0.485, 0.456, 0.406] and std=[0.229, 0.224, 0.225]."
     )
 
 
