@@ -542,7 +542,8 @@ def test_a_quiz_is_answered_by_keyboard_alone(server, browser, tmp_path_factory)
     (folder / "quiz.ipynb").write_text(json.dumps(notebook))
     page = browser.new_page(viewport=dict(width=1300, height=1100))
     page.set_default_timeout(PATIENCE)
-    page.goto(f"http://{address}/lab/tree/quiz.ipynb?token={token}")
+    # A workspace of its own: JupyterLab would open the notebooks of the tests before it too, and run one of them
+    page.goto(f"http://{address}/lab/workspaces/quiz/tree/quiz.ipynb?token={token}")
     run_all(page)
     buttons = page.locator("button.dpt-nb-choice")
     focus_says = lambda beginning: page.wait_for_function(  # a mark and its sentence come one after the other
