@@ -57,7 +57,7 @@ def made(run: Path) -> DPT:  # run: its folder
     "The network that a run has made. Raises `TrainingError` for one that has not ended."
     if not (run / "model").is_dir():
         raise TrainingError(f"The run in {run} has not ended: it holds no model yet. Go on with it by --resume {run}.")
-    ended, rows = read_report(run).get("steps"), sorted_rows(run / "metrics.jsonl")[0]
+    ended, rows = read_report(run / "report.json").get("steps"), sorted_rows(run / "metrics.jsonl")[0]
     if type(ended) is int and rows and ended < rows[-1]["step"]:
         raise TrainingError(
             f"The run in {run} was extended and stands at step {rows[-1]['step']}; its model is still that of step "
