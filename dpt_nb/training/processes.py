@@ -64,11 +64,12 @@ def same_recipe(one: Recipe, other: Recipe) -> bool:
 def changed_words(
     recipe: Recipe,
     name: str,  # of a recipe of the library
-) -> list[str]:  # such as "loop.steps=100"
+) -> tuple[list[str], list[str]]:  # such as "loop.steps=100", and that of the sources
     "What differs between the two, as assignments. Raises `TypeError` for what JSON cannot say."
     known = dict(recipe_rows(RECIPES[name]))
     changed = [(path, value) for path, value in recipe_rows(recipe) if plain(value) != plain(known[path])]
-    return [f"{path}={json.dumps(value)}" for path, value in changed]
+    words = [(path == "sources", f"{path}={json.dumps(value)}") for path, value in changed]
+    return [word for of_sources, word in words if not of_sources], [word for of_sources, word in words if of_sources]
 
 # %% ../../nbs/training/processes.ipynb #ad144495
 def recipe_words(
@@ -79,8 +80,11 @@ def recipe_words(
     of_library = recipe.name in RECIPES and not RECIPES.modules([recipe.name])
     name = recipe.name if of_library else next(iter(RECIPES))
     try:
-        words = changed_words(recipe, name)
+        words, sources = changed_words(recipe, name)
         same = same_recipe(change_recipe(get_recipe(name), words), recipe)
+        if not same:  # it has sources that do not follow from what is changed
+            words += sources
+            same = same_recipe(change_recipe(get_recipe(name), words), recipe)
     except TypeError as error:
         raise RecipeError(
             f"The recipe {recipe.name!r} cannot be handed to other processes: {error}. "
