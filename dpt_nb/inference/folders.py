@@ -73,9 +73,9 @@ class RunOptions:
 
     def fingerprint(self, predictor: Predictor) -> str:  # 16 characters
         "Says whether two runs would write the same."
-        view = 60.0 if self.field_of_view is None else [self.field_of_view]  # 60 that was said is not the image's own
-        lens = [] if predictor.focal is None else [predictor.focal]
-        points = (lens or view) if "ply" in self.outputs else None
+        lens = dict(focal=predictor.focal, field_of_view=predictor.field_of_view)
+        lens = lens if self.field_of_view is None else dict(field_of_view=self.field_of_view)  # which is taken first
+        points = lens if "ply" in self.outputs else None
         return fingerprint(predictor, outputs=self.outputs, window=self.window, overlap=self.overlap, points=points)
 
 # %% ../../nbs/inference/folders.ipynb #cdd04ffa

@@ -863,10 +863,10 @@ def film_maps(
     frames, size = chain([first], frames), tuple(first.image.shape[-2:])
     logits = 4 * class_total(self.model.config) * size[0] * size[1]  # of labels, which are smoothed at full size
     fitting = int(self.max_memory / (self.memory_needed(*size) + logits))
-    if window is None and fitting > 0:
+    tiled = window is None and fitting == 0
+    film.seen = self.tiles_note(size, f"Each frame of {Path(film.path).name}") if tiled else ""
+    if window is None and not tiled:
         return frame_maps(self.predict, frames, min(batch or self.batch_size, fitting))
-    if window is None:
-        film.seen = self.tiles_note(size, f"Each frame of {Path(film.path).name}")
     votes = partial(self.window_votes, window=window, overlap=overlap, batch=batch)
     return frame_maps(votes, frames, 1)
 

@@ -64,12 +64,11 @@ def same_recipe(one: Recipe, other: Recipe) -> bool:
 def changed_words(
     recipe: Recipe,
     name: str,  # of a recipe of the library
-) -> tuple[list[str], list[str]]:  # such as "loop.steps=100", and that of the sources
+) -> list[str]:  # such as "loop.steps=100"
     "What differs between the two, as assignments. Raises `TypeError` for what JSON cannot say."
     known = dict(recipe_rows(RECIPES[name]))
     changed = [(path, value) for path, value in recipe_rows(recipe) if plain(value) != plain(known[path])]
-    words = [(path == "sources", f"{path}={json.dumps(value)}") for path, value in changed]
-    return [word for of_sources, word in words if not of_sources], [word for of_sources, word in words if of_sources]
+    return [f"{path}={json.dumps(value)}" for path, value in changed]
 
 # %% ../../nbs/training/processes.ipynb #ad144495
 def recipe_words(
@@ -80,11 +79,11 @@ def recipe_words(
     of_library = recipe.name in RECIPES and not RECIPES.modules([recipe.name])
     name = recipe.name if of_library else next(iter(RECIPES))
     try:
-        words, sources = changed_words(recipe, name)
-        same = same_recipe(change_recipe(get_recipe(name), words), recipe)
-        if not same:  # it has sources that do not follow from what is changed
-            words += sources
-            same = same_recipe(change_recipe(get_recipe(name), words), recipe)
+        gives_it = lambda words: same_recipe(change_recipe(get_recipe(name), words), recipe)
+        every = changed_words(recipe, name)
+        brief = [word for word in every if not word.startswith("sources=")]  # most sources follow from what is changed
+        words = brief if gives_it(brief) else every
+        same = words is brief or gives_it(every)
     except TypeError as error:
         raise RecipeError(
             f"The recipe {recipe.name!r} cannot be handed to other processes: {error}. "
