@@ -2,7 +2,7 @@
 (nbs/stories/bins_and_confidence.ipynb).
 
     python benchmarks/bins_and_confidence.py                 # what is there of each grid; trains nothing
-    python benchmarks/bins_and_confidence.py --grid small    # on a CPU: 15 runs of half a minute
+    python benchmarks/bins_and_confidence.py --grid small    # on a CPU: 15 runs of one to five minutes
 
 All cases have the same trunk, rooms, order, augmentation, steps, schedule, loss of depth and seeds; what differs is the
 head. A run that is finished is not repeated, and one that was interrupted goes on; the figures of all are in

@@ -62,6 +62,7 @@ def measured(words, seed, data_root, known, out):
         command = [sys.executable, __file__, "--one", json.dumps(words), "--seeds", str(seed), "--data-root", data_root]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         known[key] = json.loads(said.strip().splitlines()[-1])
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(Path(out)) as temporary:
             temporary.write_text(json.dumps(known, indent=1))
     return known[key]
@@ -80,7 +81,7 @@ def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data-root", default="data")
-    parser.add_argument("--out", default="demo.json", help="runs that were made")
+    parser.add_argument("--out", default="runs/benchmark_demo.json", help="runs that were made")
     parser.add_argument("--one", help="for its own use")
     asked = parser.parse_args()
     if asked.one is not None:

@@ -1087,7 +1087,7 @@ def write_signed_figure(path: str, figure, **options) -> None:  # options: of `s
 # %% ../nbs/commands.ipynb #62acf502
 def dpt_data(
     action: Literal["make", "check", "show", "init"],  # a miniature, every file, some samples, a recipe for a folder
-    name: str,  # data set: kitti, nyu, ade20k, pascal_context, folder; to check or show also rooms, streets
+    name: str,  # kitti, nyu, ade20k, pascal_context, folder; to make also lidar_folder, else also rooms, streets
     root: str | None = None,  # folder of the data set
     *,
     split: str | None = None,  # train, held_out or what else the set has; default: check both, show train

@@ -346,6 +346,7 @@ def server(tmp_path_factory):
         OMP_NUM_THREADS="1",
         JUPYTER_RUNTIME_DIR=str(folder / "runtime"),
         JUPYTER_CONFIG_DIR=str(folder / "config"),
+        IPYTHONDIR=str(folder / "ipython"),  # or what cells do would stand in the user's own history
     )
     with open(folder / "server.log", "w") as log:
         running = subprocess.Popen(

@@ -84,7 +84,7 @@ PICKS = {
         lines=slice(12, 21),
         words=(r"(?m) {2,}(.*?)( +←.*)?$", r" \1"),
     ),
-    "training/16_loop": Pick("training", "stride 4, no gradient matching", (0, 1, 2, 3)),
+    "training/16_loop": Pick("training", "depth along row 30", (0, 1, 2, 3)),
     "training/17_launch": Pick("many processes", "process 0 of 2", box=(0, 0, 0.41, 1), fill=False),
     "training/18_own_data": Pick("your own data", "naive=naive))", (0, 1, 2, 3)),
     "workbench/pages": Pick("pages", "page = SceneByNumber()", (0, 1), columns=1),

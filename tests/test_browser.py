@@ -470,29 +470,31 @@ def test_afterwards_nothing_is_stuck(workbench, way):
         assert workbench.locator(".jp-OutputArea [role=alert]:visible").count() == 0
 
 
-@pytest.mark.slow
-def test_the_training_room_starts_and_is_interrupted(workbench, server):
-    said = open_tab(workbench, "Training")
+def train_until_stopped(page, folder):
+    "Start a run in `folder`, a Path, from the training page, and stop it once it steps; its checkpoint is there."
+    said = open_tab(page, "Training")
     for label, text in (
         ("changes", " ".join([*SHORT, "loop.steps=400", "keep.save_steps=400", "keep.validate_every=5"])),
-        ("folder", "room"),
+        ("folder", folder.name),
     ):
-        field = workbench.get_by_label(label, exact=True).locator("visible=true")
+        field = page.get_by_label(label, exact=True).locator("visible=true")
         field.fill(text), field.press("Tab")
-    workbench.get_by_role("button", name="start", exact=True).click()
+    page.get_by_role("button", name="start", exact=True).click()
     deadline = time.monotonic() + PATIENCE / 1000
-    while "Step" not in said.inner_text():
-        assert time.monotonic() < deadline, said.inner_text()
-        workbench.wait_for_timeout(100)
-    workbench.get_by_role("button", name="stop", exact=True).click()
-    while "The last checkpoint is of step" not in said.inner_text():
-        assert time.monotonic() < deadline, said.inner_text()
-        workbench.wait_for_timeout(100)
-    rows = [json.loads(line) for line in (server[0] / "room" / "metrics.jsonl").read_text().splitlines()]
-    assert (
-        0 < rows[-1]["step"] < 400 and (server[0] / "room" / "checkpoints" / f"step-{rows[-1]['step']:08d}.pt").exists()
-    )
-    assert workbench.get_by_role("button", name="go on", exact=True).is_enabled()
+    for button, words in ((None, "Step"), ("stop", "The last checkpoint is of step")):
+        if button:
+            page.get_by_role("button", name=button, exact=True).click()
+        while words not in said.inner_text():
+            assert time.monotonic() < deadline, said.inner_text()
+            page.wait_for_timeout(100)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < rows[-1]["step"] < 400 and (folder / "checkpoints" / f"step-{rows[-1]['step']:08d}.pt").exists()
+    assert page.get_by_role("button", name="go on", exact=True).is_enabled()
+
+
+@pytest.mark.slow
+def test_the_training_room_starts_and_is_interrupted(workbench, server):
+    train_until_stopped(workbench, server[0] / "room")
 
 
 @pytest.mark.slow
@@ -506,7 +508,9 @@ def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
             cwd=tmp_path,
             stdout=log,
             stderr=log,
-            env=os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
+            env=os.environ
+            | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", IPYTHONDIR=str(tmp_path / "ipython"))
+            | {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("CONFIG", "RUNTIME")},
         )
     try:
         address = wait_until(
@@ -520,6 +524,7 @@ def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
         assert page.locator("text=import Workbench").count() == 0, "code is shown"
         assert page.locator("text=Shift+Enter").count() == 0, "there is no cell to run"
         assert page.locator("a[href$='.ipynb']").count() == 0, "a notebook that is not served"
+        train_until_stopped(page, tmp_path / "room")
         page.close()
     finally:
         stop(serving)

@@ -773,32 +773,55 @@ def test_unsupported_models_are_refused_and_not_written(depth_file, label_file, 
     assert not (tmp_path / "out.pth").exists()
 
 
-UNUSUAL = {  # what nobody publishes but training can give, and where it is sent
-    "a wide image": (dict(image_size=[64, 128]), "isl-org"),
-    "a wide image, transformers": (dict(image_size=[64, 128]), "transformers"),
-    "class token added": (dict(readout="add"), "isl-org"),
-    "other taps": (dict(taps=[0, 1, 2, 7], backbone_arguments=dict(embed_dim=128, depth=8, num_heads=2)), "isl-org"),
-    "depth that ends in ReLU": (dict(heads={"depth": {}}), "isl-org"),
-    "depth that ends in ReLU, transformers": (dict(heads={"depth": {}}), "transformers"),
-    "a narrow head": (dict(heads={"inverse_depth": dict(hidden=16)}), "transformers"),
+UNUSUAL = {  # what nobody publishes but training can give, where it is sent, and what becomes of it
+    "a wide image": (dict(image_size=[64, 128]), "isl-org", "refused: takes every table for a square"),
+    "a wide image, transformers": (
+        dict(image_size=[64, 128]),
+        "transformers",
+        "refused: takes every table for a square",
+    ),
+    "class token added": (dict(readout="add"), "isl-org", "lost: the class token is added"),
+    "other taps": (
+        dict(taps=[0, 1, 2, 7], backbone_arguments=dict(embed_dim=128, depth=8, num_heads=2)),
+        "isl-org",
+        "lost: the taps are [0, 1, 2, 7]",
+    ),
+    "depth that ends in ReLU": (dict(heads={"depth": {}}), "isl-org", "lost: its number is a depth in metres"),
+    "depth that ends in ReLU, transformers": (
+        dict(heads={"depth": {}}),
+        "transformers",
+        "lost: its number is a depth in metres",
+    ),
+    "a narrow head": (
+        dict(heads={"inverse_depth": dict(hidden=16)}),
+        "transformers",
+        "refused: its head has 16 channels",
+    ),
     "labels resized as mmsegmentation does": (
         dict(heads={"label": dict(num_classes=5, align_corners=False)}, batch_norm=True),
         "isl-org",
+        "refused: resized with align_corners=False",
     ),
     "labels resized as isl-org does": (
         dict(heads={"label": dict(num_classes=5)}, batch_norm=True, pos_embed_mode="bicubic", layer_norm_eps=1e-5),
         "mmseg",
+        "lost: logits are resized with align_corners=True",
     ),
-    "taps read through a ViT's norm": (dict(norm_intermediates=True), "transformers"),
+    "taps read through a ViT's norm": (
+        dict(norm_intermediates=True),
+        "transformers",
+        "refused: read through the final norm",
+    ),
     "no class token": (
         dict(
             readout="ignore",
             backbone_arguments=dict(embed_dim=128, depth=4, num_heads=2, class_token=False, global_pool="avg"),
         ),
         "isl-org",
+        "refused: it has 0 tokens in front of the patches, and",
     ),
-    "another mean": (dict(mean=[0.4, 0.4, 0.4]), "isl-org"),
-    "another epsilon": (dict(layer_norm_eps=0.1), "isl-org"),
+    "another mean": (dict(mean=[0.4, 0.4, 0.4]), "isl-org", "lost: images are normalized with mean [0.4, 0.4, 0.4]"),
+    "another epsilon": (dict(layer_norm_eps=0.1), "isl-org", "lost: layer norms have an epsilon of 0.1"),
 }
 
 
@@ -814,8 +837,9 @@ UNUSUAL = {  # what nobody publishes but training can give, and where it is sent
         "another epsilon",
     ),
 )
-def test_unusual_models_are_refused_or_reported_or_round_trip(kind, tmp_path):
-    changes, to = UNUSUAL[kind]
+def test_unusual_models_are_refused_or_reported(kind, tmp_path):
+    changes, to, told = UNUSUAL[kind]
+    outcome, words = told.split(": ", 1)
     torch.manual_seed(0)
     usual = dict(
         taps=[0, 1, 2, 3],
@@ -825,23 +849,14 @@ def test_unusual_models_are_refused_or_reported_or_round_trip(kind, tmp_path):
         backbone_arguments=dict(embed_dim=128, depth=4, num_heads=2),
     )
     model = create_model("vit_base_patch16_224", **usual | changes).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-        image = random_image(*model.config.image_size)
-        expected = model(image)
     model.save_pretrained(tmp_path / "own")
     destination = tmp_path / ("theirs" if to == "transformers" else "theirs.pt")
-    try:
-        report = convert(tmp_path / "own", destination, to=to)
-    except CheckpointError:
+    if outcome == "refused":
+        with pytest.raises(CheckpointError, match=re.escape(words)):
+            convert(tmp_path / "own", destination, to=to)
         assert not destination.exists()
-        return
-    if not report.lost_settings:
-        with torch.no_grad():
-            again = load_checkpoint(destination)(image)
-        assert list(again) == list(expected)
-        torch.testing.assert_close(again, expected)
+    else:
+        assert any(words in lost for lost in convert(tmp_path / "own", destination, to=to).lost_settings)
 
 
 def test_convolutional_networks_save_and_export_their_backbone(tmp_path):

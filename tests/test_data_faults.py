@@ -112,7 +112,9 @@ def test_a_waiting_process_says_for_whom_and_takes_over_from_a_killed_one(tmp_pa
         small_scenes(tmp_path / "data")
 
     drawing = begin(slowly, tmp_path / "drawing")
+    until = time.monotonic() + 60
     while not list(tmp_path.glob("data/*.part/scenes.json")):
+        assert time.monotonic() < until
         time.sleep(0.01)
     waiting = begin(lambda: len(small_scenes(tmp_path / "data")) - 3, tmp_path / "waiting")
     until = time.monotonic() + 60
@@ -150,12 +152,14 @@ def test_scenes_survive_a_kill_at_any_file_operation(step, tmp_path, undisturbed
     tried = 0
     for place in range(0, 1000, step):
         root = tmp_path / str(place)
-        if attempt(lambda: killed_at(place, root), tmp_path / "log").code == 0:
+        ended = attempt(lambda: killed_at(place, root), tmp_path / "log")
+        if ended.code == 0:
             break
+        assert ended.code == -9, ended.text
         tried += 1
         assert content(small_scenes(root).folder) == undisturbed, place
         assert [path.name for path in root.iterdir() if path.suffix != ".lock"] == [small_scenes(root).folder.name]
-    assert tried > 30 / step
+    assert ended.code == 0 and tried > 30 / step
 
 
 @pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])

@@ -81,7 +81,12 @@ def page(tmp_path_factory):
         "--Voila.tornado_settings={'allow_remote_access': True}",
     ]
     environment = os.environ | dict(
-        JUPYTER_TOKEN=token, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", JUPYTER_CONFIG_DIR=str(folder / "config")
+        JUPYTER_TOKEN=token,
+        CUDA_VISIBLE_DEVICES="",
+        OMP_NUM_THREADS="1",
+        JUPYTER_CONFIG_DIR=str(folder / "config"),
+        JUPYTER_RUNTIME_DIR=str(folder / "runtime"),
+        IPYTHONDIR=str(folder / "ipython"),
     )
     with open(folder / "log", "w") as log:
         running = subprocess.Popen(words, cwd=folder, stdout=log, stderr=log, env=environment)

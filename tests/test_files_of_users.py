@@ -136,8 +136,8 @@ def test_a_second_run_into_a_folder_is_refused(predictor, tmp_path):
 
     first = threading.Thread(target=predict_files, args=(Waiting(predictor.model, device="cpu"), [path], out))
     first.start()
-    begun.wait(60)
     try:
+        assert begun.wait(60)
         with pytest.raises(InUse, match="is being written by this process"):
             predict_files(predictor, [some_image(tmp_path / "b.png")], out, progress=False)
     finally:
@@ -147,7 +147,7 @@ def test_a_second_run_into_a_folder_is_refused(predictor, tmp_path):
 
 
 def test_a_killed_run_is_gone_on_with_under_the_same_names(tmp_path):
-    for seed in range(4):
+    for seed in range(8):
         some_image(tmp_path / "in" / f"{seed}.png", seed, (200, 300))
     running = Forked("dpt_predict", "in", *MODEL, "--out", "out", folder=tmp_path)
     deadline = time.monotonic() + 120
@@ -155,7 +155,7 @@ def test_a_killed_run_is_gone_on_with_under_the_same_names(tmp_path):
         assert time.monotonic() < deadline and running.poll() is None
         time.sleep(0.01)
     running.kill()
-    running.wait()
+    assert running.wait() == -9
     predict(tmp_path, "in", "--out", "out", check=0)
     predict(tmp_path, "in", "--out", "whole", check=0)
     killed, whole = contents(tmp_path / "out"), contents(tmp_path / "whole")
@@ -357,7 +357,9 @@ def test_a_result_that_is_taken_away_is_named(count, predictor, tmp_path):
 
     def taking(found, *arguments, **options):
         if found.name == str(count - 1):
+            until = time.monotonic() + 60
             while not (out / "0-depth.png").exists():
+                assert time.monotonic() < until
                 time.sleep(0.01)
             (out / "0-depth.png").unlink()
         return real(found, *arguments, **options)
@@ -371,47 +373,63 @@ def test_a_result_that_is_taken_away_is_named(count, predictor, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "words, sentence",
     [
-        ["dpt_predict", "a.png", "--model", "m", "--batch", "-1"],
-        ["dpt_predict", "a.png", "--model", "m", "--batch", str(10**12)],
-        ["dpt_predict", "a.png", "--model", "m", "--window", "0"],
-        ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--size", "99999x99999"],
-        ["dpt_predict", "a.png", "--model", "m", "--max-memory=-4G"],
-        ["dpt_predict", "a.png", "--model", "m", "--max-pixels", "many"],
-        ["dpt_predict", "a.png", "--model", "m", "--outputs", "ply", "--field-of-view", "nan"],
-        ["dpt_predict", "a.png", "--model", "m", "--outputs", ""],
-        ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--scales", "1e9"],
-        ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--focal", "90", "--field-of-view", "60"],
-        ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--compile", "--engine", "onnx"],
-        ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--prompt", "a.png"],
-        ["dpt_predict", "a.png", "--model", "m", "--window", "9", "--overlap", "nan"],
-        ["dpt_eval", "--model", "m", "--count", str(10**12)],
-        ["dpt_eval", "--model", "m", "--batch-size", "0"],
-        ["dpt_eval", "--model", "m", "--set", "split=train"],
-        ["dpt_eval", "--model", "m", "--data", "kitti", "--submission", "s.zip", "--out", "report"],
-        ["dpt_eval", "--model", "m", "--data", "kitti", "--submission", "s.zip", "--protocol", "kitti_eigen"],
-        ["dpt_eval", "--predictions", "p", "--data", "kitti", "--scale", "nan"],
-        ["dpt_data", "make", "kitti", "k", "--count", str(10**12)],
-        ["dpt_data", "show", "rooms", "k", "--seed", str(10**30)],
-        ["dpt_data", "check", "kitti", "k", "--workers", "-1"],
-        ["dpt_data", "check", "kitti", "k", "--set", "verify=false"],
-        ["dpt_train", "rooms_tiny", "--workers", "-1"],
-        ["dpt_train", "rooms_tiny", "--workers", str(10**6)],
-        ["dpt_train", "rooms_tiny", "--num-processes", "0"],
-        ["dpt_train", "rooms_tiny", "--dry-run", "--sweep", "optimizer.lrr=1e-3,1e-4"],
-        ["dpt_train", "rooms_tiny", "--main-port", "99999"],
-        ["dpt_train", "rooms_tiny", "--num-nodes", "-3"],
-        ["dpt_demo", "--seed", str(10**30)],
-        ["dpt_export", "dpt_tiny_scenes", "x.onnx", "--batch", "0"],
-        ["dpt_export", "dpt_tiny_scenes", "x.onnx", "--size", "99999x99999"],
+        (["dpt_predict", "a.png", "--model", "m", "--batch", "-1"], "Found --batch -1"),
+        (["dpt_predict", "a.png", "--model", "m", "--batch", str(10**12)], "Found --batch 1000000000000"),
+        (["dpt_predict", "a.png", "--model", "m", "--window", "0"], "Found a window of 0×0"),
+        (
+            ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--size", "99999x99999"],
+            "a network sees 2^24 pixels at most",
+        ),
+        (["dpt_predict", "a.png", "--model", "m", "--max-memory=-4G"], "Found --max-memory -4G"),
+        (["dpt_predict", "a.png", "--model", "m", "--max-pixels", "many"], "Found --max-pixels many"),
+        (
+            ["dpt_predict", "a.png", "--model", "m", "--outputs", "ply", "--field-of-view", "nan"],
+            "The field of view is nan",
+        ),
+        (["dpt_predict", "a.png", "--model", "m", "--outputs", ""], "Outputs called nothing"),
+        (["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--scales", "1e9"], "Found --scales 1e9"),
+        (
+            ["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--focal", "90", "--field-of-view", "60"],
+            "each says the other",
+        ),
+        (["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--compile", "--engine", "onnx"], "leave out one"),
+        (["dpt_predict", "a.png", "--model", "dpt_tiny_scenes", "--prompt", "a.png"], "takes no prompt"),
+        (["dpt_predict", "a.png", "--model", "m", "--window", "9", "--overlap", "nan"], "an overlap of nan"),
+        (["dpt_eval", "--model", "m", "--count", str(10**12)], "Found --count 1000000000000"),
+        (["dpt_eval", "--model", "m", "--batch-size", "0"], "Found --batch-size 0"),
+        (["dpt_eval", "--model", "m", "--set", "split=train"], "leave --set split=train out"),
+        (
+            ["dpt_eval", "--model", "m", "--data", "kitti", "--submission", "s.zip", "--out", "report"],
+            "leave --out report out",
+        ),
+        (
+            ["dpt_eval", "--model", "m", "--data", "kitti", "--submission", "s.zip", "--protocol", "kitti_eigen"],
+            "leave --protocol kitti_eigen out",
+        ),
+        (["dpt_eval", "--predictions", "p", "--data", "kitti", "--scale", "nan"], "Found --scale nan"),
+        (["dpt_data", "make", "kitti", "k", "--count", str(10**12)], "Found --count 1000000000000"),
+        (["dpt_data", "show", "rooms", "k", "--seed", str(10**30)], "Found --seed 1"),
+        (["dpt_data", "check", "kitti", "k", "--workers", "-1"], "Found --workers -1"),
+        (["dpt_data", "check", "kitti", "k", "--set", "verify=false"], "leave --set verify=false out"),
+        (["dpt_train", "rooms_tiny", "--workers", "-1"], "Found --workers -1"),
+        (["dpt_train", "rooms_tiny", "--workers", str(10**6)], "Found --workers 1000000"),
+        (["dpt_train", "rooms_tiny", "--num-processes", "0"], "Found --num-processes 0"),
+        (["dpt_train", "rooms_tiny", "--dry-run", "--sweep", "optimizer.lrr=1e-3,1e-4"], "Did you mean 'lr'"),
+        (["dpt_train", "rooms_tiny", "--main-port", "99999"], "Found --main-port 99999"),
+        (["dpt_train", "rooms_tiny", "--num-nodes", "-3"], "Found --num-nodes -3"),
+        (["dpt_demo", "--seed", str(10**30)], "seed is 1"),
+        (["dpt_export", "dpt_tiny_scenes", "x.onnx", "--batch", "0"], "Found --batch 0"),
+        (["dpt_export", "dpt_tiny_scenes", "x.onnx", "--size", "99999x99999"], "a network sees 2^24 pixels at most"),
     ],
 )
-def test_numbers_that_nobody_can_mean_are_refused_in_a_sentence(words, tmp_path):
+def test_numbers_that_nobody_can_mean_are_refused_in_a_sentence(words, sentence, tmp_path):
     some_image(tmp_path / "a.png")
     done = command_here(*words, folder=tmp_path, check=1)
     assert (
         done.stderr.count("\n") == 1
+        and sentence in done.stderr
         and "Traceback" not in done.stderr
         and [path.name for path in tmp_path.iterdir()] == ["a.png"]
     ), done.stderr

@@ -338,15 +338,15 @@ def listing(place: Path) -> dict:
     return found
 
 
-def prepare(subjects: Path, place: Path, number: int, seed: int, kind: tuple) -> tuple[list[str], str]:
-    "The folder of a try, with its damaged file; the words of its command and how the file was damaged."
+def prepare(subjects: Path, place: Path, number: int, seed: int | None, kind: tuple) -> tuple[list[str], str]:
+    "The folder of a try, its file damaged where there is a seed; the words of its command, and how it was damaged."
     _, copied, inner, _, command = kind
     for part in ("work", "sentinel", "home", "tmp"):
         (place / part).mkdir(parents=True)
     (place / "sentinel" / "mine").write_text("untouched")
     top = place / "work" / ("out" if copied == "run" else copied)
     (shutil.copytree if (subjects / copied).is_dir() else shutil.copy)(subjects / copied, top)
-    how = damage(top / inner if inner else top, random.Random(seed * 100_003 + number))
+    how = "whole" if seed is None else damage(top / inner if inner else top, random.Random(seed * 100_003 + number))
     known = dict(file=top, top=top, model=subjects / "model", png=subjects / "picture.png", data=subjects / "data")
     return [str(known.get(word.strip("{}"), word)) if word.startswith("{") else word for word in command], how
 
@@ -506,6 +506,7 @@ def test_no_damaged_file_is_more_than_a_sentence(tmp_path, capsys):
     chosen = [number for number, kind in enumerate(KINDS) for _ in range(kind[3])]
     random.Random(seed).shuffle(chosen)
     tries = [(number, seed, chosen[number % len(chosen)]) for number in range(wanted)]
+    tries += [(wanted + number, None, number) for number in range(len(KINDS))]  # a whole file of each kind works
     subjects, home = tmp_path / "subjects", tmp_path / "tries"
     subjects.mkdir(), home.mkdir()
     make_subjects(subjects)
@@ -516,7 +517,8 @@ def test_no_damaged_file_is_more_than_a_sentence(tmp_path, capsys):
             for part in pool.map(lambda part: served(subjects, home, part), (tries[::2], tries[1::2]))
             for each in part
         ]
-    bad = [each for each in found if each["end"] not in ("said", "worked") or each["strays"]]
+    fine = lambda each: each["end"] == "worked" or each["end"] == "said" and each["how"] != "whole"
+    bad = [each for each in found if not fine(each) or each["strays"]]
     with capsys.disabled():
         print(
             "\n" + table(found),
@@ -527,8 +529,8 @@ def test_no_damaged_file_is_more_than_a_sentence(tmp_path, capsys):
             ),
             sep="\n",
         )
-    assert len(found) == wanted and listing(subjects) == before
-    assert not bad, f"{len(bad)} of {wanted} tries; their folders are in {home}"
+    assert len(found) == len(tries) and listing(subjects) == before
+    assert not bad, f"{len(bad)} of {len(tries)} tries; their folders are in {home}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ import builtins
 import importlib
 import json
 import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
 
 import pytest
 import torch
@@ -12,10 +16,12 @@ import torchvision.transforms.v2
 from chapter_times import ROW, reading_minutes
 from conftest import REPOSITORY
 from draw_map import MAP, chapters, on_map, picked
-from in_the_browser import lessons, with_browser_cells
+from in_the_browser import lessons, settings, with_browser_cells
 from nbdev.export import nb_export
 from PIL import Image
 from render_readme import render
+
+from dpt_nb.commands import COMMANDS
 
 NOTEBOOKS = sorted((REPOSITORY / "nbs").rglob("[!.]*.ipynb"))
 EXPORTING = {
@@ -256,3 +262,55 @@ def test_notebooks_are_committed_executed_and_clean(notebook):
         and cell["metadata"].get("jupyter") != {"source_hidden": True, "outputs_hidden": True}
     ]
     assert not shown, f"the answers {shown} are open before they are asked for: make export folds them"
+
+
+SETTINGS = settings()
+BROUGHT = {"traitlets": "ipywidgets"}  # imported, and part of what another requirement brings
+
+
+def required(field: str) -> set[str]:
+    "Names of the packages in a line of settings.ini."
+    return {re.match(r"[\w.-]+", word)[0].lower().replace("_", "-") for word in SETTINGS[field].split()}
+
+
+def imported_at_once() -> set[str]:
+    "Packages of others that the library's modules import when they are imported."
+    found = set()
+    for path in (REPOSITORY / "dpt_nb").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                found |= {each.name.split(".")[0] for each in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split(".")[0])
+    return found - {"dpt_nb"} - set(sys.stdlib_module_names)
+
+
+def test_what_the_library_imports_is_required():
+    homes, needed = packages_distributions(), required("requirements")
+    named = lambda package: {home.lower().replace("_", "-") for home in homes[BROUGHT.get(package, package)]}
+    missing = {package for package in imported_at_once() if not named(package) & needed}
+    assert not missing, f"settings.ini does not require {missing}"
+    assert {"torch", "timm", "tqdm"} <= imported_at_once()
+
+
+def test_an_extra_brings_what_it_works_with():
+    extras = {field for field in SETTINGS if field.endswith("_requirements") and not field.startswith(("dev", "book"))}
+    assert required("export_requirements") <= required("openvino_requirements") <= required("int8_requirements")
+    for field in extras:
+        assert required(field) <= required("dev_requirements"), f"{field}: make test would skip what needs it"
+
+
+def test_every_command_is_installed():
+    assert sorted(SETTINGS["console_scripts"].split()) == [f"{name}=dpt_nb.commands:main" for name in sorted(COMMANDS)]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_every_target_is_known_and_clean_leaves_runs_and_data():
+    targets = re.search(r"\.PHONY: (.*)", (REPOSITORY / "Makefile").read_text())[1].split()
+    lines = {}
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        lines[target] = done.stdout
+    assert "rm -rf" in lines["clean"] and not {"runs", "data", "student"} & set(lines["clean"].split())
+    assert "benchmarks/network.py" in lines["bench"] and "gpu.py" not in lines["bench"]

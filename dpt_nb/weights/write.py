@@ -383,7 +383,7 @@ def other_tokens(format_name: str, plan: Blueprint) -> str:
     distilled = not plan.windowed and getattr(plan.vit, "dist_token", None) is not None
     if in_front == 1 or (distilled and format_name == "isl-org") or (plan.chmv2 and format_name == "transformers"):
         return ""
-    return f"it has {in_front} tokens in front of the patches', and {format_name} has the class token alone"
+    return f"it has {in_front} tokens in front of the patches, and {format_name} has the class token alone"
 
 
 def other_patches(format_name: str, plan: Blueprint) -> str:
