@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from in_the_browser import BUTTONS, INSTALL, install_code, lessons, settings, with_browser_cells
+from in_the_browser import BUTTONS, EXTRAS, INSTALL, install_code, lessons, settings, with_browser_cells
 
 BINDER = REPOSITORY / ".binder"
 
@@ -46,7 +46,8 @@ def test_binder_installs_torch_for_processors_and_then_this_clone():
     assert set(asked) <= {*known["requirements"].split(), *known["dev_requirements"].split()}
     assert {re.match(r"\w+", each)[0] for each in asked} == {"torch", "torchvision", "jupyterlab"}
     started = BINDER / "postBuild"
-    assert started.stat().st_mode & stat.S_IXUSR and "pip install --no-cache-dir .\n" in started.read_text()
+    assert started.stat().st_mode & stat.S_IXUSR and "pip install --no-cache-dir '.[" in started.read_text()
+    assert all(extra.strip("[]") in started.read_text() for extra in EXTRAS.values()), "what a lesson needs besides"
     version = re.fullmatch(r"python-(\d+)\.(\d+)\n", (BINDER / "runtime.txt").read_text())
     assert tuple(map(int, version.groups())) >= tuple(map(int, known["min_python"].split(".")))
 
