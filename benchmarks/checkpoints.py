@@ -2,14 +2,12 @@
 [--model dpt_large]`.
 
 A file with isl-org's names and random weights is written first. Each step runs in a process of its own; the time is
-taken after the imports,
-the memory is the largest resident set of the process, imports included. Pages of a file that is mapped count as
-resident.
+taken after the imports, the memory is the largest resident set of the process, imports included. Pages of a file that
+is mapped count as resident.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,13 +29,14 @@ def one_step(step, name, home):
     "Run in a child: seconds and largest resident set in bytes."
     import torch
 
+    from dpt_nb.training.dry_run import peak_memory
     from dpt_nb.weights.load import load_checkpoint
     from dpt_nb.weights.write import convert
 
     start = time.perf_counter()
     kept = eval(STEPS[step], dict(torch=torch, convert=convert, load_checkpoint=load_checkpoint, home=home, name=name))
     spent = time.perf_counter() - start
-    print(json.dumps(dict(seconds=spent, bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)))
+    print(json.dumps(dict(seconds=spent, bytes=peak_memory(torch.device("cpu")))))
     del kept
 
 

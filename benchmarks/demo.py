@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 from argparse import ArgumentParser
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 from dpt_nb.images.files import atomic_write
@@ -57,7 +59,8 @@ def one_run(words, seed, data_root):
 
 def measured(words, seed, data_root, known, out):
     "A run in a process of its own, or what is known of it."
-    key = json.dumps([words, seed])
+    recipe = asdict(change_recipe(get_recipe("rooms_tiny", seed=seed), words))
+    key = json.dumps([recipe, version("torch"), version("timm")], default=str)  # what makes another run
     if key not in known:
         command = [sys.executable, __file__, "--one", json.dumps(words), "--seeds", str(seed), "--data-root", data_root]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

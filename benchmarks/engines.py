@@ -7,17 +7,18 @@ the predictor and predicts, above what importing the library takes; and the erro
 The error of weights that come along: AbsRel and δ < 1.25 on rendered rooms that were not seen in training, and how
 much larger AbsRel is than torch's in float32. A model without weights here gets random ones, and there is no metric
 without weights: the largest difference to torch in float32 is given, as a fraction of the range of its answer.
-int8 is calibrated on other rooms, and chosen as in nbs/deploy/quantization.ipynb; of random weights, for which no
-error is too large, the fastest.
+int8 is calibrated on other rooms, and chosen as in nbs/deploy/quantization.ipynb; of random weights, which say nothing
+of errors, everything is rounded.
 `--folder N`: a folder of N photographs (rendered, 240×320, JPEG) to 16-bit PNGs, images a second of processor time;
-opening the predictor counts apart.
-Each row is a process, and is saved when it is there: started again with the same --out, only what is missing is
-measured. Files of engines are kept in --cache.
+opening the predictor, to its first answer, counts apart.
+Each row is a process, and is saved when it is there: started again with the same --out, only what is missing, or was
+measured with other options or versions, is measured. Files of engines are kept in --cache.
 """
 
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -45,31 +46,44 @@ def is_trained(name):
     return Path(name).exists() or (SHIPPED / name).is_dir()
 
 
-def opened_model(name):
+def opened_model(job):
     "With the weights that are here, or with random ones, the same at each call."
     import torch
 
     from dpt_nb.network.zoo import create_model
     from dpt_nb.weights.load import load_checkpoint
 
-    if is_trained(name):
-        return load_checkpoint(name).eval()
+    if is_trained(job["model"]):
+        return load_checkpoint(job["model"]).eval()
     torch.manual_seed(0)
-    return awake(create_model(name).eval())
+    return awake(create_model(job["model"]).eval(), Path(job["cache"]) / f"{job['model']}-answer.json")
 
 
-def awake(model):
+def awake(model, kept):
     "Random weights whose answer varies: untrained depth heads mostly end at ReLU's 0."
     import torch
 
-    last, found = next(iter(model.heads.values())).convolution3, []
+    last = next(iter(model.heads.values())).convolution3
+    if not kept.exists():  # in a process that measures memory it does: a pass in float32 would be what it finds
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        save(kept, answer_of(model, last))
+    mean, deviation = json.loads(kept.read_text(encoding="utf-8"))
+    with torch.no_grad():
+        last.weight.div_(deviation)
+        last.bias.sub_(mean).div_(deviation).add_(2)
+    return model
+
+
+def answer_of(model, last):
+    "Mean and standard deviation of what the last convolution says of noise."
+    import torch
+
+    found = []
     hook = last.register_forward_hook(lambda module, inputs, output: found.append(output))
     with torch.no_grad():
         model(torch.rand(1, 3, *model.config.image_size, generator=torch.Generator().manual_seed(0)))
-        last.weight.div_(found[0].std())
-        last.bias.sub_(found[0].mean()).div_(found[0].std()).add_(2)
     hook.remove()
-    return model
+    return [found[0].mean().item(), found[0].std().item()]
 
 
 def rooms(job, split, count):
@@ -87,17 +101,18 @@ def calibrated(job, model):
 
     split = rooms(job, "train", job["calibration"])
     images = [split[place]["image"] for place in range(len(split))]
-    choice = Choice() if is_trained(job["model"]) else Choice(tolerance=inf)
+    choice = Choice() if is_trained(job["model"]) else Choice(tolerance=inf, left_out=((),))
     return quantize(model, images, job["engine"], job["cache"], choice)
 
 
-def opened(job, model, engine=None, precision=None):
+def opened(job, model, engine=None, precision=None, calibration=None):
     "The predictor of a row, or that of another engine."
     from dpt_nb.inference.predictor import Predictor
 
-    own = engine is None
+    if engine is None and calibration is None:
+        calibration = calibrated(job, model)
     options = dict(engine=engine or job["engine"], precision=precision or job["precision"], cache=job["cache"])
-    return Predictor(model, "cpu", calibration=calibrated(job, model) if own else None, **options)
+    return Predictor(model, "cpu", calibration=calibration, **options)
 
 
 def picture(model):
@@ -110,9 +125,9 @@ def picture(model):
 
 def prepare(job):
     "Write what the engine needs."
-    model = opened_model(job["model"])
+    model = opened_model(job)
     calibration = calibrated(job, model)
-    opened(job, model).predict(picture(model))
+    opened(job, model, calibration=calibration).predict(picture(model))
     return {} if calibration is None else dict(chosen=calibration.facts["chosen"])
 
 
@@ -128,7 +143,7 @@ def memory(job):
     if job["engine"] != "torch":
         __import__({"onnx": "onnxruntime"}.get(job["engine"], job["engine"]))
     before = peak_memory(torch.device("cpu"))
-    model = opened_model(job["model"])
+    model = opened_model(job)
     predictor, image = opened(job, model), picture(model)
     for _ in range(3):
         predictor.predict(image)
@@ -137,7 +152,7 @@ def memory(job):
 
 def speed(job):
     "Milliseconds of the row and of torch in float32, in turn."
-    model = opened_model(job["model"])
+    model = opened_model(job)
     predictors, image = [opened(job, model, "torch", "float32"), opened(job, model)], picture(model)
     spans = [[], []]
     for turn in range(job["repeats"] + 2):
@@ -152,7 +167,7 @@ def speed(job):
 
 def error(job):
     "The metrics on unseen rooms, or the largest difference to torch in float32."
-    model = opened_model(job["model"])
+    model = opened_model(job)
     plain, own = opened(job, model, "torch", "float32"), opened(job, model)
     if not is_trained(job["model"]):
         return dict(difference=max(largest_difference(plain, own, picture(model)).values()))
@@ -187,8 +202,10 @@ def folder(job):
     for seed in range(job["folder"]):
         if not (photographs / f"{seed:04}.jpg").exists():
             write_image(photographs / f"{seed:04}.jpg", render(random_scene("rooms", 9000 + seed, (240, 320)))["image"])
+    calibration = calibrated(job, opened_model(job))
     begun = time.process_time()
-    predictor = opened(job, opened_model(job["model"]))
+    predictor = opened(job, opened_model(job), calibration=calibration)
+    predictor(photographs / "0000.jpg")  # engines open their file at the first image
     ready = time.process_time()
     with tempfile.TemporaryDirectory() as results:
         written, bad = predict_files(predictor, [photographs], results, RunOptions(outputs=("png",)), left=[])
@@ -226,11 +243,16 @@ def measure(chosen):
     "Every row that is not there, saved as it comes."
     rows = json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.out.exists() else {}
     tasks = ["prepare", "memory", "speed", "error"] + (["folder"] if chosen.folder else [])
+    setting = {name: getattr(chosen, name) for name in ("threads", "repeats", "scenes", "calibration", "folder")}
+    setting |= dict(versions=versions(), machine=platform.processor() or platform.machine(), cores=os.cpu_count())
     wanted = [
         (model, *way) for model in chosen.models for way in WAYS if not chosen.engines or way[0] in chosen.engines
     ]
     for number, (model, engine, precision) in enumerate(wanted, 1):
-        row = rows.setdefault(f"{model} {engine} {precision}", dict(model=model, engine=engine, precision=precision))
+        key = f"{model} {engine} {precision}"
+        if rows.get(key, {}).get("setting") != setting:
+            rows[key] = dict(model=model, engine=engine, precision=precision, setting=setting)
+        row = rows[key]
         job = dict(model=model, engine=engine, precision=precision, cache=str(chosen.cache.absolute()))
         job |= dict(repeats=chosen.repeats, scenes=chosen.scenes, calibration=chosen.calibration, folder=chosen.folder)
         for task in tasks:

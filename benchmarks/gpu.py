@@ -4,8 +4,9 @@
 
 Three tables: the machine's ceiling (a large matrix product in each type); forward passes; a training step (forward,
 L1, backward, AdamW). Each line says median milliseconds, images a second, the share of the measured ceiling of its
-type, the most memory that was in use, and, for forward passes, how far the answer is from the same network's float32.
-All modes of one batch size take turns, so that the machine's moods hit all alike. Random weights.
+type, the most memory that the network, its optimizer and one pass or step hold, and, for forward passes, how far the
+answer is from the same network's float32. All modes of one batch size take turns, so that the machine's moods hit all
+alike. Random weights. Compiling some fourteen networks takes many minutes; where time is short, one --batch a call.
 `--device cpu --models dpt_tiny --repeats 1` shows that everything runs, and measures nothing of interest; `--without
 compiled` leaves out the modes whose name holds that word.
 """
@@ -52,7 +53,8 @@ def take_turns(calls, device, repeats, unseen=3):
             try:
                 span = seconds(calls[name], device)
             except Exception as error:  # a mode that this machine or version cannot run
-                print(f"    {name}: not measured, {type(error).__name__}: {str(error).strip().splitlines()[0][:150]}")
+                reason = (str(error).strip() or "no reason was given").splitlines()[0][:150]
+                print(f"    {name}: not measured, {type(error).__name__}: {reason}")
                 del spans[name]
                 continue
             if turn >= unseen:
@@ -60,14 +62,16 @@ def take_turns(calls, device, repeats, unseen=3):
     return {name: statistics.median(values) for name, values in spans.items()}
 
 
-def peak_memory(call, device):
-    "MiB in use at most during a call; 0 where nobody counts."
+def peak_memory(call, held, device):
+    "MiB in use at most during a call: what it takes, and the tensors that it works with. 0 where nobody counts."
     if device != "cuda":
         return 0.0
+    wait(device)
+    before = torch.cuda.memory_allocated()  # other networks too
     torch.cuda.reset_peak_memory_stats()
     call()
     wait(device)
-    return torch.cuda.max_memory_allocated() / 2**20
+    return (torch.cuda.max_memory_allocated() - before + sum(tensor.nbytes for tensor in held)) / 2**20
 
 
 def ceiling(dtype, device, repeats):
@@ -183,25 +187,35 @@ def kept(modes, without):
     return {mode: how for mode, how in modes.items() if not any(word in mode for word in without)}
 
 
+def forget_compiled():
+    "Else programs of other networks and batch sizes count towards the limit beyond which PyTorch compiles no more."
+    torch._dynamo.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
 def measure_forward(name, batch, device, repeats, ceilings, without):
-    "A table."
+    "A table. A CUDA graph has its memory from the beginning, so nothing is said of it."
+    forget_compiled()
     image = torch.rand(batch, 3, *SIZE.get(name, (384, 384)), device=device)
-    modes = kept(our_modes(name, device) | their_modes(name, device), without)
+    every = our_modes(name, device) | their_modes(name, device)
+    plain, modes = every["ours, float32"][0], kept(every, without)
     calls = {mode: partial(asked, net, how, image.to(dtype)) for mode, (net, how, dtype) in modes.items()}
-    work, expected = flops(modes["ours, float32"][0], image), calls["ours, float32"]()
+    work, expected = flops(plain, image), asked(plain, None, image)
     for mode, span in take_turns(calls, device, repeats).items():
         share = work / span / 1e12 / ceilings["float32" if "float32" in mode and "trunk" not in mode else "bfloat16"]
         far = f"{deviation(calls[mode](), expected):9.1e}" if mode.startswith("ours") else " " * 9
-        memory = peak_memory(calls[mode], device)
+        memory = f"{peak_memory(calls[mode], modes[mode][0].parameters(), device):9.0f}"
+        memory = f"{'–':>9}" if "graphs" in mode else memory
         print(
-            f"{name:11}{batch:4}  {mode:44}{1e3 * span:9.2f}{batch / span:9.1f}{share:8.0%}{memory:9.0f}{far}",
+            f"{name:11}{batch:4}  {mode:44}{1e3 * span:9.2f}{batch / span:9.1f}{share:8.0%}{memory}{far}",
             flush=True,
         )
 
 
 def step_of(network, predict, fused):
-    "A training step, to be called."
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=fused)
+    "A training step, to be called; the network; its optimizer."
+    # None and not False, with which PyTorch would move one tensor at a time
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=fused or None)
 
     def step(image, truth):
         with torch.autocast(image.device.type, torch.bfloat16):
@@ -210,11 +224,11 @@ def step_of(network, predict, fused):
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return step, network, optimizer
 
 
 def training_steps(name, device):
-    "Way → a function of image and truth. Networks in training mode, matrix products in bfloat16."
+    "Way → what `step_of` gives. Networks in training mode, matrix products in bfloat16."
     head = next(iter(config_for(name).heads))
     plain, fused, compiled = (ours(name, device, torch.float32).train() for _ in range(3))
     steps = {"ours": step_of(plain, lambda image: plain(image)[head], False)}
@@ -222,25 +236,33 @@ def training_steps(name, device):
     fast = torch.compile(compiled)
     steps["ours, fused AdamW, compiled"] = step_of(compiled, lambda image: fast(image)[head], True)
     if name in PEERS:
-        peer = theirs(name, device, torch.float32).train()
-        steps["transformers"] = step_of(peer, lambda image: peer(image).predicted_depth, False)
+        for way in ("transformers", "transformers, fused AdamW"):
+            peer = theirs(name, device, torch.float32).train()
+            steps[way] = step_of(peer, lambda image, peer=peer: peer(image).predicted_depth, "fused" in way)
     if name == "dpt_base":
-        other = smp.DPT("tu-vit_base_patch16_384", encoder_weights=None, encoder_output_indices=[2, 5, 8, 11]).to(
-            device
-        )
-        steps["segmentation_models_pytorch"] = step_of(other.train(), other, False)
+        layers = dict(encoder_output_indices=[2, 5, 8, 11], decoder_intermediate_channels=(96, 192, 384, 768))
+        other = smp.DPT("tu-vit_base_patch16_384", encoder_weights=None, **layers).to(device).train()
+        steps["smp (batch norm, a head at half size)"] = step_of(other, other, False)
     return steps
 
 
+def held_by(network, optimizer):
+    "The tensors that stay between two steps; gradients do not."
+    states = [each for state in optimizer.state.values() for each in state.values() if isinstance(each, torch.Tensor)]
+    return [*network.parameters(), *states]
+
+
 def measure_training(name, batch, device, repeats, ceilings, without):
-    "A table. A backward pass is counted as two forward passes. Memory is that of all networks and of one step."
+    "A table. A backward pass is counted as two forward passes, of the network's own operations."
+    forget_compiled()
     size = SIZE.get(name, (384, 384))
     image, truth = torch.rand(batch, 3, *size, device=device), torch.rand(batch, 1, *size, device=device)
-    work = 3 * flops(ours(name, device, torch.float32), image)
-    calls = {way: partial(step, image, truth) for way, step in kept(training_steps(name, device), without).items()}
-    rest = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else 0.0
+    ways = kept(training_steps(name, device), without)
+    calls = {way: partial(step, image, truth) for way, (step, *_) in ways.items()}
     for way, span in take_turns(calls, device, repeats).items():
-        share, memory = work / span / 1e12 / ceilings["bfloat16"], max(0.0, peak_memory(calls[way], device) - rest)
+        _, network, optimizer = ways[way]
+        share = 3 * flops(network, image) / span / 1e12 / ceilings["bfloat16"]
+        memory = peak_memory(calls[way], held_by(network, optimizer), device)
         print(f"{name:11}{batch:4}  {way:44}{1e3 * span:9.2f}{batch / span:9.1f}{share:8.0%}{memory:9.0f}", flush=True)
 
 
@@ -254,6 +276,7 @@ def main():
     chosen = parser.parse_args()
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here: --device cpu shows that the script runs.")
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions as in matrix products
     machine = torch.cuda.get_device_name() if chosen.device == "cuda" else "CPU"
     print(f"{machine}, torch {torch.__version__}, transformers {transformers.__version__}, smp {smp.__version__}")
     types = dict(float32=torch.float32, bfloat16=torch.bfloat16)

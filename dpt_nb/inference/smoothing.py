@@ -252,7 +252,7 @@ def past_weight(
     past: torch.Tensor,  # `(1, C, H, W)`, moved into its place
     known: torch.Tensor,  # `(1, 1, H, W)`, where the present is known
 ) -> torch.Tensor:  # `(1, 1, H, W)` in [0, 1]
-    "1 where both agree, 0 from half the spread on, or for metres from half of the nearer one's inverse depth."
+    "1 where both agree, 0 from 0.6 of the mean spread on, or for metres from half of the nearer one's inverse depth."
     spec = HEADS[head]
     if spec.categorical:
         return torch.ones_like(known, dtype=present.dtype)

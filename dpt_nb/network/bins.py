@@ -98,7 +98,7 @@ class BinsHead(DepthHead):
         weighting: str = "softmax",  # "softmax", "sigmoid" or "linear", see `bin_weights`
         epsilon: float = 0.1,  # of the linear weighting
         projection: bool = False,  # one 3×3 convolution and ReLU more in front
-        upsampled: bool = True,  # a second convolution at full size; False: none, and the depth is resized
+        upsampled: bool = True,  # a second convolution at full size; False: none, the network resizes the depth
     ):
         super().__init__(features, hidden, projection=projection)
         bin_weights(torch.zeros(1, bins, 1, 1), weighting, epsilon)

@@ -158,7 +158,7 @@ def embedded_image(
 
 @torch.inference_mode()
 def attention_maps(
-    model: DPT,  # on a plain ViT, a hybrid, a DINOv2 or a BEiT, in evaluation mode
+    model: DPT,  # on a plain ViT, a hybrid, a DINOv2, a BEiT or an Eva (DINOv3, EVA-02), in evaluation mode
     image: torch.Tensor,  # `(B, 3, H, W)` float, RGB in [0, 1]; H and W multiples of the patch
 ) -> AttentionMaps:
     "The attention probabilities of every block. Raises `InsideError` for a Swin, `SizeError` for another size."
