@@ -88,8 +88,8 @@ KINDS = [  # name, what is copied, the file in it that is damaged, how often, th
         for kind, times in dict(png=14, jpg=12, gif=8, tiff=14, webp=8).items()
     ],
     ("film", "film.mp4", "", 10, PREDICT),
-    ("zip of weights", "model.pth", "", 14, ["dpt_convert", "{file}", "out/converted", "--variant", "dpt_tiny_scenes"]),
-    ("zip of weights", "model.pth", "", 8, [*MODEL, "--variant", "dpt_tiny_scenes"]),
+    ("zip of weights", "zipped", "pytorch_model.bin", 14, ["dpt_convert", "{file}", "out/converted"]),
+    ("zip of weights", "zipped", "pytorch_model.bin", 8, MODEL),
     ("safetensors", "model", "model.safetensors", 10, MODEL),
     (
         "safetensors",
@@ -106,7 +106,7 @@ KINDS = [  # name, what is copied, the file in it that is damaged, how often, th
         6,
         ["dpt_eval", "--model", "{file}", "--data-root", "{data}", "--count", "2", "--out", "out", "--device", "cpu"],
     ),
-    ("config.json", "model", "config.json", 6, ["dpt_convert", "{file}", "out/converted.pth", "--to", "isl-org"]),
+    ("config.json", "model", "config.json", 6, ["dpt_convert", "{file}", "out/converted"]),
     (
         "config.json",
         "model",
@@ -166,7 +166,9 @@ def make_subjects(place: Path) -> None:
             film.add(np.asarray(photo))
     model = load_checkpoint("dpt_tiny_scenes")
     model.save_pretrained(place / "model")
-    torch.save(model.state_dict(), place / "model.pth")
+    (place / "zipped").mkdir()
+    torch.save(model.state_dict(), place / "zipped" / "pytorch_model.bin")
+    shutil.copy(place / "model" / "config.json", place / "zipped")
     make_folder(place / "folder", count=4)
     shutil.copytree(place / "folder", place / "arrays")
     shutil.copytree(place / "folder", place / "listed")
@@ -347,7 +349,14 @@ def prepare(subjects: Path, place: Path, number: int, seed: int | None, kind: tu
     top = place / "work" / ("out" if copied == "run" else copied)
     (shutil.copytree if (subjects / copied).is_dir() else shutil.copy)(subjects / copied, top)
     how = "whole" if seed is None else damage(top / inner if inner else top, random.Random(seed * 100_003 + number))
-    known = dict(file=top, top=top, model=subjects / "model", png=subjects / "picture.png", data=subjects / "data")
+    known = dict(
+        file=top,
+        top=top,
+        inner=top / inner,
+        model=subjects / "model",
+        png=subjects / "picture.png",
+        data=subjects / "data",
+    )
     return [str(known.get(word.strip("{}"), word)) if word.startswith("{") else word for word in command], how
 
 

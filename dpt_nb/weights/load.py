@@ -131,8 +131,8 @@ def own_folder(source: Source, state: dict) -> LoadedCheckpoint:
     "A checkpoint of this library."
     if source.config is None:
         raise CheckpointError(
-            f"{source.path} has this library's names and no config.json beside it. Open the folder that "
-            f"save_pretrained wrote."
+            f"{source.path} has this library's names and no config.json that goes with it. Open the folder that "
+            f"save_pretrained wrote: config.json beside model.safetensors or pytorch_model.bin."
         )
     try:
         config = config_from(source.config, f"The config.json beside {source.path}")
@@ -145,8 +145,8 @@ def check_folder(source: Source) -> None:
     "Raises `CheckpointError` for transformers' weights without a config.json that can be used."
     if source.config is None:
         raise CheckpointError(
-            f"{source.path} has transformers' names and no config.json beside it, which says what it is. Open the "
-            f"folder they came in."
+            f"{source.path} has transformers' names and no config.json that goes with it, which says what it is. Open "
+            f"the folder they came in: config.json beside model.safetensors or pytorch_model.bin."
         )
     check_transformers(TRANSFORMERS, source.config, source.path.parent / "config.json")
 
