@@ -1310,7 +1310,9 @@ def report_parity(
     print(f"{parity._repr_markdown_()}\n{out}: {Path(out).stat().st_size / 1e6:.1f} MB")
     if parity.worst > 1e-3:
         found = f"{out} differs from the network by {parity.worst:.1e} of its range"
-        raise OptionError(f"{found}, and was kept to be examined: do not use it, and tell us of it.")
+        raise OptionError(
+            f"{found}, and was kept to be examined: do not use it, and open an issue in the project's repository."
+        )
 
 
 def parse_size(

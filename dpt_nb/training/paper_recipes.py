@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['JX_VIT_BASE', 'TOOLBOX', 'TOOLBOX_FIELDS', 'TOOLBOX_KITTI', 'TOOLBOX_NYU', 'TOOLBOX_POINTS', 'kitti_vitb',
-           'kitti_vitb_config', 'nyu_vitb', 'nyu_vitb_config', 'kitti_hybrid', 'nyu_hybrid', 'PAPER', 'mix_relative',
-           'ADE20K_FIELDS', 'ade20k_hybrid', 'ade20k_large', 'pascal_context_hybrid', 'depth_anything_metric',
-           'folder_depth', 'folder_tiny', 'folder_labels', 'PAPER_RECIPES', 'toolbox_model', 'toolbox_sources',
-           'toolbox', 'toolbox_recipe', 'hybrid', 'ade20k']
+           'kitti_vitb_config', 'nyu_vitb', 'nyu_vitb_config', 'GUESSED', 'HYBRID_SOURCES', 'EIGEN_LOSS',
+           'kitti_hybrid', 'nyu_hybrid', 'PAPER', 'mix_relative', 'ADE20K_FIELDS', 'ade20k_hybrid', 'ade20k_large',
+           'pascal_context_hybrid', 'depth_anything_metric', 'folder_depth', 'folder_tiny', 'folder_labels',
+           'PAPER_RECIPES', 'toolbox_model', 'toolbox_sources', 'toolbox', 'toolbox_recipe', 'hybrid', 'ade20k']
 
 # %% ../../nbs/training/paper_recipes.ipynb #efab1b6b
 from dataclasses import replace
@@ -178,25 +178,39 @@ nyu_vitb, nyu_vitb_config = (
 )
 
 # %% ../../nbs/training/paper_recipes.ipynb #54ddc75d
-def hybrid(name: str) -> Recipe:
-    "DPT-Hybrid from MiDaS weights on `kitti` or `nyu`."
+GUESSED = "not published; the Toolbox's: "
+HYBRID_SOURCES = {
+    "model.weights": "the paper, section 4.1: fine-tuned from the MiDaS model; "
+    "isl-org/DPT dpt_hybrid-midas-501f0c75.pt",
+    "optimizer.lr": "not published; the paper's backbone rate for MIX 6",
+    "optimizer.backbone": "not published; all weights are trained ones already",
+}
+
+
+def hybrid(
+    name: str,  # "kitti" or "nyu"
+    losses: dict,  # beside SILog with λ = 0.5
+    source: str,  # of these
+) -> Recipe:
+    "DPT-Hybrid from MiDaS weights."
     base = {"kitti": TOOLBOX_KITTI, "nyu": TOOLBOX_NYU}[name]
+    fields = [field for field in base.sources if not field.startswith(("model", "losses"))]
     return replace(
         base,
         name=f"{name}_hybrid",
         model=ModelGroup(f"dpt_hybrid_{name}", weights="dpt_hybrid"),
+        losses={"depth": dict(variance_focus=0.5) | losses},
         optimizer=replace(base.optimizer, lr=1e-5, backbone=1.0),
-        sources=base.sources
-        | {
-            "model.weights": "the paper, section 4.1: fine-tuned from the MiDaS model; "
-            "isl-org/DPT dpt_hybrid-midas-501f0c75.pt",
-            "optimizer.lr": "the paper's backbone rate for MIX 6, for lack of a published one",
-            "optimizer.backbone": "all weights are trained ones already",
-        },
+        keep=replace(base.keep, flip=False),
+        sources={field: GUESSED + base.sources[field] for field in fields} | HYBRID_SOURCES | {"losses": source},
     )
 
 
-kitti_hybrid, nyu_hybrid = hybrid("kitti"), hybrid("nyu")
+EIGEN_LOSS = "the paper, section 4.1: the loss of Eigen et al. (NIPS 2014), whose λ is 0.5"
+kitti_hybrid = hybrid("kitti", dict(loss="silog"), f"{EIGEN_LOSS}; gradient matching is disabled for KITTI")
+nyu_hybrid = hybrid(
+    "nyu", dict(gradient=0.5), f"{EIGEN_LOSS}; with gradient matching, whose weight 0.5 is MiDaS' (TPAMI 2020)"
+)
 
 # %% ../../nbs/training/paper_recipes.ipynb #304460c9
 PAPER = "DPT paper, section 4"
