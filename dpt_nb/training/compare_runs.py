@@ -23,6 +23,7 @@ from .recipe_fields import RecipeError, flat_rows
 from .recipe_files import read_recipe
 from .run_folder import TrainingError
 from .run_log import sorted_rows
+from .seeds import seed_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -201,16 +202,24 @@ class RunComparison:
         steps = {name: str(row["step"]) for name, row in rows.items()}
         return markdown_table(starred_table(rows, steps, "at its best, step")) if rows else ""
 
+    def seeds_table(self) -> str:
+        "Means over seeds of what has ended, and what recipes differ by."
+        lines = seed_lines(self.runs, metrics_in([run.report for run in self.runs]))
+        return markdown_table(lines) if lines else ""
+
+    def tables(self) -> list[str]:
+        return [self.settings_table(), self.end_table(), self.seeds_table(), self.best_table()]
+
     def troubles(self) -> list[str]:
         "A sentence for each thing that is not as it should be."
         return [sentence for run in self.runs for sentence in run.troubles] + self.unread
 
     def __str__(self) -> str:
-        parts = [self.settings_table(), self.end_table(), self.best_table(), "\n".join(self.troubles())]
+        parts = [*self.tables(), "\n".join(self.troubles())]
         return "\n\n".join(filter(None, parts))
 
     def _repr_markdown_(self) -> str:
-        parts = [self.settings_table(), self.end_table(), self.best_table(), "  \n".join(self.troubles())]
+        parts = [*self.tables(), "  \n".join(self.troubles())]
         return "\n\n".join(filter(None, parts))
 
 # %% ../../nbs/training/compare_runs.ipynb #02a1fe9a
