@@ -72,6 +72,7 @@ def toolbox(
     crop: tuple[int, int],  # rows and columns of the random crop
     color: dict,  # ranges that differ from `ColorJitter`'s
     tested: tuple[int, int],  # height and width at which images are evaluated, pixels
+    protocol: str = "",  # of the published row; "": the data set's own
 ) -> Recipe:
     "What the Toolbox's config says of DPT on ViT-B, but for the seven points of `TOOLBOX_POINTS`."
     cropped = ["Crop", dict(height=crop[0], width=crop[1])]
@@ -79,7 +80,10 @@ def toolbox(
         name=name,
         model=toolbox_model(tested),
         data=DataGroup(
-            name, batch_size=16, transforms=[window, ["Rotate", {}], ["Flip", {}], cropped, ["ColorJitter", color]]
+            name,
+            batch_size=16,
+            protocol=protocol,
+            transforms=[window, ["Rotate", {}], ["Flip", {}], cropped, ["ColorJitter", color]],
         ),
         losses={"depth": dict(loss="silog", variance_focus=0.85, eps=1e-3, warm_up=100)},
         optimizer=OptimizerGroup(lr=1e-4, backbone=0.1, weight_decay=0.01, betas=(0.9, 0.999), clip=35.0),
@@ -90,7 +94,7 @@ def toolbox(
     )
 
 
-TOOLBOX_KITTI = toolbox("kitti", ["KBCrop", {}], (352, 704), {}, (352, 1216))
+TOOLBOX_KITTI = toolbox("kitti", ["KBCrop", {}], (352, 704), {}, (352, 1216), "kitti_eigen_toolbox")
 TOOLBOX_NYU = toolbox(
     "nyu",
     ["Window", dict(top=45, bottom=472, left=43, right=608)],
@@ -199,6 +203,7 @@ def hybrid(
         base,
         name=f"{name}_hybrid",
         model=ModelGroup(f"dpt_hybrid_{name}", weights="dpt_hybrid"),
+        data=replace(base.data, protocol=""),
         losses={"depth": dict(variance_focus=0.5) | losses},
         optimizer=replace(base.optimizer, lr=1e-5, backbone=1.0),
         keep=replace(base.keep, flip=False),
