@@ -1345,7 +1345,7 @@ def dpt_demo(
     from dpt_nb.training.recipes import get_recipe
     from dpt_nb.training.run import train
 
-    recipe = change_recipe(get_recipe("rooms_tiny", seed=seed), set or [])
+    recipe = change_recipe(get_recipe("rooms_fast", seed=seed), set or [])
     report = train(recipe, out, data_root, resume=resume, replace=replace, cpu=cpu)
     report_demo(report, f"{recipe.model.name}, {recipe.loop.steps} steps")
     print_next_steps(out)

@@ -97,8 +97,9 @@ def one_batch(state: TrainState) -> list[dict]:
 def time_way(state: TrainState, cost: WayCost) -> None:  # cost: is filled in
     "One step, and for a trunk that stands still before images that come again one whose taps are known."
     parts, device = one_batch(state), state.accelerator.device
-    cost.activations = activation_bytes(state, parts[0])  # warms up
+    cost.activations = activation_bytes(state, parts[0])
     forward = lambda: seconds_of(lambda: forward_backward(state, parts, 1), device)
+    forward()  # warms up: the first backward pass chooses kernels and takes memory
     asked = forward()
     if state.recipe.tune.way == "decoder" and state.recipe.tune.cache != "none" and not random_transforms(state.recipe):
         state.taps = TapCache(None, state.recipe.tune.cache, len(state.train))
@@ -119,7 +120,7 @@ def way_cost(state: TrainState, way: str) -> WayCost:  # state: of a run in any 
     learning = [each for each in learning if each.requires_grad]
     size = sum(each.nbytes for each in learning)
     whole = sum(each.nbytes for each in [*other.network.parameters(), *other.network.buffers()])
-    moments = 1 if other.recipe.optimizer.name == "sgd" else 2
+    moments = 1 if other.recipe.optimizer.name in ("sgd", "muon") else 2
     weights = whole * (1 + (other.ema is not None)) + (other.original.nbytes() if other.original else 0)
     cost = WayCost(way, "", sum(each.numel() for each in learning), weights, size)
     cost.moments = moments * size
@@ -144,7 +145,9 @@ def way_lines(costs: list[WayCost], recipe: Recipe) -> list[str]:
     lines = [f"ways to fine-tune (--fine-tune), this recipe's is {recipe.tune.way}:"]
     lines.append(f"  {'':12} {'values learn':>13} " + " ".join(f"{title:>9}" for title in titles))
     lines += [way_line(cost) for cost in costs]
-    lines.append("  computed: weights, gradients, optimizer; counted in a forward pass: kept; measured: one step")
+    lines.append(
+        "  computed: weights, gradients, optimizer; counted in a forward pass: kept; measured: one step, the second"
+    )
     if drawn := random_transforms(recipe):
         lines.append(f"  decoder asks the trunk at every step, because {', '.join(drawn)} may draw at random")
     return lines

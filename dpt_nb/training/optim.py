@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NORM_LAYERS', 'EMBEDDINGS', 'USUAL_LAYER_DECAY', 'lr_scale', 'norm_names', 'exempt_names', 'block_count',
            'check_layer_decay', 'still_names', 'parameter_groups', 'layer_decay_of', 'recipe_groups',
-           'computed_as_built', 'build_optimizer', 'cycle_options', 'falling_rate', 'extension_rate', 'ExtendedCycle',
-           'planned_rate', 'build_schedule', 'planned_rates', 'apply_rates']
+           'computed_as_built', 'build_muon', 'build_optimizer', 'cycle_options', 'falling_rate', 'extension_rate',
+           'ExtendedCycle', 'planned_rate', 'build_schedule', 'planned_rates', 'apply_rates']
 
 # %% ../../nbs/training/optim.ipynb #7559d677
 import math
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from timm.optim import Muon
 from torch import nn
 
 from .recipe_fields import Recipe, RecipeError, ScheduleGroup
@@ -130,17 +131,32 @@ def recipe_groups(recipe: Recipe, model: nn.Module) -> list[dict]:
 
 def computed_as_built(optimizer: torch.optim.Optimizer, state: dict) -> dict:  # state: of a checkpoint
     "A state that was saved by an optimizer without fused steps goes on with them, and the other way round."
-    groups = [saved | dict(fused=own["fused"]) for saved, own in zip(state["param_groups"], optimizer.param_groups)]
-    return state | dict(param_groups=groups)
+    here = [{name: own[name] for name in ("fused",) if name in own} for own in optimizer.param_groups]
+    return state | dict(param_groups=[saved | own for saved, own in zip(state["param_groups"], here)])
+
+# %% ../../nbs/training/optim.ipynb #4992411d
+def build_muon(
+    recipe: Recipe,
+    groups: list[dict],  # of `recipe_groups`
+) -> torch.optim.Optimizer:
+    "timm's Muon (Jordan et al., 2024). Raises `RecipeError` where parameters are sharded: it needs whole matrices."
+    if recipe.loop.fsdp:
+        raise RecipeError(
+            "optimizer.name=muon turns whole matrices, and loop.fsdp=true spreads them over GPUs: take one of the two."
+        )
+    return Muon(groups, lr=recipe.optimizer.lr, betas=tuple(recipe.optimizer.betas), nesterov=True)
 
 # %% ../../nbs/training/optim.ipynb #6c5745f3
 def build_optimizer(
     recipe: Recipe,
     model: nn.Module,
 ) -> torch.optim.Optimizer:
-    "The recipe's optimizer for the parameters of a model; one kernel moves all of them, where they are not sharded."
+    """The recipe's optimizer for the parameters of a model; one kernel moves all of them, where they are not sharded.
+    Raises `RecipeError` for Muon of sharded parameters."""
     chosen, groups = recipe.optimizer, recipe_groups(recipe, model)
     options = dict(lr=chosen.lr, fused=not recipe.loop.fsdp)
+    if chosen.name == "muon":
+        return build_muon(recipe, groups)
     if chosen.name == "sgd":
         optimizer = torch.optim.SGD(groups, momentum=chosen.betas[0], **options)
     else:

@@ -56,14 +56,14 @@ class OptimizerGroup:
     "How a gradient becomes a step."
 
     lr: float  # the largest learning rate, of the decoder and the heads
-    name: str = "adamw"  # "adamw", "adam" or "sgd"
+    name: str = "adamw"  # "adamw", "adam", "sgd" or "muon"
     backbone: float = 1.0  # the backbone's learning rate, times `lr`
     layer_decay: float = 1.0  # each block's learning rate, times that of the block above it
     weight_decay: float = 0.01  # of what `no_weight_decay` does not exempt
     no_weight_decay: str = (
         "vectors"  # exempt "embeddings" (positions, class tokens), "norms" (and norms), "vectors" (and biases)
     )
-    betas: tuple = (0.9, 0.999)  # of Adam; the first is SGD's momentum
+    betas: tuple = (0.9, 0.999)  # of Adam, which is Muon's for vectors; the first is SGD's momentum
     clip: float = 1.0  # largest norm of the gradient
     freeze_steps: int = 0  # steps during which the backbone does not move
 
@@ -290,7 +290,7 @@ LIMITS = {  # field → whether a value is possible, and the words for what is
         lambda value: len(value) == 2 and all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in value),
         "two numbers from 0 to below 1",
     ),
-    "optimizer.name": (lambda value: value in ("adamw", "adam", "sgd"), "adamw, adam or sgd"),
+    "optimizer.name": (lambda value: value in ("adamw", "adam", "sgd", "muon"), "adamw, adam, sgd or muon"),
     "optimizer.no_weight_decay": (
         lambda value: value in ("vectors", "norms", "embeddings"),
         "vectors, norms or embeddings",
