@@ -69,16 +69,7 @@ def measured(name, words, seed, data_root, known, out):
     recipe = asdict(change_recipe(get_recipe(name, seed=seed), words))
     key = json.dumps([recipe, version("torch"), version("timm")], default=str)  # what makes another run
     if key not in known:
-        command = [
-            sys.executable,
-            __file__,
-            "--one",
-            json.dumps([name, words]),
-            "--seeds",
-            str(seed),
-            "--data-root",
-            data_root,
-        ]
+        one = ["--one", json.dumps([name, words]), "--seeds", str(seed), "--data-root", data_root]
         said = subprocess.run([sys.executable, __file__, *one], check=True, capture_output=True, text=True).stdout
         known[key] = json.loads(said.strip().splitlines()[-1])
         Path(out).parent.mkdir(parents=True, exist_ok=True)
