@@ -39,7 +39,8 @@ from dpt_nb.training.recipe_fields import RecipeError, change_recipe
 from dpt_nb.training.recipe_parts import build_losses
 from dpt_nb.training.recipes import get_recipe
 from dpt_nb.training.run import train
-from dpt_nb.training.run_folder import TrainingError, TrainingWarning
+from dpt_nb.training.run_folder import Stopped, TrainingError, TrainingWarning
+from dpt_nb.training.run_log import RunLog
 from dpt_nb.training.train_state import build_model
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -113,6 +114,24 @@ def test_a_stopped_run_goes_on_to_the_same_weights(straight, tmp_path, how, work
     assert same(weights(straight / "runs" / "rooms_tiny"), weights(tmp_path / "run"))
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, 15))
+
+
+def test_a_run_with_muon_goes_on_to_the_same_weights(no_figures, tmp_path):
+    "Its momentum of matrices and Adam's moments of vectors are in the checkpoint."
+    recipe = change_recipe(get_recipe("rooms_fast"), [*SHORT, "loop.steps=6", "keep.save_steps=3"])
+    quiet = dict(cpu=True, workers=0, progress=False)
+    train(recipe, tmp_path / "straight", tmp_path / "data", **quiet)
+    write = RunLog.write
+
+    def write_and_stop(self, row):
+        write(self, row)
+        if row.get("step") == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with mock.patch.object(RunLog, "write", write_and_stop), pytest.raises(Stopped):
+        train(recipe, tmp_path / "stopped", tmp_path / "data", **quiet)
+    train(recipe, tmp_path / "stopped", tmp_path / "data", **quiet, resume=True)
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "stopped"))
 
 
 @pytest.mark.slow
