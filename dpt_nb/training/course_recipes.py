@@ -52,7 +52,7 @@ rooms_fast = replace(
     sources=rooms_tiny.sources
     | {
         "data.transforms": "without recoloring: each room is seen two or three times only",
-        "optimizer.name": "Muon (Jordan et al., 2024), timm's: see benchmarks/README.md",
+        "optimizer.name": "Muon (Jordan et al., 2024): see benchmarks/README.md",
         "optimizer.lr": "tried 3e-3 and 4e-3, one run each: AbsRel 0.148 and 0.147",
         "loop.steps": "as few as reach the error of rooms_tiny",
     },

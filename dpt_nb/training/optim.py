@@ -16,9 +16,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timm.optim import Muon
 from torch import nn
 
+from .muon import Muon
 from .recipe_fields import Recipe, RecipeError, ScheduleGroup
 
 # %% ../../nbs/training/optim.ipynb #a21f2e14
@@ -139,12 +139,12 @@ def build_muon(
     recipe: Recipe,
     groups: list[dict],  # of `recipe_groups`
 ) -> torch.optim.Optimizer:
-    "timm's Muon (Jordan et al., 2024). Raises `RecipeError` where parameters are sharded: it needs whole matrices."
+    "Raises `RecipeError` where parameters are sharded: Muon needs whole matrices."
     if recipe.loop.fsdp:
         raise RecipeError(
             "optimizer.name=muon turns whole matrices, and loop.fsdp=true spreads them over GPUs: take one of the two."
         )
-    return Muon(groups, lr=recipe.optimizer.lr, betas=tuple(recipe.optimizer.betas), nesterov=True)
+    return Muon(groups, lr=recipe.optimizer.lr, betas=tuple(recipe.optimizer.betas))
 
 # %% ../../nbs/training/optim.ipynb #6c5745f3
 def build_optimizer(
