@@ -31,7 +31,15 @@ from ..objective.metrics import depth_errors
 from ..weights.load import load_checkpoint
 from .browser import CompareSlider
 from .loss_lab import FARTHEST, NEAREST
-from .pages import LARGE, Explorer, Panels, photo_button, rendered_scene, shipped_model
+from dpt_nb.workbench.pages import (
+    LARGE,
+    Explorer,
+    Panels,
+    next_round,
+    photo_button,
+    rendered_scene,
+    shipped_model,
+)
 from .scene_maker import menu, predict_maps, predicted_metres, roomy, whole_slider
 
 # %% ../../nbs/workbench/comparison.ipynb #281284f9
@@ -432,15 +440,18 @@ def show(
     self.panels.fill(0, image)
     for panel, map, name in ((1, one, "first"), (2, other, "second")):
         self.panels.fill(panel, map[0], HEADS[unit].cmap, limits, f"{name}: {unit.replace('_', ' ')}")
-        self.panels.drawn[panel].colorbar.set_label(words, fontsize=9)
+        if self.panels.unit(panel) != words:
+            self.panels.drawn[panel].colorbar.set_label(words, fontsize=9)
     self.panels.fill(3, self.difference[0], "RdBu", (-0.3, 0.3))
 
 
 def usual_limits(values: torch.Tensor) -> tuple[float, float]:
-    "Between which all but a hundredth at either end lie."
+    "Round numbers between which all but a hundredth at either end lie: a color bar that stays is not drawn again."
     values = values.flatten()
     some = values[:: max(1, len(values) // 100_000)]
-    return tuple(some.quantile(torch.tensor([0.01, 0.99])).tolist())
+    low, high = some.quantile(torch.tensor([0.01, 0.99])).tolist()
+    step = next_round(max(high - low, 1e-6) / 10)
+    return step * math.floor(low / step), step * math.ceil(high / step)
 
 # %% ../../nbs/workbench/comparison.ipynb #35f8c36d
 @patch

@@ -25,6 +25,7 @@ from dpt_nb.workbench.pages import (
     chosen_image,
     explored_size,
     image_controls,
+    next_round,
     on_device,
     shipped_model,
 )
@@ -137,7 +138,7 @@ def draw_depths(self: MergingExplorer, before: dict, maps: dict) -> float:  # ma
     for panel, values in ((2, before[head]), (3, maps[head])):
         self.panels.fill(panel, values[0], HEADS[head].cmap, limits)
     moved = relative_difference(before[head], maps[head], head).abs()
-    self.panels.fill(4, moved[0], "magma", (0, max(moved.max().item(), 1e-6)))
+    self.panels.fill(4, moved[0], "magma", (0, next_round(max(moved.max().item(), 1e-3))))
     return moved.mean().item()
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'BUSY', 'OPENING', 'CONTROL_WIDTH', 'WORDS_WIDTH', 'STYLE', 'LARGE', 'KINDS', 'label_axes', 'Panels',
-           'finite_range', 'as_jpeg', 'Reading', 'fit_axis', 'explain_error', 'alert', 'opened_with', 'fits',
-           'page_halves', 'give_room', 'look_for_line', 'Explorer', 'on_grid', 'legend_line', 'lesson_address',
+           'next_round', 'finite_range', 'as_jpeg', 'Reading', 'fit_axis', 'explain_error', 'alert', 'opened_with',
+           'fits', 'page_halves', 'give_room', 'look_for_line', 'Explorer', 'on_grid', 'legend_line', 'lesson_address',
            'lesson_line', 'close_page', 'shipped_model', 'rendered_scene', 'uploaded_image', 'image_controls',
            'example_pictures', 'photo_button', 'chosen_image', 'on_device', 'cropped_size', 'explored_size',
            'response_times']
@@ -147,7 +147,7 @@ def fill(
         self.set_pixels(panel, values.reshape(rows, columns).numpy())
         self.color(panel, cmap, limits or finite_range(values))
         self.readings[panel] = reading or Reading(values.reshape(rows, columns), self.unit(panel))
-    if title is not None:
+    if title is not None and title != self.axes[panel].get_title():
         self.axes[panel].set_title(title, fontsize=10)
 
 # %% ../../nbs/workbench/pages.ipynb #c3fc2786
@@ -170,6 +170,14 @@ def clear(
     "An empty panel."
     self.fill(panel, torch.full((3, 3, 4), 0.9), title=title)
     self.empty.add(panel)
+
+
+def next_round(
+    value: float,  # above 0
+) -> float:  # 1, 2 or 5 times a power of ten
+    "The least round number that is not below another: an end of colors that stays while the numbers change a little."
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(times * power for times in (1, 2, 5, 10) if times * power >= value * (1 - 1e-9))
 
 
 def finite_range(
