@@ -25,16 +25,17 @@ from ..inference.resizing import resize_image, to_multiple
 from ..network.dpt import DPT
 from ..network.heads import HEADS
 from ..network.named import NAMED, SHIPPED
-from ..network.zoo import count_parameters, create_model
+from ..network.zoo import create_model
 from ..objective.alignment import align_scale_shift
 from ..objective.metrics import depth_errors
 from ..weights.load import load_checkpoint
 from .browser import CompareSlider
 from .loss_lab import FARTHEST, NEAREST
 from dpt_nb.workbench.pages import (
-    LARGE,
+    HEAVY,
     Explorer,
     Panels,
+    multiply_adds,
     next_round,
     photo_button,
     rendered_scene,
@@ -266,17 +267,23 @@ class Comparison(Explorer):
         super().__init__(self.first_controls(), Panels(titles, units, columns=3))
 
     def first_controls(self) -> dict[str, widgets.Widget]:  # by name
-        "One's own image first, where there is one; a large network is not fed large images unasked."
+        "One's own image first, where there is one; a network that takes long is not fed large images unasked."
         controls = comparison_controls(list(self.networks))
         if self.image is not None:
             controls["source"].value = IMAGE_KINDS[3]
-        if len(self.networks) == 1 and count_parameters(self.model) > LARGE:
+        if len(self.networks) == 1 and multiply_adds(self.model) > HEAVY:
             controls["feeding"].value = "at half the size"
         return controls
 
     def takes_long(self) -> bool:
-        "Whether one of the networks that were opened is large."
-        return any(count_parameters(network) > LARGE for network in self.networks.values())
+        "Whether one of the two takes long as it is fed, or has still to be opened."
+        first, second, named, feeding = (self.controls[name].value for name in ("first", "second", "named", "feeding"))
+        names = [named.strip() if chosen == NAMED_BELOW else chosen for chosen in (first, second)]
+        if names[0] not in self.networks or names[1] not in self.networks:
+            return True
+        costs = [multiply_adds(self.networks[name]) for name in names]
+        flip, factor = FEEDINGS[feeding]
+        return max(costs[0], costs[1] * factor**2 * (1 + flip)) > HEAVY
 
     def page_parts(self) -> list[widgets.Widget]:
         "The slider stands below the figure."
