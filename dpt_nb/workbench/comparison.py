@@ -37,7 +37,7 @@ from dpt_nb.workbench.pages import (
     Panels,
     multiply_adds,
     next_round,
-    photo_button,
+    photo_controls,
     rendered_scene,
     shipped_model,
 )
@@ -226,7 +226,7 @@ def subject_controls() -> dict[str, widgets.Widget]:  # by name
         source=menu(IMAGE_KINDS, "image"),
         number=whole_slider("number", 3, 999, "which validation scene"),
         file=entry_field("file", "path of an image", "any file that can be read"),
-        photo=photo_button(),
+        **photo_controls(),
     )
 
 # %% ../../nbs/workbench/comparison.ipynb #9c52a728

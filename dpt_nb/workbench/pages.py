@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SMALLEST', 'BUSY', 'OPENING', 'CONTROL_WIDTH', 'WORDS_WIDTH', 'STYLE', 'HEAVY', 'KINDS', 'label_axes', 'Panels',
            'next_round', 'finite_range', 'as_jpeg', 'Reading', 'fit_axis', 'explain_error', 'alert', 'opened_with',
-           'fits', 'page_halves', 'give_room', 'look_for_line', 'Explorer', 'on_grid', 'multiply_adds', 'legend_line',
-           'lesson_address', 'lesson_line', 'close_page', 'shipped_model', 'rendered_scene', 'uploaded_image',
-           'image_controls', 'example_pictures', 'photo_button', 'chosen_image', 'on_device', 'cropped_size',
-           'explored_size', 'response_times']
+           'fits', 'page_halves', 'give_room', 'Camera', 'look_for_line', 'Explorer', 'on_grid', 'multiply_adds',
+           'legend_line', 'lesson_address', 'lesson_line', 'close_page', 'shipped_model', 'rendered_scene',
+           'uploaded_image', 'image_controls', 'example_pictures', 'photo_controls', 'photo_button', 'chosen_image',
+           'on_device', 'cropped_size', 'explored_size', 'response_times']
 
 # %% ../../nbs/workbench/pages.ipynb #088a2f48
 import base64
@@ -31,6 +31,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import anywidget
 import ipywidgets as widgets
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ from ..network.zoo import counts, create_model
 from ..scenes.raycast import render
 from ..scenes.scenes import random_scene
 from .answering import Answering
-from .browser import Examples, PageScript, png_bytes
+from .browser import SCRIPTS, Examples, PageScript, png_bytes
 from .lab import card_sheet
 
 # %% ../../nbs/workbench/pages.ipynb #f4eeb477
@@ -426,6 +427,26 @@ def give_room(control: widgets.Widget) -> None:
         if hasattr(control.style, "description_width"):
             control.style.description_width = WORDS_WIDTH
 
+# %% ../../nbs/workbench/pages.ipynb #6cdafcec
+class Camera(anywidget.AnyWidget):
+    "A button that takes a picture with the camera; whoever made it is given the picture."
+
+    _esm = (SCRIPTS / "camera.js").read_text(encoding="utf-8")
+
+    def __init__(self):
+        super().__init__()
+        self.taken = lambda file: None  # called with a file, as ipywidgets' FileUpload describes one
+        self.on_msg(lambda _, message, buffers: self.hear(message, buffers))
+
+    def hear(
+        self,
+        message: dict,  # with `kind`
+        buffers: list,  # of bytes: a JPEG
+    ) -> None:
+        "What the script says."
+        if message.get("kind") == "taken" and buffers:
+            self.taken(dict(name="camera.jpg", content=buffers[0]))
+
 # %% ../../nbs/workbench/pages.ipynb #ff8b507f
 def look_for_line(
     text: str,
@@ -474,6 +495,8 @@ class Explorer(widgets.VBox):
                 control.observe(self.changed, names="value")
             if isinstance(control, Examples):
                 control.chosen = self.take_example
+            if isinstance(control, Camera):
+                control.taken = self.take_file
         super().__init__(self.page_parts())
         self.add_class("dpt-nb-page")
         self.answer()
@@ -907,8 +930,8 @@ def image_controls(
     image=None,  # one's own image, whatever `to_image` takes; None: scenes only
     number: int = 7,  # of the scene shown first
     words: tuple[str, str] = ("image", "number"),  # what the two controls are called
-    photo: bool = True,  # whether one's own can be sent, or an example chosen
-) -> dict[str, widgets.Widget]:  # "kind" and "number"; "photo" and "examples"
+    photo: bool = True,  # whether one's own can be sent or taken, or an example chosen
+) -> dict[str, widgets.Widget]:  # "kind" and "number"; "photo", "camera" and "examples"
     "Controls that choose an image."
     kinds = ["rooms", "streets"] if image is None else KINDS
     first = "rooms" if image is None else "yours"
@@ -916,7 +939,7 @@ def image_controls(
     return dict(
         kind=widgets.Dropdown(options=kinds, value=first, description=words[0], tooltip=tips[0]),
         number=widgets.IntSlider(number, 0, 199, description=words[1], tooltip=tips[1]),
-        **(dict(photo=photo_button(), examples=Examples(example_pictures())) if photo else {}),
+        **(photo_controls() | dict(examples=Examples(example_pictures())) if photo else {}),
     )
 
 
@@ -936,6 +959,11 @@ def take_example(
     "Look at that scene."
     kind, number = name.split()
     self.set_controls(kind=kind, number=int(number))
+
+
+def photo_controls() -> dict[str, widgets.Widget]:  # "photo" and "camera"
+    "Ways to one's own image."
+    return dict(photo=photo_button(), camera=Camera())
 
 
 def photo_button() -> widgets.FileUpload:
