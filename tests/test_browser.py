@@ -510,6 +510,7 @@ def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
             stderr=log,
             env=os.environ
             | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", IPYTHONDIR=str(tmp_path / "ipython"))
+            | dict(DPT_NB_PROGRESS=str(tmp_path / "progress.json"))
             | {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("CONFIG", "RUNTIME")},
         )
     try:
@@ -525,6 +526,13 @@ def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
         assert page.locator("text=Shift+Enter").count() == 0, "there is no cell to run"
         assert page.locator("a[href$='.ipynb']").count() == 0, "a notebook that is not served"
         train_until_stopped(page, tmp_path / "room")
+        page.reload()  # another kernel: what was typed is there, the run that lies elsewhere too, and nothing starts
+        page.get_by_role("tab", name=TABS[0]).wait_for()
+        said = open_tab(page, "Training")
+        assert "The last checkpoint is of step" in said.inner_text()
+        field = lambda label: page.get_by_label(label, exact=True).locator("visible=true").input_value()
+        assert field("folder") == "room" and "loop.steps=400" in field("changes")
+        assert page.get_by_role("button", name="go on", exact=True).is_enabled()
         page.close()
     finally:
         stop(serving)
