@@ -29,12 +29,13 @@ from ..network.zoo import create_model
 from ..objective.alignment import align_scale_shift
 from ..objective.metrics import depth_errors
 from ..weights.load import load_checkpoint
-from .browser import CompareSlider
+from .browser import CompareSlider, Examples
 from .loss_lab import FARTHEST, NEAREST
 from dpt_nb.workbench.pages import (
     HEAVY,
     Explorer,
     Panels,
+    example_pictures,
     multiply_adds,
     next_round,
     photo_controls,
@@ -227,6 +228,7 @@ def subject_controls() -> dict[str, widgets.Widget]:  # by name
         number=whole_slider("number", 3, 999, "which validation scene"),
         file=entry_field("file", "path of an image", "any file that can be read"),
         **photo_controls(),
+        examples=Examples(example_pictures()),
     )
 
 # %% ../../nbs/workbench/comparison.ipynb #9c52a728
@@ -312,6 +314,16 @@ def take_photo(
     "Look at one's own image."
     self.image, self.photos = image, self.photos + 1
     self.set_controls(source=IMAGE_KINDS[3])
+
+
+@patch
+def take_example(
+    self: Comparison,
+    name: str,  # of `example_pictures`
+) -> None:
+    "Look at that scene."
+    kind, number = name.split()
+    self.set_controls(source=IMAGE_KINDS[("rooms", "streets").index(kind)], number=int(number))
 
 
 @patch

@@ -943,10 +943,12 @@ def image_controls(
     )
 
 
-@lru_cache(maxsize=1)
-def example_pictures() -> dict[str, bytes]:  # kind and number of a scene → JPEG
+@lru_cache(maxsize=2)
+def example_pictures(
+    kinds: tuple[str, ...] = ("rooms", "streets"),
+) -> dict[str, bytes]:  # kind and number of a scene → JPEG
     "Some of the scenes that no training has seen, small."
-    scenes = [(kind, number) for kind in ("rooms", "streets") for number in (7, 3, 12, 21)]
+    scenes = [(kind, number) for kind in kinds for number in (7, 3, 12, 21)]
     drawn = {each: render(random_scene(each[0], SPLITS["held_out"] + each[1], (48, 64)))["image"] for each in scenes}
     return {f"{kind} {number}": as_jpeg(png_bytes(image)) for (kind, number), image in drawn.items()}
 
