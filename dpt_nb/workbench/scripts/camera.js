@@ -1,7 +1,8 @@
 // A picture with the camera: a press opens it, another one takes the picture. It is off at all other times.
 const CSS = `
-.dpt-nb-camera {max-width: 310px; line-height: 1.3}
-.dpt-nb-camera video {display: block; width: 100%; max-width: 256px; margin: 4px 0; background: #222}
+.dpt-nb-camera {width: 250px; max-width: 100%; margin: 2px; line-height: 1.3}
+.dpt-nb-camera button {width: 100%; margin: 0 0 2px}
+.dpt-nb-camera video {display: block; width: 100%; margin: 2px 0; background: #222}
 .dpt-nb-camera [hidden] {display: none}`;
 const REASONS = {
   NotAllowedError: "The browser may not use the camera: allow it beside the address, then press again.",
