@@ -745,6 +745,7 @@ def dpt_eval(
         return report_evaluation(*evaluated, dict(predictions=predictions) | settings, out, per_image)
     merging = parse_merging(merge_tokens)
     feeding = Feeding(flip, scales, size, resizing, heads)
+    source.look("test" if submission else "held_out")
     predictor = open_computing(feeding, computing, model, variant, device, source, **merging)
     if submission:
         return submit(predictor, source, submission)
@@ -856,6 +857,13 @@ class DataSource:
         from dpt_nb.data.registry import open_dataset
 
         return open_dataset(self.name, self.root, split, **options | self.options)
+
+    def look(self, split: str) -> None:
+        "Raises `DatasetError` where files are looked for in the wrong place, before a model is fetched for them."
+        from dpt_nb.data.registry import RENDERED
+
+        if self.name not in RENDERED:
+            self.open(split, verify=False)
 
     def follow_protocol(self, protocol: str) -> None:
         "The official protocol is for the official benchmark, unless a list of images was named."

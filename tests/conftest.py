@@ -347,6 +347,7 @@ def server(tmp_path_factory):
         JUPYTER_RUNTIME_DIR=str(folder / "runtime"),
         JUPYTER_CONFIG_DIR=str(folder / "config"),
         IPYTHONDIR=str(folder / "ipython"),  # or what cells do would stand in the user's own history
+        DPT_NB_PROGRESS=str(folder / "progress.json"),  # likewise what is typed and solved
     )
     with open(folder / "server.log", "w") as log:
         running = subprocess.Popen(

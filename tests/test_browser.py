@@ -510,6 +510,7 @@ def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
             stderr=log,
             env=os.environ
             | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", IPYTHONDIR=str(tmp_path / "ipython"))
+            | dict(DPT_NB_PROGRESS=str(tmp_path / "progress.json"))
             | {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("CONFIG", "RUNTIME")},
         )
     try:
@@ -525,6 +526,13 @@ def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
         assert page.locator("text=Shift+Enter").count() == 0, "there is no cell to run"
         assert page.locator("a[href$='.ipynb']").count() == 0, "a notebook that is not served"
         train_until_stopped(page, tmp_path / "room")
+        page.reload()  # another kernel: what was typed is there, the run that lies elsewhere too, and nothing starts
+        page.get_by_role("tab", name=TABS[0]).wait_for()
+        said = open_tab(page, "Training")
+        assert "The last checkpoint is of step" in said.inner_text()
+        field = lambda label: page.get_by_label(label, exact=True).locator("visible=true").input_value()
+        assert field("folder") == "room" and "loop.steps=400" in field("changes")
+        assert page.get_by_role("button", name="go on", exact=True).is_enabled()
         page.close()
     finally:
         stop(serving)
@@ -625,3 +633,45 @@ def test_figures_and_words_are_readable_in_jupyterlabs_dark_theme(server, browse
     finally:
         dark.unlink()
         page.close()
+
+
+TRACKS = """() => {
+    const devices = navigator.mediaDevices, ask = devices.getUserMedia.bind(devices);
+    window.tracks = [];
+    devices.getUserMedia = async (wish) => (await ask(wish).then(got => (window.tracks.push(...got.getTracks()), got)));
+}"""
+
+
+@pytest.mark.slow
+def test_a_photograph_is_taken_with_the_camera_and_the_camera_is_off_before_and_after(workbench, browser, server):
+    button = lambda page, name: page.get_by_role("button", name=name, exact=True).locator("visible=true")
+    open_tab(workbench, TABS[0])
+    button(workbench, "take a photograph").focus(), workbench.keyboard.press("Enter")
+    workbench.get_by_text(re.compile("No camera was found|may not use the camera")).locator("visible=true").wait_for()
+    pretended = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    another = browser.browser_type.launch(executable_path=CHROMIUM, args=["--no-sandbox", *pretended])
+    try:
+        page = follow(another, workbench, f"http://{server[1]}/lab/tree/workbench.ipynb?token={server[2]}")
+        page.get_by_role("tab", name=TABS[0]).wait_for()
+        page.evaluate(TRACKS)
+        states = lambda: page.evaluate("window.tracks.map(track => track.readyState)")
+        said, press = open_tab(page, TABS[0]), page.keyboard.press
+        before, seen = said.inner_text(), page.locator(".dpt-nb-camera video:visible")
+        assert states() == []
+        button(page, "take a photograph").focus(), press("Enter")
+        seen.wait_for()
+        assert states() == ["live"]
+        press("Escape"), seen.wait_for(state="hidden")
+        assert states() == ["ended"] and said.inner_text() == before
+        press("Enter"), seen.wait_for()  # the button has the focus again
+        page.wait_for_function("document.querySelector('.dpt-nb-camera video:not([hidden])').videoWidth")
+        press("Enter")
+        assert wait_for_change(page, said, before).startswith("The patch in row")
+        assert states() == ["ended"] * 2 and seen.count() == 0
+        kind = page.locator(".widget-dropdown:visible").filter(has_text="image").locator("select").first
+        assert kind.input_value() == "yours"
+        button(page, "take a photograph").click(), seen.wait_for()
+        page.get_by_role("tab", name="Scenes", exact=True).click()
+        page.wait_for_function("window.tracks.every(track => track.readyState == 'ended')")
+    finally:
+        another.close()

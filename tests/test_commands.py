@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -267,3 +268,25 @@ def test_the_whole_demo_keeps_its_promise(tmp_path):
     command("dpt_demo", "--cpu", folder=tmp_path, check=0, timeout=3600)  # a busy machine takes several times as long
     report = json.loads((tmp_path / "runs" / "demo" / "report.json").read_text())
     assert report["abs_rel"] <= 0.5 * report["baseline_abs_rel"] and report["images"] == 200
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dpt_train", "nyu_vitb", "--out", "run", "--cpu"],
+        ["dpt_train", "mix_relative", "--out", "run", "--cpu", "--dry-run"],
+        ["dpt_eval", "--model", "dpt_large", "--data", "nyu"],
+        ["dpt_eval", "--model", "dpt_large", "--data", "kitti", "--submission", "sent.zip"],
+    ],
+)
+def test_a_data_root_that_lacks_the_set_is_told_before_a_network_is_fetched(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    fetched = AssertionError("a network was opened before its data was looked for")
+    with (
+        mock.patch("dpt_nb.weights.load.load_checkpoint", side_effect=fetched),
+        mock.patch("dpt_nb.training.train_state.build_model", side_effect=fetched),
+    ):
+        assert main(words) == 1
+    assert "which is obtained from" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "data"]

@@ -6,13 +6,15 @@
 __all__ = ['step_layers', 'branch_layers', 'conv_modules', 'kaiming_decoder', 'open_weights', 'new_model', 'build_model',
            'taught_heads', 'freeze_untrained', 'auxiliary_without_effect', 'network_without_effect', 'without_autocast',
            'TrainState', 'ema_of_many', 'ema_of_one', 'replicated', 'sharded', 'network_for', 'prepare', 'open_data',
-           'total_steps', 'check_class_count', 'name_classes', 'check_samples', 'open_run', 'get_protocol']
+           'total_steps', 'check_class_count', 'name_classes', 'check_samples', 'needs_files', 'open_run',
+           'get_protocol']
 
 # %% ../../nbs/training/train_state.ipynb #23702474
 import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from ..data.checks import check_before_training
-from ..data.registry import open_dataset
+from ..data.registry import RENDERED, open_dataset
 from ..data.sampling import sample_names
 from ..data.splits import check_splits, shared_options
 from ..evaluation.protocols import PROTOCOLS, Protocol, protocol_for
@@ -383,6 +385,12 @@ def check_samples(state: TrainState) -> None:
         )
 
 
+def needs_files(recipe: Recipe) -> bool:
+    "Whether some of its data has to be there; scenes are rendered where they are missing."
+    sets = recipe.data.train.get("sets")
+    return not {*(sets if isinstance(sets, dict) else [recipe.data.name])} <= {*RENDERED}
+
+
 def open_run(
     recipe: Recipe,
     data_root: str | Path,  # where data is kept
@@ -391,8 +399,11 @@ def open_run(
 ) -> TrainState:
     "All that a run works on, checked."
     get_protocol(recipe)
+    set_seed(recipe.seed)  # for data of one's own that draw something; the network's weights are seeded anew
+    open_splits = partial(open_data, recipe, data_root, accelerator, progress and accelerator.is_main_process)
+    splits = open_splits() if needs_files(recipe) else None
     state = prepare(recipe, accelerator)
-    state.train, state.held_out = open_data(recipe, data_root, accelerator, progress and accelerator.is_main_process)
+    state.train, state.held_out = splits or open_splits()
     name_classes(state)
     state.steps = total_steps(recipe, len(state.train))
     state.schedule = build_schedule(recipe, state.optimizer.optimizer, state.steps)

@@ -25,13 +25,23 @@ from ..inference.resizing import resize_image, to_multiple
 from ..network.dpt import DPT
 from ..network.heads import HEADS
 from ..network.named import NAMED, SHIPPED
-from ..network.zoo import count_parameters, create_model
+from ..network.zoo import create_model
 from ..objective.alignment import align_scale_shift
 from ..objective.metrics import depth_errors
 from ..weights.load import load_checkpoint
-from .browser import CompareSlider
+from .browser import CompareSlider, Examples
 from .loss_lab import FARTHEST, NEAREST
-from .pages import LARGE, Explorer, Panels, photo_button, rendered_scene, shipped_model
+from dpt_nb.workbench.pages import (
+    HEAVY,
+    Explorer,
+    Panels,
+    example_pictures,
+    multiply_adds,
+    next_round,
+    photo_controls,
+    rendered_scene,
+    shipped_model,
+)
 from .scene_maker import menu, predict_maps, predicted_metres, roomy, whole_slider
 
 # %% ../../nbs/workbench/comparison.ipynb #281284f9
@@ -217,7 +227,8 @@ def subject_controls() -> dict[str, widgets.Widget]:  # by name
         source=menu(IMAGE_KINDS, "image"),
         number=whole_slider("number", 3, 999, "which validation scene"),
         file=entry_field("file", "path of an image", "any file that can be read"),
-        photo=photo_button(),
+        **photo_controls(),
+        examples=Examples(example_pictures()),
     )
 
 # %% ../../nbs/workbench/comparison.ipynb #9c52a728
@@ -258,17 +269,23 @@ class Comparison(Explorer):
         super().__init__(self.first_controls(), Panels(titles, units, columns=3))
 
     def first_controls(self) -> dict[str, widgets.Widget]:  # by name
-        "One's own image first, where there is one; a large network is not fed large images unasked."
+        "One's own image first, where there is one; a network that takes long is not fed large images unasked."
         controls = comparison_controls(list(self.networks))
         if self.image is not None:
             controls["source"].value = IMAGE_KINDS[3]
-        if len(self.networks) == 1 and count_parameters(self.model) > LARGE:
+        if len(self.networks) == 1 and multiply_adds(self.model) > HEAVY:
             controls["feeding"].value = "at half the size"
         return controls
 
     def takes_long(self) -> bool:
-        "Whether one of the networks that were opened is large."
-        return any(count_parameters(network) > LARGE for network in self.networks.values())
+        "Whether one of the two takes long as it is fed, or has still to be opened."
+        first, second, named, feeding = (self.controls[name].value for name in ("first", "second", "named", "feeding"))
+        names = [named.strip() if chosen == NAMED_BELOW else chosen for chosen in (first, second)]
+        if names[0] not in self.networks or names[1] not in self.networks:
+            return True
+        costs = [multiply_adds(self.networks[name]) for name in names]
+        flip, factor = FEEDINGS[feeding]
+        return max(costs[0], costs[1] * factor**2 * (1 + flip)) > HEAVY
 
     def page_parts(self) -> list[widgets.Widget]:
         "The slider stands below the figure."
@@ -297,6 +314,16 @@ def take_photo(
     "Look at one's own image."
     self.image, self.photos = image, self.photos + 1
     self.set_controls(source=IMAGE_KINDS[3])
+
+
+@patch
+def take_example(
+    self: Comparison,
+    name: str,  # of `example_pictures`
+) -> None:
+    "Look at that scene."
+    kind, number = name.split()
+    self.set_controls(source=IMAGE_KINDS[("rooms", "streets").index(kind)], number=int(number))
 
 
 @patch
@@ -432,15 +459,18 @@ def show(
     self.panels.fill(0, image)
     for panel, map, name in ((1, one, "first"), (2, other, "second")):
         self.panels.fill(panel, map[0], HEADS[unit].cmap, limits, f"{name}: {unit.replace('_', ' ')}")
-        self.panels.drawn[panel].colorbar.set_label(words, fontsize=9)
+        if self.panels.unit(panel) != words:
+            self.panels.drawn[panel].colorbar.set_label(words, fontsize=9)
     self.panels.fill(3, self.difference[0], "RdBu", (-0.3, 0.3))
 
 
 def usual_limits(values: torch.Tensor) -> tuple[float, float]:
-    "Between which all but a hundredth at either end lie."
+    "Round numbers between which all but a hundredth at either end lie: a color bar that stays is not drawn again."
     values = values.flatten()
     some = values[:: max(1, len(values) // 100_000)]
-    return tuple(some.quantile(torch.tensor([0.01, 0.99])).tolist())
+    low, high = some.quantile(torch.tensor([0.01, 0.99])).tolist()
+    step = next_round(max(high - low, 1e-6) / 10)
+    return step * math.floor(low / step), step * math.ceil(high / step)
 
 # %% ../../nbs/workbench/comparison.ipynb #35f8c36d
 @patch

@@ -22,7 +22,8 @@ from ..objective.depth_losses import depth_regression_loss
 from ..objective.gradient_matching import gradient_matching_loss
 from ..objective.losses import silog_loss, ssi_loss, to_inverse_depth
 from ..objective.metrics import DEPTH_METRICS, depth_errors
-from .pages import Explorer, Panels, Reading, rendered_scene, shipped_model
+from .browser import Examples
+from .pages import Explorer, Panels, Reading, example_pictures, rendered_scene, shipped_model
 from .scene_maker import menu, plain_slider, predict_maps, predicted_metres, whole_slider
 
 # %% ../../nbs/workbench/loss_lab.ipynb #71451fb9
@@ -190,6 +191,7 @@ def loss_controls() -> dict[str, widgets.Widget]:  # by name
     return dict(
         start=menu(["ground truth", "the network's prediction"], "start from"),
         number=whole_slider("room", 3, 999, "which validation room"),
+        examples=Examples(example_pictures(("rooms",))),
         quantity=menu(["depth", "inverse depth"], "scale and shift", tooltip=which),
         scale=plain_slider("scale, times", 1.2, 0.5, 2, 0.05),
         **change_sliders(),
@@ -232,6 +234,15 @@ class LossLab(Explorer):
         super().__init__(loss_controls(), BarPanels(titles, [*DEPTH_LOSSES, *ERROR_NAMES.values()], colors, units))
 
 # %% ../../nbs/workbench/loss_lab.ipynb #1d792b94
+@patch
+def take_example(
+    self: LossLab,
+    name: str,  # of `example_pictures`, a room
+) -> None:
+    "Look at that room."
+    self.set_controls(number=int(name.split()[1]))
+
+
 @patch
 def starting_point(
     self: LossLab,

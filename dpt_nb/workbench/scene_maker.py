@@ -29,12 +29,14 @@ from ..objective.metrics import depth_errors
 from ..scenes.camera import Camera, pinhole
 from ..scenes.raycast import Scene, classes, render
 from ..scenes.scenes import random_scene
+from .browser import Examples
 from dpt_nb.workbench.pages import (
     CONTROL_WIDTH,
     WORDS_WIDTH,
     Explorer,
     Panels,
     Reading,
+    example_pictures,
     legend_line,
     on_grid,
     shipped_model,
@@ -332,6 +334,7 @@ def scene_controls() -> dict[str, widgets.Widget]:  # by name
     return dict(
         kind=menu(["rooms", "streets"], "kind"),
         number=whole_slider("number", 3, 999, which),
+        examples=Examples(example_pictures()),
         **camera_controls(),
         walls=plain_slider("walls, times", 1, 1, 3, 0.05, "how many times as far away the walls of a room are"),
         world=plain_slider("everything, times", 1, 0.5, 2, 0.05, larger),
