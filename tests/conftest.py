@@ -27,7 +27,7 @@ from drawn_once import draw_views_once
 from forked import quick_figures
 from PIL import Image
 
-from dpt_nb.workbench.lab import card_options
+from dpt_nb.workbench.lab import lab_options
 
 VIEWS = "DPT_NB_VIEWS"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -328,10 +328,10 @@ def darkest_and_brightest(picture):
     return Image.open(io.BytesIO(picture)).convert("L").getextrema()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@contextlib.contextmanager
+def running_lab(folder, *options):
     "A JupyterLab in an empty folder that answers: its folder, address and token."
-    folder, token = tmp_path_factory.mktemp("lab"), uuid.uuid4().hex
+    token = uuid.uuid4().hex
     words = [
         "--no-browser",
         "--allow-root",
@@ -339,7 +339,7 @@ def server(tmp_path_factory):
         "--port=0",
         f"--IdentityProvider.token={token}",
         f"--ServerApp.root_dir={folder}",
-        *card_options(),
+        *options,
     ]
     environment = os.environ | dict(
         CUDA_VISIBLE_DEVICES="",
@@ -365,3 +365,10 @@ def server(tmp_path_factory):
         yield folder, address, token
     finally:
         stop(running)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    "JupyterLab as `make lab` starts it."
+    with running_lab(tmp_path_factory.mktemp("lab"), *lab_options()) as started:
+        yield started

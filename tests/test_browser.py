@@ -530,6 +530,77 @@ def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
         stop(serving)
 
 
+def git(folder, *words):
+    "What git says in a folder."
+    own = ["-c", "user.name=reader", "-c", "user.email=reader@example.org"]
+    return subprocess.run(["git", *own, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def save(page, path):
+    "Save the notebook that is open, as JupyterLab does by itself every two minutes; its file is written."
+    before = path.stat().st_mtime_ns
+    page.get_by_role("menuitem", name="File", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile(r"^Save Notebook\b(?! As)")).click()
+    wait_until(lambda: path.stat().st_mtime_ns != before and path.read_text().endswith("}\n"), seconds=60)
+
+
+@pytest.fixture
+def reading(server, browser, tmp_path_factory):
+    "A lesson in a clone, open at 1280 pixels with its kernel connected: the page and the lesson's file."
+    folder, address, token = server
+    lesson = folder / "clone" / "04_reassemble.ipynb"
+    lesson.parent.mkdir()
+    shutil.copy(REPOSITORY / "nbs" / "network" / lesson.name, lesson)
+    git(lesson.parent, "init", "--quiet"), git(lesson.parent, "add", lesson.name)
+    git(lesson.parent, "commit", "--quiet", "--message", "The course")
+    page = browser.new_page(viewport=dict(width=1280, height=900))
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"http://{address}/lab/workspaces/reading/tree/clone/{lesson.name}?token={token}")
+    count = len(json.loads(lesson.read_text(encoding="utf-8"))["cells"])
+    wait_until(lambda: page.locator(".jp-Notebook .jp-Cell").count() == count, seconds=60)
+    page.get_by_text("| Idle").wait_for()
+    yield page, lesson
+    page.close()
+    shutil.rmtree(lesson.parent)
+
+
+@pytest.mark.slow
+def test_reading_leaves_a_clone_as_it_is_and_what_was_run_is_saved(reading):
+    page, lesson = reading
+    page.locator(".jp-Notebook .jp-Cell").last.scroll_into_view_if_needed()
+    page.locator(".jp-InputPlaceholder:visible").last.click()  # an answer
+    save(page, lesson)
+    assert git(lesson.parent, "diff") == ""
+    cell = page.locator(".jp-CodeCell:visible").last
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+a"), page.keyboard.type("6 * 7"), page.keyboard.press("Shift+Enter")
+    page.locator(".jp-OutputArea-executeResult", has_text="42").wait_for()
+    save(page, lesson)
+    cells = json.loads(lesson.read_text(encoding="utf-8"))["cells"]
+    (ran,) = (cell for cell in cells if cell["source"] == ["6 * 7"])
+    assert ran["outputs"][0]["data"] == {"text/plain": ["42"]}
+    before = json.loads(git(lesson.parent, "show", f"HEAD:{lesson.name}"))["cells"]
+    assert [cell["outputs"] for cell in cells[:20] if "outputs" in cell] == [
+        cell["outputs"] for cell in before[:20] if "outputs" in cell
+    ]
+
+
+@pytest.mark.slow
+def test_no_cell_of_code_scrolls_sideways(reading):
+    page, lesson = reading
+    longest = 0
+    for cell in page.locator(".jp-Notebook .jp-CodeCell").all():
+        cell.scroll_into_view_if_needed()
+        if cell.locator(".jp-InputPlaceholder").count():
+            cell.locator(".jp-InputPlaceholder").click()
+        cell.locator(".cm-scroller").wait_for()
+        size = cell.locator(".cm-scroller").evaluate("each => [each.scrollWidth, each.clientWidth]")
+        words = cell.locator(".cm-content").inner_text()
+        assert size[0] <= size[1], f"{size[0]} pixels in {size[1]}: {words[:80]}"
+        longest = max(longest, *map(len, words.splitlines()), 0)
+    assert longest > 110, "no line was as long as those that scrolled"
+
+
 QUIZ = """import os
 
 os.environ["DPT_NB_PROGRESS"] = "progress.json"
