@@ -283,7 +283,8 @@ def stop(running):
         running.wait()
 
 
-# For a page in a browser, given a selector of its words: those with less contrast than 4.5, with what they have.
+# For a page in a browser, given a selector of its words: those with less contrast than 4.5, with what they have. What
+# cannot be pressed is let off, as by WCAG.
 FAINT = """words => {
     const paint = getComputedStyle, apart = ".visually-hidden, .headerlink, style, script";
     const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1});
@@ -310,7 +311,7 @@ FAINT = """words => {
     const found = {};
     for (const element of document.querySelectorAll(words)) {
         const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-        if (!own || !element.checkVisibility() || element.closest(apart)) continue;
+        if (!own || !element.checkVisibility() || element.closest(`${apart}, :disabled`)) continue;
         const back = ground(element), ink = number(paint(element).color);
         ink[3] *= opacity(element);
         const [low, high] = [light(over(ink, back)), light(back)].sort((a, b) => a - b);

@@ -3,6 +3,7 @@ moves, points in space are turned, a photograph is sent, a training run is start
 by keyboard alone."""
 
 import html
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import time
 import pytest
 from conftest import FAINT, REPOSITORY, SHORT, darkest_and_brightest, stop, wait_until
 from ipywidgets import FloatSlider, IntSlider
+from PIL import Image
 
 from dpt_nb.workbench.course import read_lesson
 from dpt_nb.workbench.loss_lab import LossLab
@@ -696,3 +698,74 @@ def test_figures_and_words_are_readable_in_jupyterlabs_dark_theme(server, browse
     finally:
         dark.unlink()
         page.close()
+
+
+SLABS = """() => [...document.querySelectorAll(".dpt-nb-tabs *:not(img)")].filter(each => {
+    const box = each.getBoundingClientRect(), [red, green, blue, alpha = 1] =
+        getComputedStyle(each).backgroundColor.match(/[\\d.]+/g).map(Number);
+    return each.checkVisibility() && alpha > 0.5 && red + green + blue > 450 && box.width * box.height > 2000;
+}).map(each => `${each.tagName} .${each.className}`)"""
+
+
+@pytest.fixture(scope="module")
+def dark(server, browser):
+    "The workbench in JupyterLab's dark theme, in a page of its own."
+    folder, address, token = server
+    theme = folder / THEMES
+    theme.parent.mkdir(parents=True, exist_ok=True)
+    theme.write_text(json.dumps(dict(theme="JupyterLab Dark")))
+    shutil.copy(REPOSITORY / "nbs" / "workbench" / "workbench.ipynb", folder / "night.ipynb")
+    page = browser.new_page(viewport=dict(width=1500, height=1300))
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"http://{address}/lab/workspaces/night/tree/night.ipynb?token={token}")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    theme.unlink()
+    run_all(page)
+    page.get_by_role("tab", name=TABS[0]).wait_for()
+    yield page
+    page.close()
+
+
+def looks_dark(page, name):
+    "Words can be read, figures are dimmed, and no part of a page is a slab."
+    page.wait_for_function(IDLE)
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(500)  # colors change slowly
+    assert page.evaluate(FAINT, ".dpt-nb-tabs *") == {}, name
+    assert page.evaluate(SLABS) == [], name
+    for figure in page.locator("img.widget-image:visible").all():
+        darkest, brightest = darkest_and_brightest(figure.screenshot())
+        assert darkest < 40 and brightest < 235, f"{name}: a white slab on a dark page"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABS)
+def test_every_page_is_readable_in_the_dark(dark, name):
+    open_tab(dark, name)
+    looks_dark(dark, name)
+
+
+@pytest.mark.slow
+def test_a_run_that_has_ended_is_shown_in_the_dark_and_does_not_go_on(dark, demo):
+    open_tab(dark, "Training")
+    for label, text in (("folder", str(demo / "runs" / "demo")), ("changes", " ".join(SHORT))):
+        field = dark.get_by_label(label, exact=True).locator("visible=true")
+        field.fill(text), field.press("Tab")
+    dark.get_by_text("Step 6 of 6").locator("visible=true").wait_for()
+    enabled = {name: dark.get_by_role("button", name=name, exact=True).is_enabled() for name in ("go on", "stop")}
+    assert enabled == {"go on": False, "stop": False}
+    bar = dark.locator(".widget-hprogress:visible .progress-bar")
+    assert bar.bounding_box()["width"] > 60, "six steps of six"
+    assert dark.locator("img.widget-image:visible").count() == 2, "the curves, and what the run drew last"
+    looks_dark(dark, "Training")
+
+
+@pytest.mark.slow
+def test_around_the_points_the_ground_is_the_themes(dark):
+    open_tab(dark, "Points")
+    canvas = dark.locator("canvas:visible")
+    canvas.focus()
+    for _ in range(20):
+        dark.keyboard.press("-")
+    picture = Image.open(io.BytesIO(canvas.screenshot())).convert("L")
+    assert max(picture.getpixel((20, y)) for y in range(20, picture.height - 20)) < 100

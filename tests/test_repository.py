@@ -311,11 +311,13 @@ def test_every_command_is_installed():
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_every_target_is_known_and_clean_leaves_runs_and_data():
-    targets = re.search(r"\.PHONY: (.*)", (REPOSITORY / "Makefile").read_text())[1].split()
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = re.search(r"\.PHONY: (.*)", makefile)[1].split()
     lines = {}
     for target in targets:
         done = subprocess.run(["make", "-n", target], cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         lines[target] = done.stdout
+    assert re.search(r"^test-all:.* \.venv-book/installed\b", makefile, re.MULTILINE), "no test would open the book"
     assert "rm -rf" in lines["clean"] and not {"runs", "data", "student"} & set(lines["clean"].split())
     assert "benchmarks/network.py" in lines["bench"] and "gpu.py" not in lines["bench"]
