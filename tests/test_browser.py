@@ -2,6 +2,7 @@
 moves, points in space are turned, a photograph is sent, a training run is started and interrupted; and a lesson's quiz,
 by keyboard alone."""
 
+import base64
 import html
 import io
 import json
@@ -32,6 +33,12 @@ COUNT_FIGURES = """figure => {
     new MutationObserver(() => window.figures++).observe(figure, {attributes: true, attributeFilter: ["src"]});
 }"""
 IDLE = "() => [...document.querySelectorAll('.dpt-nb-busy')].every(each => !each.offsetParent)"
+PIXELS = """image => {
+    const canvas = Object.assign(document.createElement("canvas"),
+        {width: image.naturalWidth, height: image.naturalHeight});
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    return canvas.toDataURL();
+}"""
 PATIENCE = 300_000  # milliseconds: a busy machine reads PyTorch slowly
 
 
@@ -239,6 +246,61 @@ def test_the_line_between_two_predictions_moves_by_keyboard(workbench):
     assert (before, workbench.evaluate(cut)) == ("inset(0px 50% 0px 0px)", "inset(0px 99% 0px 0px)")
     sizes = "[...document.querySelectorAll('.dpt-nb-over img')].map(image => [image.naturalWidth, image.naturalHeight])"
     assert workbench.evaluate(sizes) == [[128, 96], [128, 96]]
+
+
+@pytest.mark.slow
+def test_a_table_wider_than_the_window_can_be_scrolled_to_its_last_column(server, browser):
+    folder, address, token = server
+    shutil.copy(REPOSITORY / "nbs" / "network" / "zoo.ipynb", folder)
+    page = browser.new_page(viewport=dict(width=900, height=900))
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"http://{address}/lab/workspaces/tables/tree/zoo.ipynb?token={token}")
+    table = page.locator(".jp-OutputArea table").first
+    table.scroll_into_view_if_needed()
+    last = table.locator("th").last
+    around = page.locator(".jp-OutputArea-output", has=page.locator("table")).first.bounding_box()
+    end = lambda box: box["x"] + box["width"]
+    assert end(last.bounding_box()) > end(around), "no table was wider than its room"
+    last.scroll_into_view_if_needed()
+    assert end(last.bounding_box()) <= end(around) + 1
+    page.close()
+
+
+@pytest.mark.slow
+def test_an_upright_photograph_is_compared_with_its_titles_and_captions_beside_it(workbench, tmp_path):
+    said = open_tab(workbench, "Compare")
+    before = said.inner_text()
+    Image.linear_gradient("L").resize((120, 240)).convert("RGB").save(tmp_path / "upright.png")
+    with workbench.expect_file_chooser() as chosen:
+        workbench.locator(".jupyter-widgets.widget-upload:visible").click()
+    chosen.value.set_files(tmp_path / "upright.png")
+    wait_for_change(workbench, said, before)
+    workbench.wait_for_function(IDLE)
+    figure = workbench.locator("img.dpt-nb-figure:visible").first
+    data = figure.evaluate(PIXELS)
+    picture = Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("L")
+    width, height = picture.size
+    edges = [(0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height)]
+    assert all(picture.crop(edge).getextrema()[0] > 250 for edge in edges), "something is cut at the figure's edge"
+    captions, images = workbench.locator(".dpt-nb-ends"), workbench.locator(".dpt-nb-over")
+    ends = captions.bounding_box()
+    assert ends["y"] + ends["height"] <= images.bounding_box()["y"]
+    sizes = "all => all.map(each => each.naturalHeight / each.naturalWidth)"
+    assert workbench.locator(".dpt-nb-over img").evaluate_all(sizes) == [2, 2]
+
+
+@pytest.mark.slow
+def test_colors_say_what_they_mean_by_a_legend_and_a_unit(workbench):
+    open_tab(workbench, "Scenes")
+    workbench.wait_for_function(IDLE)
+    words = workbench.locator(".dpt-nb-legend:visible").first.inner_text()
+    assert "wall" in words and "floor" in words
+    choose_example(workbench, TABS[0], "rooms 12")
+    figure, tip = workbench.locator("img.dpt-nb-figure:visible"), workbench.locator(".dpt-nb-tip:visible")
+    box = figure.bounding_box()
+    figure.hover(position=dict(x=box["width"] * 0.5, y=box["height"] * 0.25))
+    tip.wait_for()
+    assert re.search(r"[\d.]+ % of its attention", tip.inner_text()), tip.inner_text()
 
 
 @pytest.mark.slow
