@@ -18,8 +18,8 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/run_notebooks.py --workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --ignore tests/test_repository.py -n 2 --dist loadfile --no-loadscope-reorder
 
-# The stories and the cells and tests flagged slow, which train or export for minutes.
-test-all: test
+# The stories and the cells and tests flagged slow, which train or export for minutes, or build the book and open it.
+test-all: test .venv-book/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/run_notebooks.py --slow --workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests --slow -m slow -n 2 --dist load
 

@@ -27,7 +27,7 @@ from drawn_once import draw_views_once
 from forked import quick_figures
 from PIL import Image
 
-from dpt_nb.workbench.lab import card_options
+from dpt_nb.workbench.lab import lab_options
 
 VIEWS = "DPT_NB_VIEWS"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -283,7 +283,8 @@ def stop(running):
         running.wait()
 
 
-# For a page in a browser, given a selector of its words: those with less contrast than 4.5, with what they have.
+# For a page in a browser, given a selector of its words: those with less contrast than 4.5, with what they have. What
+# cannot be pressed is let off, as by WCAG.
 FAINT = """words => {
     const paint = getComputedStyle, apart = ".visually-hidden, .headerlink, style, script";
     const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1});
@@ -310,7 +311,7 @@ FAINT = """words => {
     const found = {};
     for (const element of document.querySelectorAll(words)) {
         const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-        if (!own || !element.checkVisibility() || element.closest(apart)) continue;
+        if (!own || !element.checkVisibility() || element.closest(`${apart}, :disabled`)) continue;
         const back = ground(element), ink = number(paint(element).color);
         ink[3] *= opacity(element);
         const [low, high] = [light(over(ink, back)), light(back)].sort((a, b) => a - b);
@@ -328,10 +329,10 @@ def darkest_and_brightest(picture):
     return Image.open(io.BytesIO(picture)).convert("L").getextrema()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@contextlib.contextmanager
+def running_lab(folder, *options):
     "A JupyterLab in an empty folder that answers: its folder, address and token."
-    folder, token = tmp_path_factory.mktemp("lab"), uuid.uuid4().hex
+    token = uuid.uuid4().hex
     words = [
         "--no-browser",
         "--allow-root",
@@ -339,7 +340,7 @@ def server(tmp_path_factory):
         "--port=0",
         f"--IdentityProvider.token={token}",
         f"--ServerApp.root_dir={folder}",
-        *card_options(),
+        *options,
     ]
     environment = os.environ | dict(
         CUDA_VISIBLE_DEVICES="",
@@ -366,3 +367,10 @@ def server(tmp_path_factory):
         yield folder, address, token
     finally:
         stop(running)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    "JupyterLab as `make lab` starts it."
+    with running_lab(tmp_path_factory.mktemp("lab"), *lab_options()) as started:
+        yield started

@@ -1,5 +1,6 @@
 """Store what a reader sees, and no more: no widget state, no bars that stand still, figures as JPEG where that is much
-smaller than PNG, and answers folded together with what they print, which often says the answer.
+smaller than PNG, and answers folded together with what they print, which often says the answer. In the order in which
+JupyterLab writes, so that a notebook that it saves unchanged is the same file.
 
 `python tests/static_outputs.py [NOTEBOOK …]` (all of nbs/ without any), after notebooks were executed and cleaned.
 A widget's view shows nothing without a kernel, and its state holds every figure once more, as base64 in the metadata.
@@ -12,6 +13,7 @@ import re
 import sys
 from pathlib import Path
 
+import nbformat
 from PIL import Image
 
 ANSWER = re.compile(r"(#\|.*\n)*# answer\b")
@@ -104,15 +106,21 @@ def make_static(notebook: dict) -> bool:  # changed in place; whether anything w
     return changed
 
 
+def as_saved(notebook: dict) -> str:  # notebook: as JSON
+    "The text of its file, as JupyterLab writes it."
+    return nbformat.writes(nbformat.from_dict(notebook), version=4).rstrip("\n") + "\n"
+
+
 def main(paths: list[str]) -> None:
-    "Write the notebooks that change, as nbdev does."
+    "Write the notebooks that change."
     root = Path(__file__).parents[1] / "nbs"
     for path in map(Path, paths or sorted(root.rglob("*.ipynb"))):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        stored = path.read_text(encoding="utf-8")
+        notebook = json.loads(stored)
         before = path.stat().st_size
-        if make_static(notebook):
-            text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
-            path.write_text(text + "\n", encoding="utf-8")
+        make_static(notebook)
+        if (text := as_saved(notebook)) != stored:
+            path.write_text(text, encoding="utf-8")
             print(f"{path}: {before / 1e6:.2f} → {path.stat().st_size / 1e6:.2f} MB")
 
 

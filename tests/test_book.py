@@ -22,7 +22,7 @@ import torch
 from book_attention import MODEL, SCENES, quantized, read_explored, scene_attention, scene_image, weights
 from conftest import FAINT, REPOSITORY, darkest_and_brightest
 from fastcore.docments import docments
-from in_the_browser import install_code
+from in_the_browser import install_code, lessons
 from PIL import Image
 
 from dpt_nb.network.inside import attention_overlay
@@ -420,6 +420,25 @@ def test_the_page_does_not_scroll_sideways(page):
         open_all_folds(page)
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 900, f"{name} is {wide} pixels wide"
+
+
+@pytest.mark.slow
+def test_lines_of_code_wrap_and_are_copied_whole(page):
+    page.set_viewport_size(dict(width=1280, height=900))
+    longest = 0
+    for path in lessons():
+        page.goto(f"/{path.relative_to(REPOSITORY / 'nbs').with_suffix('.html').as_posix()}")
+        open_all_folds(page)
+        code = page.locator("div.highlight pre:not(div.cell_output *)")
+        wide = code.evaluate_all("all => all.filter(each => each.scrollWidth > each.clientWidth).map(e => e.innerText)")
+        assert not wide, f"{path.stem}: {wide[0][:200]}"
+        longest = max(longest, *(len(line) for text in code.all_inner_texts() for line in text.splitlines()))
+    assert longest > 110, "no line was as long as those that scrolled"
+    line = "    return show_images([image[0], *(map_colors(level[0]) for level in levels)]"
+    page.goto("/network/04_reassemble.html")
+    cell = page.locator("div.cell_input pre", has_text="def draw_levels").first
+    select = "cell => { getSelection().selectAllChildren(cell); return getSelection().toString(); }"
+    assert any(each.startswith(line) and each.endswith(")") for each in cell.evaluate(select).splitlines())
 
 
 @pytest.mark.slow

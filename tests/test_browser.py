@@ -2,7 +2,9 @@
 moves, points in space are turned, a photograph is sent, a training run is started and interrupted; and a lesson's quiz,
 by keyboard alone."""
 
+import base64
 import html
+import io
 import json
 import os
 import re
@@ -14,6 +16,7 @@ import time
 import pytest
 from conftest import FAINT, REPOSITORY, SHORT, darkest_and_brightest, stop, wait_until
 from ipywidgets import FloatSlider, IntSlider
+from PIL import Image
 
 from dpt_nb.workbench.course import read_lesson
 from dpt_nb.workbench.loss_lab import LossLab
@@ -30,6 +33,12 @@ COUNT_FIGURES = """figure => {
     new MutationObserver(() => window.figures++).observe(figure, {attributes: true, attributeFilter: ["src"]});
 }"""
 IDLE = "() => [...document.querySelectorAll('.dpt-nb-busy')].every(each => !each.offsetParent)"
+PIXELS = """image => {
+    const canvas = Object.assign(document.createElement("canvas"),
+        {width: image.naturalWidth, height: image.naturalHeight});
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    return canvas.toDataURL();
+}"""
 PATIENCE = 300_000  # milliseconds: a busy machine reads PyTorch slowly
 
 
@@ -237,6 +246,61 @@ def test_the_line_between_two_predictions_moves_by_keyboard(workbench):
     assert (before, workbench.evaluate(cut)) == ("inset(0px 50% 0px 0px)", "inset(0px 99% 0px 0px)")
     sizes = "[...document.querySelectorAll('.dpt-nb-over img')].map(image => [image.naturalWidth, image.naturalHeight])"
     assert workbench.evaluate(sizes) == [[128, 96], [128, 96]]
+
+
+@pytest.mark.slow
+def test_a_table_wider_than_the_window_can_be_scrolled_to_its_last_column(server, browser):
+    folder, address, token = server
+    shutil.copy(REPOSITORY / "nbs" / "network" / "zoo.ipynb", folder)
+    page = browser.new_page(viewport=dict(width=900, height=900))
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"http://{address}/lab/workspaces/tables/tree/zoo.ipynb?token={token}")
+    table = page.locator(".jp-OutputArea table").first
+    table.scroll_into_view_if_needed()
+    last = table.locator("th").last
+    around = page.locator(".jp-OutputArea-output", has=page.locator("table")).first.bounding_box()
+    end = lambda box: box["x"] + box["width"]
+    assert end(last.bounding_box()) > end(around), "no table was wider than its room"
+    last.scroll_into_view_if_needed()
+    assert end(last.bounding_box()) <= end(around) + 1
+    page.close()
+
+
+@pytest.mark.slow
+def test_an_upright_photograph_is_compared_with_its_titles_and_captions_beside_it(workbench, tmp_path):
+    said = open_tab(workbench, "Compare")
+    before = said.inner_text()
+    Image.linear_gradient("L").resize((120, 240)).convert("RGB").save(tmp_path / "upright.png")
+    with workbench.expect_file_chooser() as chosen:
+        workbench.locator(".jupyter-widgets.widget-upload:visible").click()
+    chosen.value.set_files(tmp_path / "upright.png")
+    wait_for_change(workbench, said, before)
+    workbench.wait_for_function(IDLE)
+    figure = workbench.locator("img.dpt-nb-figure:visible").first
+    data = figure.evaluate(PIXELS)
+    picture = Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("L")
+    width, height = picture.size
+    edges = [(0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height)]
+    assert all(picture.crop(edge).getextrema()[0] > 250 for edge in edges), "something is cut at the figure's edge"
+    captions, images = workbench.locator(".dpt-nb-ends"), workbench.locator(".dpt-nb-over")
+    ends = captions.bounding_box()
+    assert ends["y"] + ends["height"] <= images.bounding_box()["y"]
+    sizes = "all => all.map(each => each.naturalHeight / each.naturalWidth)"
+    assert workbench.locator(".dpt-nb-over img").evaluate_all(sizes) == [2, 2]
+
+
+@pytest.mark.slow
+def test_colors_say_what_they_mean_by_a_legend_and_a_unit(workbench):
+    open_tab(workbench, "Scenes")
+    workbench.wait_for_function(IDLE)
+    words = workbench.locator(".dpt-nb-legend:visible").first.inner_text()
+    assert "wall" in words and "floor" in words
+    choose_example(workbench, TABS[0], "rooms 12")
+    figure, tip = workbench.locator("img.dpt-nb-figure:visible"), workbench.locator(".dpt-nb-tip:visible")
+    box = figure.bounding_box()
+    figure.hover(position=dict(x=box["width"] * 0.5, y=box["height"] * 0.25))
+    tip.wait_for()
+    assert re.search(r"[\d.]+ % of its attention", tip.inner_text()), tip.inner_text()
 
 
 @pytest.mark.slow
@@ -538,6 +602,77 @@ def test_the_same_notebook_is_a_page_of_its_own(browser, tmp_path):
         stop(serving)
 
 
+def git(folder, *words):
+    "What git says in a folder."
+    own = ["-c", "user.name=reader", "-c", "user.email=reader@example.org"]
+    return subprocess.run(["git", *own, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def save(page, path):
+    "Save the notebook that is open, as JupyterLab does by itself every two minutes; its file is written."
+    before = path.stat().st_mtime_ns
+    page.get_by_role("menuitem", name="File", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile(r"^Save Notebook\b(?! As)")).click()
+    wait_until(lambda: path.stat().st_mtime_ns != before and path.read_text().endswith("}\n"), seconds=60)
+
+
+@pytest.fixture
+def reading(server, browser, tmp_path_factory):
+    "A lesson in a clone, open at 1280 pixels with its kernel connected: the page and the lesson's file."
+    folder, address, token = server
+    lesson = folder / "clone" / "04_reassemble.ipynb"
+    lesson.parent.mkdir()
+    shutil.copy(REPOSITORY / "nbs" / "network" / lesson.name, lesson)
+    git(lesson.parent, "init", "--quiet"), git(lesson.parent, "add", lesson.name)
+    git(lesson.parent, "commit", "--quiet", "--message", "The course")
+    page = browser.new_page(viewport=dict(width=1280, height=900))
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"http://{address}/lab/workspaces/reading/tree/clone/{lesson.name}?token={token}")
+    count = len(json.loads(lesson.read_text(encoding="utf-8"))["cells"])
+    wait_until(lambda: page.locator(".jp-Notebook .jp-Cell").count() == count, seconds=60)
+    page.get_by_text("| Idle").wait_for()
+    yield page, lesson
+    page.close()
+    shutil.rmtree(lesson.parent)
+
+
+@pytest.mark.slow
+def test_reading_leaves_a_clone_as_it_is_and_what_was_run_is_saved(reading):
+    page, lesson = reading
+    page.locator(".jp-Notebook .jp-Cell").last.scroll_into_view_if_needed()
+    page.locator(".jp-InputPlaceholder:visible").last.click()  # an answer
+    save(page, lesson)
+    assert git(lesson.parent, "diff") == ""
+    cell = page.locator(".jp-CodeCell:visible").last
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+a"), page.keyboard.type("6 * 7"), page.keyboard.press("Shift+Enter")
+    page.locator(".jp-OutputArea-executeResult", has_text="42").wait_for()
+    save(page, lesson)
+    cells = json.loads(lesson.read_text(encoding="utf-8"))["cells"]
+    (ran,) = (cell for cell in cells if cell["source"] == ["6 * 7"])
+    assert ran["outputs"][0]["data"] == {"text/plain": ["42"]}
+    before = json.loads(git(lesson.parent, "show", f"HEAD:{lesson.name}"))["cells"]
+    assert [cell["outputs"] for cell in cells[:20] if "outputs" in cell] == [
+        cell["outputs"] for cell in before[:20] if "outputs" in cell
+    ]
+
+
+@pytest.mark.slow
+def test_no_cell_of_code_scrolls_sideways(reading):
+    page, lesson = reading
+    longest = 0
+    for cell in page.locator(".jp-Notebook .jp-CodeCell").all():
+        cell.scroll_into_view_if_needed()
+        if cell.locator(".jp-InputPlaceholder").count():
+            cell.locator(".jp-InputPlaceholder").click()
+        cell.locator(".cm-scroller").wait_for()
+        size = cell.locator(".cm-scroller").evaluate("each => [each.scrollWidth, each.clientWidth]")
+        words = cell.locator(".cm-content").inner_text()
+        assert size[0] <= size[1], f"{size[0]} pixels in {size[1]}: {words[:80]}"
+        longest = max(longest, *map(len, words.splitlines()), 0)
+    assert longest > 110, "no line was as long as those that scrolled"
+
+
 QUIZ = """import os
 
 os.environ["DPT_NB_PROGRESS"] = "progress.json"
@@ -675,3 +810,74 @@ def test_a_photograph_is_taken_with_the_camera_and_the_camera_is_off_before_and_
         page.wait_for_function("window.tracks.every(track => track.readyState == 'ended')")
     finally:
         another.close()
+
+
+SLABS = """() => [...document.querySelectorAll(".dpt-nb-tabs *:not(img)")].filter(each => {
+    const box = each.getBoundingClientRect(), [red, green, blue, alpha = 1] =
+        getComputedStyle(each).backgroundColor.match(/[\\d.]+/g).map(Number);
+    return each.checkVisibility() && alpha > 0.5 && red + green + blue > 450 && box.width * box.height > 2000;
+}).map(each => `${each.tagName} .${each.className}`)"""
+
+
+@pytest.fixture(scope="module")
+def dark(server, browser):
+    "The workbench in JupyterLab's dark theme, in a page of its own."
+    folder, address, token = server
+    theme = folder / THEMES
+    theme.parent.mkdir(parents=True, exist_ok=True)
+    theme.write_text(json.dumps(dict(theme="JupyterLab Dark")))
+    shutil.copy(REPOSITORY / "nbs" / "workbench" / "workbench.ipynb", folder / "night.ipynb")
+    page = browser.new_page(viewport=dict(width=1500, height=1300))
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"http://{address}/lab/workspaces/night/tree/night.ipynb?token={token}")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    theme.unlink()
+    run_all(page)
+    page.get_by_role("tab", name=TABS[0]).wait_for()
+    yield page
+    page.close()
+
+
+def looks_dark(page, name):
+    "Words can be read, figures are dimmed, and no part of a page is a slab."
+    page.wait_for_function(IDLE)
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(500)  # colors change slowly
+    assert page.evaluate(FAINT, ".dpt-nb-tabs *") == {}, name
+    assert page.evaluate(SLABS) == [], name
+    for figure in page.locator("img.widget-image:visible").all():
+        darkest, brightest = darkest_and_brightest(figure.screenshot())
+        assert darkest < 40 and brightest < 235, f"{name}: a white slab on a dark page"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABS)
+def test_every_page_is_readable_in_the_dark(dark, name):
+    open_tab(dark, name)
+    looks_dark(dark, name)
+
+
+@pytest.mark.slow
+def test_a_run_that_has_ended_is_shown_in_the_dark_and_does_not_go_on(dark, demo):
+    open_tab(dark, "Training")
+    for label, text in (("folder", str(demo / "runs" / "demo")), ("changes", " ".join(SHORT))):
+        field = dark.get_by_label(label, exact=True).locator("visible=true")
+        field.fill(text), field.press("Tab")
+    dark.get_by_text("Step 6 of 6").locator("visible=true").wait_for()
+    enabled = {name: dark.get_by_role("button", name=name, exact=True).is_enabled() for name in ("go on", "stop")}
+    assert enabled == {"go on": False, "stop": False}
+    bar = dark.locator(".widget-hprogress:visible .progress-bar")
+    assert bar.bounding_box()["width"] > 60, "six steps of six"
+    assert dark.locator("img.widget-image:visible").count() == 2, "the curves, and what the run drew last"
+    looks_dark(dark, "Training")
+
+
+@pytest.mark.slow
+def test_around_the_points_the_ground_is_the_themes(dark):
+    open_tab(dark, "Points")
+    canvas = dark.locator("canvas:visible")
+    canvas.focus()
+    for _ in range(20):
+        dark.keyboard.press("-")
+    picture = Image.open(io.BytesIO(canvas.screenshot())).convert("L")
+    assert max(picture.getpixel((20, y)) for y in range(20, picture.height - 20)) < 100

@@ -13,10 +13,13 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, running_lab
 from in_the_browser import BUTTONS, EXTRAS, INSTALL, install_code, lessons, settings, with_browser_cells
+
+from dpt_nb.workbench.lab import card_sheet, write_settings
 
 BINDER = REPOSITORY / ".binder"
 
@@ -38,6 +41,26 @@ def test_the_cell_does_nothing_where_the_library_is():
     subprocess.run([sys.executable, "-c", watched], check=True, cwd=REPOSITORY, env=dict(os.environ, PYTHONPATH="."))
 
 
+COLAB = """import sys
+from types import ModuleType, SimpleNamespace
+
+called = []
+colab = ModuleType("google.colab")
+colab.output = SimpleNamespace(enable_custom_widget_manager=lambda: called.append("widgets"))
+sys.modules |= {"google": ModuleType("google"), "google.colab": colab}
+"""
+
+
+def test_on_colab_the_first_cell_lets_widgets_be_shown():
+    (cell,) = (
+        "".join(cell["source"])
+        for cell in json.loads((REPOSITORY / "nbs/network/04_reassemble.ipynb").read_text(encoding="utf-8"))["cells"]
+        if cell["id"] == INSTALL
+    )
+    watched = f"{COLAB}\n{cell}\nassert called == ['widgets'], called"
+    subprocess.run([sys.executable, "-c", watched], check=True, cwd=REPOSITORY, env=dict(os.environ, PYTHONPATH="."))
+
+
 def test_binder_installs_torch_for_processors_and_then_this_clone():
     asked = [
         line for line in (BINDER / "requirements.txt").read_text().splitlines() if not line.startswith(("#", "--"))
@@ -48,8 +71,27 @@ def test_binder_installs_torch_for_processors_and_then_this_clone():
     started = BINDER / "postBuild"
     assert started.stat().st_mode & stat.S_IXUSR and "pip install --no-cache-dir '.[" in started.read_text()
     assert all(extra.strip("[]") in started.read_text() for extra in EXTRAS.values()), "what a lesson needs besides"
+    assert '\npython -m dpt_nb.workbench.lab --settings "$HOME/.jupyter"\n' in started.read_text(), "the style sheet"
     version = re.fullmatch(r"python-(\d+)\.(\d+)\n", (BINDER / "runtime.txt").read_text())
     assert tuple(map(int, version.groups())) >= tuple(map(int, known["min_python"].split(".")))
+
+
+@pytest.mark.slow
+def test_binders_jupyterlab_has_the_style_sheet_and_the_hook(tmp_path):
+    notebook = dict(cells=[], metadata={}, nbformat=4, nbformat_minor=5)
+    (tmp_path / "lesson.ipynb").write_text(stored := json.dumps(notebook, indent=1) + "\n")
+    write_settings(tmp_path / "config")
+    with running_lab(tmp_path) as (folder, address, token):
+
+        def ask(path: str, **more) -> str:
+            words = {"Authorization": f"token {token}"}
+            with urlopen(Request(f"http://{address}/{path}", headers=words, **more), timeout=300) as answer:
+                return answer.read().decode()
+
+        assert ask("custom/custom.css") == card_sheet() and "custom/custom.css" in ask("lab")
+        read = dict(type="notebook", content=notebook | dict(metadata=dict(language_info=dict(name="python"))))
+        ask("api/contents/lesson.ipynb", method="PUT", data=json.dumps(read).encode())
+        assert (folder / "lesson.ipynb").read_text() == stored
 
 
 def built_wheel(folder: Path) -> Path:

@@ -20,6 +20,7 @@ from in_the_browser import lessons, settings, with_browser_cells
 from nbdev.export import nb_export
 from PIL import Image
 from render_readme import render
+from static_outputs import as_saved
 
 from dpt_nb.commands import COMMANDS
 
@@ -237,7 +238,8 @@ def test_a_wing_gives_its_names(wing):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES.get)
 def test_notebooks_are_committed_executed_and_clean(notebook):
-    cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    stored = notebook.read_text(encoding="utf-8")
+    cells = [cell for cell in json.loads(stored)["cells"] if cell["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"], "a cell shows an error"
     assert not [output for output in outputs if output.get("name") == "stderr"], "a cell shows stderr"
@@ -262,6 +264,9 @@ def test_notebooks_are_committed_executed_and_clean(notebook):
         and cell["metadata"].get("jupyter") != {"source_hidden": True, "outputs_hidden": True}
     ]
     assert not shown, f"the answers {shown} are open before they are asked for: make export folds them"
+    assert as_saved(json.loads(stored)) == stored, (
+        "JupyterLab would save it in another order: make export writes its own"
+    )
 
 
 SETTINGS = settings()
@@ -306,11 +311,13 @@ def test_every_command_is_installed():
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_every_target_is_known_and_clean_leaves_runs_and_data():
-    targets = re.search(r"\.PHONY: (.*)", (REPOSITORY / "Makefile").read_text())[1].split()
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = re.search(r"\.PHONY: (.*)", makefile)[1].split()
     lines = {}
     for target in targets:
         done = subprocess.run(["make", "-n", target], cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         lines[target] = done.stdout
+    assert re.search(r"^test-all:.* \.venv-book/installed\b", makefile, re.MULTILINE), "no test would open the book"
     assert "rm -rf" in lines["clean"] and not {"runs", "data", "student"} & set(lines["clean"].split())
     assert "benchmarks/network.py" in lines["bench"] and "gpu.py" not in lines["bench"]

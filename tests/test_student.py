@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from forked import FORKS
+from static_outputs import as_saved
 
 from dpt_nb.workbench import student
 from dpt_nb.workbench.course import CourseError, course_progress, lesson_names, read_lesson, read_progress
@@ -127,6 +128,13 @@ def test_what_is_read_stays_as_it_is_and_blanks_are_blank(copy):
         kept = json.loads((copy / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
         assert kept == [cell for cell in NOTEBOOKS[name]["cells"] if not student.is_for_course(cell)], name
         assert "nbdev_export()" not in "".join(codes(name, copy)), name
+
+
+def test_a_copy_that_jupyterlab_saves_unchanged_is_the_same_file(copy):
+    "Or what was only opened would count as worked on, and stay behind when the course changes."
+    for name in NOTEBOOKS:
+        text = (copy / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert as_saved(json.loads(text)) == text, name
 
 
 def test_a_copy_does_not_open_the_course_elsewhere(copy):

@@ -237,7 +237,8 @@ def write_student_copy(
         data = (lessons / path).read_bytes()
         if path.suffix == ".ipynb":
             notebook, name = json.loads(data), path.with_suffix("").as_posix()
-            data = (json.dumps(student_notebook(notebook, name), indent=1, ensure_ascii=False) + "\n").encode()
+            mine = student_notebook(notebook, name)  # keys in JupyterLab's order: reading it makes no other file
+            data = (json.dumps(mine, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
             locked[name] = [pack(exercise) for exercise in read_exercises(notebook)]
         made[path.as_posix()] = data
     write_locked(edition.folder, {name: packed for name, packed in locked.items() if packed})

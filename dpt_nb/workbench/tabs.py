@@ -51,6 +51,7 @@ PAGES = {  # title of the tab, short enough for a dozen → page
 TABS_STYLE = """<style>
 .dpt-nb-tabs > .lm-TabBar .lm-TabBar-content {flex-wrap: wrap}
 .dpt-nb-tabs.jupyter-widgets.widget-tab > .lm-TabBar .lm-TabBar-tab {flex: 0 0 auto; min-width: 0; padding: 0 7px}
+.dpt-nb-tabs > .lm-TabBar .lm-TabBar-tabLabel {color: var(--jp-ui-font-color1, inherit)}
 .dpt-nb-tabs > .widget-tab-contents {min-height: 720px; overflow: visible} /* what is below stays where it is */
 .dpt-nb-tabs > .widget-tab-contents > .widget-box {overflow: visible}
 </style>"""

@@ -324,7 +324,7 @@ class TrainingRoom(Explorer):
         self.pictures = widgets.Image(format="png", layout=widgets.Layout(max_width="calc(100% - 4px)", display="none"))
         wrapped = widgets.Layout(flex_flow="row wrap")
         buttons = widgets.HBox(list(self.buttons.values()), layout=wrapped)
-        return dict(buttons=buttons, bar=widgets.HBox([self.bar]))
+        return dict(buttons=buttons, bar=widgets.HBox([self.bar], layout=widgets.Layout(width="100%")))
 
 # %% ../../nbs/workbench/training_room.ipynb #79fa84c7
 @patch

@@ -30,7 +30,7 @@ class Cloud {
     const { points, colors, depth, colors32 } = this, count = points.length / 3;
     const [cy, sy, cp, sp] = [Math.cos(this.yaw), Math.sin(this.yaw), Math.cos(this.pitch), Math.sin(this.pitch)];
     const focal = this.focal * WIDTH, away = this.pivot / this.near;
-    depth.fill(Infinity), colors32.fill(0xffe6e6e6);
+    depth.fill(Infinity), colors32.fill(0); // where no point is, the ground is seen
     for (let i = 0; i < count; i++) {
       const x = points[3 * i], y = points[3 * i + 1], z = points[3 * i + 2] - this.pivot;
       const across = cy * x + sy * z, deep = -sy * x + cy * z;
@@ -74,7 +74,8 @@ function listen(canvas, cloud) {
 export default {
   render({ model, el }) {
     el.innerHTML = `<canvas width="${WIDTH}" height="${HEIGHT}" tabindex="0" role="application"
-      style="width: 100%; max-width: ${WIDTH}px; touch-action: none; cursor: grab"></canvas>
+      style="width: 100%; max-width: ${WIDTH}px; touch-action: none; cursor: grab;
+      background: var(--jp-layout-color2, #eee)"></canvas>
       <div role="status" style="line-height: 1.4"></div>`;
     const canvas = el.querySelector("canvas"), words = el.querySelector("div");
     const cloud = new Cloud(canvas, (text) => (words.textContent = text));
