@@ -20,8 +20,10 @@ from in_the_browser import lessons, settings, with_browser_cells
 from nbdev.export import nb_export
 from PIL import Image
 from render_readme import render
+from static_outputs import FIRST_SCREEN, OPENS, code_lines, folds, opening, shows_picture
 
 from dpt_nb.commands import COMMANDS
+from dpt_nb.workbench.exercises import source_of
 
 NOTEBOOKS = sorted((REPOSITORY / "nbs").rglob("[!.]*.ipynb"))
 EXPORTING = {
@@ -255,13 +257,49 @@ def test_notebooks_are_committed_executed_and_clean(notebook):
     assert not re.search(r"/(home|root|work|Users|tmp)/", text), "an output shows a path of the machine that ran it"
     if notebook.stem != "index":
         assert outputs, "the notebook was not executed"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES.get)
+def test_answers_checks_and_what_is_for_nbdev_are_folded(notebook):
+    stored = json.loads(notebook.read_text(encoding="utf-8"))
+    wanted = folds(stored, OPENS.fullmatch(f"{NAMES[notebook]}.ipynb") is not None)
     shown = [
         cell["id"]
-        for cell in cells
-        if re.search(r"^# answer\b", "".join(cell["source"]), re.MULTILINE)
-        and cell["metadata"].get("jupyter") != {"source_hidden": True, "outputs_hidden": True}
+        for cell in stored["cells"]
+        if cell["id"] in wanted and cell["metadata"].get("jupyter") != wanted[cell["id"]]
     ]
-    assert not shown, f"the answers {shown} are open before they are asked for: make export folds them"
+    assert not shown, f"the cells {shown} are open, and no reader needs them at once: make export folds them"
+
+
+def test_an_answer_is_folded_with_the_cells_that_go_on_with_it_and_a_test_is_not():
+    sources = [
+        "#| export\ndef double(x): ...",
+        "test_eq(double(2), 4)",
+        "#| hide\nimport time",
+        "my_double = None  # yours",
+        "# checks\nprint(check_double(my_double))",
+        "# answer\nprint(4)",
+        "#| slow\nprint(2 + 2)",
+    ]
+    cells = [dict(cell_type="code", id=str(place), source=source) for place, source in enumerate(sources)]
+    cells += [dict(cell_type="markdown", id="why", source="<details><summary>Why</summary>\n\nSo.\n\n</details>")]
+    both, code = {"source_hidden": True, "outputs_hidden": True}, {"source_hidden": True}
+    assert folds(dict(cells=cells), False) == {"2": code, "4": code, "5": both, "6": both}
+
+
+OPENING = [path for path in NOTEBOOKS if OPENS.fullmatch(f"{NAMES[path]}.ipynb")]
+
+
+@pytest.mark.parametrize("notebook", OPENING, ids=NAMES.get)
+def test_a_lesson_and_a_story_open_with_a_question_and_a_picture(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    drawn = next(place for place, cell in enumerate(cells) if shows_picture(cell))
+    asked = "".join(source_of(cell) for cell in cells[: drawn + 1] if cell["cell_type"] == "markdown")
+    assert "?" in re.sub(r"\]\([^)]*\)", "", asked), "no question stands above the first picture"
+    open_code = [cell for cell in opening(cells) if not cell["metadata"].get("jupyter", {}).get("source_hidden")]
+    assert code_lines(open_code) <= FIRST_SCREEN, "the first picture stands below code: make export folds it"
+    words = sum(len(source_of(cell).split()) for cell in cells[:drawn] if cell["cell_type"] == "markdown")
+    assert words <= 400, f"{words} words stand above the first picture: bring it up"
 
 
 SETTINGS = settings()
