@@ -27,7 +27,7 @@ from drawn_once import draw_views_once
 from forked import quick_figures
 from PIL import Image
 
-from dpt_nb.workbench.lab import card_options
+from dpt_nb.workbench.lab import lab_options
 
 VIEWS = "DPT_NB_VIEWS"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -339,7 +339,7 @@ def server(tmp_path_factory):
         "--port=0",
         f"--IdentityProvider.token={token}",
         f"--ServerApp.root_dir={folder}",
-        *card_options(),
+        *lab_options(),
     ]
     environment = os.environ | dict(
         CUDA_VISIBLE_DEVICES="",

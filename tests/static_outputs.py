@@ -1,6 +1,6 @@
 """Store what a reader sees, and no more: no widget state, no bars that stand still, figures as JPEG where that is much
 smaller than PNG, and code folded that a reader does not need: answers together with what they print, which often says
-the answer; checks of exercises, cells for nbdev alone, and the code of a lesson's opening picture without their outputs.
+the answer; checks of exercises, cells for nbdev alone and the code of a lesson's opening picture without outputs.
 
 `python tests/static_outputs.py [NOTEBOOK …]` (all of nbs/ without any), after notebooks were executed and cleaned.
 A widget's view shows nothing without a kernel, and its state holds every figure once more, as base64 in the metadata.
