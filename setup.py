@@ -24,7 +24,13 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["dpt_nb", "dpt_nb.*"]),
     package_data={
-        settings["lib_name"]: ["weights/*/*", "workbench/cards/*", "workbench/questions/*/*", "workbench/scripts/*"]
+        settings["lib_name"]: [
+            "weights/*/*",
+            "workbench/cards/*",
+            "workbench/questions/*/*",
+            "workbench/scripts/*",
+            "workbench/templates/*/*",
+        ]
     },
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),

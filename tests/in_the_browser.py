@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dpt_nb.images.files import atomic_write
+from dpt_nb.workbench.course import lesson_names, read_lesson
 
 HERE = Path(__file__).resolve().parents[1]
 EXTRAS = {"19_fast_lane": "[int8]"}  # what a lesson needs besides
@@ -79,8 +80,9 @@ def browser_cells(
 
 
 def lessons() -> list[Path]:
-    "The numbered notebooks."
-    return sorted((HERE / "nbs").rglob("[0-9][0-9]_*.ipynb"))
+    "The numbered notebooks, then the stories that end in a quiz."
+    stories = [name for name in lesson_names() if name.startswith("stories/") and read_lesson(name).quiz]
+    return [*sorted((HERE / "nbs").rglob("[0-9][0-9]_*.ipynb")), *(HERE / "nbs" / f"{name}.ipynb" for name in stories)]
 
 
 def with_browser_cells(notebook: dict, lesson: str) -> dict:  # as JSON; lesson: its path in the repository

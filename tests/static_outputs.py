@@ -1,6 +1,7 @@
 """Store what a reader sees, and no more: no widget state, no bars that stand still, figures as JPEG where that is much
-smaller than PNG, and answers folded together with what they print, which often says the answer. In the order in which
-JupyterLab writes, so that a notebook that it saves unchanged is the same file.
+smaller than PNG, and code folded that a reader does not need: answers together with what they print, which often says
+the answer; checks of exercises, cells for nbdev alone and the code of a lesson's opening picture without outputs. In
+the order in which JupyterLab writes, so that a notebook that it saves unchanged is the same file.
 
 `python tests/static_outputs.py [NOTEBOOK …]` (all of nbs/ without any), after notebooks were executed and cleaned.
 A widget's view shows nothing without a kernel, and its state holds every figure once more, as base64 in the metadata.
@@ -16,7 +17,15 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
-ANSWER = re.compile(r"(#\|.*\n)*# answer\b")
+from dpt_nb.workbench.exercises import source_of
+from dpt_nb.workbench.student import belongs_to_answer
+
+ASIDE = re.compile(r"#\|\s*hide\b|(#\|.*\n)*# checks?\b")
+OPENS = re.compile(r"(.*/)?\d\d_.*|stories/.*")  # notebooks that begin with a question and a picture of the answer
+FIRST_SCREEN = (
+    12  # lines of code: with title, buttons and question a picture below more of them is off a laptop's screen
+)
+PICTURES = {"image/png", "image/jpeg", "image/svg+xml"}
 VIEW = "application/vnd.jupyter.widget-view+json"
 BAR = re.compile(r"[^\n]*\d%\|[ #\d]*\| \d+/\d+ \[00:00<\?,[^\n]*\s*")  # of a live widget, as it began
 
@@ -83,21 +92,65 @@ def shrink_figure(output: dict, worth: float = 0.6) -> bool:  # changed in place
     return True
 
 
-def fold_answer(cell: dict) -> bool:  # changed in place; whether it was
-    "JupyterLab opens an answer's code and outputs when they are clicked."
-    folded = {"source_hidden": True, "outputs_hidden": True}
-    if cell["cell_type"] != "code" or not ANSWER.match("".join(cell["source"])):
-        return False
-    changed = cell["metadata"].get("jupyter") != folded
-    cell["metadata"]["jupyter"] = folded
+def shows_picture(cell: dict) -> bool:
+    "Whether a cell's text or its outputs have one; buttons are none."
+    if cell["cell_type"] == "markdown":
+        return re.search(r"(?<!\[)!\[", source_of(cell)) is not None
+    return any(PICTURES & set(output.get("data", {})) for output in cell.get("outputs", []))
+
+
+def opening(cells: list[dict]) -> list[dict]:
+    "The cells of code that a reader passes on the way to the first picture, and the one that draws it."
+    drawn = next((place for place, cell in enumerate(cells) if shows_picture(cell)), len(cells) - 1)
+    passed = [cell for cell in cells[: drawn + 1] if cell["cell_type"] == "code"]
+    return [cell for cell in passed if not ASIDE.match(source_of(cell))]
+
+
+def code_lines(cells: list[dict]) -> int:
+    return sum(bool(line.strip()) for cell in cells for line in source_of(cell).splitlines())
+
+
+def too_long(cells: list[dict]) -> list[dict]:
+    "The longest cells of an opening, as many as it takes until the others leave room on the first screen."
+    longest, left = sorted(cells, key=lambda cell: -code_lines([cell])), code_lines(cells)
+    folded = []
+    while left > FIRST_SCREEN:
+        folded.append(longest[len(folded)])
+        left -= code_lines(folded[-1:])
+    return folded
+
+
+def folds(
+    notebook: dict,
+    opens: bool,  # whether it begins with a question and a picture of the answer
+) -> dict[str, dict]:  # id of a cell → what JupyterLab opens at a click
+    "The cells that are to be folded. Imports that somebody folded by hand are left as they are."
+    cells = notebook["cells"]
+    first = too_long(opening(cells)) if opens else []
+    folded = {cell["id"]: {"source_hidden": True} for cell in first}
+    for place, cell in enumerate(cells):
+        if belongs_to_answer(cells, place):
+            folded[cell["id"]] = {"source_hidden": True, "outputs_hidden": True}
+        elif cell["cell_type"] == "code" and ASIDE.match(source_of(cell)):
+            folded[cell["id"]] = {"source_hidden": True}
+    return folded
+
+
+def fold(notebook: dict, opens: bool) -> bool:  # changed in place; whether it was
+    "JupyterLab opens what is folded at a click."
+    changed, folded = False, folds(notebook, opens)
+    for cell in notebook["cells"]:
+        asked = folded.get(cell["id"])
+        changed |= asked is not None and cell["metadata"].get("jupyter") != asked
+        cell["metadata"] |= {"jupyter": asked} if asked else {}
     return changed
 
 
-def make_static(notebook: dict) -> bool:  # changed in place; whether anything was
-    "All outputs of a notebook."
+def make_static(notebook: dict, opens: bool = False) -> bool:  # changed in place; whether anything was
+    "All outputs of a notebook, and its folds."
     changed = notebook["metadata"].pop("widgets", None) is not None
+    changed = fold(notebook, opens) or changed
     for cell in notebook["cells"]:
-        changed = fold_answer(cell) or changed
         for output in cell.get("outputs", []):
             if "data" in output:
                 changed = drop_views(output) or changed
@@ -118,7 +171,7 @@ def main(paths: list[str]) -> None:
         stored = path.read_text(encoding="utf-8")
         notebook = json.loads(stored)
         before = path.stat().st_size
-        make_static(notebook)
+        make_static(notebook, OPENS.fullmatch(path.resolve().relative_to(root).as_posix()) is not None)
         if (text := as_saved(notebook)) != stored:
             path.write_text(text, encoding="utf-8")
             print(f"{path}: {before / 1e6:.2f} → {path.stat().st_size / 1e6:.2f} MB")

@@ -95,6 +95,10 @@ def test_checks_and_imports_are_folded_and_a_test_is_not():
     assert tags("#| export\nimport torch\nfrom torch import nn") == ["exported", "hide-input"]
     assert tags("#| hide\nimport time\n\nfrom torch import nn") == ["hide-input"]
     assert tags("#| hide\ntest_eq(double(2), 4)") == ["hide-cell"]
+    folded = code("figure") | dict(metadata=dict(jupyter=dict(source_hidden=True)))
+    assert code_cell(folded, "")["metadata"]["tags"] == ["hide-input"]
+    folded["metadata"]["jupyter"]["outputs_hidden"] = True  # an answer goes on
+    assert code_cell(folded, "")["metadata"]["tags"] == ["hide-cell"]
     assert tags("test_eq(double(2), 4)") == tags("import torch\n\nprint(torch.pi)") == tags("%matplotlib inline") == []
 
 

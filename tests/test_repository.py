@@ -20,9 +20,10 @@ from in_the_browser import lessons, settings, with_browser_cells
 from nbdev.export import nb_export
 from PIL import Image
 from render_readme import render
-from static_outputs import as_saved
+from static_outputs import FIRST_SCREEN, OPENS, as_saved, code_lines, folds, opening, shows_picture
 
 from dpt_nb.commands import COMMANDS
+from dpt_nb.workbench.exercises import source_of
 
 NOTEBOOKS = sorted((REPOSITORY / "nbs").rglob("[!.]*.ipynb"))
 EXPORTING = {
@@ -125,22 +126,26 @@ def on_the_way() -> list[str]:
 
 
 def test_a_lesson_takes_three_quarters_of_an_hour_and_all_of_them_ten_hours():
-    numbered = list(map(NAMES.get, lessons()))
-    stories = [name for name in on_the_way() if name.startswith("stories/")]
-    minutes = {name: reading_minutes(name) for name in [*numbered, *stories]}
-    assert {"stories/first_depth", "stories/what_became_of_dpt"} <= set(stories)
-    longer = {name: taken for name, taken in minutes.items() if taken > 45}
-    assert not longer, f"a lesson is read in 45 minutes at most: {longer}"
+    minutes = {name: reading_minutes(name) for name in map(NAMES.get, lessons())}
+    longer = {name: taken for name in {*minutes, *on_the_way()} if (taken := reading_minutes(name)) > 45}
+    assert not longer, f"what a way leads to is read in 45 minutes at most; the rest is reference, as needed: {longer}"
     assert sum(minutes.values()) <= 600, f"{sum(minutes.values())} minutes in all, and 600 are ten hours: {minutes}"
 
 
 def test_the_ways_through_lead_to_every_lesson_in_its_order():
-    way, numbered = on_the_way(), set(map(NAMES.get, lessons()))
+    way, numbered = on_the_way(), {name for name in map(NAMES.get, lessons()) if re.search(r"/\d\d_", name)}
     number = lambda name: int(re.search(r"/(\d\d)_", name)[1])
     led = [name for name in way if name in numbered]
     assert led == sorted(led, key=number)
     missing = {name for name in numbered - set(led) if number(name) > 1}  # files and scenes: before the first token
     assert not missing, f"no way through leads to {missing}"
+
+
+def test_a_story_on_the_way_is_a_lesson():
+    stories = {name for name in on_the_way() if name.startswith("stories/")}
+    assert {"stories/first_depth", "stories/what_became_of_dpt"} <= stories and len(stories) == 4
+    without = stories - set(map(NAMES.get, lessons()))
+    assert not without, f"{without} have no quiz: without one they cannot be marked as read"
 
 
 @pytest.mark.parametrize("lesson", lessons(), ids=NAMES.get)
@@ -257,16 +262,52 @@ def test_notebooks_are_committed_executed_and_clean(notebook):
     assert not re.search(r"/(home|root|work|Users|tmp)/", text), "an output shows a path of the machine that ran it"
     if notebook.stem != "index":
         assert outputs, "the notebook was not executed"
-    shown = [
-        cell["id"]
-        for cell in cells
-        if re.search(r"^# answer\b", "".join(cell["source"]), re.MULTILINE)
-        and cell["metadata"].get("jupyter") != {"source_hidden": True, "outputs_hidden": True}
-    ]
-    assert not shown, f"the answers {shown} are open before they are asked for: make export folds them"
     assert as_saved(json.loads(stored)) == stored, (
         "JupyterLab would save it in another order: make export writes its own"
     )
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES.get)
+def test_answers_checks_and_what_is_for_nbdev_are_folded(notebook):
+    stored = json.loads(notebook.read_text(encoding="utf-8"))
+    wanted = folds(stored, OPENS.fullmatch(f"{NAMES[notebook]}.ipynb") is not None)
+    shown = [
+        cell["id"]
+        for cell in stored["cells"]
+        if cell["id"] in wanted and cell["metadata"].get("jupyter") != wanted[cell["id"]]
+    ]
+    assert not shown, f"the cells {shown} are open, and no reader needs them at once: make export folds them"
+
+
+def test_an_answer_is_folded_with_the_cells_that_go_on_with_it_and_a_test_is_not():
+    sources = [
+        "#| export\ndef double(x): ...",
+        "test_eq(double(2), 4)",
+        "#| hide\nimport time",
+        "my_double = None  # yours",
+        "# checks\nprint(check_double(my_double))",
+        "# answer\nprint(4)",
+        "#| slow\nprint(2 + 2)",
+    ]
+    cells = [dict(cell_type="code", id=str(place), source=source) for place, source in enumerate(sources)]
+    cells += [dict(cell_type="markdown", id="why", source="<details><summary>Why</summary>\n\nSo.\n\n</details>")]
+    both, code = {"source_hidden": True, "outputs_hidden": True}, {"source_hidden": True}
+    assert folds(dict(cells=cells), False) == {"2": code, "4": code, "5": both, "6": both}
+
+
+OPENING = [path for path in NOTEBOOKS if OPENS.fullmatch(f"{NAMES[path]}.ipynb")]
+
+
+@pytest.mark.parametrize("notebook", OPENING, ids=NAMES.get)
+def test_a_lesson_and_a_story_open_with_a_question_and_a_picture(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    drawn = next(place for place, cell in enumerate(cells) if shows_picture(cell))
+    asked = "".join(source_of(cell) for cell in cells[: drawn + 1] if cell["cell_type"] == "markdown")
+    assert "?" in re.sub(r"\]\([^)]*\)", "", asked), "no question stands above the first picture"
+    open_code = [cell for cell in opening(cells) if not cell["metadata"].get("jupyter", {}).get("source_hidden")]
+    assert code_lines(open_code) <= FIRST_SCREEN, "the first picture stands below code: make export folds it"
+    words = sum(len(source_of(cell).split()) for cell in cells[:drawn] if cell["cell_type"] == "markdown")
+    assert words <= 400, f"{words} words stand above the first picture: bring it up"
 
 
 SETTINGS = settings()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from forked import FORKS
+from in_the_browser import lessons
 from static_outputs import as_saved
 
 from dpt_nb.workbench import student
@@ -25,7 +26,7 @@ NOTEBOOKS = {
     for path in sorted((REPOSITORY / "nbs").rglob("[!.]*.ipynb"))
 }
 EXERCISES = {name: found for name, notebook in NOTEBOOKS.items() if (found := read_exercises(notebook))}
-LESSONS = [name for name in NOTEBOOKS if re.search(r"/\d\d_", name)]
+LESSONS = [path.relative_to(REPOSITORY / "nbs").with_suffix("").as_posix() for path in lessons()]
 ASKED = [name for name in EXERCISES if name in LESSONS or name.startswith("stories/")]  # those that have hints
 QUICK = "network/04_reassemble"  # worked through in the quick tests, too
 SLOW = re.compile(r"#\|\s*slow")

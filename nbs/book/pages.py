@@ -34,6 +34,7 @@ def only_imports(source: str) -> bool:
 
 def fold_of(
     source: str,  # as it stands in the notebook
+    folded: dict,  # what JupyterLab folds of it
 ) -> tuple[str, str] | None:  # what is folded, in MyST-NB's words, and what is read on it
     "How a code cell is folded, if it is."
     code = without_directives(source)
@@ -45,7 +46,9 @@ def fold_of(
         return "hide-input", "Imports"
     if re.search(r"^#\| hide", source, re.MULTILINE):
         return "hide-cell", "Helpers" if "import " in source else "More tests"
-    return None
+    if folded.get("outputs_hidden"):
+        return "hide-cell", "More of the answer"
+    return ("hide-input", "Code") if folded.get("source_hidden") else None
 
 
 def shown_output(output: dict) -> dict | None:
@@ -81,7 +84,7 @@ def code_cell(
     metadata, tags = {"mystnb": {"image": {"alt": sentence(above)}}}, []
     if re.search(r"^#\| exporti?\b", source, re.MULTILINE):
         tags.append("exported")
-    if fold := fold_of(source):
+    if fold := fold_of(source, cell["metadata"].get("jupyter", {})):
         kind, words = fold
         tags.append(kind)
         metadata["mystnb"] |= {"code_prompt_show": words, "code_prompt_hide": words}
