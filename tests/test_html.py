@@ -37,7 +37,7 @@ def look_at(page):
 
 
 def test_nbconvert_folds_what_the_notebook_folds(tmp_path):
-    words = [sys.executable, "-m", "nbconvert", "--config", "jupyter_nbconvert_config.py", "--to", "html"]
+    words = [sys.executable, "-m", "nbconvert", "--config", "nbs/jupyter_nbconvert_config.py", "--to", "html"]
     subprocess.run([*words, "--output-dir", str(tmp_path), str(LESSON)], cwd=REPOSITORY, check=True)
     look_at((tmp_path / "04_reassemble.html").read_text(encoding="utf-8"))
 
