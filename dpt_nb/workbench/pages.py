@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALLEST', 'BUSY', 'OPENING', 'CONTROL_WIDTH', 'WORDS_WIDTH', 'STYLE', 'HEAVY', 'KINDS', 'label_axes', 'Panels',
            'next_round', 'finite_range', 'as_jpeg', 'Reading', 'fit_axis', 'explain_error', 'alert', 'opened_with',
-           'fits', 'page_halves', 'give_room', 'Camera', 'look_for_line', 'Explorer', 'on_grid', 'multiply_adds',
+           'fits', 'page_halves', 'give_room', 'Webcam', 'look_for_line', 'Explorer', 'on_grid', 'multiply_adds',
            'legend_line', 'lesson_address', 'lesson_line', 'close_page', 'shipped_model', 'rendered_scene',
            'uploaded_image', 'image_controls', 'example_pictures', 'photo_controls', 'photo_button', 'chosen_image',
            'on_device', 'cropped_size', 'explored_size', 'response_times']
@@ -428,7 +428,7 @@ def give_room(control: widgets.Widget) -> None:
             control.style.description_width = WORDS_WIDTH
 
 # %% ../../nbs/workbench/pages.ipynb #6cdafcec
-class Camera(anywidget.AnyWidget):
+class Webcam(anywidget.AnyWidget):
     "A button that takes a picture with the camera; whoever made it is given the picture."
 
     _esm = (SCRIPTS / "camera.js").read_text(encoding="utf-8")
@@ -495,7 +495,7 @@ class Explorer(widgets.VBox):
                 control.observe(self.changed, names="value")
             if isinstance(control, Examples):
                 control.chosen = self.take_example
-            if isinstance(control, Camera):
+            if isinstance(control, Webcam):
                 control.taken = self.take_file
         super().__init__(self.page_parts())
         self.add_class("dpt-nb-page")
@@ -965,7 +965,7 @@ def take_example(
 
 def photo_controls() -> dict[str, widgets.Widget]:  # "photo" and "camera"
     "Ways to one's own image."
-    return dict(photo=photo_button(), camera=Camera())
+    return dict(photo=photo_button(), camera=Webcam())
 
 
 def photo_button() -> widgets.FileUpload:
