@@ -440,6 +440,7 @@ def test_lines_of_code_wrap_and_are_copied_whole(page):
     assert longest > 110, "no line was as long as those that scrolled"
     line = "    return show_images([image[0], *(map_colors(level[0]) for level in levels)]"
     page.goto("/network/04_reassemble.html")
+    open_all_folds(page)
     cell = page.locator("div.cell_input pre", has_text="def draw_levels").first
     select = "cell => { getSelection().selectAllChildren(cell); return getSelection().toString(); }"
     assert any(each.startswith(line) and each.endswith(")") for each in cell.evaluate(select).splitlines())
